@@ -1,0 +1,273 @@
+"""Fidelity: the step times of a bare TRL script with a stopwatch, and of the same workload through the plugin.
+
+Pairs of fresh processes, one each, who goes first alternating; the ratio of median step times after the same warm-up steps, 1.00 ± 0.02
+if measuring changes nothing. Separately: what the plugin's own functions cost per step, and whether samples/s × time = samples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import common
+
+from ado_actuators.sfttrainer.core import host
+from ado_actuators.sfttrainer.core.process import trainer_environ
+
+HERE = Path(__file__).resolve().parent
+LIMIT = 0.02
+COST_LIMIT_PERCENT = 1.0
+# narrower than any interval can get: the stopping rule does all its work at every check, and never stops
+UNREACHABLE_PERCENT = 0.001
+# differ between any two runs, or hold the same thing in two ways
+INCOMPARABLE = ("output_dir", "run_name", "logging_dir")
+
+
+def main() -> int:
+    """Run the benchmark; 0 if the target is met."""
+    given = common.options(
+        "Compare step times of a bare TRL script with those measured by the plugin.",
+        "fidelity",
+        ("--pairs", {"type": int, "default": None, "help": "pairs of runs per workload (default 7)"}),
+        (
+            "--steps",
+            {"type": int, "default": None, "help": "optimizer steps of each run (default 60 on CPU, 40 on GPU)"},
+        ),
+    )
+    pairs = given.pairs or (2 if given.quick else 7)
+    steps = given.steps or (12 if given.quick else 60 if given.device == "cpu" else 40)
+    warmup = max(3, steps // 6)
+    facts = common.circumstances(given.device)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="fidelity-") as directory:
+        for name, values in common.cases(given.device, given.quick).items():
+            limits = {"max_steps": steps, "stop_after_seconds": 0, "target_ci_percent": UNREACHABLE_PERCENT}
+            results.append(compare(name, {**values, **limits}, pairs, warmup, Path(directory)))
+            common.add_versions(facts, results[-1].pop("versions"))
+    met = all(result["met"] for result in results)
+    results_file = {"benchmark": "fidelity", "quick": given.quick, **facts, "results": results, "met": met}
+    common.write(given.output, results_file, report(facts, results))
+    return 0 if met or given.quick else 1
+
+
+def compare(name: str, values: dict[str, Any], pairs: int, warmup: int, directory: Path) -> dict[str, Any]:
+    """Return the comparison for one workload.
+
+    Args:
+        name: of the workload.
+        values: its property values.
+        pairs: runs of either side.
+        warmup: leading steps that are left out on both sides.
+        directory: for files.
+
+    Raises:
+        SystemExit: a run failed, or the two sides did not do the same.
+    """
+    made = []
+    for number in range(pairs):
+        pair: dict[str, Any] = {}
+        for side in ("bare", "ours") if number % 2 == 0 else ("ours", "bare"):
+            pair[side] = bare(values, warmup, directory) if side == "bare" else common.measure(values, directory)
+        made.append(pair)
+        medians = (statistics.median(steps[warmup:]) for steps in (pair["bare"]["step_s"], pair["ours"].step_s))
+        common.say(f"{name}: pair {number + 1} of {pairs}: bare {next(medians):.5f} s, ours {next(medians):.5f} s")
+    inside = own_cost(values, directory)
+    check_same(made[0]["bare"], made[0]["ours"], inside["arguments"])
+    rows = [row(pair, warmup) for pair in made]
+    ratios = sorted(one["ratio"] for one in rows)
+    step_s, spent_s = (statistics.mean(inside[key][warmup:]) for key in ("step_s", "spent_s"))
+    cost = {
+        "trainer_us_per_step": 1e6 * spent_s,
+        "trainer_percent_of_step": 100 * spent_s / step_s,
+        "trainer_us_of_the_dearest_step": 1e6 * max(inside["spent_s"][warmup:]),
+        "host_cpu_percent_of_one_core": statistics.median(pair["ours"].host_cpu_percent for pair in made),
+    }
+    median = statistics.median(ratios)
+    exact = [identity(pair["ours"], values) for pair in made]
+    return {
+        "workload": name,
+        "values": values,
+        "warmup_steps": warmup,
+        "pairs": rows,
+        "ratio_median": median,
+        "ratio_range": [ratios[0], ratios[-1]],
+        "bare_against_itself_range": against_itself([one["bare_median_s"] for one in rows]),
+        "cost": cost,
+        "identity": exact,
+        "met": abs(median - 1) <= LIMIT
+        and cost["trainer_percent_of_step"] < COST_LIMIT_PERCENT
+        and all(one["exact"] for one in exact),
+        "versions": made[0]["ours"].verdict.metadata["versions"],
+    }
+
+
+def bare(values: dict[str, Any], warmup: int, directory: Path) -> dict[str, Any]:
+    """Run the bare script in a process with the same threads, environment variables and device as a trainer."""
+    workload = common.plan(values).workload
+    spec = {
+        "architecture": common.plan(values).source.architecture,
+        "output_dir": str(directory / "bare"),
+        "edge": warmup,
+        **{
+            key: getattr(workload, key)
+            for key in ("model_max_length", "batch_size", "max_steps", "torch_dtype", "optim", "seed", "number_gpus")
+        },
+    }
+    return child("bare_trl.py", spec, workload.number_gpus, directory)
+
+
+def own_cost(values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Run once with the plugin's functions timed."""
+    plan = common.plan(values)
+    job = plan.job(
+        state_dir=str(directory),
+        trust_remote_code=False,
+        skip_predicted_oom=False,
+        address=("127.0.0.1", 0),
+        rank=0,
+        threads=common.threads(),
+    )
+    return child("instrumented.py", {**job, "local_rank": 0}, plan.workload.number_gpus, directory)
+
+
+def child(script: str, spec: dict[str, Any], number_gpus: int, directory: Path) -> dict[str, Any]:
+    """Run one of the scripts beside this one and return the JSON it writes."""
+    given, made, log = (directory / f"{script}.{kind}" for kind in ("spec", "result", "log"))
+    given.write_text(json.dumps(spec), encoding="utf-8")
+    with log.open("w", encoding="utf-8") as stream:
+        status = subprocess.run(
+            [sys.executable, str(HERE / script), str(given), str(made)],
+            env=trainer_environ(common.threads(), host.visible_mask(number_gpus), own_environment=True),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+    if status:
+        sys.exit(f"{script} ended with {status}:\n{log.read_text(encoding='utf-8')[-3000:]}")
+    result: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))
+    made.unlink()
+    return result
+
+
+def check_same(bare_run: dict[str, Any], ours: common.Measured, our_arguments: dict[str, Any]) -> None:
+    """Check that both sides trained the same thing in the same way, as read back from what ran.
+
+    Raises:
+        SystemExit: with every difference.
+    """
+    got, facts = ours.verdict.properties, ours.verdict.metadata["facts"]
+    pairs = {
+        "parameters": (bare_run["facts"]["parameters"], got["model_parameters"]),
+        "steps": (len(bare_run["step_s"]), len(ours.step_s)),
+        **{key: (bare_run["facts"][key], facts[key]) for key in ("dtype", "attn_implementation", "optimizer")},
+        "threads": (bare_run["facts"]["threads"], common.threads()),
+        **{
+            f"SFTConfig.{key}": (bare_run["arguments"].get(key), our_arguments.get(key))
+            for key in sorted({*bare_run["arguments"], *our_arguments} - {*INCOMPARABLE})
+        },
+    }
+    different = [f"{key}: bare {theirs!r}, ours {mine!r}" for key, (theirs, mine) in pairs.items() if theirs != mine]
+    if different:
+        sys.exit("the two sides do not do the same:\n" + "\n".join(different))
+
+
+def row(pair: dict[str, Any], warmup: int) -> dict[str, float]:
+    """Return the numbers of one pair: medians and means in seconds, and ratios of ours to bare."""
+    theirs, mine = pair["bare"]["step_s"][warmup:], pair["ours"].step_s[warmup:]
+    return {
+        "bare_median_s": statistics.median(theirs),
+        "ours_median_s": statistics.median(mine),
+        "ratio": statistics.median(mine) / statistics.median(theirs),
+        # against the wall clock over all steps of the window, which also sees what medians leave out
+        "ratio_of_means": math.fsum(mine) / pair["bare"]["window_s"],
+    }
+
+
+def against_itself(medians: list[float]) -> list[float]:
+    """Return the range of ratios of each bare run to the one before: what this machine gives when nothing differs."""
+    ratios = [after / before for before, after in itertools.pairwise(medians)]
+    return [min(ratios), max(ratios)] if ratios else [1.0, 1.0]
+
+
+def identity(ours: common.Measured, values: dict[str, Any]) -> dict[str, Any]:
+    """Return samples as counted in steps, and as rate × time; they are equal when they differ by rounding only."""
+    got = ours.verdict.properties
+    samples = got["measured_steps"] * values["batch_size"]
+    product = got["train_samples_per_second"] * got["train_runtime_s"]
+    measured = ours.step_s[got["warmup_steps"] :]
+    return {
+        "samples": samples,
+        "samples_per_second_times_seconds": product,
+        "exact": math.isclose(product, samples, rel_tol=4 * sys.float_info.epsilon)
+        and len(measured) == got["measured_steps"]
+        and math.fsum(measured) == got["train_runtime_s"],
+    }
+
+
+def report(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """Return the benchmark's report as Markdown."""
+    blocks = [common.heading("Fidelity: through the plugin against a bare TRL script", facts)]
+    head = ["workload", "pairs", "bare step", "ratio, median", "range", "of means", "bare against itself"]
+    lines = []
+    for result in results:
+        means = statistics.median(one["ratio_of_means"] for one in result["pairs"])
+        lines.append(
+            [
+                result["workload"],
+                str(len(result["pairs"])),
+                f"{1e3 * statistics.median(one['bare_median_s'] for one in result['pairs']):.2f} ms",
+                f"{result['ratio_median']:.4f}",
+                "{:.3f} to {:.3f}".format(*result["ratio_range"]),
+                f"{means:.4f}",
+                "{:.3f} to {:.3f}".format(*result["bare_against_itself_range"]),
+            ]
+        )
+    blocks.append(common.table(head, lines))
+    steps = ", ".join(
+        sorted({f"{r['values']['max_steps']} steps a run, {r['warmup_steps']} of them warm-up" for r in results})
+    )
+    blocks.append(
+        f"Ratio: median step time through the plugin ÷ bare, pair by pair; target 1.00 ± {LIMIT:.2f}. {steps}. Of means: all steps of the "
+        "window ÷ the bare script's wall clock. Bare against itself: each bare run ÷ the one before, the noise of this machine."
+    )
+    head = [
+        "workload",
+        "in the trainer, per step",
+        "share of a step",
+        "dearest step",
+        "host and sampler",
+        "samples/s × s = samples",
+    ]
+    blocks.append(
+        common.table(
+            head,
+            [
+                [
+                    result["workload"],
+                    f"{result['cost']['trainer_us_per_step']:.0f} µs",
+                    f"{result['cost']['trainer_percent_of_step']:.3f} %",
+                    f"{result['cost']['trainer_us_of_the_dearest_step']:.0f} µs",
+                    f"{result['cost']['host_cpu_percent_of_one_core']:.2f} % of a core",
+                    f"{sum(one['exact'] for one in result['identity'])} of {len(result['identity'])}",
+                ]
+                for result in results
+            ],
+        )
+    )
+    blocks.append(
+        "Cost of measuring: mean time of the plugin's hooks, clock and stopping rule on the training thread, timed inside a run of "
+        f"its own (target under {COST_LIMIT_PERCENT:g} %); the host's sampler runs in another process."
+    )
+    blocks.append("Target met." if all(result["met"] for result in results) else "**Target missed.**")
+    return "\n\n".join(blocks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The measuring core that both plugins link to; see docs/architecture.md for its rooms."""

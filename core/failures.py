@@ -1,0 +1,313 @@
+"""What went wrong: a class per cause, the group it belongs to, and the one sentence a user gets. Standard library only.
+
+Groups, which decide what is stored:
+
+- ``cannot run``: a finished measurement with ``is_valid`` 0; never repeated by us.
+- ``transient``: repeated in a fresh process, then failed.
+- ``broken``: failed at once.
+
+This is the only place that turns exceptions, exit codes and log texts of other programs into sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import signal
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from . import redaction
+
+Group = Literal["cannot run", "transient", "broken"]
+LONGEST_SENTENCE = 200
+# an abort writes its reason last; what stands far above it was survived
+TAIL_CHARACTERS = 8000
+
+GPU_OOM_SENTENCE = (
+    "The workload does not fit: the GPU ran out of memory; reduce batch_size or model_max_length, or use more GPUs."
+)
+HOST_OOM_SENTENCE = (
+    "The workload does not fit: the host ran out of memory; reduce the model, batch_size or model_max_length."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """Why there is no measurement; plain values, so that it travels between processes.
+
+    Attributes:
+        group: ``cannot run``, ``transient`` or ``broken``.
+        what: ``gpu_oom``, ``host_oom``, ``predicted_oom`` or ``invalid_configuration`` when the workload cannot run;
+            ``bad_input`` when what the user gave cannot be used; else the group.
+        sentence: one plain sentence of at most 200 characters.
+    """
+
+    group: Group
+    what: str
+    sentence: str
+
+
+class Failure(Exception):
+    """A measurement that gives no properties. Raise a subclass; ``cause`` says the rest."""
+
+    group: Group = "broken"
+    what: str = "broken"
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(plain_sentence(sentence))
+
+    @property
+    def cause(self) -> Cause:
+        """The failure as plain values."""
+        return Cause(self.group, self.what, str(self))
+
+
+class CannotRun(Failure):
+    """The workload is impossible on this hardware or by its own properties."""
+
+    group: Group = "cannot run"
+    what = "invalid_configuration"
+
+
+class InvalidConfiguration(CannotRun):
+    """A property value, or a combination, that is impossible."""
+
+
+class OutOfMemory(CannotRun):
+    """A device or the host has too little memory.
+
+    Args:
+        where: ``gpu`` or ``host``.
+        sentence: replaces the usual sentence.
+    """
+
+    def __init__(self, where: Literal["gpu", "host"], sentence: str = "") -> None:
+        super().__init__(sentence or (GPU_OOM_SENTENCE if where == "gpu" else HOST_OOM_SENTENCE))
+        self.where = where
+        self.what = f"{where}_oom"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by where and sentence; the default would pass the sentence alone."""
+        return type(self), (self.where, str(self))
+
+
+class PredictedOutOfMemory(CannotRun):
+    """The workload was not tried: it is predicted not to fit."""
+
+    what = "predicted_oom"
+
+
+class Transient(Failure):
+    """Something that may work when repeated: a dead worker, a lost node, a connection, a port in use."""
+
+    group: Group = "transient"
+    what = "transient"
+
+
+class Broken(Failure):
+    """Repeating does not help: a time limit, an exception, anything unknown."""
+
+
+class BadInput(Broken):
+    """What the user gave cannot be used: an unknown model, bad data, a missing package or environment."""
+
+    what = "bad_input"
+
+
+def raised(cause: Cause) -> Failure:
+    """Return the exception that stands for ``cause``."""
+    if cause.what in ("gpu_oom", "host_oom"):
+        return OutOfMemory("gpu" if cause.what == "gpu_oom" else "host", cause.sentence)
+    if cause.what == "bad_input":
+        return BadInput(cause.sentence)
+    classes: dict[str, type[Failure]] = {"cannot run": InvalidConfiguration, "transient": Transient, "broken": Broken}
+    return classes[cause.group](cause.sentence)
+
+
+# -- telling texts apart ---------------------------------------------------------------------------------------
+
+GPU_OOM = re.compile(
+    r"(CUDA|HIP|MPS|XPU|GPU)\b[^.\n]{0,40}out of memory"
+    r"|CU(BLAS|SPARSE|SOLVER|DNN)_STATUS_\w*ALLOC\w*|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|hipErrorOutOfMemory"
+    r"|Tried to allocate [\d.]+ [KMGT]iB\. GPU|Failed to CUDA [cm]alloc",
+    re.IGNORECASE,
+)
+HOST_OOM = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc|cannot allocate memory|\bENOMEM\b"
+    r"|\[Errno 12\]"
+    r"|Unable to allocate [\d.]+ [KMGTPE]?i?B|malloc of size \d+ failed|low on memory|alloc_cpu\.cpp",
+    re.IGNORECASE,
+)
+# a kernel's wrong address: the memory it asks for does not exist, whatever is free
+ILLEGAL_ACCESS = re.compile(
+    r"illegal memory access|misaligned address|illegal address|device-side assert", re.IGNORECASE
+)
+NCCL_MISUSE = re.compile(r"ncclInvalid(Usage|Argument)|Duplicate GPU detected", re.IGNORECASE)
+TRANSPORT = re.compile(
+    r"\bNCCL\b.*(error|timeout|timed out|abort)|nccl\w*Error|ProcessGroup\w*.*(timeout|timed out)"
+    r"|\bgloo\b.{0,200}(error|fail|timed? ?out|closed|reset|refused|abort)"
+    r"|Watchdog caught collective"
+    r"|TCPStore|c10d.*socket|client socket has (timed out|failed)|pair closure"
+    r"|Connection (closed|reset) by (remote )?peer"
+    r"|address already in use|EADDRINUSE|\[Errno 98\]|failed to listen on",
+    re.IGNORECASE | re.DOTALL,
+)
+TRANSPORT_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionResetError", "BrokenPipeError")
+# these quote what a user wrote, so their text proves nothing about memory or network
+QUOTING_TYPES = (
+    "ValueError",
+    "KeyError",
+    "TypeError",
+    "FileNotFoundError",
+    "AttributeError",
+    "NotImplementedError",
+    "JSONDecodeError",
+    # the loader's "cannot allocate memory in static TLS block" is no lack of memory
+    "ImportError",
+    "ModuleNotFoundError",
+)
+TRACEBACK_END = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Refused|Broken))(?:: (.*))?$", re.MULTILINE
+)
+NATIVE_ABORT = re.compile(r"terminate called.*|what\(\):.*", re.DOTALL)
+
+
+def classify_exception(type_name: str, text: str) -> Cause:
+    """Return the cause of an exception another process or library raised.
+
+    Args:
+        type_name: the class's name, without its module.
+        text: ``str(exception)``.
+    """
+    return _failure_of_exception(type_name.rpartition(".")[2], text).cause
+
+
+def classify_exit(returncode: int, log_tail: str, oom_killed: bool) -> Cause:
+    """Return the cause of a process that ended without a record.
+
+    Args:
+        returncode: as ``subprocess`` gives it: negative for a signal; shells' 128 + signal is understood too.
+        log_tail: the end of what it wrote.
+        oom_killed: whether the kernel killed a process of this node for memory meanwhile.
+    """
+    return from_exit(returncode, log_tail, oom_killed=oom_killed).cause
+
+
+def from_message(message: Mapping[str, Any]) -> Failure:
+    """Return the failure a trainer reported: a ``failure`` message of docs/architecture.md."""
+    kind, text = message.get("kind", "exception"), str(message.get("text") or "")
+    if kind == "refused":
+        return InvalidConfiguration(text)
+    if kind == "broken":
+        return BadInput(text)
+    if kind == "import" and message.get("missing"):
+        return _missing_package(str(message["missing"]))
+    return _failure_of_exception(str(message.get("type") or "Exception"), text)
+
+
+def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
+    """Return the failure of a process that ended without a record; arguments as in ``classify_exit``."""
+    number = -returncode if returncode < 0 else returncode - 128 if 128 < returncode < 128 + signal.NSIG else 0
+    tail = log_tail[-TAIL_CHARACTERS:]
+    if number == signal.SIGKILL:
+        return (
+            OutOfMemory("host") if oom_killed else Transient("The trainer process was killed from outside (SIGKILL).")
+        )
+    if number:
+        aborted = NATIVE_ABORT.search(tail) if number == signal.SIGABRT else None
+        reason = _by_text(aborted.group(0)) if aborted else None
+        return reason or Transient(f"The trainer process died ({_signal_name(number)}).")
+    ends = list(TRACEBACK_END.finditer(tail))
+    if ends:
+        return _failure_of_exception(ends[-1].group(1), ends[-1].group(2) or "")
+    return Transient(f"The trainer process ended with exit code {returncode} and gave no reason.")
+
+
+def _failure_of_exception(type_name: str, text: str) -> Failure:
+    if type_name == "MemoryError":
+        return OutOfMemory("host")
+    if type_name == "OutOfMemoryError" and not HOST_OOM.search(text):
+        return OutOfMemory("gpu")
+    known = _known_problem(type_name, text)
+    failure = known or (None if type_name in QUOTING_TYPES else _by_text(text))
+    if failure is not None:
+        return failure
+    if type_name in TRANSPORT_TYPES:
+        return Transient(f"The connection between processes failed: {_first_line(text) or type_name}.")
+    return Broken(f"{type_name}: {_first_line(text)}" if text.strip() else f"{type_name}.")
+
+
+def _by_text(text: str) -> Failure | None:
+    if ILLEGAL_ACCESS.search(text):
+        return Broken(
+            "A GPU kernel failed (illegal memory access or assertion), which is not an out-of-memory; see the log."
+        )
+    if GPU_OOM.search(text):
+        return OutOfMemory("gpu")
+    if HOST_OOM.search(text):
+        return OutOfMemory("host")
+    if NCCL_MISUSE.search(text):
+        return Broken(f"NCCL cannot be used like this: {_first_line(text)}")
+    if re.search(r"address already in use|EADDRINUSE|\[Errno 98\]|failed to listen on", text, re.IGNORECASE):
+        return Transient("The port for the rendezvous of the processes was already in use.")
+    if TRANSPORT.search(text):
+        return Transient(f"The connection between processes failed: {_first_line(text)}")
+    return None
+
+
+def _known_problem(type_name: str, text: str) -> Failure | None:
+    missing = re.search(r"No module named '([\w.]+)'", text)
+    if missing:
+        return _missing_package(missing.group(1).partition(".")[0])
+    if re.search(r"No space left on device", text):
+        return Broken("The disk is full where the measurement writes (no space left on device).")
+    unknown = re.search(r"^(\S+) is not a local folder and is not a valid model identifier", text)
+    if unknown:
+        return BadInput(
+            f"Model {unknown.group(1)!r} is neither a directory nor a model the hub knows; check model_name."
+        )
+    if type_name == "GatedRepoError" or re.search(r"gated repo|401 Client Error|403 Client Error", text):
+        return BadInput("The model hub refuses access to this model: log in on the nodes, or use a local directory.")
+    if re.search(r"Target modules .* not found in the base model", text, re.DOTALL):
+        return InvalidConfiguration(
+            "target_modules names no module of this model; use all-linear or the model's own module names."
+        )
+    if "no kernel image is available" in text:
+        return Broken(
+            "The installed torch was not built for this GPU (no kernel image); install a build that supports it."
+        )
+    return None
+
+
+def _missing_package(name: str) -> BadInput:
+    return BadInput(
+        f"The training environment lacks the package {name!r}: install it there, or name another environment."
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# -- sentences -------------------------------------------------------------------------------------------------
+
+
+def plain_sentence(text: str) -> str:
+    """Return ``text`` as one line of at most 200 characters that ends like a sentence, without secrets."""
+    text = redaction.hide(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))
+    text = re.sub(r"\b(hf_|sk-|ghp_|glpat-)[A-Za-z0-9_\-]{8,}", r"\1***", text)
+    text = re.sub(r"(\w+://)[^/\s@]*@", r"\1***@", text)
+    text = " ".join(text.split()) or "No reason was given"
+    # control characters, unpaired surrogates and the like: terminals obey them, and no store can keep them all
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    if len(text) > LONGEST_SENTENCE:
+        return text[: LONGEST_SENTENCE - 1].rstrip() + "…"
+    return text if text[-1] in ".!?…" or len(text) == LONGEST_SENTENCE else text + "."
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "")

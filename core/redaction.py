@@ -1,0 +1,65 @@
+"""Keeps secrets of the environment out of whatever is written down: sentences, logs, progress. Imports the standard library only.
+
+A secret is the value of a variable whose name says so (``HF_TOKEN``, ``AWS_SECRET_ACCESS_KEY``, ``DB_PASSWORD``), and user and
+password of a URL in any variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+TELLING = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PWD", "PASSPHRASE", "PASS", "KEY", "APIKEY", "CREDENTIAL"}
+# shorter values are modes and switches, and would be found in every other word
+SHORTEST = 8
+HIDDEN = "***"
+_LOGIN = re.compile(r"\w+://([^/\s@]+)@")
+# shells keep directories in these
+_DIRECTORIES = ("PWD", "OLDPWD")
+
+
+def secrets(environ: Mapping[str, str]) -> list[str]:
+    """Return the secrets of an environment, longest first."""
+    found = set()
+    for name, value in environ.items():
+        if name not in _DIRECTORIES and TELLING & set(name.upper().split("_")):
+            found.add(value.strip())
+        for login in _LOGIN.findall(value):
+            found |= {login, login.partition(":")[2]}
+    return sorted((one for one in found if len(one) >= SHORTEST), key=len, reverse=True)
+
+
+def hide(text: str) -> str:
+    """Return ``text`` without the secrets of this process's environment."""
+    for secret in secrets(os.environ):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+class Filter:
+    """Takes the secrets of this process's environment out of a stream of bytes, wherever it is cut into pieces."""
+
+    def __init__(self) -> None:
+        self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets(os.environ)]
+        self._held = b""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return what may be written now; an end that may be the beginning of a secret waits for the next piece."""
+        data = self._held + piece
+        for secret in self._secrets:
+            data = data.replace(secret, HIDDEN.encode())
+        held = max((_overlap(data, secret) for secret in self._secrets), default=0)
+        self._held = data[len(data) - held :]
+        return data[: len(data) - held]
+
+    def end(self) -> bytes:
+        """Return what still waits when the stream has ended."""
+        held, self._held = self._held, b""
+        return held
+
+
+def _overlap(data: bytes, secret: bytes) -> int:
+    """Return how many bytes at the end of ``data`` are the beginning of ``secret``."""
+    longest = min(len(data), len(secret) - 1)
+    return next((size for size in range(longest, 0, -1) if data.endswith(secret[:size])), 0)

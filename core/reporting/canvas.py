@@ -1,0 +1,188 @@
+"""What a figure is drawn on: colours, axes, scales, and how a drawing becomes a file or a part of a page.
+
+Imports matplotlib, so nothing that ado loads may import this. Colours are given by the role they have; ``render``
+turns roles into CSS variables, so that one drawing is right on a light page and on a dark one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from .rows import shown
+
+# Colours that stay apart for colour-blind readers (after Okabe and Ito), each with a marker of its own as well.
+SERIES = ("#0067a5", "#d55e00", "#00845f", "#b0468f", "#a67c00", "#454f59")
+MARKERS = "os^Dv*"
+INK, MUTED, GRID, SURFACE = "#1b1f25", "#5c6671", "#dfe3e8", "#fefefe"
+ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"} | {
+    colour: f"s{index}" for index, colour in enumerate(SERIES, 1)
+}
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.facecolor": SURFACE,
+    "figure.facecolor": SURFACE,
+    "savefig.facecolor": SURFACE,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "none",
+}
+SIZE = (6.4, 3.7)
+CLOSEST_LABELS = 0.08  # of the axis
+LOG_FROM = 20.0  # a linear axis hides the small ones beyond this ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A figure with its name (of a file and an anchor), title, and a sentence on how to read it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def render(drawing: Drawing, form: str) -> bytes:
+    """Return a drawing as ``png``, or as ``svg`` that takes its colours from the page."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": drawing.name}):
+        if form == "png":
+            drawing.figure.savefig(buffer, format="png", dpi=160)
+            return buffer.getvalue()
+        drawing.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return _themed(buffer.getvalue().decode(), drawing).encode()
+
+
+def _themed(svg: str, drawing: Drawing) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    for colour, role in ROLES.items():
+        svg = svg.replace(colour, f"var(--{role})")
+    # identifiers must not meet those of the other figures on the page
+    svg = re.sub(r'\bid="', f'id="{drawing.name}-', svg)
+    svg = re.sub(r'(href="|url\()#', rf"\1#{drawing.name}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
+    return re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-labelledby="{drawing.name}-title" xmlns="http://www.w3.org/2000/svg" '
+        r'xmlns:xlink="http://www.w3.org/1999/xlink">',
+        svg,
+        count=1,
+    )
+
+
+def plain_axes() -> tuple[Figure, Any]:
+    """Return a figure and its axes, as most figures begin."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(axis="y")
+    axes.tick_params(length=3, width=0.7)
+    return figure, axes
+
+
+def style_of(index: int) -> dict[str, Any]:
+    """Return colour and marker of the ``index``-th series."""
+    return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def legend(figure: Figure, axes: Any) -> None:
+    """Put a legend below the axes, unless there is but one series without a name."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or (labels and labels[0]):
+        widest = max(map(len, labels))
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower left",
+            ncols=max(1, min(len(labels), 84 // (widest + 8))),
+            borderaxespad=0.2,
+        )
+
+
+def tick(value: float) -> str:
+    """Return a tick's label: no powers of ten where digits do."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g} M"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+def scale(axis: Any, set_scale: Callable[..., None], values: Sequence[float]) -> None:
+    """Choose a linear axis from zero, or a logarithmic one where the values differ too much for it."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    if min(values) > 0 and max(values) / min(values) > LOG_FROM:
+        set_scale("log")
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axis.set_minor_formatter(NullFormatter())
+        # three decades give labels enough; fewer take the steps between
+        axis.set_major_locator(LogLocator(subs=(1,) if max(values) / min(values) > 1000 else (1, 2, 5)))
+        return
+    axis.set_major_locator(MaxNLocator(6))
+    (axis.axes.set_ylim if axis.axis_name == "y" else axis.axes.set_xlim)(0.0, max(values) * 1.12 or 1)
+
+
+def place(axes: Any, name: str, values: Sequence[Any]) -> dict[Any, float]:
+    """Prepare the x axis for the values of a property; return where each stands."""
+    axes.set_xlabel(_axis_title(name))
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        ordered = sorted(values)
+        logarithmic = ordered[0] > 0 and ordered[-1] / ordered[0] >= 4
+        if logarithmic:
+            axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(sparse(ordered, math.log if logarithmic else float)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axes.margins(x=0.08)
+        return {value: float(value) for value in ordered}
+    ordered = sorted(values, key=str)
+    labels = [{True: "yes", False: "no"}.get(value, shown(value, 26)) if isinstance(value, bool) else shown(value, 26)
+              for value in ordered]  # fmt: skip
+    turned = sum(map(len, labels)) > 60
+    size = 9 if len(ordered) <= 10 else 7
+    axes.set_xticks(
+        range(len(ordered)), labels, rotation=25 * turned, ha="right" if turned else "center", fontsize=size
+    )
+    axes.set_xlim(-0.6, len(ordered) - 0.4)
+    return {value: float(index) for index, value in enumerate(ordered)}
+
+
+def sparse(ordered: Sequence[float], position: Callable[[float], float]) -> list[float]:
+    """Return values that lie far enough apart on an axis for their labels, the first one among them."""
+    width = position(ordered[-1]) - position(ordered[0])
+    kept = [ordered[0]]
+    for value in ordered[1:]:
+        if position(value) - position(kept[-1]) >= CLOSEST_LABELS * width:
+            kept.append(value)
+    return kept
+
+
+def _axis_title(name: str) -> str:
+    units = {"model_max_length": "tokens", "batch_size": "samples", "num_virtual_tokens": "tokens"}
+    return f"{name} ({units[name]})" if name in units else name

@@ -1,0 +1,319 @@
+"""The figures of a report. Each says in a sentence why it is left out where the data lack it.
+
+Imports matplotlib, so nothing that ado loads may import this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from . import tables
+from .canvas import GRID, INK, MUTED, SERIES, SIZE, STYLE, Drawing, legend, place, plain_axes, scale, style_of, tick
+from .rows import FIELDS, KEYS, MEMORY, Row, differing, grouped_names, label, shown
+
+RATE = "real tokens per second"
+# of all drawings there can be
+NAMES = (
+    *("stacks", "memory", "frontier", "pareto", "scaling-strong", "scaling-weak", "cost", "energy", "traces"),
+    *(f"throughput-{name.replace('_', '-')}" for name in (*KEYS, *FIELDS)),
+)
+MOST_TRACES = 6
+FEWEST_OF_A_LINE = 10  # a line through fewer steps hides where they are, and through one is none
+
+
+class LeftOut(Exception):
+    """Why a figure cannot be drawn from these rows, in one sentence."""
+
+
+def draw(rows: Sequence[Row]) -> tuple[list[Drawing], list[tuple[str, str]]]:
+    """Return all figures that these rows give, and title and reason of each that they do not."""
+    drawn: list[Drawing] = []
+    left_out: list[tuple[str, str]] = []
+    with mpl.rc_context(STYLE):
+        for title, make in KINDS.items():
+            try:
+                drawn += list(make(rows))
+            except LeftOut as reason:
+                left_out.append((title, str(reason)))
+    return drawn, left_out
+
+
+def _throughput(rows: Sequence[Row]) -> Iterator[Drawing]:
+    measured = tables.with_throughput(rows)
+    if not measured:
+        raise LeftOut("no workload was measured.")
+    varied = [name for name in differing(measured) if name != "source" or len({row.source for row in measured}) > 1]
+    if not varied:
+        raise LeftOut("no property was varied among the measured workloads.")
+    for name in varied:
+        yield _throughput_against(measured, name, [other for other in varied if other != name])
+
+
+def _throughput_against(rows: list[Row], name: str, others: list[str]) -> Drawing:
+    figure, axes = plain_axes()
+    series, unnamed = grouped_names(rows, others, len(SERIES))
+    places = place(axes, name, list({row.value(name) for row in rows}))
+    numeric = name in FIELDS and all(isinstance(value, int | float) and not isinstance(value, bool) for value in places)
+    for index, (text, group) in enumerate(series.items()):
+        ordered = sorted(group, key=lambda row: places[row.value(name)])
+        # series that share a category stand beside each other
+        shift = 0.0 if numeric else (index - (len(series) - 1) / 2) * min(0.12, 0.5 / len(series))
+        rates = [row.throughput or 0.0 for row in ordered]
+        axes.errorbar(
+            [places[row.value(name)] + shift for row in ordered],
+            rates,
+            yerr=_bars_of(ordered),
+            linestyle="-" if numeric and not unnamed else "none",
+            capsize=3,
+            elinewidth=1,
+            label=text,
+            **style_of(index),
+        )
+    axes.set_ylabel(RATE)
+    scale(axes.yaxis, axes.set_yscale, [_upper(row) for row in rows])
+    legend(figure, axes)
+    caption = "Bars are 95 % confidence intervals."
+    if unnamed:
+        caption += f" Points of one colour differ in {', '.join(unnamed)}."
+    return Drawing(f"throughput-{name.replace('_', '-')}", f"Throughput against {name}", caption, figure)
+
+
+def _bars_of(rows: Sequence[Row]) -> list[list[float]]:
+    """Return how far the intervals of these rows reach down, at most to zero, and up."""
+    half = [(row.throughput or 0.0, row.half_width or 0.0) for row in rows]
+    return [[rate * min(width, 1.0) for rate, width in half], [rate * width for rate, width in half]]
+
+
+def _upper(row: Row) -> float:
+    """Return the upper end of a row's interval, as far as an axis should reach for it."""
+    return (row.throughput or 0.0) * (1 + min(row.half_width or 0.0, 0.5))
+
+
+def _memory(rows: Sequence[Row]) -> Iterator[Drawing]:
+    kind, having = tables.memory_and_rate(rows)
+    if not kind or not having:
+        raise LeftOut("no measurement has a memory reading.")
+    figure, axes = plain_axes()
+    tokens = {row.value("batch_size") * row.value("model_max_length") for row in having}
+    places = place(axes, "batch_size × model_max_length (token slots of a pass)", sorted(tokens))
+    others = [name for name in differing(having) if name not in ("batch_size", "model_max_length")]
+    series, unnamed = grouped_names(having, others, len(SERIES))
+    for index, (text, group) in enumerate(series.items()):
+        points = sorted(
+            (places[row.value("batch_size") * row.value("model_max_length")], row.output(kind)) for row in group
+        )
+        axes.plot(*zip(*points, strict=True), linestyle="none", label=text, **style_of(index))
+    axes.set_ylabel(f"{MEMORY[kind]} (GiB)".replace("peak memory of the training processes", "peak resident memory"))
+    scale(axes.yaxis, axes.set_yscale, [row.output(kind) or 0.0 for row in having])
+    legend(figure, axes)
+    caption = f"The {MEMORY[kind]}, {kind}."
+    caption += f" Points of one colour differ in {', '.join(unnamed)}." if unnamed else ""
+    yield Drawing("memory", "Memory", caption, figure)
+
+
+def _frontier(rows: Sequence[Row]) -> Iterator[Drawing]:
+    found = tables.frontiers(rows)
+    if not found:
+        raise LeftOut("no workload ran out of memory.")
+    figure, axes = plain_axes()
+    lengths = sorted({one.length for one in found})
+    places = place(axes, "model_max_length", lengths)
+    whats = list(dict.fromkeys(one.what for one in found))[: len(SERIES)]
+    sizes = []
+    for index, what in enumerate(whats):
+        mine = [one for one in found if one.what == what]
+        fits = [(places[one.length], one.fits) for one in mine if one.fits is not None]
+        too_large = [(places[one.length], one.too_large) for one in mine if one.too_large is not None]
+        if fits:
+            axes.plot(*zip(*fits, strict=True), label=what or "largest that fits", **style_of(index))
+        if too_large:
+            axes.plot(
+                *zip(*too_large, strict=True), linestyle=":", color=SERIES[index], marker="x", markersize=8, markeredgewidth=2,
+                label=f"{what}: out of memory" if what else "out of memory",
+            )  # fmt: skip
+        sizes += [size for _, size in (*fits, *too_large)]
+    axes.set_ylabel("batch_size (samples)")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_locator(FixedLocator(sorted(set(sizes))))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    legend(figure, axes)
+    caption = "Largest batch that ran and smallest that ran out of memory; the frontier lies between them."
+    yield Drawing("frontier", "Out-of-memory frontier", caption, figure)
+
+
+def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
+    traced = [row for row in tables.with_throughput(rows) if row.metadata.get("step_s")]
+    if not traced:
+        raise LeftOut(
+            "raw step times are in the metadata of results, which an exported CSV lacks: give the identifier of an operation, "
+            "or a file that ado show trace wrote."
+        )
+    varied = differing(traced)
+    shown_rows = traced[:MOST_TRACES]
+    columns = min(3, len(shown_rows))
+    lines = -(-len(shown_rows) // columns)
+    figure = Figure(figsize=(SIZE[0] if columns < 3 else 7.4, 1.1 + 1.45 * lines), layout="constrained")
+    for index, row in enumerate(shown_rows):
+        axes = figure.add_subplot(lines, columns, index + 1)
+        steps, warmup = row.metadata["step_s"], int((row.metadata.get("steps") or {}).get("warmup") or 0)
+        marker = "o" if len(steps) < FEWEST_OF_A_LINE else None
+        axes.plot(range(1, len(steps) + 1), steps, color=SERIES[0], linewidth=1.1, marker=marker, markersize=3)
+        axes.set_xlim(0.5, len(steps) + 0.5)
+        if warmup:
+            axes.axvspan(0.5, warmup + 0.5, color=GRID, linewidth=0)
+        axes.set_title(_broken(label(row, varied)), fontsize=7.5, color=INK, loc="left")
+        axes.set_ylim(0, max(steps) * 1.1)
+        axes.grid(axis="y")
+        axes.tick_params(length=3, width=0.7, labelsize=7.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if index % columns == 0:
+            axes.set_ylabel("time of a step (s)", fontsize=7.5)
+        if index >= len(shown_rows) - columns:
+            axes.set_xlabel("optimizer step", fontsize=7.5)
+    caption = "Every optimizer step in its order; the shaded ones are warm-up and not measured."
+    if len(traced) > MOST_TRACES:
+        caption += f" The first {MOST_TRACES} of {len(traced)} measurements."
+    yield Drawing("traces", "Step times", caption, figure)
+
+
+def _broken(text: str, longest: int = 34) -> str:
+    """Return a label over several lines."""
+    lines = [""]
+    for part in text.split(", "):
+        joined = f"{lines[-1]}, {part}" if lines[-1] else part
+        if len(joined) > longest and lines[-1]:
+            lines.append(part)
+        else:
+            lines[-1] = joined
+    return ",\n".join(lines[:3])
+
+
+def _scaling(rows: Sequence[Row]) -> Iterator[Drawing]:
+    found = tables.scaling(rows)
+    if not found:
+        raise LeftOut("no workload was measured on several numbers of devices, all else equal.")
+    for kind, title in (("strong", "the same batch in all"), ("weak", "the same batch a device")):
+        mine = [one for one in found if one.kind == kind][: len(SERIES)]
+        if not mine:
+            continue
+        figure, axes = plain_axes()
+        devices = sorted({point[0] for one in mine for point in one.points})
+        place(axes, "devices", devices)
+        for index, one in enumerate(mine):
+            axes.plot(
+                *zip(*((n, 100 * share) for n, share in one.points), strict=True), label=one.what, **style_of(index)
+            )
+        axes.axhline(100, color=MUTED, linewidth=0.8, linestyle="--")
+        axes.set_ylabel("scaling efficiency (%)")
+        scale(axes.yaxis, axes.set_yscale, [100.0, *(100 * share for one in mine for _, share in one.points)])
+        legend(figure, axes)
+        caption = "Throughput of a device over that with the fewest devices; the dashed line is perfect scaling."
+        yield Drawing(f"scaling-{kind}", f"Scaling efficiency, {title}", caption, figure)
+
+
+def _cost(rows: Sequence[Row]) -> Iterator[Drawing]:
+    yield _bars(
+        rows, "usd_per_million_tokens", 1.0, "cost", "Cost", "USD per million real tokens",
+        "no price is known: set price_usd_per_device_hour in the actuator configuration.",
+    )  # fmt: skip
+
+
+def _energy(rows: Sequence[Row]) -> Iterator[Drawing]:
+    # joules per token are megajoules per million tokens
+    yield _bars(
+        rows, "energy_joules_per_token", 1 / 3.6, "energy", "Energy", "kWh per million real tokens",
+        "no measurement has an energy reading, which takes a GPU and a measured phase of at least 2 s.",
+    )  # fmt: skip
+
+
+def _bars(rows: Sequence[Row], output: str, factor: float, name: str, title: str, unit: str, lacking: str) -> Drawing:
+    having = [row for row in tables.with_throughput(rows) if row.output(output) is not None]
+    if not having:
+        raise LeftOut(lacking)
+    having = sorted(having, key=lambda row: row.output(output) or 0.0)[:20]
+    varied = differing(having)
+    figure = Figure(figsize=(SIZE[0], 0.9 + 0.3 * max(4, len(having))), layout="constrained")
+    axes = figure.add_subplot()
+    values = [(row.output(output) or 0.0) * factor for row in having]
+    axes.barh(range(len(having)), values, height=0.6, color=SERIES[0])
+    axes.set_yticks(range(len(having)), [shown(label(row, varied), 52) or title for row in having], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_ylim(max(4, len(having)) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xlim(0, max(values) * 1.18 or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="x")
+    for line, value in enumerate(values):
+        axes.annotate(f"{value:.3g}", (value, line), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_xlabel(unit)
+    return Drawing(name, f"{title} of a million tokens", f"{unit[0].upper()}{unit[1:]}, lowest first.", figure)
+
+
+def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
+    kind, having = tables.memory_and_rate(rows)
+    if not kind or len(having) < 2:
+        raise LeftOut("it takes two measurements with throughput and memory.")
+    points = [(row.output(kind) or 0.0, row.throughput or 0.0) for row in having]
+    front = tables.pareto(points)
+    figure, axes = plain_axes()
+    axes.plot(
+        *zip(*(points[index] for index in front), strict=True), color=MUTED, linewidth=1, linestyle="--", label="front"
+    )
+    series, unnamed = grouped_names(having, differing(having), len(SERIES))
+    for index, (text, group) in enumerate(series.items()):
+        places = [(row.output(kind), row.throughput) for row in group]
+        axes.plot(*zip(*places, strict=True), linestyle="none", label=text, **style_of(index))
+    axes.set_xlabel(f"{MEMORY[kind]} (GiB)")
+    axes.set_ylabel(RATE)
+    scale(axes.yaxis, axes.set_yscale, [rate for _, rate in points])
+    scale(axes.xaxis, axes.set_xscale, [memory for memory, _ in points])
+    legend(figure, axes)
+    caption = "On the dashed line lie the workloads that no other beats in both: up and left is better."
+    caption += f" Points of one colour differ in {', '.join(unnamed)}." if unnamed else ""
+    yield Drawing("pareto", "Throughput against memory", caption, figure)
+
+
+def _stacks(rows: Sequence[Row]) -> Iterator[Drawing]:
+    pairs = tables.stack_pairs(rows)
+    if not pairs:
+        raise LeftOut("no workload was measured with both actuators.")
+    pairs = pairs[:16]
+    figure = Figure(figsize=(SIZE[0], 1.2 + 0.32 * max(4, len(pairs))), layout="constrained")
+    axes = figure.add_subplot()
+    varied = [name for name in differing([row for pair in pairs for row in pair]) if name != "actuator"]
+    for side in (0, 1):
+        mine = [pair[side] for pair in pairs]
+        rates = [row.throughput or 0.0 for row in mine]
+        axes.errorbar(
+            rates, range(len(pairs)), xerr=_bars_of(mine),
+            linestyle="none", capsize=3, elinewidth=1, label=mine[0].actuator, **style_of(side),
+        )  # fmt: skip
+    axes.set_yticks(range(len(pairs)), [shown(label(row, varied), 52) or "workload" for row, _ in pairs], fontsize=8)
+    axes.set_ylim(max(4, len(pairs)) - 0.4, -0.6)
+    axes.grid(axis="both")
+    axes.tick_params(length=3, width=0.7)
+    axes.set_xlabel(RATE)
+    scale(axes.xaxis, axes.set_xscale, [_upper(row) for pair in pairs for row in pair])
+    legend(figure, axes)
+    caption = "Each workload with both stacks; bars are 95 % confidence intervals."
+    yield Drawing("stacks", "Both stacks", caption, figure)
+
+
+KINDS: dict[str, Callable[[Sequence[Row]], Iterator[Drawing]]] = {
+    "Throughput": _throughput,
+    "Both stacks": _stacks,
+    "Memory": _memory,
+    "Out-of-memory frontier": _frontier,
+    "Throughput against memory": _pareto,
+    "Scaling efficiency": _scaling,
+    "Cost": _cost,
+    "Energy": _energy,
+    "Step times": _traces,
+}

@@ -1,0 +1,216 @@
+"""What a report says, as plain values: varied properties, frontiers, scaling, pairs of stacks, failures, environment.
+
+Arithmetic room: no plotting, no files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .rows import CANNOT_RUN, FAILED, MEASURED, Row, differing, label, memory_kind
+
+# a share of work on more devices stays the same in two ways: the whole batch (strong) or each device's (weak)
+DEVICES = ("number_gpus", "number_nodes", "batch_size")
+OUT_OF_MEMORY = ("gpu_oom", "host_oom")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+    """Where memory ends for one kind of workload at one length of a sample.
+
+    Attributes:
+        what: label of everything else that was varied.
+        length: model_max_length.
+        fits: largest batch_size that ran, or None.
+        too_large: smallest batch_size that ran out of memory, or None.
+    """
+
+    what: str
+    length: int
+    fits: int | None
+    too_large: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """Efficiency over devices: throughput per device over that of the fewest devices.
+
+    Attributes:
+        what: label of everything else that was varied.
+        kind: ``strong`` (the whole batch stays) or ``weak`` (each device's stays).
+        points: devices and efficiency, in order.
+    """
+
+    what: str
+    kind: str
+    points: tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """A quotient with its 95 % confidence interval; ``low`` and ``high`` are None where one side has no interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Workloads that ended alike: state, kind of failure, sentence, and their labels."""
+
+    state: str
+    kind: str
+    sentence: str
+    workloads: tuple[str, ...]
+
+
+def in_state(rows: Iterable[Row], state: str) -> list[Row]:
+    """Return the rows that ended so: ``measured``, ``cannot run`` or ``failed``."""
+    return [row for row in rows if row.state == state]
+
+
+def with_throughput(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows that have a rate."""
+    return [row for row in rows if row.state == MEASURED and row.throughput is not None]
+
+
+def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[str, list[Row]]:
+    """Return rows by the label of their values of ``names``, in the order of first appearance."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[label(row, names)].append(row)
+    return dict(groups)
+
+
+def frontiers(rows: Sequence[Row]) -> list[Frontier]:
+    """Return the memory frontier of each kind of workload that ran out of memory somewhere."""
+    names = [name for name in differing(rows) if name not in ("batch_size", "model_max_length", "source")]
+    found = []
+    for what, group in grouped(rows, names).items():
+        fitting, too_large = defaultdict(list), defaultdict(list)
+        for row in group:
+            if row.state == MEASURED:
+                fitting[row.value("model_max_length")].append(row.value("batch_size"))
+            elif row.outputs.get("failure") in OUT_OF_MEMORY:
+                too_large[row.value("model_max_length")].append(row.value("batch_size"))
+        if too_large:
+            found += [
+                Frontier(what, length, max(fitting[length], default=None), min(too_large[length], default=None))
+                for length in sorted({*fitting, *too_large})
+            ]
+    return found
+
+
+def scaling(rows: Sequence[Row]) -> list[Scaling]:
+    """Return strong and weak scaling of the workloads that were measured on several numbers of devices."""
+    rows = with_throughput(rows)
+    names = [name for name in differing(rows) if name not in DEVICES]
+    found = []
+    for kind, batch in (("strong", lambda row: row.value("batch_size")), ("weak", _device_batch)):
+        groups: dict[tuple[str, Any], dict[int, float]] = defaultdict(dict)
+        for row in rows:
+            assert row.throughput is not None
+            groups[label(row, names), batch(row)][row.devices] = row.throughput / row.devices
+        for (what, size), rates in groups.items():
+            if len(rates) > 1 and size is not None:
+                fewest = rates[min(rates)]
+                points = tuple((devices, rates[devices] / fewest) for devices in sorted(rates))
+                unit = "in all" if kind == "strong" else "a device"
+                found.append(Scaling(", ".join(filter(None, (what, f"batch {size} {unit}"))), kind, points))
+    return found
+
+
+def _device_batch(row: Row) -> int | None:
+    batch = row.value("batch_size")
+    return batch // row.devices if isinstance(batch, int) else None
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the positions of the points no other beats: least first value (memory) for most second value (throughput).
+
+    They are in the order of the first value.
+    """
+    order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
+    best, front = -math.inf, []
+    for index in order:
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front
+
+
+def ratio(above: Row, below: Row) -> Ratio | None:
+    """Return the throughput of one row over another's, with its interval; None when one has no throughput.
+
+    The relative half-widths of two independent means add in squares; on the logarithm, so that the interval of the
+    inverse is the inverse of the interval.
+    """
+    if above.throughput is None or not below.throughput:
+        return None
+    value = above.throughput / below.throughput
+    if above.half_width is None or below.half_width is None:
+        return Ratio(value)
+    factor = math.exp(math.hypot(above.half_width, below.half_width))
+    return Ratio(value, value / factor, value * factor)
+
+
+def stack_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Return the workloads that two actuators measured, in the order of the actuators' names."""
+    rows = with_throughput(rows)
+    actuators = sorted({row.actuator for row in rows})
+    if len(actuators) != 2:
+        return []
+    first = {(row.source, row.key[1:]): row for row in rows if row.actuator == actuators[0]}
+    second = {(row.source, row.key[1:]): row for row in rows if row.actuator == actuators[1]}
+    return [(row, second[key]) for key, row in first.items() if key in second]
+
+
+def problems(rows: Sequence[Row]) -> list[Problem]:
+    """Return what cannot run and what failed, alike together, the most frequent first."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.state in (CANNOT_RUN, FAILED):
+            groups[row.state, str(row.outputs.get("failure") or "failed"), row.sentence].append(row)
+    names = differing(rows)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return [Problem(*key, tuple(label(row, names) for row in group)) for key, group in ordered]
+
+
+def environment(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """Return what the measurements ran on and with, each with all values that occur; empty without metadata."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for name, value in _facts(row):
+            if value not in found.setdefault(name, []):
+                found[name].append(value)
+    return list(found.items())
+
+
+def _facts(row: Row) -> Iterable[tuple[str, str]]:
+    device, facts = row.metadata.get("device") or {}, row.metadata.get("facts") or {}
+    for host in row.metadata.get("hosts") or []:
+        if host:  # one that was lost has no name
+            yield "host", str(host)
+    described = [
+        *((gpu, {"name": "GPU", "memory_gib": "GPU memory, GiB", "power_limit_watts": "power limit, W"})
+          for gpu in device.get("devices") or []),
+        (device, {"driver": "driver", "cpu": "CPU", "logical_cores": "logical cores", "memory_gib": "host memory, GiB"}),
+        (facts, {"dtype": "type of weights", "attn_implementation": "attention", "wrapped_by": "wrapped by",
+                 "optimizer": "optimizer"}),
+        (row.metadata.get("versions") or {}, None),
+    ]  # fmt: skip
+    for values, names in described:
+        for key, name in (names or dict.fromkeys(sorted(values))).items():
+            if values.get(key) is not None:
+                yield name or key, str(values[key])
+
+
+def memory_and_rate(rows: Sequence[Row]) -> tuple[str | None, list[Row]]:
+    """Return the kind of memory of these rows and those that have both it and a throughput."""
+    kind = memory_kind(with_throughput(rows))
+    return kind, [row for row in with_throughput(rows) if kind and row.output(kind) is not None]

@@ -1,0 +1,169 @@
+"""The ``run`` command: one measurement without ado's store and without Ray. Imports ado only for the catalogue's defaults.
+
+python -m ado_actuators.NAME.run workload.yaml
+python -m ado_actuators.NAME.run model_name=tiny-llama-5m model_max_length=128 batch_size=4 number_gpus=0
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import failures, measurement
+from .local import Local
+from .news import describe
+from .plugin import Plugin
+
+
+def main(plugin: Plugin, parameters_class: type[Any], arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0 measured, 1 it cannot run or failed, 2 bad use."""
+    options = _parser(plugin).parse_intermixed_args(arguments)
+    from .configuration import state_dir
+
+    try:
+        values, experiment = _values(options, plugin)
+        settings = _settings(options.config, parameters_class)
+        made = measurement.plan(plugin.identifier, experiment, values)
+        tell = _Line() if sys.stderr.isatty() else _Changes()
+        with _terminated_as_interrupted(), Local(plugin, settings, state_dir(settings.state_dir), tell) as local:
+            verdict = local.measure(made)
+    except failures.CannotRun as failure:
+        verdict = measurement.refusal(failure, plugin.identifier, experiment)
+    except (failures.Failure, _BadUse) as failure:
+        print(failures.plain_sentence(str(failure)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interruption:
+        return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
+    try:
+        return _show(verdict, options.json)
+    except BrokenPipeError:  # the reader, say ``head``, has seen enough
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what it holds is given back."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    kept = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+
+
+class _BadUse(Exception):
+    """The command line or a file named on it cannot be used."""
+
+
+def _parser(plugin: Plugin) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m ado_actuators.{plugin.identifier}.run", description="Measure one fine-tuning workload."
+    )
+    parser.add_argument(
+        "workload", nargs="+", help="a YAML file with the workload's properties, or property=value pairs, or both"
+    )
+    parser.add_argument(
+        "--experiment", choices=sorted(plugin.kinds), help="what to measure (default: finetune_full_benchmark)"
+    )
+    parser.add_argument("--config", type=Path, help="a YAML file with the actuator configuration's parameters")
+    parser.add_argument("--json", action="store_true", help="print properties and metadata as JSON")
+    return parser
+
+
+def _values(options: argparse.Namespace, plugin: Plugin) -> tuple[dict[str, Any], str]:
+    values: dict[str, Any] = {}
+    for word in options.workload:
+        name, equals, value = word.partition("=")
+        # os.path takes a name that no file system could hold for absent
+        is_pair = equals and not os.path.exists(word)  # noqa: PTH110
+        values.update({name: _yaml(value, name)} if is_pair else _mapping(Path(word)))
+    experiment = options.experiment or values.pop("experiment", "finetune_full_benchmark")
+    values.pop("experiment", None)
+    if not isinstance(experiment, str) or experiment not in plugin.kinds:
+        raise _BadUse(f"experiment {experiment!r} does not exist; there are: {', '.join(sorted(plugin.kinds))}.")
+    return values, experiment
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = _yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise _BadUse(f"{path}: {error.strerror}.") from None
+    except ValueError:  # no UTF-8, or a name with a null character
+        raise _BadUse(f"{path}: no text file.") from None
+    # an ado point file carries the same properties one level deeper
+    content = content.get("entity", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise _BadUse(f"{path}: expected properties and their values.")
+    return content
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
+        mark = getattr(error, "problem_mark", None)
+        raise _BadUse(f"{where}: no valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
+
+
+def _settings(path: Path | None, parameters_class: type[Any]) -> Any:
+    import pydantic
+
+    given = _mapping(path) if path else {}
+    try:
+        return parameters_class.model_validate(given.get("parameters", given))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _BadUse(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def _show(verdict: measurement.Verdict, as_json: bool) -> int:
+    if as_json:
+        print(
+            json.dumps(
+                {"properties": verdict.properties, "sentence": verdict.sentence, "metadata": verdict.metadata}, indent=2
+            )
+        )
+    elif verdict.report is not None and not verdict.properties["is_valid"]:
+        print(f"is_valid 0, {verdict.properties['failure']}: {verdict.metadata['reason']}")
+    elif verdict.report is not None:
+        print(f"{verdict.report.text()}\n\nlog: {verdict.metadata['log']}")
+    else:
+        print(f"{verdict.sentence}\nlog: {verdict.metadata.get('log') or 'none'}", file=sys.stderr)
+    return 0 if verdict.properties.get("is_valid") else 1
+
+
+class _Changes:
+    """A line for each new state, where standard error is no terminal: what takes long is seen in a log too."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, news: dict[str, Any]) -> None:
+        state = str(news.get("state", ""))
+        if state != self._last:
+            self._last = state
+            print(state, file=sys.stderr, flush=True)
+
+
+class _Line:
+    """One line on a terminal that says how far the measurement is."""
+
+    def __call__(self, news: dict[str, Any]) -> None:
+        sys.stderr.write(f"\r\033[K{describe(news)[:100]}")
+        sys.stderr.flush()
+        if news.get("state") == "training" and news.get("step") == news.get("of"):
+            sys.stderr.write("\r\033[K")

@@ -1,0 +1,109 @@
+"""What PyTorch's fused attention kernels on CUDA allocate, for tracing without CUDA. Trainer room: torch.
+
+Which kernel ``scaled_dot_product_attention`` takes on CUDA follows from types and shapes:
+
+- flash: float16 or bfloat16, no mask, heads of at most 256. Keys and values may have fewer heads than queries.
+- memory-efficient: float32, or with a mask; as many heads of keys and values as of queries.
+- math: what neither can do, such as float32 with fewer heads of keys and values; it holds the length × length matrix.
+
+The fused ones keep the output and one float32 for each row, never the matrix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+HALF = (torch.float16, torch.bfloat16)
+# the flash kernel's backward pass rounds lengths and head dimensions up to whole tiles
+TILE_LENGTH, TILE_HEAD = 128, 32
+LONGEST_HEAD = 256
+
+
+@contextlib.contextmanager
+def kernels_of_cuda() -> Iterator[None]:
+    """Let attention allocate what CUDA's kernels would, inside the block.
+
+    The function is replaced because a mode would not reach what checkpointing recomputes inside the backward pass.
+    """
+    kept = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = _attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = kept
+
+
+def kernel(dtype: torch.dtype, head: int, *, mask: bool, grouped: bool) -> str:
+    """Return the kernel CUDA takes: ``flash``, ``efficient`` or ``math``.
+
+    Args:
+        dtype: type of queries, keys and values.
+        head: dimension of a head.
+        mask: whether there is a mask.
+        grouped: whether keys and values have fewer heads than queries.
+    """
+    if dtype in HALF and head <= LONGEST_HEAD and not mask:
+        return "flash"
+    return "math" if grouped else "efficient"
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        half = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(half), key.to(half), value.to(half)
+    grouped = query.shape[1] != key.shape[1]
+    chosen = kernel(query.dtype, query.shape[-1], mask=attn_mask is not None, grouped=grouped)
+    if chosen == "math":
+        return torch.ops.aten._scaled_dot_product_attention_math(
+            query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+        )[0]
+    if attn_mask is not None:
+        # the kernel adds its mask, so that of truth values becomes one of numbers
+        attn_mask = attn_mask.to(query.dtype)
+    return _Fused.apply(query, key, value, attn_mask, chosen == "flash")
+
+
+class _Fused(torch.autograd.Function):
+    """A kernel's allocations; shapes are (batch, heads, length, head dimension)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any, flash: bool) -> Any:
+        batch, heads, length, _ = query.shape
+        output = query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2)
+        sums = query.new_empty((batch, heads, length), dtype=torch.float32)
+        ctx.flash = flash
+        ctx.save_for_backward(query, key, value, mask, output, sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        query, key, value, _, _, _ = ctx.saved_tensors
+        batch, heads, length, head = query.shape
+        gradient = gradients[0].contiguous()
+        of_query, of_key, of_value = (torch.empty_like(tensor) for tensor in (query, key, value))
+        scratch = [query.new_empty((batch, heads, _up(length, TILE_LENGTH)), dtype=torch.float32)]
+        if ctx.flash:
+            shape = (batch, heads, _up(length, TILE_LENGTH), _up(head, TILE_HEAD))
+            scratch.append(query.new_empty(shape, dtype=torch.float32))
+            if heads != key.shape[1]:
+                scratch += [query.new_empty((batch, heads, key.shape[2], head)) for _ in range(2)]
+        del gradient, scratch
+        return of_query, of_key, of_value, None, None
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,55 @@
+"""A workload's FSDP properties as accelerate's plugin gets them, and what really wrapped a model. Trainer room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def options(workload: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``TrainingArguments`` (transformers 5) for a workload's distributed backend; empty without FSDP."""
+    backend = workload["distributed_backend"]
+    if backend not in ("FSDP", "FSDP2") or workload["number_gpus"] < 2:
+        return {}
+    strategy = workload["fsdp_sharding_strategy"]
+    config: dict[str, Any] = {
+        "version": 2 if backend == "FSDP2" else 1,
+        # version 2 has no strategies: it keeps the gathered parameters until the backward pass, or not
+        "reshard_after_forward": strategy == "FULL_SHARD" if backend == "FSDP2" else strategy,
+        "state_dict_type": workload["fsdp_state_dict_type"],
+        "use_orig_params": workload["fsdp_use_orig_params"],
+        "cpu_offload": workload["fsdp_cpu_offload"],
+    }
+    if workload["fsdp_transformer_layer_cls_to_wrap"] != "auto":
+        config["transformer_layer_cls_to_wrap"] = workload["fsdp_transformer_layer_cls_to_wrap"]
+    return {"fsdp": True, "fsdp_config": config}
+
+
+def complete(arguments: Any, workload: dict[str, Any]) -> Any:
+    """Return ``arguments``, made with ``options``, with what transformers leaves out of accelerate's plugin.
+
+    accelerate (1.15) reads the strategy of version 1 from its older field, which transformers does not set: without this
+    every strategy would silently be FULL_SHARD.
+    """
+    handed = getattr(arguments, "fsdp_plugin_args", None)
+    if handed and workload["distributed_backend"] == "FSDP":
+        handed["sharding_strategy"] = workload["fsdp_sharding_strategy"]
+    return arguments
+
+
+def wrapper(trainer: Any) -> str:
+    """Return what wraps a trainer's model: ``none``, ``DistributedDataParallel``, ``FullyShardedDataParallel`` or ``FSDP2``."""
+    wrapped = trainer.model_wrapped
+    if any(kind.__name__ == "FSDPModule" for kind in type(wrapped).__mro__):
+        return "FSDP2"
+    return type(wrapped).__name__ if wrapped is not trainer.model else "none"
+
+
+EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
+
+
+def mismatch(workload: dict[str, Any], world_size: int, wrapped_by: str) -> str | None:
+    """Return the sentence for a model that ran under another wrapper than was asked for, or None."""
+    expected = EXPECTED.get(workload["distributed_backend"])
+    if world_size == 1 or wrapped_by == expected:
+        return None
+    return f"distributed_backend {workload['distributed_backend']} was asked for, but {wrapped_by} wrapped the model."

@@ -1,0 +1,220 @@
+"""Runs a stack's own training on tensors without data and writes every storage into a ledger. Trainer room: torch, transformers.
+
+The stack's ``train`` runs as it is, loss, clipping and optimizer included; only its tensors are PyTorch's fake ones, which
+have shapes and no data. It is stopped after two optimizer steps: the second one has the optimizer's state. Passes through
+the model alone need neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch._subclasses import fake_tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from .attention import kernels_of_cuda
+from .ledger import PASSES, UPDATE, Ledger
+
+STEPS = 2
+# masks and positions of a batch keep their values up to this size, so that the model can decide by them as it does in truth
+MOST_CONSTANT_NUMBERS = 2**22
+
+
+class Traced(Exception):
+    """Enough steps have been traced; ends the stack's training."""
+
+
+class Watch(TorchDispatchMode):
+    """Writes the storages that operations make into a ledger, and answers questions about values no tensor has."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._backward = False
+        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].constant is None:
+            return _any_value(args[0])
+        self._note_direction()
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor):
+                self.see(leaf)
+        return made
+
+    def see(self, tensor: torch.Tensor) -> int:
+        """Return the number of a tensor's storage, written down if it is new."""
+        storage = tensor.untyped_storage()
+        number = self._numbers.get(storage)
+        if number is None:
+            number = self._numbers[storage] = self._ledger.allocate(storage.nbytes())
+            weakref.finalize(storage, self._ledger.free, number).atexit = False
+        return number
+
+    def name(self, tensor: torch.Tensor, kind: str) -> None:
+        """Say what a tensor is for."""
+        self._ledger.name(self.see(tensor), kind)
+
+    def _note_direction(self) -> None:
+        backward = torch._C._current_graph_task_id() != -1
+        if backward and not self._backward:
+            self._ledger.end_forward()
+        self._backward = backward
+
+
+def _any_value(tensor: torch.Tensor) -> Any:
+    """Return a value for one that is not known: the losses are finite, no count is of interest."""
+    if tensor.dtype == torch.bool:
+        return False
+    return 1.0 if tensor.is_floating_point() else 0
+
+
+class StepWatch(transformers.TrainerCallback):
+    """Tells the ledger what a ``transformers.Trainer`` is doing, and hands it the longest samples as its batch."""
+
+    def __init__(
+        self, watch: Watch, ledger: Ledger, mode: fake_tensor.FakeTensorMode, *, cuda: bool, update: bool
+    ) -> None:
+        self._watch = watch
+        self._ledger = ledger
+        self._mode = mode
+        self._cuda = cuda
+        self._update = update
+        self._steps = 0
+        self.model: torch.nn.Module | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        self.model = model = kwargs["model"]
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._watch.name(tensor, "parameters")
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._name_gradient)
+        for group in kwargs["optimizer"].param_groups if self._cuda else ():
+            # what PyTorch chooses by itself for parameters on CUDA
+            if group.get("foreach", 0) is None and not group.get("fused"):
+                group["foreach"] = True
+        loader = kwargs["train_dataloader"]
+        loader = getattr(loader, "base_dataloader", loader)
+        loader.collate_fn = _Longest(loader.dataset, loader.collate_fn, self._known)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        if not self._update:
+            raise Traced
+        self._ledger.begin(UPDATE)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        for values in kwargs["optimizer"].state.values():
+            for tensor in tree_leaves(dict(values)):
+                if isinstance(tensor, torch.Tensor):
+                    self._watch.name(tensor, "optimizer")
+        self._ledger.begin(PASSES)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        self._steps += 1
+        if self._steps == STEPS:
+            raise Traced
+
+    def _name_gradient(self, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        self._watch.name(parameter.grad, "gradients")
+
+    def _known(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a fake tensor that still knows its values."""
+        known = self._mode.fake_tensor_converter.from_real_tensor(self._mode, tensor, make_constant=True)
+        self._watch.name(known, "activations")
+        return known
+
+
+class _Longest:
+    """Makes every batch of the longest samples, which decide the peak, whatever a sampler without data would pick."""
+
+    def __init__(self, dataset: Any, collate: Any, known: Any) -> None:
+        self._dataset = dataset
+        self._collate = collate
+        self._known = known
+        self._order: list[int] | None = None
+
+    def __call__(self, samples: list[Any]) -> Any:
+        with _disable_current_modes():
+            if self._order is None:
+                lengths = [len(ids) for ids in self._dataset["input_ids"]]
+                self._order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+            chosen = [self._dataset[self._order[index % len(self._order)]] for index in range(len(samples))]
+            batch = self._collate(chosen)
+        return {key: self._known(value) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+class QuietClock:
+    """What a stack expects of a clock; nothing is timed."""
+
+    def __init__(self, callback: transformers.TrainerCallback) -> None:
+        self.callback = callback
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Return a block that times nothing."""
+        return contextlib.nullcontext()
+
+
+def trace(stack: Any, job: dict[str, Any], *, cuda: bool, update: bool = True) -> tuple[Ledger, torch.nn.Module]:
+    """Train without data for a moment; return the account and the model, whose tensors have no data either.
+
+    Args:
+        stack: the module that trains.
+        job: a job for one process without GPU.
+        cuda: count what CUDA's kernels and optimizers would use instead of the CPU's.
+        update: trace two steps with the optimizer's update; else the passes of the first one only.
+    """
+    ledger = Ledger()
+    watch = Watch(ledger)
+    mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+    steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update)
+    kernels = kernels_of_cuda() if cuda else contextlib.nullcontext()
+    with _libraries_unaware(), mode, watch, kernels, contextlib.suppress(Traced):
+        stack.train(job, QuietClock(steps))
+    assert steps.model is not None
+    return ledger, steps.model
+
+
+@contextlib.contextmanager
+def _libraries_unaware() -> Iterator[None]:
+    """Let models train as in truth: fake tensors otherwise make them avoid decisions and refuse to move."""
+    from transformers.utils import import_utils
+
+    limit, apply, asked = (
+        fake_tensor.CONSTANT_NUMEL_LIMIT,
+        torch.nn.Module._apply,
+        getattr(import_utils, "is_fake_tensor", None),
+    )
+    fake_tensor.CONSTANT_NUMEL_LIMIT = MOST_CONSTANT_NUMBERS
+    torch.nn.Module._apply = _apply  # type: ignore[method-assign]
+    if asked is not None:
+        import_utils.is_fake_tensor = lambda value: False
+    try:
+        yield
+    finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT = limit
+        torch.nn.Module._apply = apply  # type: ignore[method-assign]
+        if asked is not None:
+            import_utils.is_fake_tensor = asked
+
+
+def _apply(module: torch.nn.Module, change: Any, recurse: bool = True) -> torch.nn.Module:
+    """Do what ``Module.to`` and its kin do by swapping tensors, which fake ones do not allow; the device stays the same."""
+    for child in module.children() if recurse else ():
+        child._apply(change)
+    with torch.no_grad():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and (changed := change(parameter)) is not parameter:
+                module._parameters[name] = torch.nn.Parameter(changed, parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = change(buffer)
+    return module

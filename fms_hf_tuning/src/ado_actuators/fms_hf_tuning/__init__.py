@@ -1,0 +1,1 @@
+"""ado actuator that measures fine-tuning with IBM's fms-hf-tuning library."""

@@ -1,0 +1,25 @@
+"""The fms_hf_tuning actuator: measures fine-tuning with IBM's fms-hf-tuning library."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .core.actuator import MeasuringActuator
+from .parameters import FMSHFTuningParameters
+
+
+class FMSHFTuning(MeasuringActuator):
+    """Fine-tunes with fms-hf-tuning and measures throughput, step times, memory, utilisation, energy and cost."""
+
+    identifier = "fms_hf_tuning"
+    parameters_class = FMSHFTuningParameters
+    kinds: ClassVar[tuple[str, ...]] = (
+        "finetune_full_benchmark",
+        "finetune_lora_benchmark",
+        "finetune_prompt_tuning_benchmark",
+        "finetune_qlora_benchmark",
+        "finetune_gptq_lora_benchmark",
+        "finetune_full_stability",
+        "finetune_memory_estimate",
+    )
+    requirements = "fms-hf-tuning-{version}-{variant}.txt"

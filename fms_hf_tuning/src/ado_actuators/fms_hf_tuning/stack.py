@@ -1,0 +1,394 @@
+"""How fms-hf-tuning is driven. The only module that knows the library; it runs in the trainer process and imports the trainer room only.
+
+``tuning.sft_trainer.train`` does everything after the model is built: data processing, acceleration plugins, TRL's trainer, training.
+It loads models by path. So that ``weights: random`` need not write gigabytes, and both actuators train exactly the same model,
+it is handed the model the core has built, in the place where it would have called ``AutoModelForCausalLM.from_pretrained`` with the
+same arguments. Plugins that read the weights themselves (quantisation, ScatterMoE) get a directory, written once per model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "flash-attn")
+DISTRIBUTION = "fms-hf-tuning"
+KERNELS = ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings")
+
+
+def load() -> None:
+    """Import the stack, which takes seconds and happens once in a process.
+
+    Raises:
+        ImportError: a package of the stack is not installed.
+    """
+    import datasets
+    import tuning.sft_trainer  # noqa: F401
+
+    datasets.disable_progress_bars()
+
+
+def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
+    """Train once as ``job`` says, handing ``clock.callback`` to the library; return facts read back from what ran.
+
+    Raises:
+        Refused: the workload is impossible in this environment.
+        Broken: the model or the data cannot be used.
+    """
+    import torch
+
+    from .core.trainer.errors import Broken, Refused
+    from .limits import refusal, versions
+
+    workload = job["workload"]
+    release = versions().get("fms-hf-tuning")
+    if release != workload["fms_hf_tuning_version"]:
+        raise Broken(
+            f"fms_hf_tuning_version {workload['fms_hf_tuning_version']} was asked for, but the training environment has "
+            f"{release}; use environment managed."
+        )
+    sentence = refusal(workload, cuda=torch.cuda.is_available())
+    if sentence:
+        raise Refused(sentence)
+    place = Path(job["run_dir"]) / f"rank{job['rank']}"
+    prepare = _images if workload.get("dataset_image_field") else _texts
+    network, source, facts = prepare(job, clock, place)
+    phases = _Phases(clock)
+    with phases, _handing(network, images=prepare is _images), _own_caches(place):
+        trainer = _train(job, source, place, [phases.edge(), clock.callback])
+    return {**_facts(trainer), "model_parameters": facts["model_parameters"]}
+
+
+def _texts(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
+    """Build a language model and its data; return the model, where the library is to find it, and facts about it."""
+    from .core.trainer import data, model
+
+    with clock.phase("model_load"):
+        network, facts = model.build(job)
+        tokenizer = model.tokenizer(job, network)
+        source = _source(job, network, place)
+    with clock.phase("data"):
+        samples = data.build(job, tokenizer, network.config)
+        samples.dataset.to_parquet(str(place / "data.parquet"))
+    return None if _reads_weights(job["workload"]) else network, source, facts
+
+
+def _images(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
+    """Do the same for a vision model; the library makes token ids and pixels itself, with the processor it finds."""
+    from .core.trainer import model, vision
+
+    with clock.phase("model_load"):
+        network, facts = model.build(job)
+        processor = vision.processor(job, network.config)
+        for part in (network.config, processor):
+            part.save_pretrained(place / "model")
+    with clock.phase("data"):
+        vision.write(job, processor, network.config, place / "data.parquet")
+    return network, place / "model", facts
+
+
+def _train(job: dict[str, Any], source: Path | str, place: Path, callbacks: list[Any]) -> Any:
+    from tuning.config import configs
+    from tuning.sft_trainer import train as library_train
+
+    workload = job["workload"]
+    attention = workload["attn_implementation"]
+    images = bool(workload.get("dataset_image_field"))
+    trainer, _, _ = library_train(
+        configs.ModelArguments(
+            model_name_or_path=str(source),
+            tokenizer_name_or_path=str(place / ("model" if images else "tokenizer")),
+            torch_dtype=workload["torch_dtype"],
+            use_flash_attn=attention != "auto",
+            flash_attn_implementation=attention if attention != "auto" else None,
+        ),
+        configs.DataArguments(**_data_arguments(place, images=images)),
+        _arguments(job, place),
+        peft_config=_adapter(workload),
+        additional_callbacks=callbacks,
+        **_acceleration(workload),
+    )
+    return trainer
+
+
+def _data_arguments(place: Path, *, images: bool) -> dict[str, Any]:
+    """Return where the data are, and for images how the library is to handle them.
+
+    Images are handled as the library would by itself, but in this process: it would fork one for each CPU, and a fork of
+    a process with torch's threads can hang.
+    """
+    if not images:
+        return {"training_data_path": str(place / "data.parquet")}
+    fields = {"dataset_text_field": "text", "dataset_image_field": "image"}
+    handlers = {
+        "apply_tokenizer_chat_template": {
+            "formatted_text_column_name": "text",
+            "conversation_column_name": "messages",
+        },
+        "prepare_multimodal_data_processor": {
+            "fields_name": fields,
+            "processor_kwargs": {"return_tensors": "pt", "padding": True},
+        },
+    }
+    described = {
+        "name": "images",
+        "data_paths": [str(place / "data.parquet")],
+        "data_handlers": [
+            {"name": name, "arguments": {"fn_kwargs": given, "num_proc": None, "batched": False}}
+            for name, given in handlers.items()
+        ],
+    }
+    (place / "data.json").write_text(json.dumps({"datasets": [described]}))
+    return {"data_config_path": str(place / "data.json"), **fields}
+
+
+def _arguments(job: dict[str, Any], place: Path) -> Any:
+    from tuning.config import configs
+
+    workload = job["workload"]
+    several, images = job["world_size"] > 1, bool(workload.get("dataset_image_field"))
+    return configs.TrainingArguments(
+        output_dir=str(place / "output"),
+        per_device_train_batch_size=workload["batch_size"] // job["world_size"],
+        gradient_accumulation_steps=workload["gradient_accumulation_steps"],
+        max_seq_length=workload["model_max_length"],
+        packing=workload["packing"],
+        gradient_checkpointing=workload["gradient_checkpointing"],
+        gradient_checkpointing_kwargs={"use_reentrant": workload["gradient_checkpointing_use_reentrant"]},
+        bf16=workload["mixed_precision"] == "bf16",
+        fp16=workload["mixed_precision"] == "fp16",
+        optim=workload["optim"],
+        learning_rate=2e-5,
+        lr_scheduler_type="constant",
+        max_steps=workload["max_steps"] if not workload["num_train_epochs"] else -1,
+        num_train_epochs=workload["num_train_epochs"] or 1,
+        seed=workload["seed"],
+        use_cpu=workload["number_gpus"] == 0,
+        ddp_backend="gloo" if workload["number_gpus"] == 0 and several else None,
+        # of a vision tower the last layers may go unused
+        ddp_find_unused_parameters=images if several else None,
+        # the collator of images needs columns that no model has
+        remove_unused_columns=not images,
+        # nothing inside a step may wait for the device or write a file
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        resume_from_checkpoint="false",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="warning",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=workload["number_gpus"] > 0,
+        skip_memory_metrics=True,
+    )
+
+
+def _adapter(workload: dict[str, Any]) -> Any:
+    from tuning.config import peft_config
+
+    if workload["method"] in ("lora", "qlora", "gptq_lora"):
+        return peft_config.LoraConfig(
+            r=workload["r"],
+            lora_alpha=workload["lora_alpha"],
+            lora_dropout=workload["lora_dropout"],
+            target_modules=[name.strip() for name in workload["target_modules"].split(",")],
+        )
+    if workload["method"] == "prompt_tuning":
+        return peft_config.PromptTuningConfig(
+            prompt_tuning_init="RANDOM", num_virtual_tokens=workload["num_virtual_tokens"]
+        )
+    return None
+
+
+def _acceleration(workload: dict[str, Any]) -> dict[str, Any]:
+    """Return the library's configuration of its acceleration plugins; empty where none is asked for."""
+    from tuning.config import acceleration_configs as plugins
+    from tuning.config.acceleration_configs.attention_and_distributed_packing import MultiPack, PaddingFree
+    from tuning.config.acceleration_configs.fast_moe import FastMoe
+    from tuning.config.acceleration_configs.fused_ops_and_kernels import FastKernelsConfig
+    from tuning.config.acceleration_configs.quantized_lora_config import AutoGPTQLoraConfig, BNBQLoraConfig
+
+    chosen: dict[str, Any] = {}
+    if workload["method"] == "qlora":
+        chosen["quantized_lora_config"] = plugins.QuantizedLoraConfig(bnb_qlora=BNBQLoraConfig(quant_type="nf4"))
+    if workload["method"] == "gptq_lora":
+        chosen["quantized_lora_config"] = plugins.QuantizedLoraConfig(auto_gptq=AutoGPTQLoraConfig())
+    if workload.get("fast_moe"):
+        chosen["fast_moe_config"] = plugins.FastMoeConfig(fast_moe=FastMoe(ep_degree=int(workload["fast_moe"])))
+    if workload.get("fast_kernels"):
+        chosen["fusedops_kernels_config"] = plugins.FusedOpsAndKernelsConfig(
+            fast_kernels=FastKernelsConfig(**dict.fromkeys(KERNELS, True))
+        )
+    if workload["padding_free"]:
+        chosen["attention_and_distributed_packing_config"] = plugins.AttentionAndDistributedPackingConfig(
+            padding_free=PaddingFree(), multipack=MultiPack() if workload.get("multipack") else None
+        )
+    return chosen
+
+
+def _reads_weights(workload: dict[str, Any]) -> bool:
+    """Return whether an acceleration plugin loads the weights itself, from a directory."""
+    return workload["method"] in ("qlora", "gptq_lora") or bool(workload.get("fast_moe"))
+
+
+def _source(job: dict[str, Any], network: Any, place: Path) -> Path | str:
+    """Prepare what the library is to find as the model's path: the weights where they are read, else the configuration alone."""
+    place.mkdir(parents=True, exist_ok=True)
+    vocabulary = network.get_input_embeddings().weight.shape[0]
+    padding_tokenizer(vocabulary, job["workload"]["model_max_length"]).save_pretrained(place / "tokenizer")
+    if not _reads_weights(job["workload"]):
+        network.config.save_pretrained(place / "model")
+        return place / "model"
+    if job["workload"]["weights"] == "pretrained":
+        return str(job["source"])
+    return _saved(network, Path(job["cache_dir"]), job["workload"]["seed"])
+
+
+def _saved(network: Any, cache_dir: Path, seed: int) -> Path:
+    """Return a directory with the weights of ``network``; written once per configuration, type and seed."""
+    what = json.dumps([network.config.to_dict(), str(network.dtype), seed], sort_keys=True, default=str)
+    place = cache_dir / hashlib.sha256(what.encode()).hexdigest()[:16]
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / f"{place.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            for left in cache_dir.glob(f"{place.name}.writing-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            writing = Path(tempfile.mkdtemp(prefix=f"{place.name}.writing-", dir=cache_dir))
+            network.save_pretrained(writing)
+            writing.rename(place)
+    return place
+
+
+def padding_tokenizer(vocabulary: int, max_length: int) -> Any:
+    """Return a tokenizer of exactly ``vocabulary`` tokens: data come as ids, so the library only pads with it.
+
+    It resizes a model's embeddings to the length of its tokenizer, so any other length would change the model.
+    """
+    import transformers
+    from tokenizers import Tokenizer, models
+
+    words = Tokenizer(models.WordLevel({f"t{number}": number for number in range(vocabulary)}, unk_token="t0"))
+    first, second = "t0", f"t{min(1, vocabulary - 1)}"
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=first,
+        eos_token=second,
+        bos_token=second,
+        unk_token=first,
+        model_max_length=max_length,
+    )
+
+
+class _Handed:
+    """Stands where the library looks for ``AutoModelForCausalLM`` and answers with the model that is built already."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def from_pretrained(
+        self, path: str, *, torch_dtype: Any, attn_implementation: str | None = None, **unused: Any
+    ) -> Any:
+        """Return the model, after checking that it is what the library would have loaded."""
+        from .core.trainer.errors import Broken
+
+        has = (self._network.dtype, self._network.config._attn_implementation)
+        if torch_dtype != has[0] or (attn_implementation or has[1]) != has[1]:
+            raise Broken(
+                f"fms-hf-tuning asked for a model in {torch_dtype} with attention {attn_implementation}, built was {has}."
+            )
+        return self._network
+
+
+class _NoVisionModel:
+    @staticmethod
+    def from_pretrained(path: str, **unused: Any) -> Any:
+        """Answer as transformers does for a language model; the library then takes it for one."""
+        raise ValueError("not a vision model")
+
+
+class _NoLanguageModel:
+    @staticmethod
+    def from_pretrained(path: str, **unused: Any) -> Any:
+        """End the measurement: the library asks for a language model when anything about a vision model failed."""
+        from .core.trainer.errors import Broken
+
+        raise Broken("fms-hf-tuning could not use the model and its processor as a vision model; the log says why.")
+
+
+@contextlib.contextmanager
+def _handing(network: Any, *, images: bool) -> Iterator[None]:
+    """Let the library get ``network`` from the model loader it uses with or without images; None leaves the loaders."""
+    from tuning import sft_trainer
+
+    if network is None:
+        yield
+        return
+    kept = sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq
+    handed = _Handed(network)
+    language, vision = (_NoLanguageModel, handed) if images else (handed, _NoVisionModel)
+    sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq = language, vision
+    try:
+        yield
+    finally:
+        sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq = kept
+
+
+@contextlib.contextmanager
+def _own_caches(place: Path) -> Iterator[None]:
+    """Keep what datasets copies, and what transformers says to accelerate by variables, to this measurement."""
+    import datasets
+
+    kept, variables = datasets.config.HF_DATASETS_CACHE, dict(os.environ)
+    datasets.config.HF_DATASETS_CACHE = place / "datasets"
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = kept
+        for name in set(os.environ) - set(variables):
+            if name.startswith(("ACCELERATE_", "FSDP_")):
+                del os.environ[name]
+
+
+class _Phases(contextlib.ExitStack):
+    """Times the set-up and the training, which one call of the library does, as two phases."""
+
+    def __init__(self, clock: Any) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def __enter__(self) -> _Phases:
+        self.enter_context(self._clock.phase("setup"))
+        return self
+
+    def edge(self) -> Any:
+        """Return the callback that ends the set-up; it comes before the clock's."""
+        import transformers
+
+        phases = self
+
+        class TrainingBegins(transformers.TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                phases.close()
+                phases.enter_context(phases._clock.phase("train"))
+
+        return TrainingBegins()
+
+
+def _facts(trainer: Any) -> dict[str, Any]:
+    from .core.trainer.fsdp import wrapper
+
+    return {
+        "attn_implementation": getattr(trainer.model.config, "_attn_implementation", None),
+        "wrapped_by": wrapper(trainer),
+        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
+        "trainer": type(trainer).__name__,
+    }

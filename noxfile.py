@@ -1,0 +1,294 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox[uv]>=2025.2.9"]
+# ///
+"""The jobs of this repository: `nox` runs all checks, `nox -s quickstart` the main job, `nox -l` lists them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+
+ROOT = Path(__file__).resolve().parent
+PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
+# build and nox: what the tests of jobs run, as users do
+TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout")
+WHEEL_TOOLS = ("pip", "pyyaml")
+BUILD_TOOLS = (
+    "build",
+    "check-wheel-contents",
+    "pip",
+    "pytest>=8",
+    "pytest-timeout",
+    "pyyaml",
+    "setuptools>=77",
+    "setuptools-scm>=8.1",
+    "twine",
+)
+SHOWN = ("is_valid", "step_time_median_s", "dataset_tokens_per_second", "cpu_memory_peak_gib")
+IMPORTABLE = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(f"ado_actuators.{name}.actuator")
+    except ModuleNotFoundError as error:
+        if error.name not in ("ado_actuators", f"ado_actuators.{name}"):
+            raise
+    else:
+        print(name)
+"""
+each_plugin = nox.parametrize("plugin", list(PLUGINS), ids=list(PLUGINS))
+
+nox.options.sessions = ["lint", "tests", "install", "wheel", "version"]
+
+
+def pip_setting(name: str) -> str:
+    """Return what the user told pip about ``name`` (find-links, index-url, ...), in its environment or its files."""
+    pip = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(pip, capture_output=True, text=True, check=False).stdout
+    found = dict(re.findall(r"^([\w:.-]+)='(.*)'$", listed, flags=re.MULTILINE))
+    from_file = next((value for key, value in found.items() if re.fullmatch(rf"(global|install)\.{name}", key)), "")
+    return os.environ.get(f"PIP_{name.replace('-', '_').upper()}", from_file).replace("\\n", " ").strip()
+
+
+def uv_settings() -> dict[str, str]:
+    """Return the settings that make uv look where the user's pip looks: uv reads none of pip's."""
+    wanted = {
+        "UV_FIND_LINKS": ",".join(pip_setting("find-links").split()),
+        "UV_DEFAULT_INDEX": pip_setting("index-url"),
+        "SSL_CERT_FILE": pip_setting("cert"),
+    }
+    return {name: value for name, value in wanted.items() if value and name not in os.environ}
+
+
+def install(session: nox.Session, *arguments: str) -> None:
+    """Install into the session's environment, with uv where nox has it."""
+    session.install(*arguments, env=uv_settings())
+
+
+def install_for_training(session: nox.Session, *arguments: str) -> None:
+    """Install what trains on CPUs, never the gigabytes that torch needs for GPUs."""
+    backend = []
+    if session.venv_backend == "uv" and not (pip_setting("find-links") or os.environ.get("UV_FIND_LINKS")):
+        backend = ["--torch-backend", "cpu"]
+    if session.venv_backend == "uv":
+        # uv leaves compiling to the first import, which a variable of the user's may forbid to write: then each trainer
+        # would start three times as slowly
+        backend.append("--compile-bytecode")
+    install(session, *backend, "--constraint", "tests/constraints-cpu.txt", *arguments)
+
+
+def directories(**extras: str) -> list[str]:
+    """Return what pip calls all plugins, each with its extras."""
+    return [f"./{name}{extras.get(name, '')}" for name in PLUGINS]
+
+
+def own_state(session: nox.Session) -> dict[str, str]:
+    """Return settings that keep ado's state in the session's own directory."""
+    home = Path(session.create_tmp()) / "home"
+    shutil.rmtree(home, ignore_errors=True)
+    return {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def actuators(session: nox.Session) -> set[str]:
+    """Return the actuators that ado lists, asked from a directory without any source."""
+    with session.chdir(session.create_tmp()):
+        printed = session.run("ado", "get", "actuators", silent=True, log=False, env=own_state(session)) or ""
+    return {plugin for plugin in PLUGINS if re.search(rf"\b{plugin}\b", printed)}
+
+
+def importable(session: nox.Session) -> set[str]:
+    """Return the plugins that can be imported, asked from a directory without any source."""
+    with session.chdir(session.create_tmp()):
+        printed = session.run("python", "-c", IMPORTABLE, *PLUGINS, silent=True, log=False) or ""
+    return set(str(printed).split())
+
+
+def check_installed(session: nox.Session, expected: set[str]) -> None:
+    """Fail unless exactly the ``expected`` plugins can be imported and are listed by ado."""
+    if (found := importable(session)) != expected:
+        session.error(f"Installed are {sorted(expected)}, but importable are {sorted(found)}.")
+    if (found := actuators(session)) != expected:
+        session.error(f"Installed are {sorted(expected)}, but ado lists {sorted(found)}.")
+    session.log(f"Python imports and ado lists {', '.join(sorted(expected))}, and no other.")
+
+
+def dependencies_first(session: nox.Session) -> None:
+    """Install what the plugins depend on with uv, where there is one: pip alone takes ten times as long."""
+    beside_nox = str(Path(sys.executable).parent)
+    uv = shutil.which("uv", path=os.pathsep.join([beside_nox, os.environ.get("PATH", "")]))
+    if uv:
+        lists = [argument for plugin in PLUGINS for argument in ("--requirement", f"{plugin}/pyproject.toml")]
+        python = f"{session.virtualenv.location}/bin/python"
+        session.run(uv, "pip", "install", "--quiet", "--python", python, *lists, env=uv_settings(), external=True)
+
+
+def provide_mariadb(session: nox.Session) -> None:
+    """Install the server that ado's shared store is tested with, where this user may; elsewhere that test is skipped."""
+    there = shutil.which("mariadbd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+    if there or os.getuid() != 0 or not shutil.which("apt-get"):
+        return
+    # the core package has the server and starts none
+    for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", "mariadb-server-core"]):
+        options = ["-o", "DPkg::Lock::Timeout=300", "-y"]
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        session.run("apt-get", *options, *command, env=quiet, external=True, silent=True, success_codes=range(256))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the style, the format and the types of everything."""
+    install(session, "mypy", "numpy", "packaging", "pydantic", "ruff", "types-psutil", "types-PyYAML")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    for plugin in PLUGINS:
+        session.run("mypy", "--package", f"ado_actuators.{plugin}", env={"MYPYPATH": f"{plugin}/src"})
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests but those of building and installing, which have sessions of their own."""
+    fresh = [f"--reinstall-package={name}" for name in PLUGINS.values()] if session.venv_backend == "uv" else []
+    install_for_training(session, *fresh, *directories(sfttrainer="[train,qlora,report]"), *TEST_TOOLS)
+    provide_mariadb(session)
+    ours = [f"--ignore=tests/packaging/test_{name}.py" for name in ("version", "wheel")]
+    session.run("pytest", *(session.posargs or ["tests", *ours]))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Make the reference pages of both actuators from the code."""
+    fresh = [f"--reinstall-package={name}" for name in PLUGINS.values()] if session.venv_backend == "uv" else []
+    install(session, *fresh, *directories())
+    session.run("python", "docs/reference.py")
+
+
+@nox.session(name="install", venv_backend="venv", reuse_venv=False)
+@each_plugin
+def install_and_uninstall(session: nox.Session, plugin: str) -> None:
+    """Install both plugins with pip, uninstall one, install it again, and once more in place."""
+    dependencies_first(session)
+    session.install(*directories())
+    check_installed(session, set(PLUGINS))
+    session.run("pip", "uninstall", "--yes", "--quiet", PLUGINS[plugin])
+    check_installed(session, set(PLUGINS) - {plugin})
+    session.install(f"./{plugin}")
+    check_installed(session, set(PLUGINS))
+    session.install("--editable", f"./{plugin}")
+    check_installed(session, set(PLUGINS))
+
+
+@nox.session
+@each_plugin
+def wheel(session: nox.Session, plugin: str) -> None:
+    """Build the plugin in every way and compare what ships."""
+    install(session, *BUILD_TOOLS)
+    session.run("pytest", "tests/packaging/test_wheel.py", "-k", plugin, *session.posargs)
+
+
+@nox.session
+@each_plugin
+def version(session: nox.Session, plugin: str) -> None:
+    """Change throw-away copies of the repository and watch the version, or the refusal to build."""
+    install(session, *BUILD_TOOLS)
+    session.run("pytest", "tests/packaging/test_version.py", "-k", plugin, *session.posargs)
+
+
+@nox.session(default=False)
+def quickstart(session: nox.Session) -> None:
+    """Measure the four workloads of the example, show the table and make a report; what follows -- goes to ado create operation."""
+    fresh = ["--reinstall-package=ado-sfttrainer"] if session.venv_backend == "uv" else []
+    install_for_training(session, *fresh, "./sfttrainer[train,report]")
+    with session.chdir("sfttrainer/examples"):
+        given = ["--with", "space=space.yaml", "--with", "actuatorconfiguration=actuatorconfiguration.yaml"]
+        session.run("ado", "create", "operation", "-f", "operation.yaml", *given, *session.posargs)
+        columns = [argument for name in SHOWN for argument in ("--property", name)]
+        table = ["ado", "show", "measurements", "operation", "--use-latest", "--no-trunc", *columns]
+        session.run(*table, env={"COLUMNS": "300"})
+    session.run("python", "-m", "ado_actuators.sfttrainer.report", "latest", "--output", "ado-report")
+
+
+@nox.session(default=False)
+def wheels(session: nox.Session) -> None:
+    """Build the wheels of both plugins and a ray_runtime_env.yaml into dist/; -- --help shows the options."""
+    install(session, *WHEEL_TOOLS)
+    session.run("python", "tools/ray_jobs.py", "wheels", *session.posargs)
+
+
+@nox.session(default=False)
+def ray_submit(session: nox.Session) -> None:
+    """Run a command with the wheels on a Ray cluster; exits with its status: -- --address URL -- COMMAND."""
+    install(session, *WHEEL_TOOLS, "ray[default]")
+    try:
+        session.run("python", "tools/ray_jobs.py", "submit", *session.posargs)
+    except CommandFailed as failed:
+        # nox itself would make 1 of any status
+        sys.exit(failed.return_code)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Make 300 measurements in an ado operation while one in ten is disturbed; what follows -- goes to benchmarks/soak.py."""
+    install_for_training(session, "--reinstall-package=ado-sfttrainer", "./sfttrainer[train]")
+    session.run("python", "benchmarks/soak.py", *session.posargs)
+
+
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Inject every fault and write the table of docs/reliability.md."""
+    install_for_training(session, *directories(sfttrainer="[train]"), *TEST_TOOLS)
+    report = f"{session.create_tmp()}/faults.xml"
+    files = ("core/test_faults.py", "core/test_environment.py", "system/test_cluster.py", "system/test_endings.py")
+    session.run(
+        "pytest",
+        "-o",
+        "junit_family=xunit1",
+        f"--junitxml={report}",
+        *(f"tests/{name}" for name in (*files, "system/test_faults_operation.py")),
+    )
+    session.run("python", "tests/fault_table.py", report)
+
+
+@nox.session(default=False)
+def audit(session: nox.Session) -> None:
+    """Ask the index's advisories about the pinned environments and what the plugins depend on."""
+    install(session, "pip-audit")
+    versions: dict[str, list[str]] = {}
+    for path in sorted(Path("fms_hf_tuning/src/ado_actuators/fms_hf_tuning/environments").glob("*.txt")):
+        # not torch's CPU build, which no service of advisories knows
+        for name, version in re.findall(
+            r"^([\w.-]+)==([\w.]+)(?![\w.+])", path.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            if version not in versions.setdefault(name, []):
+                versions[name].append(version)
+    found = []
+    # pip-audit takes one version of a package at a time
+    for number in range(max(map(len, versions.values()))):
+        pins = [f"{name}=={known[number]}" for name, known in versions.items() if len(known) > number]
+        copy = Path(session.create_tmp()) / "pins.txt"
+        copy.write_text("\n".join(pins) + "\n", encoding="utf-8")
+        command = ("pip-audit", "--disable-pip", "--no-deps", "--progress-spinner", "off", "--requirement", str(copy))
+        printed = str(session.run(*command, silent=True, success_codes=[0, 1]))
+        if printed.count("could not be audited") >= len(pins) or re.search(r"ConnectionError|ServiceError", printed):
+            session.skip("no service of advisories that knows these packages can be reached from here")
+        if not printed.startswith("No known"):
+            found.append(printed)
+    if found:
+        session.error("\n".join(found))
+
+
+if __name__ == "__main__":
+    nox.main()

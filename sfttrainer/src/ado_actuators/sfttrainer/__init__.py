@@ -1,0 +1,1 @@
+"""ado actuator that measures fine-tuning with Hugging Face TRL's SFTTrainer."""

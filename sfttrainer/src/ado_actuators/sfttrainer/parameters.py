@@ -1,0 +1,9 @@
+"""Configuration of the sfttrainer actuator: where and how, never what."""
+
+from __future__ import annotations
+
+from .core.configuration import MeasuringParameters
+
+
+class SFTTrainerParameters(MeasuringParameters):
+    """Parameters of the sfttrainer actuator."""

@@ -1,0 +1,10 @@
+"""Make a page and pictures of measurements: ``python -m ado_actuators.sfttrainer.report OPERATION``."""
+
+from __future__ import annotations
+
+import sys
+
+from .core.reporting.report import main
+
+if __name__ == "__main__":
+    sys.exit(main("sfttrainer"))

@@ -1,0 +1,168 @@
+"""How TRL's SFTTrainer is driven. The only module that knows TRL; it runs in the trainer process and imports the trainer room only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PACKAGES = ("trl", "bitsandbytes", "liger-kernel")
+DISTRIBUTION = "ado-sfttrainer[train]"
+
+
+def load() -> None:
+    """Import the stack, which takes seconds and happens once in a process.
+
+    Raises:
+        ImportError: a package of the stack is not installed.
+    """
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import trl  # noqa: F401
+    from trl import SFTConfig, SFTTrainer  # noqa: F401 - resolves TRL's lazy imports
+
+
+def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
+    """Train once as ``job`` says, handing ``clock.callback`` to the trainer; return facts read back from what ran.
+
+    Raises:
+        Refused: the workload is impossible in this environment.
+        Broken: the model or the data cannot be used.
+    """
+    from trl import SFTTrainer
+
+    from .core.trainer import data, fsdp, model, quantise
+    from .core.trainer.errors import Broken
+
+    workload = job["workload"]
+    quantised = workload["method"] == "qlora"
+    if quantised:
+        quantise.check_installed()
+    with clock.phase("model_load"):
+        network, built = model.build(job, quantised=quantised)
+        tokenizer = model.tokenizer(job, network)
+    with clock.phase("data"):
+        samples = data.build(job, tokenizer, network.config)
+    with clock.phase("setup"):
+        trainer = SFTTrainer(
+            model=network,
+            args=_arguments(job, network.config.get_text_config()),
+            train_dataset=samples.dataset,
+            processing_class=tokenizer,
+            peft_config=_adapter(workload),
+            callbacks=[clock.callback],
+        )
+        for callback in list(trainer.callback_handler.callbacks):
+            if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
+                trainer.remove_callback(callback)
+        # counted before anything shards them
+        counts = {
+            "model_parameters": built["model_parameters"],
+            "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        }
+    with clock.phase("train"):
+        trainer.train()
+    facts = {**_facts(trainer), **counts}
+    if quantised:
+        facts["quantised_layers"] = quantise.layers(trainer.model)
+    if sentence := fsdp.mismatch(workload, job["world_size"], facts["wrapped_by"]):
+        raise Broken(sentence)
+    if job["world_size"] == 1:
+        balance = model.router_load(trainer.model, _batch_of(trainer.model, samples.dataset[0]["input_ids"]))
+        facts |= {"router_load_max_over_mean": balance} if balance else {}
+    return facts
+
+
+def _batch_of(network: Any, tokens: list[int]) -> Any:
+    """Return one sample as a batch on the model's device, shape (1, length)."""
+    import torch
+
+    return torch.tensor([tokens], device=next(network.parameters()).device)
+
+
+def _arguments(job: dict[str, Any], config: Any) -> Any:
+    from trl import SFTConfig
+
+    from .core.trainer import fsdp
+
+    workload = job["workload"]
+    arguments = SFTConfig(
+        output_dir=job["run_dir"],
+        per_device_train_batch_size=workload["batch_size"] // job["world_size"],
+        gradient_accumulation_steps=workload["gradient_accumulation_steps"],
+        # TRL's defaults differ from Trainer's and change between versions, so everything that costs time is stated
+        max_length=workload["model_max_length"],
+        packing=workload["packing"],
+        packing_strategy=workload["packing_strategy"],
+        padding_free=workload["padding_free"],
+        # the samples come as tokens of the right length; preparing them again only costs time
+        dataset_kwargs={"skip_prepare_dataset": not workload["packing"]},
+        gradient_checkpointing=workload["gradient_checkpointing"],
+        gradient_checkpointing_kwargs={"use_reentrant": workload["gradient_checkpointing_use_reentrant"]},
+        bf16=workload["mixed_precision"] == "bf16",
+        fp16=workload["mixed_precision"] == "fp16",
+        optim=workload["optim"],
+        learning_rate=2e-5,
+        lr_scheduler_type="constant",
+        max_steps=workload["max_steps"] if not workload["num_train_epochs"] else -1,
+        num_train_epochs=workload["num_train_epochs"] or 1,
+        use_liger_kernel=workload["use_liger_kernel"],
+        torch_compile=workload["torch_compile"],
+        seed=workload["seed"],
+        use_cpu=workload["number_gpus"] == 0,
+        ddp_backend="gloo" if workload["number_gpus"] == 0 and job["world_size"] > 1 else None,
+        ddp_find_unused_parameters=False if job["world_size"] > 1 else None,
+        **fsdp.options(workload),
+        **_auxiliary_loss(config),
+        # nothing inside a step may wait for the device or write a file
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=workload["number_gpus"] > 0,
+        skip_memory_metrics=True,
+    )
+    return fsdp.complete(arguments, workload)
+
+
+def _auxiliary_loss(config: Any) -> dict[str, Any]:
+    """Return what switches the routers' loss off where transformers cannot compute it.
+
+    TRL (from 1.16 on) switches it on for each model whose configuration has a coefficient for it. Granite 4.0's has one by
+    default, even without experts, but not the number of experts that transformers then asks for.
+    """
+    from trl import SFTConfig
+
+    impossible = hasattr(config, "output_router_logits") and not hasattr(config, "num_experts")
+    known = "router_aux_loss_coef" in SFTConfig.__dataclass_fields__
+    return {"router_aux_loss_coef": 0.0} if impossible and known else {}
+
+
+def _adapter(workload: dict[str, Any]) -> Any:
+    from peft import LoraConfig, PromptTuningConfig
+
+    if workload["method"] in ("lora", "qlora"):
+        names = workload["target_modules"]
+        return LoraConfig(
+            r=workload["r"],
+            lora_alpha=workload["lora_alpha"],
+            lora_dropout=workload["lora_dropout"],
+            target_modules=names if names == "all-linear" else [name.strip() for name in names.split(",")],
+            task_type="CAUSAL_LM",
+        )
+    if workload["method"] == "prompt_tuning":
+        return PromptTuningConfig(num_virtual_tokens=workload["num_virtual_tokens"], task_type="CAUSAL_LM")
+    return None
+
+
+def _facts(trainer: Any) -> dict[str, Any]:
+    from .core.trainer.fsdp import wrapper
+
+    config = trainer.model.config
+    return {
+        "attn_implementation": getattr(config, "_attn_implementation", None),
+        "wrapped_by": wrapper(trainer),
+        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
+    }

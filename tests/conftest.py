@@ -1,0 +1,41 @@
+"""What all tests share: nothing touches the user's home or the network's hub, and Ray's directories have short paths."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+KEY = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run its own home, before any library has read the real one."""
+    home = Path(tempfile.mkdtemp(prefix="ado-", dir="/tmp"))
+    (home / "r").mkdir()
+    config.stash[KEY] = home
+    # uv's package cache is worth keeping: it holds packages, not state
+    os.environ.setdefault("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))
+    os.environ.update(
+        HOME=str(home),
+        XDG_CONFIG_HOME=str(home / ".config"),
+        XDG_CACHE_HOME=str(home / ".cache"),
+        RAY_TMPDIR=str(home / "r"),
+        HF_HUB_OFFLINE="1",
+        # a client of a closed Ray instance that was left behind would end the whole process after a minute without its server
+        RAY_gcs_rpc_server_reconnect_timeout_s="1800",
+    )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the home."""
+    shutil.rmtree(config.stash[KEY], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def own_home(pytestconfig: pytest.Config) -> Path:
+    """Home directory of this run."""
+    return pytestconfig.stash[KEY]

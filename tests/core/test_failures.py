@@ -1,0 +1,121 @@
+"""Causes told apart: what cannot run, what may work when repeated, what is broken; and the sentence each gives."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from ado_actuators.sfttrainer.core import failures
+
+
+@pytest.mark.parametrize(
+    ("type_name", "text", "group", "what"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "cannot run", "gpu_oom"),
+        ("RuntimeError", "CUDA error: out of memory", "cannot run", "gpu_oom"),
+        (
+            "RuntimeError",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cannot run",
+            "gpu_oom",
+        ),
+        ("RuntimeError", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "cannot run", "gpu_oom"),
+        ("MemoryError", "", "cannot run", "host_oom"),
+        (
+            "RuntimeError",
+            "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory",
+            "cannot run",
+            "host_oom",
+        ),
+        ("OSError", "[Errno 12] Cannot allocate memory", "cannot run", "host_oom"),
+        ("RuntimeError", "CUDA error: an illegal memory access was encountered", "broken", "broken"),
+        ("DistBackendError", "NCCL error in: ProcessGroupNCCL.cpp, remote process exited", "transient", "transient"),
+        (
+            "RuntimeError",
+            "[../gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:1",
+            "transient",
+            "transient",
+        ),
+        (
+            "RuntimeError",
+            "The server socket has failed to listen: EADDRINUSE, address already in use",
+            "transient",
+            "transient",
+        ),
+        ("ModuleNotFoundError", "No module named 'trl'", "broken", "bad_input"),
+        ("ValueError", "the file says: CUDA out of memory", "broken", "broken"),
+        ("ImportError", "libgomp.so.1: cannot allocate memory in static TLS block", "broken", "broken"),
+        ("OSError", "/data/gloo/m is not a local folder and is not a valid model identifier", "broken", "bad_input"),
+    ],
+)
+def test_exceptions_are_told_apart(type_name: str, text: str, group: str, what: str) -> None:
+    """By type and text, as torch, CUDA and the transports word them."""
+    cause = failures.classify_exception(type_name, text)
+    assert (cause.group, cause.what) == (group, what)
+
+
+@pytest.mark.parametrize(
+    ("code", "tail", "oom_killed", "group", "what"),
+    [
+        (-9, "", True, "cannot run", "host_oom"),
+        (-9, "", False, "transient", "transient"),
+        (137, "", True, "cannot run", "host_oom"),
+        (-11, "", False, "transient", "transient"),
+        (
+            -6,
+            "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc",
+            False,
+            "cannot run",
+            "host_oom",
+        ),
+        (
+            1,
+            "Traceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried",
+            False,
+            "cannot run",
+            "gpu_oom",
+        ),
+        (3, "", False, "transient", "transient"),
+    ],
+)
+def test_exits_are_told_apart(code: int, tail: str, oom_killed: bool, group: str, what: str) -> None:
+    """By exit code, signal, what was written last, and whether the kernel killed for memory."""
+    cause = failures.classify_exit(code, tail, oom_killed)
+    assert (cause.group, cause.what) == (group, what)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "No reason was given."),
+        ("two\n  lines", "two lines."),
+        ("\x1b[31mred\x1b[0m", "red."),
+        ("see https://user:secret@host/simple", "see https://***@host/simple."),
+        ("token hf_abcdefghijklmnop was refused", "token hf_*** was refused."),
+    ],
+)
+def test_sentences_are_plain(text: str, sentence: str) -> None:
+    """One line, without colours and without secrets, ending like a sentence."""
+    assert str(failures.Broken(text)) == sentence
+
+
+def test_sentences_are_short() -> None:
+    """However much a library says, 200 characters are kept."""
+    assert len(str(failures.Broken("word " * 1000))) == 200
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        failures.OutOfMemory("gpu"),
+        failures.OutOfMemory("host"),
+        failures.InvalidConfiguration("no."),
+        failures.Transient("again."),
+        failures.Broken("never."),
+    ],
+)
+def test_failures_travel_between_processes(failure: failures.Failure) -> None:
+    """Pickled, or as plain values and back, a failure is the same."""
+    assert pickle.loads(pickle.dumps(failure)).cause == failure.cause
+    assert failures.raised(failure.cause).cause == failure.cause

@@ -1,0 +1,430 @@
+"""What a host does when its trainers misbehave: real processes of a stack that does what a job's ``dataset_id`` tells it.
+
+The stack lies in a throw-away plugin of the same shape as the real ones, whose core is a link to the real core.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+
+CORE = Path(__file__).parents[2] / "core"
+STACK = '''
+"""A stack that misbehaves as it is told."""
+import os, signal, sys, time
+PACKAGES = ()
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+def load():
+    if os.environ.get("FAULTY_IMPORT"):
+        die()
+    import accelerate, torch, transformers
+class Config:
+    def __init__(self, what):
+        self.what = what
+    def to_dict(self):
+        if self.what == "kill while reporting":
+            die()
+        return {"model_type": "linear"}
+def train(job, clock):
+    import torch
+    what, _, rank = job["workload"]["dataset_id"].partition("@")
+    if what == "late" and int(rank) == job["rank"]:
+        what = "late after training"
+    elif rank and what != "late" and int(rank) != job["rank"]:
+        time.sleep(60)
+    if what == "kill":
+        die()
+    if what == "kill while loading":
+        with clock.phase("model_load"):
+            die()
+    if what == "address space":
+        import resource
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
+        torch.ones(2**29)
+    if what == "hang":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "child":
+        import subprocess
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+        time.sleep(60)
+    if what == "flood":
+        block = b"x" * 2**20
+        for _ in range(1024):
+            os.write(1, block)
+    if what == "garbage":
+        import gc
+        import io
+        gc.unfreeze()
+        channels = [o for o in gc.get_objects() if isinstance(o, io.TextIOWrapper) and o.fileno() > 2]
+        for channel in channels:
+            if channel.writable():
+                channel.write("no record\\n"); channel.flush()
+        time.sleep(30)
+    if what == "oom":
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if what == "segfault":
+        import ctypes; ctypes.string_at(0)
+    model = torch.nn.Linear(2, 2)
+    model.config = Config(what)
+    clock.begin(model)
+    for step in range(1, job["workload"]["max_steps"] + 1):
+        if what == f"kill in step {step}":
+            die()
+        time.sleep(0.01)
+        if clock.end_step():
+            break
+    clock.end()
+    if what == "late after training":
+        time.sleep(2)
+    return {}
+'''
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """Make the throw-away plugin and import its core."""
+    root = tmp_path_factory.mktemp("plugin")
+    package = root / "ado_actuators" / "faulty"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('"""A plugin for tests."""\n')
+    (package / "stack.py").write_text(STACK)
+    (package / "core").symlink_to(CORE)
+    sys.path.insert(0, str(root))
+    importlib.invalidate_caches()
+    import ado_actuators
+
+    ado_actuators.__path__ = [*ado_actuators.__path__, str(package.parent)]  # type: ignore[assignment]
+    modules = {
+        name: importlib.import_module(f"ado_actuators.faulty.core.{name}")
+        for name in ("host", "workload", "failures", "environment")
+    }
+    yield SimpleNamespace(**modules, root=root)
+    sys.path.remove(str(root))
+
+
+@pytest.fixture
+def make_host(faulty: SimpleNamespace, tmp_path: Path) -> Iterator[Any]:
+    """Make hosts that are closed after the test."""
+    hosts: list[Any] = []
+
+    def make(processes: int = 1) -> Any:
+        spec = faulty.host.HostSpec(
+            "current", None, processes=processes, gpus=0, threads=1, state_dir=str(tmp_path / "state")
+        )
+        hosts.append(faulty.host.Host(spec))
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        host.close()
+
+
+def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes: int = 1) -> dict[str, Any]:
+    """Return a job for the misbehaving stack."""
+    workload = faulty.workload.parse(
+        {
+            "model_name": "m",
+            "model_max_length": 8,
+            "batch_size": processes,
+            "number_gpus": 0,
+            "number_nodes": processes,
+            "dataset_id": what,
+            "max_steps": 25,
+            "target_ci_percent": 0,
+        }
+    )
+    return {
+        "id": "t", "run_dir": str(tmp_path / "run"), "workload": workload.model_dump(), "architecture": None, "source": None,
+        "rank": 0, "world_size": 1, "local_world_size": 1, "master_addr": "127.0.0.1", "master_port": host.address()[1],
+        "threads": 1, "trust_remote_code": False, "task": "benchmark", "alone": False,
+    }  # fmt: skip
+
+
+def descendants() -> list[psutil.Process]:
+    """Return the live processes this test run has started."""
+    return [p for p in psutil.Process().children(recursive=True) if alive(p)]
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; it may end while it is looked at."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def measure(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, what: str, processes: int = 1, limit_s: float = 60.0
+) -> tuple[Any, float]:
+    """Measure once; return the outcome and the seconds it took once the trainers were ready."""
+    host = make_host(processes)
+    outcome = host.measure(job(faulty, tmp_path, what, host, processes), limit_s)
+    return outcome, outcome.total_s - outcome.startup_s
+
+
+def test_a_quiet_measurement(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The control: without a fault there is a record and no cause."""
+    outcome, _ = measure(faulty, tmp_path, make_host, "none")
+    assert outcome.cause is None
+    assert len(outcome.records[0]["step_end_s"]) == 25
+
+
+# what is injected; the class it must end in; what the table of docs/reliability.md calls it
+FAULTS = {
+    "kill while loading": ("transient", "trainer killed while it loads the model"),
+    "kill in step 1": ("transient", "trainer killed in step 1"),
+    "kill in step 20": ("transient", "trainer killed in step 20"),
+    "kill while reporting": ("transient", "trainer killed while it reports"),
+    "segfault": ("transient", "segmentation fault"),
+    "garbage": ("broken", "garbage where a record is expected"),
+    "oom": ("cannot run", "CUDA out of memory (its text)"),
+    "address space": ("cannot run", "host out of memory (address-space limit)"),
+}
+
+
+@pytest.fixture(scope="module")
+def lasting(faulty: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Give one host to all these faults, one after the other."""
+    state = tmp_path_factory.mktemp("state")
+    host = faulty.host.Host(faulty.host.HostSpec("current", None, processes=1, gpus=0, threads=1, state_dir=str(state)))
+    yield host
+    host.close()
+
+
+def note(record: Any, fault: str, outcome: Any, seconds: float) -> None:
+    """Record a row of the table in docs/reliability.md; what is left is asserted by the caller."""
+    group = outcome.cause.group if outcome.cause else "measured"
+    for name, value in (("fault", fault), ("outcome", group), ("seconds", round(seconds, 1)), ("left", "nothing")):
+        record(name, value)
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_trainer_that_fails_is_noticed_at_once(
+    faulty: SimpleNamespace, tmp_path: Path, lasting: Any, what: str, record_property: Any
+) -> None:
+    """Killed, crashed, talking nonsense or out of memory: the right class, one sentence, quickly, and nothing stays behind."""
+    group, name = FAULTS[what]
+    outcome = lasting.measure(job(faulty, tmp_path, what, lasting), 60)
+    seconds = outcome.total_s - outcome.startup_s
+    assert outcome.cause is not None
+    assert outcome.cause.group == group, outcome.cause
+    assert 0 < len(outcome.cause.sentence) <= 200
+    assert seconds < 15
+    assert descendants() == []
+    assert not (tmp_path / "run").exists()
+    note(record_property, name, outcome, seconds)
+
+
+def test_the_host_of_all_these_faults_still_measures(faulty: SimpleNamespace, tmp_path: Path, lasting: Any) -> None:
+    """However often its trainers failed, the same host measures what can be measured."""
+    assert lasting.measure(job(faulty, tmp_path, "none", lasting), 60).cause is None
+    lasting.close()
+
+
+def test_a_trainer_killed_while_importing(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch, record_property: Any
+) -> None:
+    """Noticed while the host still waits for it to be ready; the next one starts in its place."""
+    monkeypatch.setenv("FAULTY_IMPORT", "1")
+    host = make_host()
+    outcome = host.measure(job(faulty, tmp_path, "none", host), 60)
+    assert outcome.cause.group == "transient"
+    assert descendants() == []
+    note(record_property, "trainer killed while it imports", outcome, outcome.total_s)
+    monkeypatch.delenv("FAULTY_IMPORT")
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).cause is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of 256 kB; skip where that is not permitted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_costs_the_log_only(
+    faulty: SimpleNamespace, tmp_path: Path, small_disk: Path, record_property: Any
+) -> None:
+    """The log stops where the disk is full; the measurement is none the worse."""
+    spec = faulty.host.HostSpec("current", None, processes=1, gpus=0, threads=1, state_dir=str(small_disk))
+    host = faulty.host.Host(spec)
+    outcome = host.measure(job(faulty, tmp_path, "flood", host), 60)
+    host.close()
+    assert outcome.cause is None
+    assert shutil.disk_usage(small_disk).free == 0
+    note(record_property, "disk full in the log", outcome, outcome.total_s - outcome.startup_s)
+
+
+def test_a_full_disk_in_the_environment_cache(
+    faulty: SimpleNamespace, small_disk: Path, tmp_path: Path, record_property: Any
+) -> None:
+    """One sentence that says so, and nothing that could be taken for an environment."""
+    requirements = tmp_path / "list.txt"
+    requirements.write_text("six==1.17.0\nidna==3.10\n")
+    begin = time.perf_counter()
+    with pytest.raises(faulty.environment.EnvironmentProblem, match=r"[Nn]o space left on device") as problem:
+        faulty.environment.resolve(
+            "managed", requirements=requirements, cache_dir=small_disk, progress=lambda line: None, timeout_s=60
+        )
+    assert len(str(problem.value)) <= 200
+    assert [path for path in small_disk.iterdir() if path.is_dir()] == []
+    assert descendants() == []
+    cause = SimpleNamespace(cause=SimpleNamespace(group="broken"))
+    note(record_property, "disk full in the environment cache", cause, time.perf_counter() - begin)
+
+
+def test_a_trainer_that_hangs_meets_the_limit(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """A stopped process is killed at run_timeout_s."""
+    outcome, seconds = measure(faulty, tmp_path, make_host, "hang", limit_s=4)
+    assert outcome.cause.sentence == "the measurement took longer than run_timeout_s 4 s."
+    assert 4 <= seconds < 10
+    assert descendants() == []
+    note(record_property, "trainer hangs (SIGSTOP), run_timeout_s 4", outcome, seconds)
+
+
+def test_children_of_a_trainer_end_with_it(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The whole process group is killed."""
+    measure(faulty, tmp_path, make_host, "child", limit_s=4)
+    assert descendants() == []
+
+
+def test_a_flood_of_output_is_cut(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """1 GB of output leaves a log of a few MB, and the measurement is none the worse."""
+    host = make_host()
+    outcome = host.measure(job(faulty, tmp_path, "flood", host), 60)
+    host.close()
+    assert outcome.cause is None
+    assert Path(outcome.log).stat().st_size < 10 * 2**20
+    assert b"bytes left out" in Path(outcome.log).read_bytes()
+    note(record_property, "trainer floods its output (1 GB)", outcome, outcome.total_s - outcome.startup_s)
+
+
+def test_one_of_two_processes_out_of_memory(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """Out of memory on one rank is out of memory; the other rank is not waited for."""
+    outcome, seconds = measure(faulty, tmp_path, make_host, "oom@1", processes=2)
+    assert outcome.cause.what == "gpu_oom"
+    assert seconds < 15
+    assert descendants() == []
+    note(record_property, "one rank of two out of GPU memory", outcome, seconds)
+
+
+def test_one_of_two_processes_killed(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """A killed rank fails the measurement in under 15 s and frees everything."""
+    outcome, seconds = measure(faulty, tmp_path, make_host, "kill@1", processes=2)
+    assert outcome.cause.group == "transient"
+    assert seconds < 15
+    assert descendants() == []
+    note(record_property, "one rank of two killed", outcome, seconds)
+
+
+def test_a_host_goes_on_after_a_failure(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The trainer is replaced and the next measurement is a clean one."""
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "kill", host), 60).cause is not None
+    after = host.measure(job(faulty, tmp_path, "none", host), 60)
+    assert after.cause is None
+    assert not after.reused
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).reused
+
+
+def test_a_trainer_that_ends_while_idle_is_replaced(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The next measurement is made by a new one, and is no second attempt."""
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).cause is None
+    (trainer,) = descendants()
+    trainer.kill()
+    psutil.wait_procs([trainer], timeout=10)
+    after = host.measure(job(faulty, tmp_path, "none", host), 60)
+    assert (after.cause, after.reused) == (None, False)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_trainers_end_when_their_host_is_killed(faulty: SimpleNamespace, tmp_path: Path, stopped: bool) -> None:
+    """A host that vanishes (SIGKILL) leaves no trainer behind, not even a stopped one."""
+    code = (
+        "import sys, time; import ado_actuators.faulty.core.host as h\n"
+        f"s = h.HostSpec('current', None, processes=1, gpus=0, threads=1, state_dir={str(tmp_path)!r})\n"
+        "host = h.Host(s); host.start(); print(host._trainers[0].pid, flush=True); time.sleep(60)"
+    )
+    paths = os.pathsep.join([str(faulty.root), *sys.path])
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert keeper.stdout is not None
+    trainer = psutil.Process(int(keeper.stdout.readline()))
+    time.sleep(2)  # until the trainer has asked the kernel to die with its parent
+    if stopped:
+        trainer.send_signal(signal.SIGSTOP)
+    keeper.kill()
+    keeper.wait()
+    gone, alive = psutil.wait_procs([trainer], timeout=10)
+    for process in alive:
+        process.kill()
+    assert len(gone) == 1
+
+
+def test_a_host_can_be_closed_while_it_measures(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """Killing the trainers from another thread ends the measurement instead of hanging it."""
+    host = make_host()
+    host.start()
+    threading.Timer(6, lambda: os.killpg(host._trainers[0].pid, signal.SIGKILL)).start()
+    outcome = host.measure(job(faulty, tmp_path, "hang", host), 60)
+    assert outcome.cause.group == "transient"
+
+
+def test_ranks_that_report_apart_keep_their_trainers(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a rank says after its own record, while another still trains, is heard: nobody waits for it again."""
+    monkeypatch.setattr(faulty.host, "RELEASE_TIMEOUT_S", 20.0)
+    host = make_host(2)
+    outcome = host.measure(job(faulty, tmp_path, "late@1", host, 2), 60)
+    assert outcome.cause is None
+    assert host.measure(job(faulty, tmp_path, "none", host, 2), 60).reused
+
+
+def test_building_an_environment_is_no_late_start(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit for starting counts from the moment the trainers start, however long their environment was built."""
+    resolve = faulty.host.environment.resolve
+
+    def slowly(*given: Any, **named: Any) -> Path:
+        begin = time.perf_counter()
+        monkeypatch.setattr(faulty.host.time, "perf_counter", lambda: time_of() + 3600)
+        assert begin < time.perf_counter()
+        return resolve(*given, **named)
+
+    time_of = time.perf_counter
+    monkeypatch.setattr(faulty.host.environment, "resolve", slowly)
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).cause is None

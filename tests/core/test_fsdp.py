@@ -1,0 +1,82 @@
+"""What accelerate is handed for every fsdp_* property: its real plugin objects, made as the Trainer makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from accelerate import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import ShardingStrategy
+from transformers import TrainingArguments
+
+from ado_actuators.sfttrainer.core.trainer import fsdp
+from ado_actuators.sfttrainer.core.workload import parse
+
+pytestmark = pytest.mark.usefixtures("as_if_there_were_a_gpu")
+
+GPUS = {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 4, "number_gpus": 2}
+
+
+@pytest.fixture
+def as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let accelerate's plugin of version 1 name a device: it refuses to be made without one."""
+    monkeypatch.setattr("accelerate.utils.dataclasses.is_cuda_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+
+
+def plugin(**change: Any) -> FullyShardedDataParallelPlugin:
+    """Return the plugin for a workload on two GPUs."""
+    workload = parse({**GPUS, **change}).model_dump()
+    arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", **fsdp.options(workload))
+    return FullyShardedDataParallelPlugin(**fsdp.complete(arguments, workload).fsdp_plugin_args)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"distributed_backend": "None", "number_gpus": 1}, {"distributed_backend": "FSDP2", "number_gpus": 1}],
+)
+def test_without_fsdp_nothing_is_handed_over(change: dict[str, Any]) -> None:
+    """DDP, no backend and a single device need no plugin."""
+    assert fsdp.options(parse({**GPUS, **change}).model_dump()) == {}
+
+
+@pytest.mark.parametrize(("strategy", "reshard"), [("FULL_SHARD", True), ("SHARD_GRAD_OP", False)])
+def test_fsdp2_reshards_as_the_strategy_says(strategy: str, reshard: bool) -> None:
+    """Version 2 has a flag instead of strategies."""
+    made = plugin(distributed_backend="FSDP2", fsdp_sharding_strategy=strategy)
+    assert (made.fsdp_version, made.reshard_after_forward) == (2, reshard)
+
+
+@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"])
+def test_fsdp1_knows_the_strategies(strategy: str) -> None:
+    """Version 1 takes the strategy by its name."""
+    made = plugin(distributed_backend="FSDP", fsdp_sharding_strategy=strategy)
+    # the same expression as in accelerate's prepare_model
+    assert (made.fsdp_version, ShardingStrategy(made.sharding_strategy or made.reshard_after_forward).name) == (
+        1,
+        strategy,
+    )
+
+
+def test_every_other_property_arrives() -> None:
+    """State dictionary, original parameters, offload and the layer to wrap."""
+    made = plugin(
+        distributed_backend="FSDP",
+        fsdp_state_dict_type="SHARDED_STATE_DICT",
+        fsdp_use_orig_params=False,
+        fsdp_cpu_offload=True,
+        fsdp_transformer_layer_cls_to_wrap="LlamaDecoderLayer",
+    )
+    assert made.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert made.use_orig_params is False
+    assert bool(made.cpu_offload) is True
+    assert list(made.transformer_cls_names_to_wrap) == ["LlamaDecoderLayer"]
+
+
+def test_another_wrapper_than_asked_for_is_not_measured() -> None:
+    """On CPU accelerate turns FSDP into DDP without a word; that is never stored as FSDP."""
+    asked = parse({**GPUS, "distributed_backend": "FSDP"}).model_dump()
+    assert fsdp.mismatch(asked, 2, "FullyShardedDataParallel") is None
+    assert fsdp.mismatch(asked, 2, "DistributedDataParallel") == (
+        "distributed_backend FSDP was asked for, but DistributedDataParallel wrapped the model."
+    )

@@ -1,0 +1,152 @@
+"""The report of records written by hand: exact numbers, and a reason for whatever is missing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from ado_actuators.sfttrainer.core.report import OUTPUTS, Report, first_loss_of_random_weights, make
+from ado_actuators.sfttrainer.core.throughput import ImpossibleRecord
+from ado_actuators.sfttrainer.core.workload import parse
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 10,
+    "tie_word_embeddings": True,
+}
+
+
+def record(**change: Any) -> dict[str, Any]:
+    """Return a rank that took 5 s for the first step, then 1, 1, 2 and 2 s, on 2 samples of 10 slots with 8 real tokens."""
+    steps = 5
+    return {
+        "rank": 0,
+        "world_size": 1,
+        "train_begin_s": 100.0,
+        "step_end_s": [105.0, 106.0, 107.0, 109.0, 111.0],
+        "samples": [2] * steps,
+        "token_slots": [20] * steps,
+        "real_tokens": [16] * steps,
+        "trained_tokens": [12] * steps,
+        "squared_lengths": [200] * steps,
+        "losses": [2.5, 2.4, 2.3, 2.2, 2.1],
+        "warmup_steps": 1,
+        "steady": False,
+        "stopped_by": "max_steps",
+        "phases": {"model_load_s": 0.5, "startup_s": 3.0},
+        "rss_peak_bytes": 2**30,
+        "model_parameters": 100,
+        "trainable_parameters": 100,
+        "architecture": LLAMA,
+        "facts": {"dtype": "float32"},
+        **change,
+    }
+
+
+def report(
+    *records: dict[str, Any], price: float | None = None, device: dict[str, float] | None = None, **workload: Any
+) -> Report:
+    """Return the report of records on CPU."""
+    values = {"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 0, **workload}
+    return make(
+        list(records), parse(values), device=device, device_name="cpu", price_usd_per_device_hour=price, total_s=20.0
+    )
+
+
+def test_times_and_rates_are_those_of_the_measured_steps() -> None:
+    """Warm-up is left out of everything."""
+    got = report(record()).properties
+    assert (got["train_runtime_s"], got["measured_steps"], got["warmup_steps"], got["first_step_s"]) == (6.0, 4, 1, 5.0)
+    assert (got["step_time_median_s"], got["step_time_mean_s"]) == (1.5, 1.5)
+    assert got["train_samples_per_second"] == pytest.approx(8 / 6)
+    assert got["train_tokens_per_second"] == pytest.approx(80 / 6)
+    assert got["dataset_tokens_per_second"] == pytest.approx(64 / 6)
+    assert got["trained_tokens_per_second"] == pytest.approx(48 / 6)
+
+
+def test_ranks_count_together_and_the_slowest_sets_the_time() -> None:
+    """Tokens add up; a step lasts as long as on the rank that took longest."""
+    slow = record(rank=1, world_size=2, step_end_s=[105.0, 107.0, 108.0, 110.0, 112.0])
+    got = report(record(world_size=2), slow, number_nodes=2).properties
+    assert got["train_runtime_s"] == 2 + 1 + 2 + 2
+    assert got["train_samples_per_second"] == pytest.approx(16 / 7)
+
+
+def test_every_output_is_measured_or_has_a_reason() -> None:
+    """Nothing is stored as 0 or -1 for want of a value."""
+    got = report(record())
+    assert set(got.properties) | set(got.omitted) == set(OUTPUTS)
+    assert not set(got.properties) & set(got.omitted)
+    assert all(got.omitted.values())
+
+
+def test_a_price_gives_a_cost() -> None:
+    """3.6 USD an hour are 0.001 USD a second; 64 tokens took 6 s."""
+    assert report(record(), price=3.6).properties["usd_per_million_tokens"] == pytest.approx(0.006 / 64 * 1e6)
+
+
+def test_a_loss_that_is_not_finite_is_flagged() -> None:
+    """The throughput counts, the flag says that training diverged."""
+    got = report(record(losses=[2.5, 2.4, None, 2.2, 2.1])).properties
+    assert (got["is_valid"], got["loss_finite"], got["loss_first"], got["loss_last"]) == (1, 0, 2.5, 2.1)
+
+
+def test_a_first_loss_far_from_that_of_random_weights_is_noted() -> None:
+    """ln(10) is 2.3; a first loss of 9 is worth a sentence."""
+    assert not [note for note in report(record()).notes if "first loss" in note]
+    assert [note for note in report(record(losses=[9.0, 2.4, 2.3, 2.2, 2.1])).notes if "first loss" in note]
+
+
+def test_a_run_that_ended_in_its_warm_up_is_noted() -> None:
+    """Numbers of a step that nothing preceded are given, with a sentence that says how little they rest on."""
+    assert "Too short to be trusted: 5 steps ran, of which 1 were warm-up." in report(record(warmup_steps=1)).notes
+    assert report(record(warmup_steps=3)).notes == ()
+
+
+def test_the_loss_of_random_weights_depends_on_the_spread_of_logits() -> None:
+    """A hidden size of 576 and a range of 1/24 give logits of variance 1, which cost half a nat more."""
+    smollm2 = {"vocab_size": 49152, "hidden_size": 576, "initializer_range": 1 / 24}
+    assert first_loss_of_random_weights(smollm2) == pytest.approx(math.log(49152) + 0.5)
+    assert first_loss_of_random_weights({**smollm2, "logits_scaling": 10.0}) == pytest.approx(math.log(49152) + 0.005)
+    assert first_loss_of_random_weights({}) is None
+
+
+def test_energy_is_per_real_token() -> None:
+    """128 J for 64 tokens."""
+    assert report(record(), device={"energy_joules": 128.0}).properties["energy_joules_per_token"] == 2.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step_end_s": [105.0, 104.0, 107.0, 109.0, 111.0]},
+        {"real_tokens": [21] * 5},
+        {"warmup_steps": 5},
+        {"samples": [2] * 4},
+    ],
+)
+def test_impossible_records_are_refused(change: dict[str, Any]) -> None:
+    """Time going back, more tokens than slots, no measured step, lists of different lengths."""
+    with pytest.raises(ImpossibleRecord):
+        report(record(**change))
+
+
+def test_a_refusal_has_two_properties() -> None:
+    """What cannot run has nothing else to say."""
+    got = Report.for_refusal("gpu_oom", "it does not fit.")
+    assert got.properties == {"is_valid": 0, "failure": "gpu_oom"}
+    assert set(got.omitted.values()) == {"it does not fit."}
+
+
+def test_the_text_shows_every_property_and_reason() -> None:
+    """For the terminal: values aligned, reasons grouped."""
+    text = report(record()).text()
+    assert "train_runtime_s" in text
+    assert "usd_per_million_tokens: the actuator configuration gives no price_usd_per_device_hour." in text

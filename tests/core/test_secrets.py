@@ -1,0 +1,140 @@
+"""Secrets of the environment stay out of sentences, logs, metadata and reports, and nothing of a trainer is ever unpickled."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ado_actuators.sfttrainer.actuator import SFTTrainer
+from ado_actuators.sfttrainer.core import failures, measurement, process, redaction
+from ado_actuators.sfttrainer.core.local import Local
+from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
+
+pytestmark = pytest.mark.timeout(180)
+
+SECRETS = {
+    "HF_TOKEN": "hf_PlantedTokenOfTheHub",
+    "AWS_SECRET_ACCESS_KEY": "planted/AWS+secret",
+    "WANDB_API_KEY": "planted-wandb-key",
+    "MYSQL_PASSWORD": "planted-mysql-password",
+    "PIP_EXTRA_INDEX_URL": "https://planted-user:planted-index-password@127.0.0.1:9/simple",
+}
+PLANTED = [*list(SECRETS.values())[:4], "planted-index-password"]
+CORE = Path(measurement.__file__).parent
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant secrets in the environment."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+
+def told(text: str) -> list[str]:
+    """Return the secrets that a text tells."""
+    return [secret for secret in PLANTED if secret in text]
+
+
+def test_names_tell_which_values_are_secret() -> None:
+    """Values by the variable's name and logins of URLs; not switches, directories, or a tokenizer's settings."""
+    environ = {**SECRETS, "TOKENIZERS_PARALLELISM": "false-or-so", "RAY_AUTH_TOKEN": "off", "PWD": "/some/directory"}
+    assert set(redaction.secrets(environ)) == {*PLANTED, "planted-user:planted-index-password"}
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("kind", ["exception", "import", "broken", "refused"])
+def test_a_failure_that_quotes_the_environment(kind: str) -> None:
+    """A trainer's message may hold the whole environment: the sentence holds no secret of it."""
+    for secret in PLANTED:
+        failure = failures.from_message({"kind": kind, "type": "ValueError", "text": f"bad {secret!r} in environment"})
+        verdict = measurement.refusal(failure, "sfttrainer", "finetune_full_benchmark")
+        assert told(f"{failure} {verdict.sentence} {json.dumps(verdict.metadata)}") == []
+    whole = failures.from_message({"kind": kind, "type": "KeyError", "text": str(dict(os.environ))})
+    assert told(str(whole)) == []
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("piece", [1, 7, 65536])
+def test_a_log_holds_no_secret(piece: int, tmp_path: Path) -> None:
+    """Whatever the pieces a trainer's output comes in, what is around a secret stays and the secret goes."""
+    text = "".join(f"{name}={value}\n" for name, value in SECRETS.items()) + "the end, hf_Pla"
+    writer = process.LogWriter(tmp_path / "log")
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stream:
+        for start in range(0, len(text), piece):
+            os.write(write, text[start : start + piece].encode())
+        os.close(write)
+        writer.pump(stream)
+    for kept in ((tmp_path / "log").read_text(), writer.tail()):
+        assert told(kept) == []
+        assert kept.startswith("HF_TOKEN=***\nAWS_SECRET_ACCESS_KEY=***\n")
+        assert kept.endswith("the end, hf_Pla")
+
+
+def everything(state: Path, verdict: measurement.Verdict) -> str:
+    """Return all that a measurement has written down."""
+    files = [path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()]
+    report = verdict.report.text() if verdict.report else ""
+    return "\n".join([*files, report, verdict.sentence, json.dumps(verdict.metadata), json.dumps(verdict.properties)])
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_measurement_tells_no_secret(tmp_path: Path) -> None:
+    """A real one and one that fails with a secret in its exception: logs, metadata and reports hold none."""
+    workload: dict[str, Any] = {
+        "model_name": "tiny-llama-5m",
+        "model_max_length": 16,
+        "batch_size": 1,
+        "number_gpus": 0,
+    }
+    news: list[str] = []
+    with Local(SFTTrainer.plugin(), SFTTrainerParameters(), tmp_path, lambda one: news.append(str(one))) as local:
+        for change in ({"max_steps": 4}, {"dataset_id": f"{SECRETS['MYSQL_PASSWORD']}.jsonl"}):
+            plan = measurement.plan("sfttrainer", "finetune_full_benchmark", {**workload, **change})
+            verdict = local.measure(plan)
+            # the second one's own workload names the file, as its user wrote it
+            verdict.metadata.pop("workload")
+            verdict.metadata.pop("command")
+            assert told(everything(tmp_path, verdict)) == []
+    assert told("".join(news)) == []
+
+
+def test_nothing_of_a_trainer_is_unpickled() -> None:
+    """The channel is JSON; no module of the core imports pickle or its kin, or loads a file with torch."""
+    names = set()
+    for path in CORE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "yaml.load", "eval", "exec"):
+                # the one yaml.load names a safe loader
+                names |= {ast.unparse(node.func)} if "Loader=loader" not in ast.unparse(node) else set()
+    assert "json" in names
+    assert not names & {
+        "pickle",
+        "cloudpickle",
+        "dill",
+        "joblib",
+        "marshal",
+        "shelve",
+        "torch.load",
+        "yaml.load",
+        "eval",
+        "exec",
+    }
+
+
+def test_no_shell_is_ever_used() -> None:
+    """Commands are lists of words: names with shell characters stay names."""
+    for path in CORE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("os.system", "os.popen", "subprocess.getoutput")
+                assert not [word for word in node.keywords if word.arg == "shell"]

@@ -1,0 +1,60 @@
+"""Writes the table of docs/reliability.md from pytest's reports: ``python tests/fault_table.py REPORT.xml...``.
+
+A test of a fault records what it injected, how it ended, how long that took and what was left (``record_property``). Of
+the tests named here, which belong to other subjects, the time is that of the whole test. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+BEGIN, END = "<!-- faults: made by tests/fault_table.py -->\n", "<!-- end of faults -->\n"
+# test: the fault, and the outcome that the test asserts
+ELSEWHERE = {
+    "test_a_killed_rank_is_repeated_in_fresh_processes": (
+        "one rank of two killed, on two Ray nodes",
+        "transient, measured at the second attempt",
+    ),
+    "test_a_killed_host_is_repeated": ("host actor killed", "transient, measured at the second attempt"),
+    "test_a_node_lost_in_mid_measurement": (
+        "node of a two-node cluster removed",
+        "transient, then failed: what is left is too small",
+    ),
+    "test_nothing_survives[SIGINT]": ("Ctrl-C in an operation", "operation ends"),
+    "test_nothing_survives[SIGTERM]": ("operation terminated", "operation ends"),
+    "test_nothing_survives[SIGKILL]": ("driver killed", "operation ends"),
+    "test_a_killed_build_is_repaired": ("environment build killed", "built by the next one"),
+}
+
+
+def rows(report: Path) -> list[tuple[str, str, str, str]]:
+    """Return fault, outcome, seconds and what was left, of the passed tests of a report; others end the program."""
+    found = []
+    for case in ET.parse(report).iter("testcase"):
+        noted = {one.get("name"): one.get("value", "") for one in case.iter("property")}
+        name = case.get("name", "")
+        if case.find("failure") is not None or case.find("error") is not None:
+            sys.exit(f"{name} failed: no table is made of that")
+        if "fault" in noted:
+            found.append((noted["fault"], noted["outcome"], noted["seconds"], noted["left"]))
+        elif name in ELSEWHERE and case.find("skipped") is None:
+            found.append((*ELSEWHERE[name], f"{float(case.get('time', 0)):.0f} *", "nothing"))
+    return found
+
+
+def main() -> None:
+    """Replace the table of the page."""
+    lines = ["| fault | outcome | seconds | left behind |", "|---|---|--:|---|"]
+    lines += [f"| {' | '.join(row)} |" for report in sys.argv[1:] for row in rows(Path(report))]
+    text = PAGE.read_text(encoding="utf-8")
+    table = BEGIN + "\n".join(lines) + "\n" + END
+    PAGE.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: table, text, flags=re.DOTALL), encoding="utf-8")
+    print(f"{len(lines) - 2} faults written to {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""What tests of the fms-hf-tuning stack share: an environment is built once, a host started once for each library version."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+
+import pytest
+
+from ado_actuators.fms_hf_tuning import environments
+from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
+from ado_actuators.fms_hf_tuning.core.local import Local
+from ado_actuators.fms_hf_tuning.core.plugin import Plugin
+
+
+@pytest.fixture(scope="session", params=environments.versions())
+def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """One host for each library version; its environment is built from the list in the package."""
+    plugin = Plugin("fms_hf_tuning", FMSHFTuning.kinds, environments.requirements(request.param, "cpu").name)
+    settings = types.SimpleNamespace(
+        environment="managed",
+        reuse_workers=True,
+        run_timeout_s=300.0,
+        max_retries=0,
+        retry_backoff_s=0.0,
+        price_usd_per_device_hour=None,
+        trust_remote_code=False,
+        skip_predicted_oom=False,
+    )
+    with Local(plugin, settings, tmp_path_factory.mktemp("state"), tell=print) as host:
+        host.version = request.param  # type: ignore[attr-defined]
+        yield host

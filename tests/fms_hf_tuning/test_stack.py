@@ -1,0 +1,115 @@
+"""Real measurements with the real library, in the managed environment that its users get (CPU variant)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from ado_actuators.fms_hf_tuning import environments
+from ado_actuators.fms_hf_tuning.core import measurement, models
+from ado_actuators.fms_hf_tuning.core.local import Local
+
+SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
+
+pytestmark = pytest.mark.timeout(600)
+# an environment costs a minute where cores are few: older versions are only asked for what users ask first
+latest = pytest.mark.parametrize("local", environments.versions()[-1:], indirect=True)
+
+
+def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> measurement.Verdict:
+    """Measure a small workload."""
+    values = {**SMALL, "fms_hf_tuning_version": local.version, **change}  # type: ignore[attr-defined]
+    return local.measure(measurement.plan("fms_hf_tuning", experiment, values))
+
+
+def test_full_fine_tuning_is_measured(local: Local) -> None:
+    """Counts are exact, the library is the one asked for, and the first loss is that of the model's own initialiser."""
+    verdict = measure(local)
+    got = verdict.properties
+    assert verdict.sentence == ""
+    assert (got["is_valid"], got["failure"], got["loss_finite"]) == (1, "none", 1)
+    assert got["warmup_steps"] + got["measured_steps"] == len(verdict.metadata["step_s"]) == 6
+    assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 2)
+    assert got["train_tokens_per_second"] == pytest.approx(got["train_samples_per_second"] * 32)
+    assert got["dataset_tokens_per_second"] == pytest.approx(got["train_tokens_per_second"])
+    assert verdict.metadata["versions"]["fms-hf-tuning"] == local.version  # type: ignore[attr-defined]
+    assert verdict.metadata["versions"]["trl"] == "0.19.1"
+    assert got["loss_first"] == pytest.approx(math.log(architecture()["vocab_size"]), abs=0.5)
+
+
+@latest
+def test_the_model_is_the_one_asked_for(local: Local) -> None:
+    """The library resizes no embedding: every parameter of the architecture is there, and trained."""
+    verdict = measure(local, torch_dtype="bfloat16", attn_implementation="eager")
+    got, facts = verdict.properties, verdict.metadata["facts"]
+    assert (got["model_parameters"], got["trainable_parameters"]) == (4_999_424, 4_999_424)
+    assert (facts["dtype"], facts["attn_implementation"], facts["optimizer"]) == ("bfloat16", "eager", "AdamW")
+
+
+def test_lora_trains_the_adapters_only(local: Local) -> None:
+    """Of the parameters only the adapters' are trainable."""
+    got = measure(local, "finetune_lora_benchmark", r=4, target_modules="q_proj,v_proj").properties
+    config = architecture()
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    values = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    assert got["model_parameters"] == 4_999_424
+    assert got["trainable_parameters"] == layers * 4 * ((width + width) + (width + values))
+
+
+@latest
+def test_padding_is_no_data(local: Local) -> None:
+    """Token slots count padding, dataset tokens do not."""
+    got = measure(local, dataset_id="synthetic-uniform", batch_size=4).properties
+    assert got["dataset_tokens_per_second"] < got["train_tokens_per_second"]
+
+
+@latest
+def test_packing_fills_the_samples(local: Local) -> None:
+    """Packed, data of any length leave almost no padding: packs are flattened into one row."""
+    got = measure(local, dataset_id="synthetic-uniform", batch_size=4, packing=True).properties
+    assert got["dataset_tokens_per_second"] == got["train_tokens_per_second"]
+
+
+def test_another_release_than_the_installed_one_is_not_measured(local: Local) -> None:
+    """A number is never stored under a release that did not make it."""
+    other = next(version for version in ("3.1.0", "3.2.2") if version != local.version)  # type: ignore[attr-defined]
+    assert "was asked for" in measure(local, fms_hf_tuning_version=other).sentence
+
+
+@latest
+def test_two_processes_train_together(local: Local) -> None:
+    """Two processes are wrapped by DDP and share the samples."""
+    verdict = measure(local, batch_size=4, number_nodes=2, max_steps=4)
+    assert verdict.sentence == ""
+    assert verdict.metadata["facts"]["wrapped_by"] == "DistributedDataParallel"
+    got = verdict.properties
+    assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 4)
+
+
+@latest
+@pytest.mark.parametrize("method", ["prompt_tuning", "qlora"])
+def test_what_the_library_cannot_do_is_a_finished_measurement(local: Local, method: str) -> None:
+    """A method that is impossible here is answered before anything starts, with the reason."""
+    verdict = measure(local, f"finetune_{method}_benchmark")
+    assert (verdict.properties["is_valid"], verdict.properties["failure"]) == (0, "invalid_configuration")
+    assert len(verdict.metadata["reason"]) <= 200
+
+
+@latest
+def test_the_memory_of_gpus_that_are_not_here(local: Local) -> None:
+    """The same estimator traces this library's own training: weights, gradients in DDP's buckets, two moments."""
+    verdict = measure(local, "finetune_memory_estimate", number_gpus=2, gpu_model="Tesla-T4")
+    got = verdict.properties
+    assert verdict.sentence == ""
+    assert (got["is_valid"], got["fits"], got["device_memory_gib"]) == (1, 1, 15.0)
+    assert got["memory_optimizer_gib"] == pytest.approx(2 * 4_999_424 * 4 / 2**30, rel=0.001)
+    assert got["memory_gradients_gib"] >= 4_999_424 * 4 / 2**30
+
+
+def architecture() -> dict[str, Any]:
+    """Architecture of the small model."""
+    found = models.resolve(SMALL["model_name"]).architecture
+    assert found is not None
+    return found

@@ -1,0 +1,165 @@
+"""Vision models and data sets with images, measured for real with the library; the bad ones are answered in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ado_actuators.fms_hf_tuning import environments
+from ado_actuators.fms_hf_tuning.core import failures, make_dataset, measurement
+from ado_actuators.fms_hf_tuning.core.local import Local
+
+parquet = pytest.importorskip("pyarrow.parquet")
+pyarrow = pytest.importorskip("pyarrow")
+
+SMALL = {
+    "model_name": "tiny-llava-next",
+    "model_max_length": 64,
+    "batch_size": 2,
+    "number_gpus": 0,
+    "max_steps": 4,
+    "dataset_id": "synthetic-image",
+    "dataset_image_field": "image",
+}
+# 4x4 patches of the whole image, 4x4 of its one tile, and an end for each of the tile's 4 rows
+IMAGE_TOKENS = 36
+PARAMETERS = 533_440
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.parametrize("local", environments.versions()[-1:], indirect=True),
+]
+
+
+def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> measurement.Verdict:
+    """Measure a small workload with images."""
+    return local.measure(measurement.plan("fms_hf_tuning", experiment, {**SMALL, **change}))
+
+
+def per_sample(got: dict[str, Any]) -> list[float]:
+    """Return token slots, real tokens and tokens with loss of a sample, on average."""
+    rates = (got[f"{count}_tokens_per_second"] for count in ("train", "dataset", "trained"))
+    return [rate / got["train_samples_per_second"] for rate in rates]
+
+
+@pytest.fixture(scope="module")
+def images(local: Local, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of six images of 56 pixels with captions, written by the tool where pillow is: in the managed environment."""
+    path = tmp_path_factory.mktemp("images") / "six.parquet"
+    (python,) = (Path(local._state_dir) / "environments").glob("fms-hf-tuning-3.2.2-cpu-*/bin/python")
+    tool = [python, make_dataset.__file__, "image", path, "--samples", "6", "--pixels", "56"]
+    subprocess.run(tool, check=True, timeout=120)
+    return path
+
+
+def test_synthetic_images_are_measured(local: Local) -> None:
+    """Every sample is as long as asked for, its image's tokens carry no loss, and the model is untrained and complete."""
+    verdict = measure(local)
+    got = verdict.properties
+    assert verdict.sentence == ""
+    assert (got["is_valid"], got["loss_finite"]) == (1, 1)
+    assert per_sample(got) == pytest.approx([64, 64, 64 - IMAGE_TOKENS])
+    assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 2)
+    assert (got["model_parameters"], got["trainable_parameters"]) == (PARAMETERS, PARAMETERS)
+    assert got["loss_first"] == pytest.approx(math.log(512), abs=0.5)
+    assert verdict.metadata["omitted"]["FLOPs of model type 'llava_next' are not known."]
+
+
+def test_a_file_of_images_is_measured(local: Local, images: Path) -> None:
+    """Captions are padded to the longest of the batch and end with one token more; LoRA adapts text model and tower."""
+    captions = [len(row["caption"]) for row in parquet.read_table(images).to_pylist()]
+    change = {"dataset_text_field": "caption", "model_max_length": 128, "batch_size": 6}
+    verdict = measure(
+        local, "finetune_lora_benchmark", dataset_id=str(images), r=4, target_modules="q_proj,v_proj", **change
+    )
+    assert verdict.sentence == ""
+    real = sum(captions) / 6 + 1
+    assert per_sample(verdict.properties) == pytest.approx(
+        [IMAGE_TOKENS + max(captions) + 1, IMAGE_TOKENS + real, real]
+    )
+    language, tower = 2 * 4 * ((128 + 128) + (128 + 64)), 2 * 4 * 2 * (64 + 64)
+    assert verdict.properties["trainable_parameters"] == language + tower
+
+
+def test_cross_attention_needs_one_token_for_an_image(local: Local, tmp_path: Path) -> None:
+    """An mllama model given by its directory: the image is one token of a sample, and carries no loss."""
+    text = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1], "pad_token_id": 0}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_global_layers": 1}
+    tower |= {"attention_heads": 2, "image_size": 56, "vision_output_dim": 64, "intermediate_layers_indices": [0]}
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = {
+        "model_type": "mllama",
+        "image_token_index": 512,
+        "text_config": {**text, "rope_scaling": {**rope, "original_max_position_embeddings": 8192}},
+        "vision_config": tower,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    verdict = measure(local, model_name=str(tmp_path))
+    assert verdict.sentence == ""
+    assert per_sample(verdict.properties) == pytest.approx([64, 64, 63])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, "dataset_text_field: data set {path!r} has no column 'text'; it has image, caption."),
+        (
+            {"dataset_image_field": "photo"},
+            "dataset_image_field: data set {path!r} has no column 'photo'; it has image, caption.",
+        ),
+        ({"dataset_text_field": "caption"}, "the image in row 3 of data set {path!r} cannot be decoded."),
+        (
+            {"dataset_text_field": "caption", "model_max_length": 37},
+            "the image in row 1 of data set {path!r}, 56x56, takes 37 tokens: model_max_length 37 leaves none for text.",
+        ),
+        (
+            {"dataset_id": "/no.parquet"},
+            "data set '/no.parquet' does not exist; give a .parquet file, or synthetic-image.",
+        ),
+        (
+            {"dataset_id": "/no.jsonl"},
+            "data set '/no.jsonl' is no .parquet file, which dataset_image_field needs; or use synthetic-image.",
+        ),
+    ],
+)
+def test_bad_data_is_one_sentence(
+    local: Local, images: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], sentence: str
+) -> None:
+    """File, row and what was expected are named; the third image of this file is cut off."""
+    table = parquet.read_table(images)
+    rows = table.to_pylist()
+    rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:100]
+    path = images.with_name("bad.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=table.schema), path)
+    said = measure(local, **{"dataset_id": str(path), **change}).sentence
+    # the end of a long path says more than its beginning
+    assert said == sentence.format(path=str(path) if len(str(path)) <= 60 else "..." + str(path)[-57:])
+    assert len(said) <= 200
+
+
+@pytest.mark.parametrize(
+    ("actuator", "change", "sentence"),
+    [
+        (
+            "sfttrainer",
+            {"dataset_image_field": "", "dataset_id": "synthetic-fixed"},
+            "model tiny-llava-next takes images: measure it with the fms_hf_tuning actuator and its dataset_image_field.",
+        ),
+        (
+            "fms_hf_tuning",
+            {"model_name": "tiny-llama-5m"},
+            "model tiny-llama-5m takes no images: leave dataset_image_field out, or use a vision model.",
+        ),
+    ],
+)
+def test_model_and_data_have_to_agree(local: Local, actuator: str, change: dict[str, Any], sentence: str) -> None:
+    """What cannot be measured is known before anything starts."""
+    with pytest.raises(failures.InvalidConfiguration) as caught:
+        measurement.plan(actuator, "finetune_full_benchmark", {**SMALL, **change})
+    assert str(caught.value) == sentence

@@ -1,0 +1,64 @@
+"""What both plugins have to share, and what importing them may cost."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+
+from .conftest import DISTRIBUTIONS, ROOT
+
+HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tuning", "matplotlib")
+# every ado command imports the first line's modules before any plugin
+TIMED = """
+import sys, time
+import ado.modules.actuators.registry, ado.modules.actuators.standard, ado.schema.experiment
+begin = time.perf_counter()
+import ado_actuators.{}.actuator
+print(time.perf_counter() - begin)
+print(*[name for name in {} if name in sys.modules])
+"""
+
+
+def test_the_list_of_plugins_is_complete() -> None:
+    """A directory with a setup.py is a plugin, and these tests cover it."""
+    assert {path.parent.name for path in ROOT.glob("*/setup.py")} == set(DISTRIBUTIONS)
+
+
+def test_all_plugins_are_built_by_the_same_file() -> None:
+    """A fix of one setup.py is a fix of the others."""
+    assert len({(ROOT / name / "setup.py").read_bytes() for name in DISTRIBUTIONS}) == 1
+
+
+def test_all_plugins_link_to_the_same_core() -> None:
+    """There is one core."""
+    cores = {(ROOT / name / "src" / "ado_actuators" / name / "core").resolve() for name in DISTRIBUTIONS}
+    assert cores == {ROOT / "core"}
+
+
+def test_both_plugins_have_the_same_base(plugin: str) -> None:
+    """What they share they ask for alike, and neither has scripts, which would drop the entry point."""
+    projects = [
+        tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"] for name in (plugin, "sfttrainer")
+    ]
+    assert projects[0]["dependencies"] == projects[1]["dependencies"]
+    assert projects[0]["requires-python"] == projects[1]["requires-python"]
+    assert "scripts" not in projects[0]
+
+
+def test_the_installed_entry_point_is_the_actuator(plugin: str) -> None:
+    """ado finds the plugin under its identifier."""
+    (point,) = importlib.metadata.entry_points(group="ado.actuators", name=plugin)
+    assert point.load().identifier == plugin
+
+
+def test_importing_a_plugin_is_cheap(plugin: str) -> None:
+    """Every ado command pays for it: under 0.15 s beyond ado, and no training stack."""
+    code = TIMED.format(plugin, HEAVY)
+    seconds = []
+    for _ in range(5):
+        printed = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=120, cwd="/").splitlines()
+        seconds.append(float(printed[0]))
+        assert printed[1] == ""
+    assert min(seconds) < 0.15

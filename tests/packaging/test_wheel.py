@@ -1,0 +1,111 @@
+"""What ships: the same from every way of building, and exactly what git lists. Needs the build tools, no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .conftest import DISTRIBUTIONS, Repository, copy, run
+
+# setuptools-scm leaves a note in wheels that come from an sdist; RECORD differs with it
+NOTES = ("RECORD", "scm_version.json", "scm_file_list.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Builds:
+    """The same commit, built in every way."""
+
+    repository: Repository
+    by_pip: Path
+    by_build: Path
+    via_sdist: Path
+    sdist: Path
+
+
+@pytest.fixture(scope="module")
+def builds(plugin: str, tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    """Build a clean clone with pip, with build in the tree, and with build through an sdist."""
+    place = tmp_path_factory.mktemp("builds")
+    repository = Repository(place / "repository", plugin)
+    copy(repository.root)
+    repository.git("init", "--quiet")
+    repository.commit()
+    build = (sys.executable, "-m", "build", "--no-isolation")
+    for options in (("--wheel", "--outdir", place / "tree"), ("--outdir", place / "sdist")):
+        done = run(*build, *options, cwd=repository.directory)
+        assert done.returncode == 0, done.stdout
+    (by_build,), (via_sdist,) = (place / "tree").glob("*.whl"), (place / "sdist").glob("*.whl")
+    (sdist,) = (place / "sdist").glob("*.tar.gz")
+    return Builds(repository, repository.wheel(place / "pip"), by_build, via_sdist, sdist)
+
+
+def content(wheel: Path) -> dict[str, bytes]:
+    """Return the files of a wheel, without the notes of the build."""
+    with zipfile.ZipFile(wheel) as file:
+        return {name: file.read(name) for name in file.namelist() if not name.endswith(NOTES)}
+
+
+def test_pip_wheel_equals_build(builds: Builds) -> None:
+    """The wheel that pip builds has the same name and files as the one from `python -m build --wheel`."""
+    assert builds.by_build.name == builds.by_pip.name
+    assert content(builds.by_build) == content(builds.by_pip)
+
+
+def test_wheel_via_sdist_equals_wheel_in_tree(builds: Builds) -> None:
+    """Nothing is lost and no version changes on the way through an sdist."""
+    assert builds.via_sdist.name == builds.by_pip.name
+    assert content(builds.via_sdist) == content(builds.by_pip)
+
+
+def test_wheel_holds_what_git_lists(builds: Builds) -> None:
+    """Every file of the package and of the linked core ships, and no other."""
+    shipped = {name for name in content(builds.by_pip) if ".dist-info/" not in name}
+    assert shipped == builds.repository.listed()
+
+
+def test_version_names_the_commit(builds: Builds) -> None:
+    """A clean clone's version ends with its commit."""
+    commit = builds.repository.git("rev-parse", "HEAD")[:9]
+    assert builds.by_pip.name.split("-")[1].split("+")[1] == f"g{commit}"
+
+
+def test_entry_point_is_the_actuator(builds: Builds) -> None:
+    """The one entry point leads to the class in actuator_definition.yaml."""
+    (text,) = (text for name, text in content(builds.by_pip).items() if name.endswith("/entry_points.txt"))
+    plugin = builds.repository.plugin
+    name = {"sfttrainer": "SFTTrainer", "fms_hf_tuning": "FMSHFTuning"}[plugin]
+    assert text.decode().split() == ["[ado.actuators]", plugin, "=", f"ado_actuators.{plugin}.actuator:{name}"]
+
+
+def test_check_wheel_contents(builds: Builds) -> None:
+    """The wheel has no fault that check-wheel-contents knows, and one top-level directory, the namespace."""
+    tool = Path(sys.executable).with_name("check-wheel-contents")
+    done = run(
+        tool,
+        "--toplevel",
+        "ado_actuators",
+        "--package",
+        builds.repository.package.parent,
+        builds.by_pip,
+        cwd=builds.repository.root,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_twine_check(builds: Builds) -> None:
+    """Wheel and sdist have metadata that an index accepts."""
+    done = run(
+        sys.executable, "-m", "twine", "check", "--strict", builds.by_pip, builds.sdist, cwd=builds.repository.root
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_building_leaves_no_build_directory(builds: Builds) -> None:
+    """Nothing is left behind but setuptools' egg-info, which git ignores."""
+    left = builds.repository.git("status", "--porcelain", "--ignored").split()
+    name = DISTRIBUTIONS[builds.repository.plugin]
+    assert left == ["!!", f"{builds.repository.plugin}/src/{name}.egg-info/"]

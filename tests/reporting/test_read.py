@@ -1,0 +1,129 @@
+"""Rows from what ado exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ado_actuators.sfttrainer.core.reporting import read, report
+from ado_actuators.sfttrainer.core.reporting.rows import THROUGHPUT, Row, experiment_of
+
+from .conftest import RECORDINGS
+
+HEADS = "identifier,experiment_id,batch_size,is_valid"
+
+
+def test_the_recorded_operation_has_its_states(recorded: list[Row]) -> None:
+    """What ran, what cannot run and what failed are told apart."""
+    assert [row.state for row in recorded] == [
+        "measured", "cannot run", "measured", "measured", "measured", "cannot run", "measured", "measured", "failed", "cannot run",
+    ]  # fmt: skip
+
+
+def test_a_csv_and_a_trace_of_one_operation_say_the_same(recorded: list[Row]) -> None:
+    """Workloads and outputs are equal to the last digit, whichever way they were exported."""
+    exported = read.rows(str(RECORDINGS / "operation.csv"))
+    assert [(row.key, row.outputs) for row in exported] == [(row.key, row.outputs) for row in recorded]
+
+
+def test_only_a_trace_has_metadata(recorded: list[Row]) -> None:
+    """Raw step times and the sentence of a refusal come with it."""
+    assert len(recorded[0].metadata["step_s"]) == 36
+    assert recorded[1].sentence == "batch_size 3 is not divisible by 2 processes."
+    exported = read.rows(str(RECORDINGS / "operation.csv"))
+    assert (exported[0].metadata, exported[1].sentence) == ({}, "")
+    assert exported[8].sentence == "model 'tiny-lama-5m' is unknown; close: tiny-llama-5m."
+
+
+def test_parameters_are_read_from_the_experiments_name() -> None:
+    """Values with dots and hyphens stay whole, and each has its property's type."""
+    name = "sfttrainer.finetune_lora_benchmark@1.0.0-dataset_id./a-b/c.jsonl-packing.1-r.16-target_ci_percent.2.5"
+    assert experiment_of(name) == (
+        "sfttrainer",
+        "finetune_lora_benchmark",
+        {"dataset_id": "/a-b/c.jsonl", "packing": True, "r": 16, "target_ci_percent": 2.5},
+    )
+
+
+def test_a_method_that_was_given_is_part_of_the_workload(tmp_path: Path) -> None:
+    """An estimate is told its method; a benchmark has it in its name."""
+    file = tmp_path / "out.csv"
+    file.write_text(
+        "identifier,experiment_id,batch_size,method,is_valid\n"
+        "e,sfttrainer.finetune_memory_estimate@1.0.0,4,lora,1\n"
+        "e,sfttrainer.finetune_lora_benchmark@1.0.0,4,not_measured,1\n"
+    )
+    estimate, benchmark = read.rows(str(file))
+    assert (estimate.method, estimate.workload) == ("memory_estimate of lora", {"batch_size": 4, "method": "lora"})
+    assert (benchmark.method, benchmark.workload) == ("lora", {"batch_size": 4})
+
+
+def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
+    """ado's word for it, and an empty cell, are no values."""
+    file = tmp_path / "out.csv"
+    file.write_text(
+        "identifier,experiment_id,batch_size,packing,is_valid,loss_first,mfu_percent,energy_joules\n"
+        "e,sfttrainer.finetune_full_benchmark@1.0.0,4.0,0,1.0,,not_measured,nan\n"
+    )
+    (row,) = read.rows(str(file))
+    assert row.workload == {"batch_size": 4, "packing": False}
+    assert row.outputs == {"is_valid": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("absent.csv", None, "is no file; export one with"),
+        ("other.csv", "a,b\n1,2\n", "is no export of ado's measurements: it lacks the column experiment_id"),
+        ("empty.csv", "identifier,experiment_id\n", "holds no measurement."),
+        ("space.yaml", "spaces: [a]\n", "is no trace of ado's measurements"),
+        ("broken.yaml", "a: [", "is neither a CSV nor a YAML trace"),
+        ("short.csv", f"{HEADS}\ne,x.y@1,3,1\ne,x.y@1,4\n", "line 3 of "),
+        ("long.csv", f"{HEADS}\ne,x.y@1,3,1,7\n", "has not as many cells as its header: the file is incomplete."),
+        ("cut.csv", f'{HEADS}\ne,x.y@1,3,"1', "cannot be read as CSV: unexpected end of data."),
+        (
+            "negative.csv",
+            f"{HEADS},{THROUGHPUT}\ne,x.y@1,3,1,-5\n",
+            "holds a dataset_tokens_per_second of -5; no rate is",
+        ),
+        ("nothing.yaml", "- entities: []\n", "is an incomplete trace of ado's measurements; write it again with"),
+        ("number.yaml", "- entities: 3\n", "is an incomplete trace of ado's measurements; write it again with"),
+    ],
+)
+def test_a_source_without_rows_is_answered_with_a_sentence(
+    name: str, content: str | None, sentence: str, tmp_path: Path
+) -> None:
+    """The sentence names the file and says what was expected."""
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(read.Unreadable, match=name) as raised:
+        read.rows(str(file))
+    assert sentence in str(raised.value)
+
+
+def test_rows_are_in_the_order_of_their_requests(recorded: list[Row], tmp_path: Path) -> None:
+    """A space has several operations, whose identifiers say nothing about which was first."""
+    first, last = (RECORDINGS / "operation.yaml").read_text().split("\n- entities:")[1:3]
+    file = tmp_path / "turned.yaml"
+    file.write_text(f"- entities:{last}\n- entities:{first}\n")
+    assert [row.key for row in read.rows(str(file))] == [row.key for row in recorded[:2]]
+
+
+def test_a_trace_that_ends_early_is_answered_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy that broke off is valid YAML at every end of a line; no row of it is taken for the whole."""
+    whole = (RECORDINGS / "operation.yaml").read_text()
+    file = tmp_path / "cut.yaml"
+    file.write_text(whole[: whole.rindex("  experimentReference:")])
+    assert report.main("sfttrainer", [str(file), "-o", str(tmp_path / "report")]) == 2
+    sentence = f"{file} is an incomplete trace of ado's measurements; {read.HOW_TO_TRACE}.\n"
+    assert capsys.readouterr().err == sentence
+
+
+def test_an_identifier_that_ado_does_not_know_is_answered_with_a_sentence() -> None:
+    """ado's real store is asked, and says no."""
+    with pytest.raises(read.Unreadable, match="random_walk-none is neither a file nor an operation or a space"):
+        read.rows("random_walk-none")

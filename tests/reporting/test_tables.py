@@ -1,0 +1,114 @@
+"""The arithmetic of a report, with exact values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from ado_actuators.sfttrainer.core.reporting import tables
+from ado_actuators.sfttrainer.core.reporting.rows import Row, differing, grouped_names, label
+from ado_actuators.sfttrainer.core.reporting.tables import Frontier, Problem, Scaling
+
+Make = Callable[..., Row]
+
+
+def test_a_property_that_has_its_default_does_not_differ_from_one_left_out(row: Make) -> None:
+    """What was not asked for has the default's value."""
+    assert differing([row(1.0, packing=False), row(1.0), row(1.0, batch_size=4)]) == ["batch_size"]
+    assert row(1.0, packing=False).key == row(1.0).key != row(1.0, packing=True).key
+
+
+def test_a_label_says_properties_in_words(row: Make) -> None:
+    """Names speak for themselves, switches are said or denied."""
+    rows = row(1.0, packing=True, batch_size=4), row(1.0, packing=False, actuator="fms_hf_tuning")
+    assert label(rows[0], differing(rows)) == "sfttrainer, batch 4, packing"
+    assert label(rows[1], differing(rows)) == "fms_hf_tuning, batch 8, no packing"
+
+
+def test_groups_stay_few_and_say_what_they_hide(row: Make) -> None:
+    """A name that would make too many groups stays out of the labels."""
+    rows = [row(1.0, batch_size=2**size, packing=packing) for size in range(4) for packing in (False, True)]
+    groups, hidden = grouped_names(rows, ["batch_size", "packing"], 6)
+    assert list(groups) == ["batch 1", "batch 2", "batch 4", "batch 8"]
+    assert hidden == ["packing"]
+
+
+def test_the_frontier_lies_between_what_fits_and_what_does_not(row: Make) -> None:
+    """For each length the largest batch that ran and the smallest that ran out of memory."""
+    rows = [
+        row(1.0, batch_size=4), row(1.0, batch_size=8), row(oom=True, batch_size=16), row(oom=True, batch_size=32),
+        row(oom=True, batch_size=4, model_max_length=4096), row(1.0, batch_size=64, model_max_length=128),
+    ]  # fmt: skip
+    assert tables.frontiers(rows) == [
+        Frontier("", 128, 64, None), Frontier("", 1024, 8, 16), Frontier("", 4096, None, 4),
+    ]  # fmt: skip
+
+
+def test_workloads_that_all_fit_have_no_frontier(row: Make) -> None:
+    """A frontier is seen only from both sides; another cause than memory is none."""
+    refused = Row("t", "sfttrainer", "e", {"batch_size": 3}, {"is_valid": 0, "failure": "invalid_configuration"})
+    assert tables.frontiers([row(1.0), refused]) == []
+
+
+def test_scaling_is_per_device_against_the_fewest_devices(row: Make) -> None:
+    """Strong: the batch stays 16. Weak: 8 on each device."""
+    rows = [row(100.0, batch_size=16), row(180.0, number_gpus=2, batch_size=16)]
+    rows += [row(90.0, batch_size=8), row(300.0, number_gpus=4, batch_size=32)]
+    assert tables.scaling(rows) == [
+        Scaling("batch 16 in all", "strong", ((1, 1.0), (2, 0.9))),
+        Scaling("batch 8 a device", "weak", ((1, 1.0), (2, 1.0), (4, 300 / 4 / 90))),
+    ]
+
+
+def test_the_pareto_front_keeps_what_no_other_beats() -> None:
+    """Less memory and more throughput; of equal memory the faster one, of equal points one."""
+    points = [(2.0, 10.0), (1.0, 5.0), (3.0, 9.0), (2.0, 8.0), (4.0, 12.0), (4.0, 12.0)]
+    assert tables.pareto(points) == [1, 0, 4]
+
+
+def test_a_ratio_has_the_intervals_of_both_sides(row: Make) -> None:
+    """Relative half-widths of 3 and 4 % make 5 %, on the logarithm."""
+    found = tables.ratio(row(200.0, 3.0), row(100.0, 4.0))
+    assert found is not None
+    assert found.value == 2.0
+    assert found.low == pytest.approx(2.0 / math.exp(0.05), rel=1e-12)
+    assert found.high == pytest.approx(2.0 * math.exp(0.05), rel=1e-12)
+
+
+def test_a_ratio_without_an_interval_claims_none(row: Make) -> None:
+    """One side does not know how sure it is."""
+    assert tables.ratio(row(200.0, None), row(100.0, 4.0)) == tables.Ratio(2.0)
+    assert tables.ratio(row(oom=True), row(100.0)) is None
+
+
+def test_stacks_are_paired_by_workload(row: Make) -> None:
+    """What only one of them measured has no partner."""
+    rows = [
+        row(1.0), row(2.0, batch_size=4), row(3.0, actuator="fms_hf_tuning"), row(oom=True, actuator="fms_hf_tuning", batch_size=4),
+    ]  # fmt: skip
+    assert tables.stack_pairs(rows) == [(rows[2], rows[0])]
+
+
+def test_problems_of_one_cause_are_one(row: Make, recorded: list[Row]) -> None:
+    """The recorded operation had two: an impossible batch, and an unknown model."""
+    assert tables.problems(recorded) == [
+        Problem(
+            "cannot run", "invalid_configuration", "batch_size 3 is not divisible by 2 processes.",
+            tuple(f"{model}, length {length}, batch 3, 2 nodes"
+                  for model, length in (("tiny-llama-5m", 32), ("tiny-llama-5m", 64), ("tiny-lama-5m", 32))),
+        ),
+        Problem(
+            "failed", "failed", "model 'tiny-lama-5m' is unknown; close: tiny-llama-5m.",
+            ("tiny-lama-5m, length 32, batch 3, 1 node",),
+        ),
+    ]  # fmt: skip
+
+
+def test_the_environment_lists_every_value_that_occurs(recorded: list[Row]) -> None:
+    """One machine, two ways to wrap the model."""
+    found = dict(tables.environment(recorded))
+    assert found["torch"] == ["2.13.0+cpu"]
+    assert found["logical cores"] == ["2"]
+    assert found["wrapped by"] == ["none", "DistributedDataParallel"]

@@ -1,0 +1,75 @@
+"""The memory estimate as users get it: in a trainer process, for GPUs that are not here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ado_actuators.sfttrainer.actuator import SFTTrainer
+from ado_actuators.sfttrainer.core import failures, measurement
+from ado_actuators.sfttrainer.core.local import Local
+from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
+
+pytestmark = pytest.mark.timeout(300)
+
+VALUES = {
+    "model_name": "tiny-llama-5m",
+    "model_max_length": 64,
+    "batch_size": 4,
+    "number_gpus": 2,
+    "gpu_model": "Tesla-T4",
+}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """One host without GPUs that skips what cannot fit."""
+    settings = SFTTrainerParameters(max_retries=0, skip_predicted_oom=True)
+    with Local(SFTTrainer.plugin(), settings, tmp_path_factory.mktemp("state")) as host:
+        yield host
+
+
+def plan(experiment: str = "finetune_memory_estimate", **change: Any) -> measurement.Plan:
+    """Return the plan of a small workload on two GPUs."""
+    return measurement.plan("sfttrainer", experiment, {**VALUES, **change})
+
+
+def test_an_estimate_for_gpus_that_are_not_here(local: Local) -> None:
+    """The parts add up, the small model fits, and the largest batch was traced."""
+    verdict = local.measure(plan())
+    got = verdict.properties
+    assert verdict.sentence == ""
+    assert (got["is_valid"], got["failure"], got["fits"], got["device_memory_gib"]) == (1, "none", 1, 15.0)
+    parts = [
+        got[f"memory_{name}_gib"] for name in ("parameters", "gradients", "optimizer", "activations", "temporaries")
+    ]
+    assert sum(parts) == pytest.approx(got["memory_estimate_gib"])
+    # float32 weights and the two moments of AdamW, each storage in blocks of 512 bytes
+    assert got["memory_parameters_gib"] == pytest.approx(4_999_424 * 4 / 2**30, rel=0.001)
+    assert got["memory_optimizer_gib"] == pytest.approx(2 * 4_999_424 * 4 / 2**30, rel=0.001)
+    assert got["largest_batch_size"] % 2 == 0
+    assert got["largest_batch_size"] in verdict.metadata["traced_batches"]
+
+
+def test_what_cannot_be_traced_is_a_finished_measurement(local: Local) -> None:
+    """It says why."""
+    verdict = local.measure(plan(torch_compile=True))
+    assert (verdict.properties["is_valid"], verdict.properties["failure"]) == (0, "invalid_configuration")
+    assert "cannot trace torch_compile" in verdict.metadata["reason"]
+
+
+def test_what_is_predicted_not_to_fit_is_not_tried(local: Local) -> None:
+    """No GPU is asked for: there is none here, and the answer is about memory."""
+    verdict = local.measure(plan("finetune_full_benchmark", model_name="llama3.2-1b", batch_size=2))
+    assert verdict.properties == {"is_valid": 0, "failure": "predicted_oom"}
+    assert re.search(r"predicted not to fit: .* GiB on each device", verdict.metadata["reason"])
+
+
+def test_what_may_fit_goes_on_to_the_gpus(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small workload gets as far as this machine's GPUs, and here are none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(failures.Broken, match="this machine shows 0 NVIDIA GPUs"):
+        local.measure(plan("finetune_full_benchmark", number_gpus=1))

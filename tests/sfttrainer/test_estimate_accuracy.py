@@ -1,0 +1,98 @@
+"""Predicted against real memory: the same step without data, and for real, counted by PyTorch's profiler byte by byte."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from ado_actuators.sfttrainer import stack  # noqa: E402
+from ado_actuators.sfttrainer.core import measurement  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import tracing  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.ledger import Sharing  # noqa: E402
+
+pytestmark = pytest.mark.timeout(300)
+
+SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 2}
+# two layers are enough to see everything that happens between layers
+ARCHITECTURE = {
+    "model_type": "llama",
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+}
+CASES = {
+    "full": {},
+    "full, longer batch": {"batch_size": 4, "model_max_length": 64},
+    "full, checkpointing": {"gradient_checkpointing": True, "batch_size": 4},
+    "full, bfloat16": {"torch_dtype": "bfloat16"},
+    "full, autocast": {"mixed_precision": "bf16"},
+    "full, adafactor": {"optim": "adafactor"},
+    "full, sgd": {"optim": "sgd", "batch_size": 4},
+    "full, accumulation": {"gradient_accumulation_steps": 2},
+    "full, eager attention": {"attn_implementation": "eager"},
+    "full, padding": {"dataset_id": "synthetic-uniform", "batch_size": 3},
+    "lora": {"method": "lora"},
+    "lora, checkpointing": {"method": "lora", "gradient_checkpointing": True, "batch_size": 4},
+    "lora, bfloat16": {"method": "lora", "torch_dtype": "bfloat16", "mixed_precision": "bf16", "r": 16},
+    "prompt tuning": {"method": "prompt_tuning"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _forget_ranks() -> Iterator[None]:
+    """What accelerate keeps of one run must not reach the next."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+def job(directory: Path, **change: Any) -> dict[str, Any]:
+    """Return the job of a small workload."""
+    made = measurement.plan("sfttrainer", "finetune_memory_estimate", {**SMALL, **change})
+    address = ("127.0.0.1", 0)
+    asked = made.job(state_dir=str(directory), trust_remote_code=False, address=address, rank=0, threads=1)
+    return {**asked, "architecture": ARCHITECTURE}
+
+
+def real_peak_bytes(asked: dict[str, Any]) -> int:
+    """Train for real and return the most bytes that were allocated at a time, from the beginning of training on."""
+    begun_ns = []
+
+    class Begin(transformers.TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            begun_ns.append(time.time_ns())
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        stack.train(asked, tracing.QuietClock(Begin()))
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held, most = 0, 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        if event.start_ns() >= begun_ns[0]:
+            most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize("change", CASES.values(), ids=CASES.keys())
+def test_prediction_is_within_five_percent_of_reality(change: dict[str, Any], tmp_path: Path) -> None:
+    """The predicted peak is that of the real stack, model, loss and optimizer."""
+    asked = job(tmp_path, **change)
+    ledger, _ = tracing.trace(stack, asked, cuda=False)
+    predicted = max(peak.total for peak in ledger.peaks(Sharing()).values())
+    real = real_peak_bytes(asked)
+    assert abs(predicted / real - 1) <= 0.05, f"predicted {predicted / 2**20:.2f} MiB, real {real / 2**20:.2f} MiB"

@@ -1,0 +1,209 @@
+"""Real measurements with TRL in real trainer processes, without ado's store and without Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ado_actuators.sfttrainer.actuator import SFTTrainer
+from ado_actuators.sfttrainer.core import failures, measurement, models
+from ado_actuators.sfttrainer.core.local import Local
+from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
+
+SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """One host for the tests of this module: measurements follow each other in one trainer, as in use."""
+    with Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0), tmp_path_factory.mktemp("state")) as host:
+        yield host
+
+
+def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> measurement.Verdict:
+    """Measure a small workload."""
+    return local.measure(measurement.plan("sfttrainer", experiment, {**SMALL, **change}))
+
+
+def test_full_fine_tuning_is_measured(local: Local) -> None:
+    """Counts are exact; rates follow from counts and times."""
+    verdict = measure(local)
+    got = verdict.properties
+    assert verdict.sentence == ""
+    assert (got["is_valid"], got["failure"]) == (1, "none")
+    steps = len(verdict.metadata["step_s"])
+    assert got["warmup_steps"] + got["measured_steps"] == steps == 6
+    assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 2)
+    assert got["train_tokens_per_second"] == pytest.approx(got["train_samples_per_second"] * 32)
+    assert got["dataset_tokens_per_second"] == pytest.approx(got["train_tokens_per_second"])
+    assert got["cpu_memory_peak_gib"] > 0.1
+    assert got["loss_finite"] == 1
+
+
+def test_lora_trains_the_adapters_only(local: Local) -> None:
+    """Of the parameters only the adapters' are trainable."""
+    got = measure(local, "finetune_lora_benchmark", r=4).properties
+    assert 0 < got["trainable_parameters"] < 0.1 * got["model_parameters"]
+
+
+def test_qlora_trains_adapters_over_quantised_weights(local: Local) -> None:
+    """Every linear layer but the output is NF4, read back from the model; its parameters count as before."""
+    full = measure(local, "finetune_lora_benchmark", r=4)
+    quantised = measure(local, "finetune_qlora_benchmark", r=4)
+    layers = models.resolve(SMALL["model_name"]).architecture["num_hidden_layers"]  # type: ignore[index]
+    assert quantised.metadata["facts"]["quantised_layers"] == 7 * layers
+    for name in ("model_parameters", "trainable_parameters"):
+        assert quantised.properties[name] == full.properties[name]
+    assert quantised.properties["loss_first"] == pytest.approx(full.properties["loss_first"], abs=0.05)
+    assert quantised.properties["loss_first"] != full.properties["loss_first"]
+
+
+def test_padding_is_no_data(local: Local, tmp_path: Path) -> None:
+    """Token slots count padding, dataset tokens do not."""
+    got = measure(local, dataset_id="synthetic-uniform", batch_size=4).properties
+    assert got["dataset_tokens_per_second"] < got["train_tokens_per_second"]
+
+
+def test_accumulation_changes_neither_loss_nor_rates_definition(local: Local) -> None:
+    """Two passes make one step: twice the samples, and the loss is per token, not per pass."""
+    got = measure(local, gradient_accumulation_steps=2).properties
+    assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 4)
+    assert got["loss_first"] == pytest.approx(math.log(4096), abs=0.5)
+
+
+def test_the_loss_of_padded_data_is_per_token(local: Local) -> None:
+    """Padding does not dilute the loss."""
+    got = measure(local, dataset_id="synthetic-uniform", batch_size=4, gradient_accumulation_steps=2).properties
+    assert got["loss_first"] == pytest.approx(math.log(4096), abs=0.5)
+
+
+def test_the_last_batch_of_an_epoch_counts_its_own_samples(local: Local, tmp_path: Path) -> None:
+    """Five samples in batches of two: the last step has one, and the measured step is that one."""
+    path = tmp_path / "five.jsonl"
+    path.write_text('{"text": "some words"}\n' * 5)
+    got = measure(local, dataset_id=str(path), num_train_epochs=1, batch_size=2, max_steps=20).properties
+    assert got["measured_steps"] == 1
+    assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(1)
+
+
+def test_the_loss_of_short_samples_is_per_predicted_token(local: Local) -> None:
+    """Of two tokens one is predicted."""
+    assert measure(local, model_max_length=2, batch_size=8).properties["loss_first"] == pytest.approx(8.4, abs=0.6)
+
+
+SHRUNK = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "vocab_size": 512, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "shared_intermediate_size": 64, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "n_embd": 64, "n_head": 4,
+    "n_layer": 2, "n_inner": 96,
+}  # fmt: skip
+FAMILIES = (
+    "llama3.2-1b", "mistral-7b-v0.1", "mixtral-8x7b-instruct-v0.1", "qwen2.5-0.5b", "qwen3-0.6b", "qwen3-30b-a3b",
+    "granite-3.1-2b", "granite-3.0-1b-a400m-instruct", "granite-4.0-micro", "granite-4.0-h-tiny", "granite-20b-code-base",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_the_catalogue_trains(local: Local, tmp_path: Path, name: str) -> None:
+    """Each kind of architecture, made small, goes through TRL to its numbers."""
+    architecture = models.resolve(name).architecture
+    assert architecture is not None
+    small = {key: min(SHRUNK[key], value) if value else value for key, value in architecture.items() if key in SHRUNK}
+    if "layer_types" in architecture:
+        small["layer_types"] = ["mamba", "attention"]
+    special = {key: 1 for key in architecture if key.endswith("_token_id")}
+    (tmp_path / "config.json").write_text(json.dumps({**architecture, **small, **special}))
+    verdict = measure(local, model_name=str(tmp_path), max_steps=4)
+    assert (verdict.sentence, verdict.properties.get("is_valid")) == ("", 1)
+
+
+def test_the_loss_of_two_processes_is_per_token(local: Local) -> None:
+    """The mean over ranks is the mean over their tokens."""
+    got = measure(local, number_nodes=2, batch_size=4, gradient_accumulation_steps=2).properties
+    assert got["loss_first"] == pytest.approx(math.log(4096), abs=0.5)
+
+
+def test_ranks_agree_and_add_up(local: Local) -> None:
+    """Both ranks make the same steps with the same warm-up, and the tokens of the report are the sum over both."""
+    values = {**SMALL, "number_nodes": 2, "batch_size": 4, "dataset_id": "synthetic-uniform", "max_steps": 8}
+    made = measurement.plan("sfttrainer", "finetune_full_benchmark", values)
+    outcome = local._attempt(made)
+    assert [record["rank"] for record in outcome.records] == [0, 1]
+    assert [len(record["step_end_s"]) for record in outcome.records] == [8, 8]
+    assert [record["facts"]["wrapped_by"] for record in outcome.records] == ["DistributedDataParallel"] * 2
+    assert outcome.records[0]["real_tokens"] != outcome.records[1]["real_tokens"]
+    (warmup,) = {record["warmup_steps"] for record in outcome.records}
+    got = measurement.conclude(made, [measurement.Run([outcome], 1)], price=None, total_s=1.0).properties
+    tokens = sum(sum(record["real_tokens"][warmup:]) for record in outcome.records)
+    assert got["dataset_tokens_per_second"] * got["train_runtime_s"] == pytest.approx(tokens)
+    assert got["measured_steps"] == 8 - warmup
+
+
+def test_the_same_command_repeats_the_run(local: Local) -> None:
+    """The metadata hold the command and the versions."""
+    metadata = measure(local).metadata
+    assert metadata["command"] == (
+        "python -m ado_actuators.sfttrainer.run --experiment finetune_full_benchmark "
+        "batch_size=2 max_steps=6 model_max_length=32 model_name=tiny-llama-5m number_gpus=0"
+    )
+    assert {"torch", "transformers", "trl", "peft", "accelerate"} <= set(metadata["versions"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing.jsonl", None, "missing.jsonl"),
+        ("empty.jsonl", "", "empty"),
+        ("malformed.jsonl", '{"text": "fine"}\n{"text": \n', "line 2"),
+        ("columns.jsonl", '{"words": "fine"}\n', "text"),
+    ],
+)
+def test_bad_data_ends_in_one_sentence(local: Local, tmp_path: Path, name: str, content: str | None, says: str) -> None:
+    """A data set that cannot be read is named, with the line; the trainer is not blamed."""
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    verdict = measure(local, dataset_id=str(path))
+    assert verdict.properties == {}
+    assert says in verdict.sentence
+    assert name in verdict.sentence
+    assert len(verdict.sentence) <= 200
+    assert "\n" not in verdict.sentence
+
+
+def test_training_stack_not_installed(tmp_path: Path) -> None:
+    """A Python without the stack is answered with the package it lacks and what to do."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    settings = SFTTrainerParameters(max_retries=0, environment=str(tmp_path / "bare" / "bin" / "python"))
+    with Local(SFTTrainer.plugin(), settings, tmp_path / "state") as bare:
+        verdict = measure(bare)
+    assert verdict.properties == {}
+    assert verdict.sentence == (
+        "The training environment lacks the package 'accelerate': install it there, or name another environment."
+    )
+
+
+def test_unknown_model() -> None:
+    """A misspelled model is answered with the names that come close."""
+    with pytest.raises(failures.Broken, match="tiny-llama-5m"):
+        measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "model_name": "tiny-lama-5m"})
+
+
+def test_directory_without_configuration(tmp_path: Path) -> None:
+    """A directory is a model only with a config.json."""
+    with pytest.raises(failures.Broken, match=r"config\.json"):
+        measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "model_name": str(tmp_path)})
+
+
+def test_metadata_are_plain(local: Local) -> None:
+    """Metadata go through ado's store, so they are JSON."""
+    metadata = measure(local).metadata
+    assert json.loads(json.dumps(metadata)) == metadata

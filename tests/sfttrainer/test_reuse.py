@@ -1,0 +1,58 @@
+"""Many measurements in one trainer: as good as fresh ones, and nothing piles up."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ado_actuators.sfttrainer.actuator import SFTTrainer
+from ado_actuators.sfttrainer.core import measurement
+from ado_actuators.sfttrainer.core.local import Local
+from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
+
+SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "number_gpus": 0}
+SETTLED = 10
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def plan(**change: Any) -> measurement.Plan:
+    """Return a small measurement."""
+    return measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "batch_size": 2, **change})
+
+
+def test_fifty_measurements_leave_nothing_behind(tmp_path: Path) -> None:
+    """One process serves all; from the tenth to the fiftieth its resident memory grows by less than 5 %."""
+    with Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0), tmp_path) as local:
+        resident, pids = [], set()
+        for number in range(50):
+            verdict = local.measure(plan(batch_size=1 + number % 4, max_steps=3, seed=number))
+            assert verdict.properties["is_valid"] == 1, verdict.sentence
+            assert local._host is not None
+            pids.add(local._host._trainers[0].pid)
+            resident.append(psutil.Process(local._host._trainers[0].pid).memory_info().rss)
+    assert len(pids) == 1
+    assert max(resident[SETTLED:]) < 1.05 * resident[SETTLED - 1]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_fresh_and_reused_trainers_agree(tmp_path: Path) -> None:
+    """The median step of the same workload is the same in a fresh process and in one that has measured before.
+
+    The bound is wide because the machine may be busy with other things; what it excludes is a systematic cost of reuse.
+    """
+    medians: dict[bool, list[float]] = {True: [], False: []}
+    reusing = Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0), tmp_path)
+    fresh = Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0, reuse_workers=False), tmp_path)
+    with reusing, fresh:
+        reusing.measure(plan(max_steps=3))
+        for _ in range(3):
+            for local in (reusing, fresh):
+                verdict = local.measure(plan(max_steps=20, target_ci_percent=0, model_max_length=64))
+                medians[verdict.metadata["reused"]].append(verdict.properties["step_time_median_s"])
+    assert [len(medians[True]), len(medians[False])] == [3, 3]
+    assert 0.7 < statistics.median(medians[True]) / statistics.median(medians[False]) < 1.4

@@ -1,0 +1,51 @@
+"""A cluster's Python, as cheap as possible: a virtual environment that sees the packages of the one the tests run in.
+
+Ray clones the environment of the cluster's Python for every job that brings packages. Cloning the tests' own copies two
+gigabytes a job; here packages are links, which a clone copies as links. May import the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+# what jobs replace is really copied: removing it must not reach through a link
+OURS = ("ado_actuators", "ado_sfttrainer", "ado_fms_hf_tuning", "__editable__.ado_")
+OF_THE_ENVIRONMENT = ("__pycache__", "_virtualenv", "distutils-precedence", "pip", "setuptools", "_distutils_hack")
+
+
+def make(place: Path) -> Path:
+    """Make the environment and return its Python."""
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=120)
+    packages = place / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(OF_THE_ENVIRONMENT):
+            _provide(entry, packages / entry.name)
+    for script in Path(sysconfig.get_path("scripts")).iterdir():
+        if not script.name.startswith(("activate", "pip", "python")):
+            _provide_script(script, place / "bin")
+    return place / "bin" / "python"
+
+
+def _provide(entry: Path, there: Path) -> None:
+    if entry.name.startswith(OURS):
+        shutil.copytree(entry, there) if entry.is_dir() else shutil.copy2(entry, there)
+    elif entry.suffix == ".dist-info":
+        # without its list of files no installer removes a package
+        shutil.copytree(entry, there, ignore=shutil.ignore_patterns("RECORD"))
+    else:
+        there.symlink_to(entry)
+
+
+def _provide_script(script: Path, into: Path) -> None:
+    content = script.read_bytes()
+    if content.startswith(b"#!"):
+        own = os.fsencode(Path(sys.executable).parent / "python")
+        (into / script.name).write_bytes(content.replace(own, os.fsencode(into / "python"), 1))
+        (into / script.name).chmod(0o755)
+    else:
+        (into / script.name).symlink_to(script)

@@ -1,0 +1,153 @@
+"""Measurements on a real Ray cluster of two nodes on this machine: real gloo training across them, real faults."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ado.modules.actuators.measurement_queue import MeasurementQueue
+from ado.schema.point import SpacePoint
+from ray.cluster_utils import Cluster
+
+from ado_actuators.sfttrainer.actuator import SFTTrainer
+
+pytestmark = pytest.mark.timeout(300)
+
+SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 4, "number_gpus": 0, "max_steps": 5}
+
+
+@pytest.fixture
+def cluster(own_home: Path) -> Iterator[Cluster]:
+    """Start the first of two nodes with one CPU; end what is started by its own handle."""
+    two = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=two.address, log_to_driver=False)
+    yield two
+    ray.shutdown()
+    two.shutdown()
+
+
+@pytest.fixture
+def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Give a function that submits one workload to an actuator and one that waits for the answer."""
+    queue = MeasurementQueue()
+    actuator = SFTTrainer(
+        queue=queue,
+        params=SFTTrainer.parameters_class(
+            state_dir=str(tmp_path), max_retries=1, retry_backoff_s=0.1, pending_timeout_s=15
+        ),
+    )
+    # queue and dispatcher are on the first node before the second one, which may get lost, exists
+    ray.get(actuator._dispatch().__ray_ready__.remote())
+    cluster.add_node(num_cpus=1)
+    reference = SFTTrainer.catalog().experiments[0].reference
+
+    def start(**change: Any) -> Callable[[float], Any]:
+        entity = SpacePoint(entity={**SMALL, **change}).to_entity()
+        actuator.submit([entity], reference, "test", 0)
+        return lambda timeout_s: queue.get(timeout=timeout_s).measurements[0]
+
+    yield start
+    actuator._launch_supervisor.stop()
+    # a supervisor that asks Ray once more after its end would connect to any other cluster
+    actuator._launch_supervisor._thread.join(timeout=30)
+    ray.get(actuator._dispatch().cleanup.remote())
+
+
+def trainers() -> list[psutil.Process]:
+    """Return the trainer processes that Ray's hosts of this test run have started; other tests keep some of their own."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ", "ppid"]):
+        command, environ = process.info["cmdline"] or [], process.info["environ"] or {}
+        if "core/trainer" in " ".join(command) and environ.get("HOME") == os.environ["HOME"]:
+            found.append(process)
+    return [process for process in found if process.info["ppid"] != os.getpid()]
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; it may end while it is looked at."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def user_seconds(process: psutil.Process) -> float:
+    """Return the CPU time a process has used; 0 once it has ended."""
+    try:
+        return process.cpu_times().user
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def values(result: Any) -> dict[str, Any]:
+    """Return the values of a valid result."""
+    return {one.property.targetProperty.identifier: one.value for one in result.measurements}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    """Poll until the condition holds; return what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def test_two_nodes_train_together(submit: Callable[..., Any]) -> None:
+    """One process a node, DDP over gloo: ranks agree on the steps, and global tokens are the sum over ranks."""
+    result = submit(number_nodes=2)(200)
+    got = values(result)
+    assert got["is_valid"] == 1
+    assert result.metadata["facts"]["wrapped_by"] == "DistributedDataParallel"
+    assert len(result.metadata["hosts"]) == 2
+    assert got["train_tokens_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 4 * 32)
+
+
+def test_a_killed_rank_is_repeated_in_fresh_processes(submit: Callable[..., Any]) -> None:
+    """One of two trainers killed: noticed at once, repeated, measured at the second attempt."""
+    answer = submit(number_nodes=2, max_steps=60, target_ci_percent=0)
+    both = wait_for(lambda: len(found := trainers()) == 2 and all(user_seconds(p) > 5 for p in found) and found, 90)
+    assert both
+    begin = time.monotonic()
+    both[1].send_signal(signal.SIGKILL)
+    assert wait_for(lambda: not any(alive(p) for p in both), 15)
+    assert time.monotonic() - begin < 15
+    result = answer(150)
+    assert (values(result)["is_valid"], result.metadata["attempts"]) == (1, 2)
+
+
+def test_a_node_lost_in_mid_measurement(cluster: Cluster, submit: Callable[..., Any]) -> None:
+    """A node that trains vanishes: repeated, and when what is left is too small, failed with a sentence; it never hangs."""
+    answer = submit(number_nodes=2, max_steps=2000, target_ci_percent=0, stop_after_seconds=600)
+    assert wait_for(lambda: len(trainers()) == 2, 90)
+    cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+    assert answer(200).reason == "the CPUs and GPUs it needs did not become free within pending_timeout_s 15 s."
+    assert trainers() == []
+
+
+def test_an_impossible_combination_reaches_no_node(submit: Callable[..., Any]) -> None:
+    """Answered in well under the time a trainer needs to start: finished, is_valid 0, with the rule in the metadata."""
+    begin = time.monotonic()
+    result = submit(batch_size=3, number_nodes=2)(30)
+    assert values(result) == {"is_valid": 0, "failure": "invalid_configuration"}
+    assert result.metadata["reason"] == "batch_size 3 is not divisible by 2 processes."
+    assert time.monotonic() - begin < 10
+    assert trainers() == []
+
+
+def test_a_killed_host_is_repeated(submit: Callable[..., Any]) -> None:
+    """The Ray worker that holds the trainer is killed: its trainer ends too, and the measurement is repeated."""
+    answer = submit(max_steps=60, target_ci_percent=0)
+    (trainer,) = wait_for(lambda: len(found := trainers()) == 1 and found, 90)
+    parent = trainer.parent()
+    assert parent is not None
+    parent.kill()
+    assert wait_for(lambda: not alive(trainer), 15)
+    result = answer(150)
+    assert (values(result)["is_valid"], result.metadata["attempts"]) == (1, 2)

@@ -1,0 +1,89 @@
+"""Jobs on a real Ray cluster: what docs/cluster.md says, line by line, and the nox session that does it in one command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, Head
+
+pytestmark = pytest.mark.timeout(1200)
+
+DISTRIBUTIONS = {"sfttrainer": "ado_sfttrainer", "fms_hf_tuning": "ado_fms_hf_tuning"}
+DOCUMENTED_ADDRESS = "http://127.0.0.1:8265"
+
+
+def documented(address: str) -> list[str]:
+    """Return the commands of the documentation, one text a block."""
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    return [
+        block.replace(DOCUMENTED_ADDRESS, address) for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    ]
+
+
+@pytest.fixture(scope="module")
+def by_hand(head: Head, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[Path]]:
+    """Run the documented commands in the clone; give what each block printed, and the wheels that were built."""
+    temporary = tmp_path_factory.mktemp("by-hand")
+    between = "\necho '=== next ==='\n"
+    script = f"export TMPDIR={temporary}\n{between.join(documented(head.address))}"
+    done = head.run("bash", "-eu", "-c", script, cwd=repository, timeout_s=900)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.split("=== next ==="), sorted(temporary.glob("*/*.whl"))
+
+
+def version_of(wheel: Path) -> str:
+    """Return the version in a wheel's name."""
+    return wheel.name.split("-")[1]
+
+
+def listed_versions(printed: str) -> dict[str, str]:
+    """Return the versions of the plugins in the table of ``ado get actuators --details``."""
+    rows = re.findall(r"^│ \d+ +│ (\w+) .*│ (\S+) +│$", printed, flags=re.MULTILINE)
+    return {name: version for name, version in rows if name in DISTRIBUTIONS}
+
+
+def test_both_wheels_by_hand(by_hand: tuple[list[str], list[Path]]) -> None:
+    """The job lists both actuators with exactly the versions built, not those that the cluster's Python has."""
+    (_, submitted, *_), wheels = by_hand
+    built = {wheel.name.split("-")[0]: version_of(wheel) for wheel in wheels}
+    assert listed_versions(submitted) == {name: built[DISTRIBUTIONS[name]] for name in DISTRIBUTIONS}
+    installed = {name: importlib.metadata.version(DISTRIBUTIONS[name]) for name in DISTRIBUTIONS}
+    assert [name for name in DISTRIBUTIONS if listed_versions(submitted)[name] == installed[name]] == []
+
+
+def test_a_measurement_in_a_job(by_hand: tuple[list[str], list[Path]]) -> None:
+    """A real measurement on the cluster's CPUs gives its result in the job's log."""
+    measured = dict(re.findall(r"^(\w+) +(\S+)$", by_hand[0][2], flags=re.MULTILINE))
+    assert (measured["is_valid"], measured["failure"], measured["model_parameters"]) == ("1", "none", "4999424")
+    assert float(measured["dataset_tokens_per_second"]) > 0
+
+
+def test_an_unpacked_sdist_by_hand(by_hand: tuple[list[str], list[Path]]) -> None:
+    """The directory of a source distribution installs without git, under the version of the wheel."""
+    (_, _, _, submitted), wheels = by_hand
+    (built,) = (version_of(wheel) for wheel in wheels if wheel.name.startswith("ado_sfttrainer-"))
+    assert listed_versions(submitted)["sfttrainer"] == built
+
+
+def test_an_edited_plugin_is_never_the_cached_one(
+    head: Head, repository: Path, by_hand: tuple[list[str], list[Path]]
+) -> None:
+    """One command submits an edited tree: the job has the new versions, and its exit status and a warning come back."""
+    before = listed_versions(by_hand[0][1])
+    with (repository / "core" / "workload.py").open("a") as file:
+        file.write("# edited\n")
+    (repository / "core" / "forgotten.csv").write_text("1,2\n")
+    nox = [sys.executable, "-m", "nox", "--noxfile", repository / "noxfile.py", "--session", "ray_submit"]
+    options = ["--address", head.address, "--extra", "train", "--constraint", "tests/constraints-cpu.txt"]
+    command = ["--", "bash", "-c", "ado get actuators --details; exit 7"]
+    done = head.run(*nox, "--", *options, *command, cwd=repository)
+    assert done.returncode == 7, done.stdout
+    after = listed_versions(done.stdout)
+    assert set(after) == set(DISTRIBUTIONS)
+    assert [name for name in after if not re.fullmatch(re.escape(before[name]) + r"\.c[0-9a-f]{12}", after[name])] == []
+    assert "warning: core/forgotten.csv is not in the wheels, since git does not know it" in done.stdout

@@ -1,0 +1,110 @@
+"""``ado --remote``: an operation runs on the cluster, its results come to a shared MySQL-compatible store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+import yaml
+
+from .conftest import ROOT, Head, free_port
+
+pytestmark = pytest.mark.timeout(900)
+
+EXAMPLES = ROOT / "examples" / "remote"
+GRANTS = """
+CREATE DATABASE study;
+CREATE USER 'study'@'localhost' IDENTIFIED BY 'change-me', 'study'@'127.0.0.1' IDENTIFIED BY 'change-me';
+GRANT ALL ON study.* TO 'study'@'localhost', 'study'@'127.0.0.1';
+"""
+
+
+@pytest.fixture(scope="module")
+def store(own_home: Path) -> Iterator[dict[str, Any]]:
+    """Start a MariaDB server on loopback, and give ado's context for it, made of the example."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    server, install = (shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db"))
+    if not server or not install:
+        pytest.skip("MariaDB is not installed: apt-get install mariadb-server-core, or run nox as root")
+    place, port = own_home / "mariadb", free_port()
+    place.mkdir()
+    (place / "grants.sql").write_text(GRANTS)
+    common = ["--no-defaults", f"--datadir={place / 'data'}", *(["--user=root"] if os.getuid() == 0 else [])]
+    made = [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
+    subprocess.run(made, check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    command = [server, *common, "--bind-address=127.0.0.1", f"--port={port}", f"--socket={place / 's'}"]
+    command += [f"--pid-file={place / 'pid'}", f"--init-file={place / 'grants.sql'}", "--innodb-buffer-pool-size=32M"]
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    context = yaml.safe_load((EXAMPLES / "context.yaml").read_text())
+    context["metadataStore"]["port"] = port
+    try:
+        wait_for(context, process, place / "log")
+        yield context
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def login(context: dict[str, Any]) -> dict[str, Any]:
+    """Return what PyMySQL needs of a context."""
+    return {name: context["metadataStore"][name] for name in ("host", "port", "user", "password", "database")}
+
+
+def wait_for(store: dict[str, Any], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the user of the store can connect."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(pymysql.MySQLError):
+            pymysql.connect(**login(store)).close()
+            return
+        time.sleep(0.2)
+    pytest.fail(f"MariaDB did not start: {log.read_text()[-2000:]}")
+
+
+def test_an_operation_on_the_cluster_fills_the_shared_store(
+    head: Head, store: dict[str, Any], repository: Path, tmp_path: Path
+) -> None:
+    """The example's space and operation are created on the cluster with wheels of this tree; the results are in the store."""
+    execution = yaml.safe_load((EXAMPLES / "execution.yaml").read_text())
+    execution["executionType"]["clusterUrl"] = head.address
+    for name, content in (("execution", execution), ("context", store)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    # ado remembers the context it was last given, which is nothing for other tests
+    state = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")}
+    space = f"space={EXAMPLES / 'space.yaml'}"
+    create = ["create", "operation", "-f", EXAMPLES / "operation.yaml", "--with", space]
+    with_context = ["ado", "-c", tmp_path / "context.yaml"]
+    remote = head.run(*with_context, "--remote", tmp_path / "execution.yaml", *create, cwd=repository, environ=state)
+    assert remote.returncode == 0, remote.stdout
+    assert re.findall(r"^Built wheel: (ado_\w+)-", remote.stdout, flags=re.M) == ["ado_sfttrainer", "ado_fms_hf_tuning"]
+    operation = re.findall(r"random_walk@[\w.]+-[0-9a-f]+", remote.stdout)[-1]
+    assert [kind for name, kind in rows(store, "SELECT identifier, kind FROM resources") if name == operation] == [
+        "operation"
+    ]
+    (table,) = (name for (name,) in rows(store, "SHOW TABLES") if name.endswith("_measurement_results"))
+    results = [json.loads(data) for (data,) in rows(store, f"SELECT data FROM {table}")]
+    assert sorted(values(result)["is_valid"] for result in results) == [1, 1]
+    assert all(values(result)["dataset_tokens_per_second"] > 0 for result in results)
+
+
+def rows(store: dict[str, Any], query: str) -> list[tuple[Any, ...]]:
+    """Return what the store answers: ado 2.3's own commands for measurements ask in a way that only MySQL understands."""
+    with pymysql.connect(**login(store)) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return list(cursor.fetchall())
+
+
+def values(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the properties of a stored measurement result."""
+    return {one["property"]["targetProperty"]["identifier"]: one["value"] for one in result["measurements"]}

@@ -1,0 +1,50 @@
+"""Skipping what cannot fit, through Ray: a node that claims a GPU, and a workload whose estimate is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ado.modules.actuators.measurement_queue import MeasurementQueue
+from ado.schema.point import SpacePoint
+
+from ado_actuators.sfttrainer.actuator import SFTTrainer
+
+pytestmark = pytest.mark.timeout(300)
+
+TOO_LARGE = {
+    "model_name": "llama3.2-1b",
+    "model_max_length": 64,
+    "batch_size": 1,
+    "number_gpus": 1,
+    "gpu_model": "T4",
+    "cpus_per_process": 1,
+}
+
+
+@pytest.fixture
+def queue(own_home: Path) -> Iterator[Any]:
+    """Start a node of one CPU and a GPU that no process could use."""
+    ray.init(num_cpus=1, num_gpus=1, resources={"T4": 1}, include_dashboard=False, log_to_driver=False)
+    yield MeasurementQueue()
+    ray.shutdown()
+
+
+def test_what_is_predicted_not_to_fit_uses_no_gpu(queue: Any, tmp_path: Path) -> None:
+    """The answer is a finished measurement with both numbers in its reason; a trainer with a GPU was never started."""
+    settings = SFTTrainer.parameters_class(state_dir=str(tmp_path), skip_predicted_oom=True)
+    actuator = SFTTrainer(queue=queue, params=settings)
+    reference = SFTTrainer.catalog().experiments[0].reference
+    actuator.submit([SpacePoint(entity=TOO_LARGE).to_entity()], reference, "test", 0)
+    result = queue.get(timeout=240).measurements[0]
+    actuator._launch_supervisor.stop()
+    # a supervisor that asks Ray once more after its end would connect to any other cluster
+    actuator._launch_supervisor._thread.join(timeout=30)
+    ray.get(actuator._dispatch().cleanup.remote())
+    values = {one.property.targetProperty.identifier: one.value for one in result.measurements}
+    assert values == {"is_valid": 0, "failure": "predicted_oom"}
+    assert "of which T4 can give 14.3 GiB" in result.metadata["reason"]
+    assert len(list((tmp_path / "logs").iterdir())) == 1

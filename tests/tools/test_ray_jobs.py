@@ -1,0 +1,128 @@
+"""What a job is told to install, and which files are missing from a wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HERE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+
+
+def load() -> Any:
+    """Import the tool, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location("ray_jobs", ROOT / "tools" / "ray_jobs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ray_jobs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+ray_jobs = load()
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> list[Path]:
+    """Write two wheels that hold their metadata; the first offers an extra."""
+    made = []
+    for name, extra in (("ado_sfttrainer-1-py3-none-any", "Provides-Extra: train\n"), ("ado_other-2-py3-none-any", "")):
+        made.append(tmp_path / f"{name}.whl")
+        with zipfile.ZipFile(made[-1], "w") as file:
+            file.writestr(f"{name}.dist-info/METADATA", f"Metadata-Version: 2.4\nName: x\n{extra}\ntext\n")
+    return made
+
+
+def test_plain_wheels(tmp_path: Path, wheels: list[Path]) -> None:
+    """Each wheel is one entry of Ray's list."""
+    assert ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes()) == {
+        "pip": [f"{HERE}/ado_sfttrainer-1-py3-none-any.whl", f"{HERE}/ado_other-2-py3-none-any.whl"],
+        "env_vars": {"COLUMNS": "200"},
+    }
+
+
+def test_extras_go_to_the_wheels_that_offer_them(tmp_path: Path, wheels: list[Path]) -> None:
+    """A plugin without the extra is installed plain."""
+    environment = ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(extras=("train",)))
+    assert environment["pip"] == [
+        f"{HERE}/ado_sfttrainer-1-py3-none-any.whl[train]",
+        f"{HERE}/ado_other-2-py3-none-any.whl",
+    ]
+
+
+def test_an_extra_that_nobody_offers_is_refused(tmp_path: Path, wheels: list[Path]) -> None:
+    """pip would only warn."""
+    with pytest.raises(ray_jobs.Refused) as caught:
+        ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(extras=("trian",)))
+    assert str(caught.value) == "No wheel has the extra 'trian'; there are: train."
+
+
+def test_constraints_are_named_after_their_content(tmp_path: Path, wheels: list[Path]) -> None:
+    """Ray takes a line for its content, so other constraints are another line; the file lies beside the wheels."""
+    lines = []
+    for content in ("torch==2.13.0\n", "torch==2.12.0\n", "torch==2.13.0\n"):
+        (tmp_path / "given.txt").write_text(content)
+        lines.append(
+            ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(constraint=tmp_path / "given.txt"))["pip"][0]
+        )
+        assert (tmp_path / lines[-1].removeprefix(f"--constraint {HERE}/")).read_text() == content
+    assert lines[0] == lines[2] != lines[1]
+
+
+def test_lines_and_options_of_pip(tmp_path: Path, wheels: list[Path]) -> None:
+    """Lines come before the wheels; options join Ray's own, which they would replace."""
+    given = ray_jobs.Wishes(lines=("--find-links /wheels",), options=("--no-build-isolation",))
+    assert ray_jobs.runtime_env(tmp_path, wheels[1:], given)["pip"] == {
+        "packages": ["--find-links /wheels", f"{HERE}/ado_other-2-py3-none-any.whl"],
+        "pip_install_options": ["--disable-pip-version-check", "--no-cache-dir", "--no-build-isolation"],
+    }
+
+
+def test_variables_of_the_job(tmp_path: Path, wheels: list[Path]) -> None:
+    """They join the width of ado's tables and may change it; one without a value is refused."""
+    given = ray_jobs.Wishes(variables=("COLUMNS=99", "UV_FIND_LINKS=/a=b"))
+    environment = ray_jobs.runtime_env(tmp_path, wheels, given)
+    assert environment["env_vars"] == {"COLUMNS": "99", "UV_FIND_LINKS": "/a=b"}
+    with pytest.raises(ray_jobs.Refused, match="--env UV_OFFLINE is not of the form NAME=VALUE"):
+        ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(variables=("UV_OFFLINE",)))
+
+
+def test_files_that_git_does_not_know(tmp_path: Path) -> None:
+    """Data below a plugin or the core is missing from wheels; Python files, ignored files and other places are not told."""
+    for name in ("core/a.csv", "core/b.py", "core/c.tmp", "sfttrainer/src/x/d.yaml", "sfttrainer/e.txt", "tests/f.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("content\n")
+    (tmp_path / ".gitignore").write_text("*.tmp\n")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    assert ray_jobs.not_added(["sfttrainer"], tmp_path) == ["core/a.csv", "sfttrainer/src/x/d.yaml"]
+    subprocess.run(["git", "add", "core/a.csv"], cwd=tmp_path, check=True)
+    assert ray_jobs.not_added(["sfttrainer"], tmp_path) == ["sfttrainer/src/x/d.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--address", "http://127.0.0.1:1"], "Give the command after --, such as: -- ado get actuators --details"),
+        (["--address", "http://127.0.0.1:1", "--file", "absent", "--", "ls"], "absent is no file."),
+    ],
+)
+def test_bad_use_of_submit(arguments: list[str], sentence: str) -> None:
+    """One sentence and exit status 2, before anything is built."""
+    tool = [sys.executable, str(ROOT / "tools" / "ray_jobs.py"), "submit", *arguments]
+    done = subprocess.run(tool, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (2, "", sentence)
+
+
+def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
+    """Nobody listens: one sentence names the address."""
+    with pytest.raises(ray_jobs.Refused) as caught:
+        ray_jobs.submit("http://127.0.0.1:1", tmp_path, {}, ["ls"])
+    assert str(caught.value).startswith("http://127.0.0.1:1 takes no job: ")
+    assert len(str(caught.value)) <= 200
