@@ -35,14 +35,14 @@ def main() -> int:
     given = common.options(
         "Compare step times of a bare TRL script with those measured by the plugin.",
         "fidelity",
-        ("--pairs", {"type": int, "default": None, "help": "pairs of runs per workload (default 7)"}),
+        ("--pairs", {"type": int, "default": None, "help": "pairs of runs per workload (default 15)"}),
         (
             "--steps",
-            {"type": int, "default": None, "help": "optimizer steps of each run (default 60 on CPU, 40 on GPU)"},
+            {"type": int, "default": None, "help": "optimizer steps of each run (default 36)"},
         ),
     )
-    pairs = given.pairs or (2 if given.quick else 7)
-    steps = given.steps or (12 if given.quick else 60 if given.device == "cpu" else 40)
+    pairs = given.pairs or (2 if given.quick else 15)
+    steps = given.steps or (12 if given.quick else 36)
     warmup = max(3, steps // 6)
     facts = common.circumstances(given.device)
     results = []
