@@ -60,11 +60,12 @@ class Host:
         self.spec = spec
         self._trainers: list[TrainerProcess] = []
         self._messages: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-        self._base: list[dict[str, int]] = []
+        self._base: list[dict[str, Any]] = []
         self._measured = 0
         self._begun_s = 0.0
         self._intact = False
         self._idle: dict[int, dict[str, Any]] = {}
+        self._failed_rank = 0
 
     def start(self, progress: Progress = lambda news: None) -> None:
         """Start the trainers and return; their imports go on meanwhile. Building a managed environment is waited for.
@@ -83,6 +84,7 @@ class Host:
         self._begun_s = time.perf_counter()
         self._messages = queue.Queue()
         self._measured = 0
+        self._base = [{}] * self.spec.processes
         mask = visible_mask(self.spec.gpus)
         threads = self.spec.threads or max(1, cpu_count() // self.spec.processes)
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -125,12 +127,12 @@ class Host:
         cause: failures.Cause | None = None
         startup_s = 0.0
         self._intact = False
+        self._failed_rank = 0
         if job["alone"] and self._measured:
             self.close()
         try:
             if not self._trainers:
                 self.start(progress)
-            log = str(self._trainers[0].log)
             self._await_ready(progress)
             startup_s = time.perf_counter() - begin
             records, summary = self._run(job, run_timeout_s, progress)
@@ -144,8 +146,11 @@ class Host:
         finally:
             # on the way out of an interrupted measurement too
             shutil.rmtree(job["run_dir"], ignore_errors=True)
+        log = log or (str(self._trainers[self._failed_rank].log) if self._trainers else "")
         if job["alone"] or not self.spec.reuse or (cause is not None and not self._intact):
             self.close()
+            # what a trainer wrote between the removal and its end
+            shutil.rmtree(job["run_dir"], ignore_errors=True)
         else:
             self._measured += 1
             self._settle()
@@ -178,6 +183,7 @@ class Host:
                 raise self._failure(rank, message)
             if message["event"] == "ready":
                 self._trainers[rank].ready = True
+                self._base[rank] = message
         assert not waiting
 
     def _run(
@@ -231,9 +237,7 @@ class Host:
         except failures.Failure:
             self.close()
             return
-        if not self._base:
-            self._base = [idle[rank] for rank in sorted(idle)]
-        elif any(leaks(idle[rank], self._base[rank]) for rank in idle):
+        if any(leaks(idle[rank], self._base[rank]) for rank in idle):
             self.close()
 
     def _next(self, deadline: float, sentence: str) -> tuple[int, dict[str, Any] | None]:
@@ -244,6 +248,7 @@ class Host:
 
     def _failure(self, rank: int, message: dict[str, Any] | None) -> failures.Failure:
         trainer = self._trainers[rank]
+        self._failed_rank = rank
         if message is None:
             return trainer.died()
         return failures.from_message(message)
@@ -257,9 +262,10 @@ class Host:
             except queue.Empty:
                 break
             if message is None or message["event"] == "failure":
-                later = self._failure(rank, message)
+                first, later = self._failed_rank, self._failure(rank, message)
                 if isinstance(later, failures.CannotRun):
                     return later
+                self._failed_rank = first
         return failure
 
 

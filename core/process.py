@@ -16,6 +16,18 @@ from typing import IO, Any
 from . import failures, redaction
 
 TRAINER = Path(__file__).absolute().parent / "trainer"
+# Outlives the host: when its standard input ends, it ends the trainer's process group and removes the run directory it was told
+# last, unless the last word was done. Orphaned, because Ray kills the children of a worker that ends.
+GUARD = """
+exec 3<&0
+{
+  while IFS= read -r line <&3; do last=$line; done
+  [ "$last" = done ] && exit
+  kill -9 -"$0"
+  sleep 1
+  case "$last" in /*) rm -rf -- "$last" ;; esac
+} >/dev/null 2>&1 &
+"""
 LOG_HEAD_BYTES = 8 * 2**20
 LOG_TAIL_BYTES = 2**18
 KILL_TIMEOUT_S = 30.0
@@ -61,15 +73,19 @@ class TrainerProcess:
         self._oom_kills = oom_kills()
         self._garbage = ""
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            [str(python), str(TRAINER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=trainer_environ(threads, mask, own_environment),
-            cwd=log.parent,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [str(python), str(TRAINER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=trainer_environ(threads, mask, own_environment),
+                cwd=log.parent,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise failures.Broken(f"the trainer cannot be started with {python}: {error.strerror}.") from error
+        self._guard = _guard(self._process.pid)
         self._writer = LogWriter(log)
         self._threads = [
             threading.Thread(target=self._listen, name=f"trainer-{local_rank}-messages", daemon=True),
@@ -95,6 +111,7 @@ class TrainerProcess:
         assert self._process.stdin is not None
         # what the kernel killed before this job has nothing to do with it
         self._oom_kills = oom_kills()
+        self._tell_guard(message["job"]["run_dir"])
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
@@ -106,9 +123,14 @@ class TrainerProcess:
         # a process in an uninterruptible call of a driver cannot be waited for
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=KILL_TIMEOUT_S)
+            # its number may soon be another's
+            self._tell_guard("done")
         for thread in self._threads:
             thread.join(timeout=2)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+        read_by = zip((self._process.stdout, self._process.stderr), self._threads, strict=True)
+        # closing a pipe that a thread still reads would wait for it
+        unread = [pipe for pipe, thread in read_by if not thread.is_alive()]
+        for pipe in (self._guard, self._process.stdin, *unread):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
 
@@ -124,6 +146,10 @@ class TrainerProcess:
             thread.join(timeout=2)
         return failures.from_exit(code, self._writer.tail(), oom_killed=oom_kills() > self._oom_kills)
 
+    def _tell_guard(self, word: str) -> None:
+        with contextlib.suppress(OSError):
+            self._guard.write(word.encode() + b"\n" if "\n" not in word else b"\n")
+
     def _listen(self) -> None:
         stream = self._process.stdout
         assert stream is not None
@@ -138,6 +164,16 @@ class TrainerProcess:
                 break
             self._messages.put((self.local_rank, message))
         self._messages.put((self.local_rank, None))
+
+
+def _guard(pid: int) -> IO[bytes]:
+    """Start the guard of a trainer, and return the pipe to it."""
+    started = subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, str(pid)], stdin=subprocess.PIPE, start_new_session=True, bufsize=0
+    )
+    started.wait()
+    assert started.stdin is not None
+    return started.stdin
 
 
 class LogWriter:

@@ -37,13 +37,17 @@ def complete(arguments: Any, workload: dict[str, Any]) -> Any:
 
 
 def wrapper(trainer: Any) -> str:
-    """Return what wraps a trainer's model: ``none``, ``DistributedDataParallel``, ``FullyShardedDataParallel`` or ``FSDP2``."""
-    wrapped = trainer.model_wrapped
-    if any(kind.__name__ == "FSDPModule" for kind in type(wrapped).__mro__):
-        return "FSDP2"
-    return type(wrapped).__name__ if wrapped is not trainer.model else "none"
+    """Return what wraps a trainer's model: ``none``, ``DistributedDataParallel``, ``FullyShardedDataParallel`` or ``FSDP2``.
+
+    Its type tells: under FSDP the Trainer calls the wrapped model its model too, and torch.compile wraps whatever is there.
+    """
+    wrapped = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
+    names = [kind.__name__ for kind in type(wrapped).__mro__]
+    return next((told for name, told in WRAPPERS.items() if name in names), "none")
 
 
+# what FSDP version 2 mixes into a model's class is no wrapper of its own
+WRAPPERS = {name: name for name in ("DistributedDataParallel", "FullyShardedDataParallel")} | {"FSDPModule": "FSDP2"}
 EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
 
 

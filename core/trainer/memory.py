@@ -11,10 +11,13 @@ from pathlib import Path
 STATUS = Path("/proc/self/status")
 
 
-def reset_peak_resident() -> None:
-    """Make the kernel forget the peak resident set so far (Linux; elsewhere the peak stays that of the process)."""
-    with contextlib.suppress(OSError):
+def reset_peak_resident() -> bool:
+    """Make the kernel forget the peak resident set so far; false where it cannot, so that the peak is no one's measurement."""
+    try:
         Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_resident_bytes() -> int:
@@ -40,7 +43,7 @@ def release() -> None:
 
 
 def in_use_bytes() -> dict[str, int]:
-    """Return ``rss_bytes`` and, with CUDA, ``allocated_bytes``: what must be back at its base line after a measurement."""
+    """Return ``rss_bytes`` (0 without Linux) and, with CUDA, ``allocated_bytes``: what must be back at its base line afterwards."""
     import torch
 
     use = {"rss_bytes": resident_bytes()}
@@ -54,8 +57,4 @@ def _status_bytes(field: str) -> int:
         match = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     except OSError:
         match = None
-    if match:
-        return int(match.group(1)) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(match.group(1)) * 1024 if match else 0

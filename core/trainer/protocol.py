@@ -20,8 +20,10 @@ LEAST_WARMUP = 3
 LEAST_MEASURED = 10
 SETTLED = 0.03
 WARMUP_SHARE = 0.4
-# every step up to here is a check, then steps that are a tenth apart
+# up to this step checks are as near as they may be, then a tenth apart
 DENSE_CHECKS = 12
+# steps from one check to the next where ranks have to talk to each other
+APART_FOR_RANKS = 4
 
 
 class Protocol:
@@ -31,14 +33,20 @@ class Protocol:
         target_ci_percent: half-width of the 95 % confidence interval, percent of the mean, at which to stop; 0: never.
         max_steps: most optimizer steps, warm-up included, as in ``transformers.TrainingArguments``.
         stop_after_seconds: most seconds since training began, warm-up included; None sets no limit.
+        checks_apart: fewest steps from one check to the next; ranks have to agree at each.
     """
 
     def __init__(
-        self, target_ci_percent: float = 2.0, max_steps: int | None = None, stop_after_seconds: float | None = None
+        self,
+        target_ci_percent: float = 2.0,
+        max_steps: int | None = None,
+        stop_after_seconds: float | None = None,
+        checks_apart: int = 1,
     ) -> None:
         self._target_percent = target_ci_percent
         self._max_steps = max_steps
         self._limit_s = stop_after_seconds
+        self._checks_apart = checks_apart
         self._durations: list[float] = []
         self._elapsed_s = 0.0
         self._warmup: int | None = None
@@ -97,7 +105,7 @@ class Protocol:
 
     def check_steps(self, step: int) -> bool:
         """Whether the ranks exchange a decision after this step (counted from 1): the same answer on every rank."""
-        return is_check(step) or (self._max_steps is not None and step >= self._max_steps)
+        return is_check(step, self._checks_apart) or (self._max_steps is not None and step >= self._max_steps)
 
     def _confident(self) -> bool:
         if self._target_percent <= 0 or self._warmup is None:
@@ -123,12 +131,14 @@ class Protocol:
         return not (steps_left and time_left)
 
 
-def is_check(step: int) -> bool:
-    """Whether ``step`` (from 1) is in the schedule: every step up to 12, then each a tenth after the one before."""
+def is_check(step: int, apart: int = 1) -> bool:
+    """Whether ``step`` (from 1) is in the schedule: each ``apart`` steps up to 12, then each a tenth after the one before."""
+    if step <= DENSE_CHECKS:
+        return step % apart == 0
     check = DENSE_CHECKS
     while check < step:
-        check += max(1, check // 10)
-    return step <= DENSE_CHECKS or check == step
+        check += max(apart, check // 10)
+    return check == step
 
 
 def _close(before: float, after: float) -> bool:

@@ -2,13 +2,12 @@
 
 Trainer room. Jobs come on standard input. Answers go to a private copy of standard output, while file descriptor 1 itself is pointed
 at the log, so that no library can write between two records. When standard input ends, the host is gone and the process ends
-its whole process group, wherever the main thread is.
+its whole process group, wherever the main thread is; where that thread does not get to run, the host's guard does it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import importlib.metadata
@@ -32,7 +31,6 @@ BASE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 def main(stack_module: str) -> None:
     """Serve until the host closes standard input."""
     born = time.perf_counter()
-    _die_with_parent()
     channel = _take_stdout()
     jobs = _follow_stdin()
     try:
@@ -47,7 +45,8 @@ def main(stack_module: str) -> None:
     # modules stay as long as the process: each full collection, two in a measurement, would walk over all of them again
     gc.freeze()
     versions = _versions(stack)
-    _send(channel, event="ready", versions=versions, pid=os.getpid(), startup_s=time.perf_counter() - born)
+    startup_s = time.perf_counter() - born
+    _send(channel, event="ready", versions=versions, pid=os.getpid(), startup_s=startup_s, **_give_back())
     while (job := jobs.get()) is not None:
         _send(channel, **_answer(stack, job, channel, versions))
         _send(channel, event="idle", **_give_back())
@@ -128,16 +127,17 @@ def _distributed(job: dict[str, Any]) -> Any:
         ours |= (
             {"NCCL_IB_DISABLE": 0, "NCCL_IB_GID_INDEX": 3} if job["workload"]["enable_roce"] else {"NCCL_IB_DISABLE": 1}
         )
-    several = job["world_size"] > 1
-    if several:
+    before = dict(os.environ)
+    if job["world_size"] > 1:
         os.environ.update({key: str(value) for key, value in ours.items()})
     try:
         yield
     finally:
-        if several and torch.distributed.is_initialized():
+        if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        for key in ours if several else ():
-            os.environ.pop(key, None)
+        # accelerate leaves variables of its own, such as ACCELERATE_USE_FSDP, which would shape the next job
+        os.environ.clear()
+        os.environ.update(before)
         AcceleratorState._reset_state(reset_partial_state=True)
         PartialState._reset_state()
         GradientState._reset_state()
@@ -190,10 +190,3 @@ def _follow_stdin() -> queue.Queue[dict[str, Any] | None]:
 
     threading.Thread(target=follow, name="host-watch", daemon=True).start()
     return jobs
-
-
-def _die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the host ends: it reaches even a stopped process, which the watching thread can't."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

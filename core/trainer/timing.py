@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from .memory import peak_resident_bytes, reset_peak_resident
-from .protocol import Protocol
+from .protocol import APART_FOR_RANKS, Protocol
 from .ranks import Ranks
 
 Progress = Callable[..., None]
@@ -34,9 +34,9 @@ class StepEnds:
         self._pending: list[Any] = []
         if self._cuda:
             torch.cuda.synchronize()
-            self._origin_event = torch.cuda.Event(enable_timing=True)
-            self._origin_event.record()
-            self._origin_event.synchronize()
+            self._last_event = torch.cuda.Event(enable_timing=True)
+            self._last_event.record()
+            self._last_event.synchronize()
         self.begin_s = time.perf_counter()
 
     def mark(self) -> None:
@@ -51,7 +51,11 @@ class StepEnds:
     def known(self) -> list[float]:
         """Return the ends known so far, in order."""
         while self._pending and self._pending[0].query():
-            self._ends.append(self.begin_s + self._origin_event.elapsed_time(self._pending.pop(0)) / 1e3)
+            event = self._pending.pop(0)
+            # from neighbour to neighbour: CUDA gives float32 milliseconds, which are coarse an hour after the origin
+            before = self._ends[-1] if self._ends else self.begin_s
+            self._ends.append(before + self._last_event.elapsed_time(event) / 1e3)
+            self._last_event = event
         return self._ends
 
     def all(self) -> list[float]:
@@ -160,6 +164,7 @@ class Clock:
             target_ci_percent=workload["target_ci_percent"],
             max_steps=workload["max_steps"],
             stop_after_seconds=workload["stop_after_seconds"] or None,
+            checks_apart=APART_FOR_RANKS if self._world_size > 1 else 1,
         )
         self.phases: dict[str, float] = {}
         self.stopped_by = ""
@@ -173,6 +178,7 @@ class Clock:
         self._last_progress_s = 0.0
         # of each step until warm-up has ended, and then of all further steps together
         self._peaks: list[dict[str, int]] = []
+        self._peak_is_ours = False
 
     @property
     def callback(self) -> transformers.TrainerCallback:
@@ -197,7 +203,7 @@ class Clock:
             model.register_forward_pre_hook(self._counts.before, with_kwargs=True),
             model.register_forward_hook(self._counts.after, with_kwargs=True),
         ]
-        _reset_peaks()
+        self._peak_is_ours = _reset_peaks()
         self._progress(state="training", step=0, of=self._max_steps)
         self._ranks.start()
         self._ends = StepEnds(device)
@@ -220,7 +226,7 @@ class Clock:
         """Stop the clock: wait for the device and take the hooks off."""
         assert self._ends is not None
         self._ends.all()
-        self._peaks.append(_peaks())
+        self._peaks.append(_peaks(resident=self._peak_is_ours))
         for hook in self._hooks:
             hook.remove()
 
@@ -229,15 +235,16 @@ class Clock:
         assert self._ends is not None
         ends = self._ends.all()
         self._feed(ends)
+        warmup_steps = self._ranks.share(self.protocol.warmup_steps)
         return {
             "train_begin_s": self._ends.begin_s,
             "step_end_s": ends,
             **self._counts.read(),
-            "warmup_steps": self._ranks.share(self.protocol.warmup_steps),
+            "warmup_steps": warmup_steps,
             "steady": bool(self._ranks.share(int(self.protocol.steady))),
             "stopped_by": self.stopped_by or ("max_steps" if self._steps >= self._max_steps else "data"),
             "phases": self.phases,
-            **self._measured_peaks(),
+            **self._measured_peaks(warmup_steps),
         }
 
     def _feed(self, ends: list[float]) -> None:
@@ -252,12 +259,12 @@ class Clock:
         # which steps are measured is only known once warm-up has ended; peaks of its steps (autotuning, caches) are not theirs
         if self._warm:
             return
-        self._peaks.append(_peaks())
+        self._peaks.append(_peaks(resident=self._peak_is_ours))
         _reset_peaks()
         self._warm = self.protocol.warm
 
-    def _measured_peaks(self) -> dict[str, int]:
-        measured = self._peaks[min(self.protocol.warmup_steps, len(self._peaks) - 1) :]
+    def _measured_peaks(self, warmup_steps: int) -> dict[str, int]:
+        measured = self._peaks[min(warmup_steps, len(self._peaks) - 1) :]
         return {name: max(peaks[name] for peaks in measured) for name in measured[0]}
 
     def _tell(self) -> None:
@@ -270,18 +277,19 @@ class Clock:
         self._progress(state="training", step=self._steps, of=self._max_steps, tokens_per_second=rate)
 
 
-def _peaks() -> dict[str, int]:
-    peaks = {"rss_peak_bytes": peak_resident_bytes()}
+def _peaks(*, resident: bool) -> dict[str, int]:
+    peaks = {"rss_peak_bytes": peak_resident_bytes()} if resident else {}
     if torch.cuda.is_available():
         peaks["torch_peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
         peaks["torch_peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
     return peaks
 
 
-def _reset_peaks() -> None:
-    reset_peak_resident()
+def _reset_peaks() -> bool:
+    """Forget the peaks so far; false where that of the resident set stays the process's own."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    return reset_peak_resident()
 
 
 class StepCallback(transformers.TrainerCallback):

@@ -6,6 +6,7 @@ The stack lies in a throw-away plugin of the same shape as the real ones, whose 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -60,9 +61,12 @@ def train(job, clock):
         torch.ones(2**29)
     if what == "hang":
         os.kill(os.getpid(), signal.SIGSTOP)
-    if what == "child":
+    if what in ("child", "busy child"):
         import subprocess
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+        if what == "busy child":
+            # one long call that lets no other thread run
+            sum(range(10**10))
         time.sleep(60)
     if what == "flood":
         block = b"x" * 2**20
@@ -367,29 +371,51 @@ def test_a_trainer_that_ends_while_idle_is_replaced(faulty: SimpleNamespace, tmp
     assert (after.cause, after.reused) == (None, False)
 
 
-@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
-def test_trainers_end_when_their_host_is_killed(faulty: SimpleNamespace, tmp_path: Path, stopped: bool) -> None:
-    """A host that vanishes (SIGKILL) leaves no trainer behind, not even a stopped one."""
+@pytest.mark.parametrize("what", ["child", "busy child", "hang"])
+def test_what_a_killed_host_leaves_is_ended(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, what: str, record_property: Any
+) -> None:
+    """A host that vanishes (SIGKILL) leaves no trainer, sleeping, busy or stopped, no child of one, and no run directory."""
+    made = job(faulty, tmp_path, what, make_host())
     code = (
-        "import sys, time; import ado_actuators.faulty.core.host as h\n"
+        "import json, sys; import ado_actuators.faulty.core.host as h\n"
         f"s = h.HostSpec('current', None, processes=1, gpus=0, threads=1, state_dir={str(tmp_path)!r})\n"
-        "host = h.Host(s); host.start(); print(host._trainers[0].pid, flush=True); time.sleep(60)"
+        "host = h.Host(s); host.start(); print(host._trainers[0].pid, flush=True)\n"
+        "host.measure(json.loads(sys.argv[1]), 60)"
     )
     paths = os.pathsep.join([str(faulty.root), *sys.path])
     keeper = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
+        [sys.executable, "-c", code, json.dumps(made)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
     )
     assert keeper.stdout is not None
     trainer = psutil.Process(int(keeper.stdout.readline()))
-    time.sleep(2)  # until the trainer has asked the kernel to die with its parent
-    if stopped:
-        trainer.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while not is_under_way(trainer, what) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes = [trainer, *trainer.children(recursive=True)]
+    assert len(processes) == (1 if what == "hang" else 2)
+    assert (tmp_path / "run").exists()
+    begin = time.perf_counter()
     keeper.kill()
     keeper.wait()
-    gone, alive = psutil.wait_procs([trainer], timeout=10)
-    for process in alive:
+    gone, left = psutil.wait_procs(processes, timeout=10)
+    while (tmp_path / "run").exists() and time.perf_counter() - begin < 10:
+        time.sleep(0.1)
+    for process in left:
         process.kill()
-    assert len(gone) == 1
+    assert len(gone) == len(processes)
+    assert not (tmp_path / "run").exists()
+    if what == "busy child":
+        ended = SimpleNamespace(cause=SimpleNamespace(group="its trainer and what that started are ended"))
+        note(record_property, "host killed, its trainer busy, with a child", ended, time.perf_counter() - begin)
+
+
+def is_under_way(trainer: psutil.Process, what: str) -> bool:
+    """Whether a trainer has come to what it was told to do."""
+    return trainer.status() == psutil.STATUS_STOPPED if what == "hang" else bool(trainer.children())
 
 
 def test_a_host_can_be_closed_while_it_measures(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
