@@ -15,7 +15,7 @@ import ray
 from ado.modules.actuators.standard import StandardActuator
 from ado.schema.request import MeasurementRequest
 
-from . import catalog, failures, measurement
+from . import catalog, configuration, failures, measurement
 from .configuration import MeasuringParameters, state_dir
 from .plugin import Plugin
 from .results import complete, inputs, result
@@ -44,9 +44,13 @@ class MeasuringActuator(StandardActuator):
 
     @classmethod
     def validate_parameters(cls, parameters: Any) -> Any:
-        """Check a configuration; unlike ado's own check this one sees misspelled keys."""
+        """Check a configuration; unlike ado's own check this one sees misspelled keys.
+
+        Raises:
+            ValueError: with one sentence.
+        """
         given = parameters if isinstance(parameters, dict) else parameters.model_dump()
-        return cls.parameters_class.model_validate(given)
+        return configuration.parameters(cls.parameters_class, given)
 
     def submit(
         self, entities: list[Entity], experimentReference: ExperimentReference, requesterid: str, requestIndex: int

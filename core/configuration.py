@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 from ado.modules.actuators.standard import StandardActuatorParameters
+
+from .failures import plain_sentence
+from .workload import first_sentence
 
 
 class MeasuringParameters(StandardActuatorParameters):
@@ -75,6 +78,18 @@ class MeasuringParameters(StandardActuatorParameters):
             description="Directory on each node for logs, run files and environments; empty: ado-actuators in the user's cache."
         ),
     ] = ""
+
+
+def parameters(parameters_class: type[MeasuringParameters], given: Any) -> MeasuringParameters:
+    """Return the parameters of a configuration, misspelled keys refused.
+
+    Raises:
+        ValueError: with one sentence.
+    """
+    try:
+        return parameters_class.model_validate(given)
+    except pydantic.ValidationError as error:
+        raise ValueError(plain_sentence(first_sentence(error, "the actuator configuration"))) from None
 
 
 def state_dir(configured: str) -> Path:

@@ -7,7 +7,6 @@ is an asynchronous actor that needs none.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import ray
@@ -60,9 +59,9 @@ class Dispatcher:
         try:
             plan = measurement.plan(self._plugin.identifier, experiment.identifier, values)
             if plan.kind.task != "memory_estimate":
-                self._plugin.check(plan.workload, environment=self._parameters.environment)
+                self._plugin.check(plan.workload, plan.source.architecture, environment=self._parameters.environment)
             cluster.check(plan.runs_on, autoscaling=self._parameters.autoscaling)
-            if self._parameters.skip_predicted_oom:
+            if self._parameters.skip_predicted_oom and plan.kind.task == "benchmark":
                 await self._refuse_too_large(plan)
             verdict = await self._runs(plan)
             self._knowledge.note(plan.workload, verdict.properties.get("failure"))
@@ -81,12 +80,11 @@ class Dispatcher:
             raise failures.PredictedOutOfMemory(sentence)
 
     async def _runs(self, plan: measurement.Plan) -> measurement.Verdict:
-        begin = time.perf_counter()
         runs: list[measurement.Run] = []
         while measurement.wants_run(plan, runs):
             runs.append(await self._attempts(plan))
         price = self._parameters.price_usd_per_device_hour
-        return measurement.conclude(plan, runs, price=price, total_s=time.perf_counter() - begin)
+        return measurement.conclude(plan, runs, price=price)
 
     async def _attempts(self, plan: measurement.Plan) -> measurement.Run:
         attempt = 0
@@ -179,5 +177,8 @@ async def _outcome(call: Any) -> Outcome:
 
 def _lost(error: Exception) -> Outcome:
     cause = failures.Transient(f"the host of the trainer was lost ({type(error).__name__}).").cause
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        # Ray's memory monitor has ended the host before the kernel had to
+        cause = failures.OutOfMemory("host").cause
     empty: dict[str, Any] = {"properties": {}, "omitted": {}, "describe": {}}
     return Outcome([], cause, empty, total_s=0.0, startup_s=0.0, log="", hostname="", reused=False)

@@ -68,16 +68,15 @@ class Local:
                 f"number_nodes {plan.runs_on.number_nodes} needs a Ray cluster: measure it through ado."
             )
         if plan.kind.task != "memory_estimate":
-            self._plugin.check(plan.workload, environment=self._settings.environment)
-        begin = time.perf_counter()
-        if self._settings.skip_predicted_oom:
+            self._plugin.check(plan.workload, plan.source.architecture, environment=self._settings.environment)
+        if self._settings.skip_predicted_oom and plan.kind.task == "benchmark":
             self._refuse_too_large(plan)
         self._check_gpus(plan.runs_on.number_gpus)
         runs: list[measurement.Run] = []
         while measurement.wants_run(plan, runs):
             runs.append(self._attempts(plan))
         price = self._settings.price_usd_per_device_hour
-        verdict = measurement.conclude(plan, runs, price=price, total_s=time.perf_counter() - begin)
+        verdict = measurement.conclude(plan, runs, price=price)
         self._knowledge.note(plan.workload, verdict.properties.get("failure"))
         return verdict
 

@@ -20,6 +20,8 @@ from .trainer import sight
 from .workload import Workload, parse
 
 LONGEST_BACKOFF_S = 300.0
+# ado keeps the metadata of every result in its store
+MOST_STEPS_STORED = 5000
 
 
 def backoff_s(first_s: float, attempt: int) -> float:
@@ -195,7 +197,7 @@ def wants_run(made: Plan, runs: list[Run]) -> bool:
     return not runs or (len(runs) < made.kind.runs and not stability.verdict_is_known(runs[-1].cause))
 
 
-def conclude(made: Plan, runs: list[Run], *, price: float | None, total_s: float) -> Verdict:
+def conclude(made: Plan, runs: list[Run], *, price: float | None) -> Verdict:
     """Return the verdict of a measurement from its runs."""
     if made.kind.task == "stability" and not stability.verdict_is_known(runs[-1].cause):
         return _fractions(made, runs)
@@ -203,8 +205,8 @@ def conclude(made: Plan, runs: list[Run], *, price: float | None, total_s: float
     if run.cause is not None:
         return refusal(failures.raised(run.cause), made.actuator, made.experiment, _metadata(made, run))
     if made.kind.task == "memory_estimate":
-        return _estimate(made, run, total_s)
-    return _benchmark(made, run, price, total_s)
+        return _estimate(made, run)
+    return _benchmark(made, run, price)
 
 
 def _fractions(made: Plan, runs: list[Run]) -> Verdict:
@@ -214,9 +216,9 @@ def _fractions(made: Plan, runs: list[Run]) -> Verdict:
     return Verdict(result.properties, "", {**_metadata(made, runs[0]), "errors": ends, "logs": logs}, result)
 
 
-def _estimate(made: Plan, run: Run, total_s: float) -> Verdict:
+def _estimate(made: Plan, run: Run) -> Verdict:
     (record,) = run.outcomes[0].records
-    result = memory_report.make(record, made.workload, total_s=total_s)
+    result = memory_report.make(record, made.workload, total_s=run.outcomes[0].total_s)
     metadata = _metadata(made, run)
     metadata["versions"] |= record["versions"]
     told = ("peaks_bytes", "traced_batches", "model_parameters", "trainable_parameters", "facts")
@@ -224,7 +226,7 @@ def _estimate(made: Plan, run: Run, total_s: float) -> Verdict:
     return Verdict(result.properties, "", {**metadata, "omitted": _short(result.omitted)}, result)
 
 
-def _benchmark(made: Plan, run: Run, price: float | None, total_s: float) -> Verdict:
+def _benchmark(made: Plan, run: Run, price: float | None) -> Verdict:
     outcomes, metadata = run.outcomes, _metadata(made, run)
     records = [record for outcome in outcomes for record in outcome.records]
     device, omitted = _devices(outcomes)
@@ -235,7 +237,8 @@ def _benchmark(made: Plan, run: Run, price: float | None, total_s: float) -> Ver
         device_name=_device_name(outcomes[0]),
         price_usd_per_device_hour=price,
         startup_s=max(outcome.startup_s for outcome in outcomes),
-        total_s=total_s,
+        # of the attempt that counts, without waiting for a place
+        total_s=max(outcome.total_s for outcome in outcomes),
         omitted=omitted,
     )
     facts = records[0]["facts"]
@@ -243,11 +246,13 @@ def _benchmark(made: Plan, run: Run, price: float | None, total_s: float) -> Ver
     metadata |= {
         "facts": facts,
         "steps": {"warmup": records[0]["warmup_steps"], "stopped_by": records[0]["stopped_by"]},
-        "step_s": [round(step, 6) for step in result.raw_step_s],
+        "step_s": [round(step, 6) for step in result.raw_step_s[:MOST_STEPS_STORED]],
         "phases_s": {name.removesuffix("_s"): round(spent, 6) for name, spent in records[0]["phases"].items()},
         "omitted": _short(result.omitted),
         "notes": list(result.notes),
     }
+    if len(result.raw_step_s) > MOST_STEPS_STORED:
+        metadata["notes"].append(f"step_s holds the first {MOST_STEPS_STORED} of {len(result.raw_step_s)} steps.")
     return Verdict(result.properties, "", metadata, result)
 
 
@@ -273,21 +278,24 @@ def _metadata(made: Plan, run: Run) -> dict[str, Any]:
         "versions": _own_versions(made.actuator),
         "attempts": run.attempts,
         "hosts": [outcome.hostname for outcome in outcomes],
-        "log": outcomes[0].log,
+        # of the host that failed, where one did
+        "log": next(
+            (outcome.log for outcome in outcomes if outcome.cause is not None and outcome.log), outcomes[0].log
+        ),
         "reused": outcomes[0].reused,
         "device": outcomes[0].device["describe"],
     }
 
 
 def _devices(outcomes: list[Outcome]) -> tuple[dict[str, float], dict[str, str]]:
-    """Join what the hosts' samplers saw: energy adds up, extremes stay extremes, averages are averaged over equal nodes."""
+    """Join what the hosts' samplers saw: energy, CPUs and memory of processes add up, extremes stay, averages are of equal nodes."""
     seen = [outcome.device["properties"] for outcome in outcomes]
     joined: dict[str, float] = {}
     for name in seen[0]:
         values = [properties[name] for properties in seen if name in properties]
         if len(values) != len(seen):
             continue
-        if name in ("energy_joules", "cpu_compute_utilization"):
+        if name in ("energy_joules", "cpu_compute_utilization", "cpu_memory_peak_gib"):
             joined[name] = sum(values)
         elif name.endswith("_min"):
             joined[name] = min(values)

@@ -54,7 +54,7 @@ OUTPUTS: Mapping[str, str] = {
     "loss_finite": "1: the loss of every step is finite.",
     "startup_s": "Waiting for the training processes to start, s.",
     "model_load_s": "Building or loading the model, s.",
-    "total_s": "The whole measurement, s.",
+    "total_s": "The measurement from the moment its devices were free, start of its processes included, s.",
     "model_parameters": "Parameters of the model, without adapters.",
     "trainable_parameters": "Parameters that are trained.",
 }

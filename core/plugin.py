@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 from . import failures
 from .workload import Workload
@@ -47,8 +48,13 @@ class Plugin:
             )
         return name
 
-    def check(self, workload: Workload, *, environment: str) -> None:
+    def check(self, workload: Workload, architecture: dict[str, Any] | None, *, environment: str) -> None:
         """Refuse, before anything starts, what the library of the managed environment cannot do.
+
+        Args:
+            workload: what to train.
+            architecture: the model's configuration, where it is known without the network.
+            environment: where trainers run, as in the actuator configuration.
 
         Raises:
             failures.InvalidConfiguration: with what is missing.
@@ -57,5 +63,5 @@ class Plugin:
             return
         pinned = (ENVIRONMENTS / str(self.requirements_of(workload))).read_text(encoding="utf-8")
         limits = importlib.import_module("..limits", __package__)
-        if sentence := limits.before_start(workload.model_dump(), pinned):
+        if sentence := limits.before_start(workload.model_dump(), pinned, architecture):
             raise failures.InvalidConfiguration(sentence)

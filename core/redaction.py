@@ -10,7 +10,10 @@ import os
 import re
 from collections.abc import Mapping
 
-TELLING = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PWD", "PASSPHRASE", "PASS", "KEY", "APIKEY", "CREDENTIAL"}
+# at the end of a word of the name (PGPASSWORD, X_API_KEYS), or, where other words end so too, the whole word
+TELLING = re.compile(
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|CREDENTIAL|SSHPASS)S?(_|$)|(^|_)(PWD|PASS|KEY)S?(_|$)"
+)
 # shorter values are modes and switches, and would be found in every other word
 SHORTEST = 8
 HIDDEN = "***"
@@ -23,7 +26,7 @@ def secrets(environ: Mapping[str, str]) -> list[str]:
     """Return the secrets of an environment, longest first."""
     found = set()
     for name, value in environ.items():
-        if name not in _DIRECTORIES and TELLING & set(name.upper().split("_")):
+        if name not in _DIRECTORIES and TELLING.search(name.upper()):
             found.add(value.strip())
         for login in _LOGIN.findall(value):
             found |= {login, login.partition(":")[2]}

@@ -37,6 +37,10 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
             f"fsdp_sharding_strategy {w.fsdp_sharding_strategy} does not exist in FSDP2; use FULL_SHARD or SHARD_GRAD_OP.",
         ),
         (
+            w.distributed_backend == "FSDP2" and w.fsdp_state_dict_type == "LOCAL_STATE_DICT",
+            "fsdp_state_dict_type LOCAL_STATE_DICT does not exist in FSDP2; use FULL_STATE_DICT or SHARDED_STATE_DICT.",
+        ),
+        (
             w.method == "qlora" and fsdp and processes > 1,
             f"method qlora is not measured with {w.distributed_backend}: use distributed_backend DDP.",
         ),

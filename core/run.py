@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from . import failures, measurement
 from .local import Local
 from .news import describe
 from .plugin import Plugin
+
+TOLD_EVERY_S = 30.0
 
 
 def main(plugin: Plugin, parameters_class: type[Any], arguments: list[str] | None = None) -> int:
@@ -34,7 +37,7 @@ def main(plugin: Plugin, parameters_class: type[Any], arguments: list[str] | Non
         settings = _settings(options.config, parameters_class)
         made = measurement.plan(plugin.identifier, experiment, values)
         tell = _Line() if sys.stderr.isatty() else _Changes()
-        with _terminated_as_interrupted(), Local(plugin, settings, state_dir(settings.state_dir), tell) as local:
+        with _terminated_as_interrupted(), tell, Local(plugin, settings, state_dir(settings.state_dir), tell) as local:
             verdict = local.measure(made)
     except failures.CannotRun as failure:
         verdict = measurement.refusal(failure, plugin.identifier, experiment)
@@ -89,7 +92,7 @@ def _values(options: argparse.Namespace, plugin: Plugin) -> tuple[dict[str, Any]
         name, equals, value = word.partition("=")
         # os.path takes a name that no file system could hold for absent
         is_pair = equals and not os.path.exists(word)  # noqa: PTH110
-        values.update({name: _yaml(value, name)} if is_pair else _mapping(Path(word)))
+        values.update({name: _yaml(value, name)} if is_pair else _workload(Path(word), plugin))
     experiment = options.experiment or values.pop("experiment", "finetune_full_benchmark")
     values.pop("experiment", None)
     if not isinstance(experiment, str) or experiment not in plugin.kinds:
@@ -104,11 +107,25 @@ def _mapping(path: Path) -> dict[str, Any]:
         raise _BadUse(f"{path}: {error.strerror}.") from None
     except ValueError:  # no UTF-8, or a name with a null character
         raise _BadUse(f"{path}: no text file.") from None
-    # an ado point file carries the same properties one level deeper
-    content = content.get("entity", content) if isinstance(content, dict) else None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise _BadUse(f"{path}: expected properties and their values.")
     return content
+
+
+def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
+    """Return the properties in a file; a point file of ado has them one level deeper, beside the experiment."""
+    content = _mapping(path)
+    if "entity" not in content:
+        return content
+    asked = content.get("experiments") or [{}]
+    if not isinstance(content["entity"], dict) or not isinstance(asked, list) or not isinstance(asked[0], dict):
+        raise _BadUse(f"{path}: expected an entity and its experiments.")
+    if len(asked) > 1:
+        raise _BadUse(f"{path}: has {len(asked)} experiments; name one with --experiment in a file of properties.")
+    if asked[0].get("actuatorIdentifier", plugin.identifier) != plugin.identifier:
+        raise _BadUse(f"{path}: is for the actuator {asked[0]['actuatorIdentifier']}, not {plugin.identifier}.")
+    experiment = asked[0].get("experimentIdentifier")
+    return {**content["entity"], **({"experiment": experiment} if experiment else {})}
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -120,14 +137,13 @@ def _yaml(text: str, where: str) -> Any:
 
 
 def _settings(path: Path | None, parameters_class: type[Any]) -> Any:
-    import pydantic
+    from .configuration import parameters
 
     given = _mapping(path) if path else {}
     try:
-        return parameters_class.model_validate(given.get("parameters", given))
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _BadUse(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        return parameters(parameters_class, given.get("parameters", given))
+    except ValueError as error:
+        raise _BadUse(f"{path}: {error}") from None
 
 
 def _show(verdict: measurement.Verdict, as_json: bool) -> int:
@@ -146,24 +162,28 @@ def _show(verdict: measurement.Verdict, as_json: bool) -> int:
     return 0 if verdict.properties.get("is_valid") else 1
 
 
-class _Changes:
-    """A line for each new state, where standard error is no terminal: what takes long is seen in a log too."""
+class _Changes(contextlib.nullcontext[None]):
+    """A line for each new state and every half minute, where standard error is no terminal: what takes long is seen in a log too."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._last = ""
+        self._told_s = 0.0
 
     def __call__(self, news: dict[str, Any]) -> None:
-        state = str(news.get("state", ""))
-        if state != self._last:
-            self._last = state
-            print(state, file=sys.stderr, flush=True)
+        state, now = str(news.get("state", "")), time.monotonic()
+        if state != self._last or now - self._told_s >= TOLD_EVERY_S:
+            self._last, self._told_s = state, now
+            print(describe(news), file=sys.stderr, flush=True)
 
 
-class _Line:
-    """One line on a terminal that says how far the measurement is."""
+class _Line(contextlib.AbstractContextManager["_Line"]):
+    """One line on a terminal that says how far the measurement is; gone when the block ends."""
 
     def __call__(self, news: dict[str, Any]) -> None:
         sys.stderr.write(f"\r\033[K{describe(news)[:100]}")
         sys.stderr.flush()
-        if news.get("state") == "training" and news.get("step") == news.get("of"):
-            sys.stderr.write("\r\033[K")
+
+    def __exit__(self, *error: object) -> None:
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()

@@ -310,7 +310,8 @@ class Workload(pydantic.BaseModel):
     @property
     def patches_libraries(self) -> bool:
         """Whether training changes the libraries themselves, so that its process can measure nothing else afterwards."""
-        return self.use_liger_kernel or self.fast_kernels or self.fast_moe > 0
+        # what torch.compile has compiled, and how often, is kept for the whole process
+        return self.use_liger_kernel or self.torch_compile or self.fast_kernels or self.fast_moe > 0
 
 
 def parse(values: dict[str, Any]) -> Workload:
@@ -322,20 +323,21 @@ def parse(values: dict[str, Any]) -> Workload:
     try:
         workload = Workload.model_validate(values)
     except pydantic.ValidationError as error:
-        raise InvalidConfiguration(_first_sentence(error)) from None
+        raise InvalidConfiguration(first_sentence(error, "a workload")) from None
     sentence = rules.broken(workload)
     if sentence:
         raise InvalidConfiguration(sentence)
     return workload
 
 
-def _first_sentence(error: pydantic.ValidationError) -> str:
+def first_sentence(error: pydantic.ValidationError, what: str) -> str:
+    """Return the first problem of ``what``, say ``a workload``, as a sentence that names the value and what was expected."""
     first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"]) or "workload"
+    name = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
     if first["type"] == "missing":
         return f"{name} is missing."
     if first["type"] == "extra_forbidden":
-        return f"{name} is not a property of a workload."
+        return f"{name} is not a property of {what}."
     value = _shown(first["input"])
     return f"{name} {value} is impossible: {first['msg'][0].lower()}{first['msg'][1:]}."
 

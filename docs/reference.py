@@ -12,8 +12,7 @@ from typing import Any
 
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core import failures, kinds, models
-from ado_actuators.sfttrainer.core.workload import parse
+from ado_actuators.sfttrainer.core import failures, kinds, measurement, models
 
 DOCS = Path(__file__).resolve().parent
 ACTUATORS = {"sfttrainer": SFTTrainer, "fms_hf_tuning": FMSHFTuning}
@@ -75,7 +74,7 @@ def page(actuator: type[Any]) -> str:
         _configuration(actuator),
         "## Failures",
         ABOUT_IMPOSSIBLE.format(_pairs(WORKLOAD)),
-        _impossible(),
+        _impossible(name),
         ABOUT_RAISED,
         _raised(),
         "## Models",
@@ -159,11 +158,11 @@ def _configuration(actuator: type[Any]) -> str:
     return _table(("parameter", "default", "meaning"), rows)
 
 
-def _impossible() -> str:
+def _impossible(actuator: str) -> str:
     rows = []
     for change in IMPOSSIBLE:
         try:
-            parse({**WORKLOAD, **change})
+            measurement.plan(actuator, "finetune_full_benchmark", {**WORKLOAD, **change})
         except failures.InvalidConfiguration as refused:
             rows.append((f"`{_pairs(change)}`", str(refused)))
         else:

@@ -9,6 +9,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import ShardingStrategy
 from transformers import TrainingArguments
 
+from ado_actuators.sfttrainer.core.failures import InvalidConfiguration
 from ado_actuators.sfttrainer.core.trainer import fsdp
 from ado_actuators.sfttrainer.core.workload import parse
 
@@ -47,12 +48,15 @@ def test_fsdp2_reshards_as_the_strategy_says(strategy: str, reshard: bool) -> No
     assert (made.fsdp_version, made.reshard_after_forward) == (2, reshard)
 
 
-@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"])
+@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"])
 def test_fsdp1_knows_the_strategies(strategy: str) -> None:
     """Version 1 takes the strategy by its name."""
     made = plugin(distributed_backend="FSDP", fsdp_sharding_strategy=strategy)
     # the same expression as in accelerate's prepare_model
-    assert (made.fsdp_version, ShardingStrategy(made.sharding_strategy or made.reshard_after_forward).name) == (
+    assert (
+        made.fsdp_version,
+        ShardingStrategy(made.sharding_strategy or made.reshard_after_forward).name.lstrip("_"),
+    ) == (
         1,
         strategy,
     )
@@ -71,6 +75,49 @@ def test_every_other_property_arrives() -> None:
     assert made.use_orig_params is False
     assert bool(made.cpu_offload) is True
     assert list(made.transformer_cls_names_to_wrap) == ["LlamaDecoderLayer"]
+
+
+class Wrapped:
+    """Stands for a trainer whose model is ``model`` and was wrapped as ``wrapped``."""
+
+    def __init__(self, wrapped: Any, model: Any = None) -> None:
+        self.model_wrapped, self.model = wrapped, model
+
+
+def named(name: str, *bases: type, **attributes: Any) -> Any:
+    """Return an object of a class of this name."""
+    made = type(name, bases, {})()
+    for key, value in attributes.items():
+        setattr(made, key, value)
+    return made
+
+
+def test_what_wrapped_a_model_is_told_by_its_type() -> None:
+    """Under FSDP the Trainer calls the wrapped model its model too; torch.compile is outermost and no wrapper."""
+    fsdp1, ddp, plain = named("FullyShardedDataParallel"), named("DistributedDataParallel"), named("LlamaForCausalLM")
+    fsdp2 = named("FSDPLlamaForCausalLM", type("FSDPModule", (), {}))
+    assert fsdp.wrapper(Wrapped(plain, plain)) == "none"
+    assert fsdp.wrapper(Wrapped(ddp, plain)) == "DistributedDataParallel"
+    assert fsdp.wrapper(Wrapped(fsdp1, fsdp1)) == "FullyShardedDataParallel"
+    assert fsdp.wrapper(Wrapped(fsdp2, fsdp2)) == "FSDP2"
+    assert fsdp.wrapper(Wrapped(named("OptimizedModule", _orig_mod=ddp), plain)) == "DistributedDataParallel"
+
+
+@pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "LOCAL_STATE_DICT", "SHARDED_STATE_DICT"])
+def test_every_state_dictionary_arrives(kind: str) -> None:
+    """By its name."""
+    assert plugin(distributed_backend="FSDP", fsdp_state_dict_type=kind).state_dict_type.name == kind
+
+
+def test_fsdp2_gets_offload_and_layer() -> None:
+    """Version 2 takes them as version 1 does; a state dictionary it does not have is refused before."""
+    made = plugin(
+        distributed_backend="FSDP2", fsdp_cpu_offload=True, fsdp_transformer_layer_cls_to_wrap="LlamaDecoderLayer"
+    )
+    assert bool(made.cpu_offload) is True
+    assert list(made.transformer_cls_names_to_wrap) == ["LlamaDecoderLayer"]
+    with pytest.raises(InvalidConfiguration, match="LOCAL_STATE_DICT does not exist in FSDP2"):
+        parse({**GPUS, "distributed_backend": "FSDP2", "fsdp_state_dict_type": "LOCAL_STATE_DICT"})
 
 
 def test_another_wrapper_than_asked_for_is_not_measured() -> None:

@@ -127,6 +127,13 @@ def test_checks_are_dense_at_first_and_then_a_tenth_apart():
     assert sum(Protocol().check_steps(step) for step in range(1, 10_001)) == 87
 
 
+def test_ranks_talk_to_each_other_at_few_steps():
+    """Every fourth step, then a tenth apart: no rank waits for another at each step, and all do at the same ones."""
+    protocol = Protocol(checks_apart=4, max_steps=59)
+    checks = [step for step in range(1, 60) if protocol.check_steps(step)]
+    assert checks == [*range(4, 51, 4), 52, 57, 59]
+
+
 def test_trainer_can_load_it_with_the_standard_library_alone():
     """Without site packages, as any Python may run the trainer."""
     trainer = Path(__file__).parents[2] / "core" / "trainer"

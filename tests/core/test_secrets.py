@@ -46,6 +46,20 @@ def test_names_tell_which_values_are_secret() -> None:
     assert set(redaction.secrets(environ)) == {*PLANTED, "planted-user:planted-index-password"}
 
 
+@pytest.mark.parametrize(
+    "name", ["PGPASSWORD", "SSHPASS", "AWS_CREDENTIALS", "MY_TOKENS", "X_API_KEYS", "GITHUB_TOKEN_FILE", "db_pwd"]
+)
+def test_a_name_may_run_its_words_together(name: str) -> None:
+    """What a value is for is seen in the plural, and at the end of a word, too."""
+    assert redaction.secrets({name: "planted-value"}) == ["planted-value"]
+
+
+@pytest.mark.parametrize("name", ["KEYBOARD_LAYOUT", "COMPASS_MODE", "PASSENGERS", "MONKEY", "TOKENIZERS_PARALLELISM"])
+def test_a_name_that_only_sounds_so_is_none(name: str) -> None:
+    """Other words that hold the same letters name no secret."""
+    assert redaction.secrets({name: "planted-value"}) == []
+
+
 @pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("kind", ["exception", "import", "broken", "refused"])
 def test_a_failure_that_quotes_the_environment(kind: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.fms_hf_tuning.core import failures, measurement
 from ado_actuators.fms_hf_tuning.limits import refusal
 
@@ -52,6 +53,87 @@ def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
     """Each acceleration says that it needs a CUDA device, and is allowed where there is one."""
     assert say(change, cuda=False) == f"{begins} needs a CUDA device, and this trainer has none."
     assert say(change, cuda=True) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "architecture", "sentence"),
+    [
+        (
+            {"fast_kernels": True},
+            {"model_type": "qwen3"},
+            (
+                "fast_kernels has no kernels for models of type qwen3; it has them for gpt_bigcode, granite, "
+                "granitemoe, granitemoehybrid, granitemoeshared, llama, mistral, mixtral."
+            ),
+        ),
+        (
+            {"fast_moe": 1},
+            {"model_type": "llama"},
+            (
+                "fast_moe has no kernels for models of type llama; it has them for granitemoe, granitemoehybrid, "
+                "granitemoeshared, mixtral."
+            ),
+        ),
+        (
+            {"fast_moe": 3},
+            {"model_type": "mixtral", "num_local_experts": 8},
+            "fast_moe 3 does not divide the 8 experts of the model.",
+        ),
+        (
+            {"fast_moe": 1},
+            {"model_type": "granitemoehybrid", "num_local_experts": 0},
+            "fast_moe 1 does not divide the 0 experts of the model.",
+        ),
+        ({"fast_moe": 4}, {"model_type": "mixtral", "num_local_experts": 8}, None),
+        ({"fast_kernels": True}, {"model_type": "granite"}, None),
+        ({}, {"model_type": "qwen3"}, None),
+    ],
+)
+def test_kernels_know_some_models_only(
+    change: dict[str, Any], architecture: dict[str, Any], sentence: str | None
+) -> None:
+    """What an acceleration has no kernels for is refused, with what it has them for."""
+    said = refusal({**PLAIN, **change}, cuda=True, has=lambda module: True, release=RELEASE, architecture=architecture)
+    assert said == sentence
+    assert len(said or "") <= 200
+
+
+def planned(**change: Any) -> measurement.Plan:
+    """Return the plan of a workload on a GPU."""
+    values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 4, "number_gpus": 1}
+    return measurement.plan("fms_hf_tuning", "finetune_full_benchmark", {**values, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "begins"),
+    [
+        (
+            {"padding_free": True, "attn_implementation": "flash_attention_2"},
+            "padding_free needs the package flash-attn",
+        ),
+        (
+            {"attn_implementation": "flash_attention_2"},
+            "attn_implementation flash_attention_2 needs the package flash-",
+        ),
+        ({"fast_kernels": True, "model_name": "qwen3-0.6b"}, "fast_kernels has no kernels for models of type qwen3"),
+        ({"fast_moe": 1}, "fast_moe has no kernels for models of type llama"),
+        ({"fast_kernels": True, "number_gpus": 0}, "fast_kernels needs a CUDA device"),
+    ],
+)
+def test_a_managed_environment_is_asked_before_it_is_built(change: dict[str, Any], begins: str) -> None:
+    """Its list says what it will have, and the model's configuration what it is: nothing has to start."""
+    made = planned(**change)
+    with pytest.raises(failures.InvalidConfiguration) as refused:
+        FMSHFTuning.plugin().check(made.workload, made.source.architecture, environment="managed")
+    assert str(refused.value).startswith(begins)
+
+
+def test_what_the_managed_environment_has_is_let_through() -> None:
+    """Kernels for a model they know; and of another Python only its trainer can tell."""
+    check = FMSHFTuning.plugin().check
+    for change, environment in (({"fast_kernels": True}, "managed"), ({"fast_moe": 1}, "/some/python")):
+        made = planned(**change)
+        assert check(made.workload, made.source.architecture, environment=environment) is None
 
 
 @pytest.mark.parametrize(

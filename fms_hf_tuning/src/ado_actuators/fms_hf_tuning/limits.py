@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,14 @@ NEEDS = {
     "method gptq_lora": ("fms_acceleration_peft", "triton"),
     "attn_implementation flash_attention_2": ("flash_attn",),
 }
-DISTRIBUTIONS = {"flash_attn": "flash-attn"}
+DISTRIBUTIONS = {"flash_attn": "flash-attn", "PIL": "pillow"}
+# types of models that an acceleration has kernels for: restricted_model_archs of fms-acceleration-moe 0.4.6 and -foak 0.7.4
+EXPERTS = ("granitemoe", "granitemoehybrid", "granitemoeshared", "mixtral")
+KNOWN = {"fast_moe": EXPERTS, "fast_kernels": (*EXPERTS, "gpt_bigcode", "granite", "llama", "mistral")}
+
+
+# the libraries whose limits differ between versions
+RELEASED = ("fms-hf-tuning", "trl")
 
 
 def installed(module: str) -> bool:
@@ -33,21 +41,28 @@ def installed(module: str) -> bool:
 def versions() -> dict[str, str]:
     """Return the versions of the libraries whose limits differ between versions; absent ones are left out."""
     found = {}
-    for name in ("fms-hf-tuning", "trl"):
+    for name in RELEASED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
 
 
-def before_start(workload: dict[str, Any], pinned: str) -> str | None:
+def before_start(workload: dict[str, Any], pinned: str, architecture: dict[str, Any] | None = None) -> str | None:
     """Return the sentence that says why ``workload`` is impossible in a managed environment that need not exist yet, or None.
 
     Args:
         workload: fields of the workload.
-        pinned: text of the environment's list; packages it lacks may be compiled into the environment later.
+        pinned: text of the environment's list: what it has, and all it has.
+        architecture: as in ``refusal``.
     """
-    release = dict(re.findall(r"^(fms-hf-tuning|trl)==([^\s;\\]+)", pinned, re.MULTILINE))
-    return refusal(workload, cuda=workload["number_gpus"] > 0, has=lambda module: True, release=release)
+    listed = dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", pinned, re.MULTILINE))
+    return refusal(
+        workload,
+        cuda=workload["number_gpus"] > 0,
+        has=lambda module: _distribution(module) in listed,
+        release={name: listed[name] for name in RELEASED if name in listed},
+        architecture=architecture,
+    )
 
 
 def refusal(
@@ -56,6 +71,7 @@ def refusal(
     cuda: bool,
     has: Callable[[str], bool] = installed,
     release: dict[str, str] | None = None,
+    architecture: dict[str, Any] | None = None,
 ) -> str | None:
     """Return the sentence that says why ``workload`` is impossible here, or None.
 
@@ -64,9 +80,23 @@ def refusal(
         cuda: whether this process has a CUDA device.
         has: whether a module is installed.
         release: versions of ``fms-hf-tuning`` and ``trl``; default: the installed ones.
+        architecture: the model's configuration; None: not known yet.
     """
     release = versions() if release is None else release
-    return next(_sentences(workload, cuda, has, release), None)
+    sentences = itertools.chain(
+        _unknown_to_kernels(workload, architecture or {}), _sentences(workload, cuda, has, release)
+    )
+    return next(sentences, None)
+
+
+def _unknown_to_kernels(workload: dict[str, Any], architecture: dict[str, Any]) -> Iterator[str]:
+    kind = architecture.get("model_type")
+    for asked, types in KNOWN.items():
+        if kind and workload.get(asked) and kind not in types:
+            yield f"{asked} has no kernels for models of type {kind}; it has them for {', '.join(sorted(types))}."
+    degree, experts = workload.get("fast_moe"), architecture.get("num_local_experts")
+    if degree and experts is not None and (experts == 0 or experts % degree):
+        yield f"fast_moe {degree} does not divide the {experts} experts of the model."
 
 
 def _sentences(
@@ -83,7 +113,7 @@ def _sentences(
     for asked in _asked(workload):
         if not cuda:
             yield f"{asked} needs a CUDA device, and this trainer has none."
-        missing = [DISTRIBUTIONS.get(module, module.replace("_", "-")) for module in NEEDS[asked] if not has(module)]
+        missing = [_distribution(module) for module in NEEDS[asked] if not has(module)]
         if missing:
             yield f"{asked} needs the package {' and '.join(missing)} in the training environment."
     if workload.get("multipack") and not workload["padding_free"]:
@@ -100,6 +130,10 @@ def _sentences(
                 f"dataset_image_field is measured from fms-hf-tuning 3.2 on, not with {release.get('fms-hf-tuning')}; "
                 "use fms_hf_tuning_version 3.2.2."
             )
+
+
+def _distribution(module: str) -> str:
+    return DISTRIBUTIONS.get(module, module.replace("_", "-"))
 
 
 def _asked(workload: dict[str, Any]) -> Iterator[str]:

@@ -55,7 +55,7 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
             f"fms_hf_tuning_version {workload['fms_hf_tuning_version']} was asked for, but the training environment has "
             f"{release}; use environment managed."
         )
-    sentence = refusal(workload, cuda=torch.cuda.is_available())
+    sentence = refusal(workload, cuda=torch.cuda.is_available(), architecture=job["architecture"])
     if sentence:
         raise Refused(sentence)
     place = Path(job["run_dir"]) / f"rank{job['rank']}"
@@ -73,6 +73,8 @@ def _texts(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | st
 
     with clock.phase("model_load"):
         network, facts = model.build(job)
+        # saving a model notes its class, which acceleration plugins ask for
+        network.config.architectures = network.config.architectures or [type(network).__name__]
         tokenizer = model.tokenizer(job, network)
         source = _source(job, network, place)
     with clock.phase("data"):
