@@ -135,7 +135,8 @@ def test_where_no_workload_has_an_answer_the_status_is_bad_use(
     """The table is there, but no job passes because nothing is known."""
     file = tmp_path / "short.csv"
     file.write_text(
-        "identifier,experiment_id,batch_size,is_valid,dataset_tokens_per_second\ne,sfttrainer.x@1.0.0,4,1,50\n"
+        "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,is_valid,dataset_tokens_per_second\n"
+        "e,sfttrainer.x@1.0.0,m,32,4,0,1,50\n"
     )
     assert command.main("sfttrainer", [str(file), str(file)]) == 2
     printed = capsys.readouterr()
@@ -160,6 +161,7 @@ def test_nothing_to_compare_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFix
     assert other_command.main("fms_hf_tuning", [str(tmp_path / "absent.csv"), slowed(1, tmp_path)]) == 2
     assert "absent.csv is no file" in capsys.readouterr().err
     other = tmp_path / "other.csv"
-    other.write_text("identifier,experiment_id,batch_size,is_valid\ne,sfttrainer.x@1.0.0,77,1\n")
+    lines = (RECORDINGS / "operation.csv").read_text().splitlines(keepends=True)
+    other.write_text("".join([lines[0], lines[1].replace("tiny-llama-5m", "another")]))
     assert command.main("sfttrainer", [slowed(1, tmp_path), str(other)]) == 2
     assert capsys.readouterr().err.endswith("have no workload in common.\n")
