@@ -115,6 +115,29 @@ def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
     assert segments[0].tolist() == [[4.0, 190.0], [4.0, 210.0]]
 
 
+def test_what_has_no_room_is_counted_in_the_caption(row: Make) -> None:
+    """Frontiers, scalings, bars and pairs are drawn as far as there is room, and the rest is not kept secret."""
+    prices = {"usd_per_million_tokens": 1.0}
+    rows = [
+        row(1.0, model_name=f"m{index}", number_gpus=gpus, actuator=actuator, outputs=prices)
+        for index in range(17) for gpus in (1, 2) for actuator in ("sfttrainer", "fms_hf_tuning")
+    ]  # fmt: skip
+    rows += [row(oom=True, model_name=f"m{index}", batch_size=16) for index in range(17)]
+    ends = {one.name: one.caption.rpartition(". ")[2] for one in figures.draw(rows)[0]}
+    assert ends["frontier"] == "The first 6 of 17 kinds of workload."
+    assert ends["scaling-strong"] == "The first 6 of 34 kinds of workload."
+    assert ends["cost"] == "The first 20 of 68 workloads."
+    assert ends["stacks"] == "The first 16 of 34 workloads."
+
+
+def test_a_name_with_dollars_is_no_formula(row: Make) -> None:
+    """Between two of them stands what a user wrote; as mathematics it could not even be drawn."""
+    drawn, _ = figures.draw([row(1.0, model_name=r"$\nothing$"), row(2.0, model_name="m", batch_size=4)])
+    for one in drawn:
+        canvas.render(one, "png")
+    assert r"$\nothing$" in canvas.render(drawn[0], "svg").decode()
+
+
 def test_a_single_step_can_be_seen(row: Make) -> None:
     """A line through one point is none: few steps have markers, and an axis that has room for them."""
     drawing = next(one for one in figures.draw([row(1.0, metadata={"step_s": [2.0]})])[0] if one.name == "traces")
