@@ -106,6 +106,7 @@ def test_the_energy_of_a_million_tokens_is_in_kilowatt_hours(row: Make) -> None:
     rows = [row(1.0, outputs={"energy_joules_per_token": 3.6}), row(1.0, batch_size=4)]
     (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "energy"]
     assert [patch.get_width() for patch in drawing.figure.axes[0].patches] == [1.0]
+    assert drawing.caption == "In kWh per million real tokens, lowest first."
 
 
 def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
@@ -298,6 +299,21 @@ def test_a_browser_shows_every_figure(browser: str, full_page: str, tmp_path: Pa
     assert sorted(found) == sorted(FIGURES)
     for name, (width, height, parts, outside) in found.items():
         assert (width > 400, height > 150, parts > 15, outside) == (True, True, True, 0), name
+
+
+@pytest.mark.timeout(400)
+def test_the_heads_of_a_table_are_underlined_and_its_states_on_one_line(
+    browser: str, recorded: list[Row], tmp_path: Path
+) -> None:
+    """The last line of a table has no rule below it, but its heads are the last line of nothing."""
+    script = """<script>
+    const style = (query) => getComputedStyle(document.querySelector("#failures-section " + query));
+    document.title = [style("thead th").borderBottomWidth, style("tbody tr:last-child td").borderBottomWidth,
+                      style("tbody th").whiteSpace].join(" ");
+    </script>"""
+    file = tmp_path / "report.html"
+    file.write_text(html_of(recorded).replace("</body>", script + "</body>"))
+    assert "<title>1px 0px nowrap</title>" in browse(browser, file, tmp_path / "profile", "--dump-dom")
 
 
 @pytest.mark.timeout(400)
