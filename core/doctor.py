@@ -129,14 +129,19 @@ def _packages(subject: Subject, has_gpu: bool) -> Iterator[Finding]:
         yield Finding(subject.distribution, "missing", "the plugin is not installed", f"pip install ./{subject.plugin}")
         return
     yield Finding(subject.distribution, "ok", version)
-    extras = {"": "ok", "train": "missing" if subject.environment == "current" else "note", "report": "note"}
+    extras: dict[str, State] = {
+        "": "missing",
+        "train": "missing" if subject.environment == "current" else "note",
+        "qlora": "note",
+        "report": "note",
+    }
     for extra, state in extras.items():
         asked = [one for one in wanted if _asked_by(one, extra)]
         problems = [wrong for one in asked if (wrong := problem(one))]
-        name = {"": "packages", "train": "training stack", "report": "report"}[extra]
+        name = {"": "packages", "train": "training stack"}.get(extra, extra)
         remedy = f"pip install './{subject.plugin}[{extra}]'" if extra else f"pip install ./{subject.plugin}"
         if problems:
-            yield Finding(name, "missing" if not extra else state, "; ".join(problems), remedy)  # type: ignore[arg-type]
+            yield Finding(name, state, "; ".join(problems), remedy)
         elif asked:
             yield Finding(name, "ok", ", ".join(f"{one.name} {importlib.metadata.version(one.name)}" for one in asked))
     torch = _version("torch")

@@ -47,6 +47,8 @@ STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "text.color": INK,
+    # names are no mathematics, whatever signs they have
+    "text.parse_math": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 5.5,
     "legend.frameon": False,

@@ -117,7 +117,7 @@ def _parser(plugin: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--memory-tolerance", type=_percent, default=Tolerance.memory, metavar="PERCENT",
-        help="flag when torch allocates more than this above the memory of before (default: %(default)g)",
+        help="flag when torch allocates, or is predicted to, more than this above before (default: %(default)g)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     return parser

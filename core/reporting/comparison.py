@@ -13,6 +13,8 @@ REGRESSION, IMPROVEMENT, SAME, UNKNOWN = "regression", "improvement", "same", "u
 NO_REASON = "no reason is known."
 # allocators repeat to the byte; resident memory of processes and what a driver sees do not
 STABLE_MEMORY = "torch_peak_allocated_gib"
+# what stability experiments and memory estimates have instead of a throughput
+ENDED_WELL, ESTIMATE = "f_no_error", "memory_estimate_gib"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +97,16 @@ def _judge(what: str, before: Row, after: Row, tolerance: Tolerance) -> Pair:
 
 
 def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | None, tolerance: Tolerance) -> Pair:
+    if before.output(ENDED_WELL) is not None and after.output(ENDED_WELL) is not None:
+        return Pair(what, before, after, None, *_stability(before, after))
+    if before.output(ESTIMATE) is not None and after.output(ESTIMATE) is not None:
+        return Pair(what, before, after, None, *_estimate(before, after, tolerance))
     if ratio is None or ratio.low is None or ratio.high is None:
         return Pair(what, before, after, ratio, UNKNOWN, "a side lacks the throughput or its interval.")
     slack = tolerance.throughput / 100
     if ratio.high < 1 - slack:
         return Pair(what, before, after, ratio, REGRESSION, f"slower by {100 * (1 - ratio.value):.1f} %.")
-    memory = _memory_growth(before, after)
+    memory = _growth(before, after, STABLE_MEMORY)
     if memory is not None and memory > tolerance.memory:
         return Pair(what, before, after, ratio, REGRESSION, f"allocates {memory:.1f} % more memory.")
     if ratio.low > 1 + slack:
@@ -108,7 +114,25 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
     return Pair(what, before, after, ratio, SAME)
 
 
-def _memory_growth(before: Row, after: Row) -> float | None:
-    """Return by how many percent the allocated memory grew, where both sides know it."""
-    earlier, later = before.output(STABLE_MEMORY), after.output(STABLE_MEMORY)
+def _stability(before: Row, after: Row) -> tuple[str, str]:
+    """Return verdict and reason of a stability experiment: the fraction of runs that ended well."""
+    earlier, later = before.output(ENDED_WELL) or 0.0, after.output(ENDED_WELL) or 0.0
+    if later == earlier:
+        return SAME, f"{100 * later:.3g} % of the runs end well, as before."
+    verdict = REGRESSION if later < earlier else IMPROVEMENT
+    return verdict, f"{100 * earlier:.3g} % of the runs ended well before, {100 * later:.3g} % do now."
+
+
+def _estimate(before: Row, after: Row, tolerance: Tolerance) -> tuple[str, str]:
+    """Return verdict and reason of a memory estimate."""
+    growth = _growth(before, after, ESTIMATE) or 0.0
+    why = f"{before.output(ESTIMATE):.4g} GiB were predicted before, {after.output(ESTIMATE):.4g} GiB are now."
+    if growth > tolerance.memory:
+        return REGRESSION, why
+    return (IMPROVEMENT if growth < -tolerance.memory else SAME), why
+
+
+def _growth(before: Row, after: Row, name: str) -> float | None:
+    """Return by how many percent an output grew, where both sides know it."""
+    earlier, later = before.output(name), after.output(name)
     return None if not earlier or later is None else 100 * (later / earlier - 1)

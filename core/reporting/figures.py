@@ -6,6 +6,7 @@ Imports matplotlib, so nothing that ado loads may import this.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -22,7 +23,12 @@ NAMES = (
     *(f"throughput-{name.replace('_', '-')}" for name in (*KEYS, *FIELDS)),
 )
 MOST_TRACES = 6
+MOST_BARS = 20
+MOST_PAIRS = 16
 FEWEST_OF_A_LINE = 10  # a line through fewer steps hides where they are, and through one is none
+
+
+T = TypeVar("T")
 
 
 class LeftOut(Exception):
@@ -40,6 +46,11 @@ def draw(rows: Sequence[Row]) -> tuple[list[Drawing], list[tuple[str, str]]]:
             except LeftOut as reason:
                 left_out.append((title, str(reason)))
     return drawn, left_out
+
+
+def _first(found: Sequence[T], most: int, noun: str) -> tuple[Sequence[T], str]:
+    """Return the first ones, and a sentence for the caption where there are more."""
+    return found[:most], f" The first {most} of {len(found)} {noun}." if len(found) > most else ""
 
 
 def _throughput(rows: Sequence[Row]) -> Iterator[Drawing]:
@@ -122,7 +133,7 @@ def _frontier(rows: Sequence[Row]) -> Iterator[Drawing]:
     figure, axes = plain_axes()
     lengths = sorted({one.length for one in found})
     places = place(axes, "model_max_length", lengths)
-    whats = list(dict.fromkeys(one.what for one in found))[: len(SERIES)]
+    whats, cut = _first(list(dict.fromkeys(one.what for one in found)), len(SERIES), "kinds of workload")
     sizes = []
     for index, what in enumerate(whats):
         mine = [one for one in found if one.what == what]
@@ -142,8 +153,10 @@ def _frontier(rows: Sequence[Row]) -> Iterator[Drawing]:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     legend(figure, axes)
-    caption = "Largest batch that ran and smallest that ran out of memory; the frontier lies between them."
-    yield Drawing("frontier", "Out-of-memory frontier", caption, figure)
+    caption = (
+        "Largest batch that ran and smallest that ran out of memory or was predicted to; the frontier lies between."
+    )
+    yield Drawing("frontier", "Out-of-memory frontier", caption + cut, figure)
 
 
 def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
@@ -154,7 +167,7 @@ def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
             "or a file that ado show trace wrote."
         )
     varied = differing(traced)
-    shown_rows = traced[:MOST_TRACES]
+    shown_rows, cut = _first(traced, MOST_TRACES, "measurements")
     columns = min(3, len(shown_rows))
     lines = -(-len(shown_rows) // columns)
     figure = Figure(figsize=(SIZE[0] if columns < 3 else 7.4, 1.1 + 1.45 * lines), layout="constrained")
@@ -177,9 +190,7 @@ def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
         if index >= len(shown_rows) - columns:
             axes.set_xlabel("optimizer step", fontsize=7.5)
     caption = "Every optimizer step in its order; the shaded ones are warm-up and not measured."
-    if len(traced) > MOST_TRACES:
-        caption += f" The first {MOST_TRACES} of {len(traced)} measurements."
-    yield Drawing("traces", "Step times", caption, figure)
+    yield Drawing("traces", "Step times", caption + cut, figure)
 
 
 def _broken(text: str, longest: int = 34) -> str:
@@ -199,7 +210,7 @@ def _scaling(rows: Sequence[Row]) -> Iterator[Drawing]:
     if not found:
         raise LeftOut("no workload was measured on several numbers of devices, all else equal.")
     for kind, title in (("strong", "the same batch in all"), ("weak", "the same batch a device")):
-        mine = [one for one in found if one.kind == kind][: len(SERIES)]
+        mine, cut = _first([one for one in found if one.kind == kind], len(SERIES), "kinds of workload")
         if not mine:
             continue
         figure, axes = plain_axes()
@@ -214,7 +225,7 @@ def _scaling(rows: Sequence[Row]) -> Iterator[Drawing]:
         scale(axes.yaxis, axes.set_yscale, [100.0, *(100 * share for one in mine for _, share in one.points)])
         legend(figure, axes)
         caption = "Throughput of a device over that with the fewest devices; the dashed line is perfect scaling."
-        yield Drawing(f"scaling-{kind}", f"Scaling efficiency, {title}", caption, figure)
+        yield Drawing(f"scaling-{kind}", f"Scaling efficiency, {title}", caption + cut, figure)
 
 
 def _cost(rows: Sequence[Row]) -> Iterator[Drawing]:
@@ -233,10 +244,10 @@ def _energy(rows: Sequence[Row]) -> Iterator[Drawing]:
 
 
 def _bars(rows: Sequence[Row], output: str, factor: float, name: str, title: str, unit: str, lacking: str) -> Drawing:
-    having = [row for row in tables.with_throughput(rows) if row.output(output) is not None]
+    having: Sequence[Row] = [row for row in tables.with_throughput(rows) if row.output(output) is not None]
     if not having:
         raise LeftOut(lacking)
-    having = sorted(having, key=lambda row: row.output(output) or 0.0)[:20]
+    having, cut = _first(sorted(having, key=lambda row: row.output(output) or 0.0), MOST_BARS, "workloads")
     varied = differing(having)
     figure = Figure(figsize=(SIZE[0], 0.9 + 0.3 * max(4, len(having))), layout="constrained")
     axes = figure.add_subplot()
@@ -253,7 +264,7 @@ def _bars(rows: Sequence[Row], output: str, factor: float, name: str, title: str
     for line, value in enumerate(values):
         axes.annotate(f"{value:.3g}", (value, line), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_xlabel(unit)
-    return Drawing(name, f"{title} of a million tokens", f"{unit[0].upper()}{unit[1:]}, lowest first.", figure)
+    return Drawing(name, f"{title} of a million tokens", f"In {unit}, lowest first.{cut}", figure)
 
 
 def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
@@ -281,10 +292,9 @@ def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
 
 
 def _stacks(rows: Sequence[Row]) -> Iterator[Drawing]:
-    pairs = tables.stack_pairs(rows)
+    pairs, cut = _first(tables.stack_pairs(rows), MOST_PAIRS, "workloads")
     if not pairs:
         raise LeftOut("no workload was measured with both actuators.")
-    pairs = pairs[:16]
     figure = Figure(figsize=(SIZE[0], 1.2 + 0.32 * max(4, len(pairs))), layout="constrained")
     axes = figure.add_subplot()
     varied = [name for name in differing([row for pair in pairs for row in pair]) if name != "actuator"]
@@ -303,7 +313,7 @@ def _stacks(rows: Sequence[Row]) -> Iterator[Drawing]:
     scale(axes.xaxis, axes.set_xscale, [_upper(row) for pair in pairs for row in pair])
     legend(figure, axes)
     caption = "Each workload with both stacks; bars are 95 % confidence intervals."
-    yield Drawing("stacks", "Both stacks", caption, figure)
+    yield Drawing("stacks", "Both stacks", caption + cut, figure)
 
 
 KINDS: dict[str, Callable[[Sequence[Row]], Iterator[Drawing]]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .rows import GIVEN, THROUGHPUT, Row, experiment_of, plain, workload_value
+from .rows import GIVEN, REQUIRED, THROUGHPUT, Row, experiment_of, plain, workload_value
 
 BOOKKEEPING = (
     "identifier", "experiment_id", "valid", "reason", "request_id", "request_index", "entity_index", "result_index",
@@ -61,7 +61,12 @@ def from_csv(path: Path) -> list[Row]:
         raise Unreadable(
             f"{path} is no export of ado's measurements: it lacks the column experiment_id; {HOW_TO_EXPORT}."
         )
-    return [_from_cells(cells, path.name) for cells in table]
+    found = [_from_cells(cells, path.name) for cells in table]
+    # with --property ado leaves out the workload: rows that nothing tells apart
+    lacking = [name for name in REQUIRED if any(name not in row.workload for row in found)]
+    if lacking:
+        raise Unreadable(f"{path} has rows without {', '.join(lacking)}: export it again without --property.")
+    return found
 
 
 def _complete(cells: dict[str, str], line: int, path: Path) -> dict[str, str]:

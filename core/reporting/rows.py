@@ -1,4 +1,4 @@
-"""One measurement as a report sees it. Arithmetic room: standard library and the workload's vocabulary.
+"""One measurement as a report sees it. Arithmetic room: pydantic and the workload's vocabulary.
 
 A row holds what was asked (``workload``), what came out (``outputs``), and the sentence that says why nothing did.
 """
@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import pydantic
 
 from ..workload import Workload
 
@@ -25,6 +27,7 @@ MEMORY = {
 }
 MEASURED, CANNOT_RUN, FAILED = "measured", "cannot run", "failed"
 GIVEN = tuple(Workload.model_fields)
+REQUIRED = tuple(name for name, field in Workload.model_fields.items() if field.is_required())
 # the method is mostly said by the experiment's name: ``Row.method`` knows
 FIELDS = tuple(name for name in GIVEN if name != "method")
 # what describes a row beside its workload, and stands before it in labels
@@ -150,9 +153,31 @@ def workload_value(name: str, value: Any) -> Any:
 def experiment_of(reference: str) -> tuple[str, str, dict[str, Any]]:
     """Split ado's ``ACTUATOR.EXPERIMENT@VERSION-name.value-...`` into actuator, experiment and parameters."""
     actuator, _, rest = reference.partition(".")
-    head, *parameters = PARAMETER.split(rest)
+    head, *pieces = PARAMETER.split(rest)
+    parameters: list[str] = []
+    for piece in pieces:
+        parameters.append(piece)
+        # what only looks like a property is the end of a path: /data/train-r.jsonl
+        while len(parameters) > 1 and not _is_parameter(parameters[-1]):
+            end = parameters.pop()
+            parameters[-1] += f"-{end}"
     pairs = (parameter.partition(".") for parameter in parameters)
     return actuator, head.partition("@")[0], {name: workload_value(name, value) for name, _, value in pairs}
+
+
+def _is_parameter(text: str) -> bool:
+    """Whether ``name.value`` has a value that the property can have, as it stands or as what it means."""
+    name, _, value = text.partition(".")
+    return any(_takes(name, candidate) for candidate in (value, plain(value)))
+
+
+def _takes(name: str, value: Any) -> bool:
+    try:
+        Workload.model_validate({name: value})
+    except pydantic.ValidationError as error:
+        # other properties are missing, which is not the question
+        return all(one["loc"][0] != name for one in error.errors())
+    return True
 
 
 def differing(rows: Iterable[Row]) -> list[str]:

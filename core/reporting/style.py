@@ -42,10 +42,11 @@ figcaption { font-size: .84rem; margin-top: auto; padding-top: .7rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .8rem; border-bottom: 1px solid var(--grid); }
-tr:last-child td, tr:last-child th { border-bottom: 0; }
+tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 500; font-size: .8rem; white-space: nowrap; vertical-align: bottom; }
 tbody th { font-weight: 500; }
 #environment-section th { width: 14rem; }
+#failures-section tbody th { white-space: nowrap; }
 #failures-section td:nth-child(3) { min-width: 17rem; }
 .number { text-align: right; white-space: nowrap; }
 ul { padding-left: 1.2rem; margin: 0; }

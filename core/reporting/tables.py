@@ -15,7 +15,7 @@ from .rows import CANNOT_RUN, FAILED, MEASURED, Row, differing, label, memory_ki
 
 # a share of work on more devices stays the same in two ways: the whole batch (strong) or each device's (weak)
 DEVICES = ("number_gpus", "number_nodes", "batch_size")
-OUT_OF_MEMORY = ("gpu_oom", "host_oom")
+OUT_OF_MEMORY = ("gpu_oom", "host_oom", "predicted_oom")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Frontier:
         what: label of everything else that was varied.
         length: model_max_length.
         fits: largest batch_size that ran, or None.
-        too_large: smallest batch_size that ran out of memory, or None.
+        too_large: smallest batch_size that ran out of memory, or was predicted to, or None.
     """
 
     what: str
@@ -110,18 +110,20 @@ def scaling(rows: Sequence[Row]) -> list[Scaling]:
     """Return strong and weak scaling of the workloads that were measured on several numbers of devices."""
     rows = with_throughput(rows)
     names = [name for name in differing(rows) if name not in DEVICES]
+    both = len({bool(row.value("number_gpus")) for row in rows}) > 1
     found = []
     for kind, batch in (("strong", lambda row: row.value("batch_size")), ("weak", _device_batch)):
-        groups: dict[tuple[str, Any], dict[int, float]] = defaultdict(dict)
+        groups: dict[tuple[str, str, Any], dict[int, float]] = defaultdict(dict)
         for row in rows:
             assert row.throughput is not None
-            groups[label(row, names), batch(row)][row.devices] = row.throughput / row.devices
-        for (what, size), rates in groups.items():
+            device = ("GPUs" if row.value("number_gpus") else "CPUs") if both else ""
+            groups[label(row, names), device, batch(row)][row.devices] = row.throughput / row.devices
+        for (what, device, size), rates in groups.items():
             if len(rates) > 1 and size is not None:
                 fewest = rates[min(rates)]
                 points = tuple((devices, rates[devices] / fewest) for devices in sorted(rates))
                 unit = "in all" if kind == "strong" else "a device"
-                found.append(Scaling(", ".join(filter(None, (what, f"batch {size} {unit}"))), kind, points))
+                found.append(Scaling(", ".join(filter(None, (what, device, f"batch {size} {unit}"))), kind, points))
     return found
 
 

@@ -75,6 +75,14 @@ def test_a_package_is_compared_with_what_the_plugin_asks_for(requirement: str, p
     assert doctor.problem(Requirement(requirement)) == problem
 
 
+def test_what_qlora_needs_besides_is_noted(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its experiment needs it, so nothing is missing without it; the command that mends it is there."""
+    installed = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "bitsandbytes" else installed(name))
+    notes = [one for one in doctor.examine(subject) if one.what == "qlora"]
+    assert notes == [Finding("qlora", "note", "bitsandbytes is not installed", "pip install './sfttrainer[qlora]'")]
+
+
 def test_what_is_missing_comes_with_the_command_that_mends_it(tmp_path: Path) -> None:
     """A plugin that is not installed, and the conclusion at the end."""
     findings = doctor.examine(Subject("other", "current", tmp_path))

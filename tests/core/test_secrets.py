@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures, measurement, process, redaction
 from ado_actuators.sfttrainer.core.local import Local
+from ado_actuators.sfttrainer.core.reporting import report
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 pytestmark = pytest.mark.timeout(180)
@@ -88,6 +90,26 @@ def test_a_log_holds_no_secret(piece: int, tmp_path: Path) -> None:
         assert told(kept) == []
         assert kept.startswith("HF_TOKEN=***\nAWS_SECRET_ACCESS_KEY=***\n")
         assert kept.endswith("the end, hf_Pla")
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Page and pictures of failures that quoted secrets, made by a process that has them in its environment."""
+    requests = yaml.safe_load((Path(__file__).parent / "recordings" / "operation.yaml").read_text())
+    (failed,) = (one for one in requests if one["status"] == "Failed")
+    for index, secret in enumerate(PLANTED):
+        failure = failures.from_message(
+            {"kind": "exception", "type": "ValueError", "text": f"bad {secret!r} in {index}"}
+        )
+        verdict = measurement.refusal(failure, "sfttrainer", "finetune_full_benchmark")
+        result = {"uid": str(index), "reason": verdict.sentence, "metadata": verdict.metadata}
+        requests.append({**failed, "measurements": [{**failed["measurements"][0], **result}]})
+    (tmp_path / "trace.yaml").write_text(yaml.safe_dump(requests))
+    assert report.main("sfttrainer", [str(tmp_path / "trace.yaml"), "-o", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert [f"in {index}." in page for index in range(len(PLANTED))] == [True] * len(PLANTED)
+    pictures = "".join(path.read_text(errors="replace") for path in (tmp_path / "report").glob("*.png"))
+    assert told(page + pictures + capsys.readouterr().out) == []
 
 
 def everything(state: Path, verdict: measurement.Verdict) -> str:

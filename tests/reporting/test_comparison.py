@@ -60,6 +60,22 @@ def test_more_allocated_memory_is_a_regression(row: Make) -> None:
     assert verdict(before, after) == ("regression", "allocates 6.0 % more memory.")
 
 
+def test_fewer_runs_that_end_well_are_a_regression(row: Make) -> None:
+    """A stability experiment has no throughput: the fraction of runs that ended well decides."""
+    well, half, none = (row(outputs={"f_gpu_oom": 1 - share, "f_no_error": share}) for share in (1, 0.5, 0))
+    assert verdict(well, none) == ("regression", "100 % of the runs ended well before, 0 % do now.")
+    assert verdict(half, well) == ("improvement", "50 % of the runs ended well before, 100 % do now.")
+    assert verdict(none, none) == ("same", "0 % of the runs end well, as before.")
+
+
+def test_a_higher_memory_estimate_is_a_regression(row: Make) -> None:
+    """It has no throughput either; the tolerance of memory holds for what is predicted."""
+    low, high = row(outputs={"memory_estimate_gib": 50.0}), row(outputs={"memory_estimate_gib": 53.0})
+    assert verdict(low, high) == ("regression", "50 GiB were predicted before, 53 GiB are now.")
+    assert verdict(high, low) == ("improvement", "53 GiB were predicted before, 50 GiB are now.")
+    assert verdict(low, high, Tolerance(3.0, 10.0))[0] == "same"
+
+
 def test_without_an_interval_nothing_is_claimed(row: Make) -> None:
     """Half the speed, but nobody knows how noisy it was."""
     assert verdict(row(100.0, None), row(50.0, 1.0)) == ("unknown", "a side lacks the throughput or its interval.")
@@ -119,7 +135,8 @@ def test_where_no_workload_has_an_answer_the_status_is_bad_use(
     """The table is there, but no job passes because nothing is known."""
     file = tmp_path / "short.csv"
     file.write_text(
-        "identifier,experiment_id,batch_size,is_valid,dataset_tokens_per_second\ne,sfttrainer.x@1.0.0,4,1,50\n"
+        "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,is_valid,dataset_tokens_per_second\n"
+        "e,sfttrainer.x@1.0.0,m,32,4,0,1,50\n"
     )
     assert command.main("sfttrainer", [str(file), str(file)]) == 2
     printed = capsys.readouterr()
@@ -144,6 +161,7 @@ def test_nothing_to_compare_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFix
     assert other_command.main("fms_hf_tuning", [str(tmp_path / "absent.csv"), slowed(1, tmp_path)]) == 2
     assert "absent.csv is no file" in capsys.readouterr().err
     other = tmp_path / "other.csv"
-    other.write_text("identifier,experiment_id,batch_size,is_valid\ne,sfttrainer.x@1.0.0,77,1\n")
+    lines = (RECORDINGS / "operation.csv").read_text().splitlines(keepends=True)
+    other.write_text("".join([lines[0], lines[1].replace("tiny-llama-5m", "another")]))
     assert command.main("sfttrainer", [slowed(1, tmp_path), str(other)]) == 2
     assert capsys.readouterr().err.endswith("have no workload in common.\n")

@@ -106,6 +106,7 @@ def test_the_energy_of_a_million_tokens_is_in_kilowatt_hours(row: Make) -> None:
     rows = [row(1.0, outputs={"energy_joules_per_token": 3.6}), row(1.0, batch_size=4)]
     (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "energy"]
     assert [patch.get_width() for patch in drawing.figure.axes[0].patches] == [1.0]
+    assert drawing.caption == "In kWh per million real tokens, lowest first."
 
 
 def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
@@ -113,6 +114,29 @@ def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
     drawing = next(one for one in figures.draw([row(200.0, 5.0, batch_size=4), row(300.0, 0.0)])[0])
     (segments,) = [line.get_segments() for line in drawing.figure.axes[0].collections]
     assert segments[0].tolist() == [[4.0, 190.0], [4.0, 210.0]]
+
+
+def test_what_has_no_room_is_counted_in_the_caption(row: Make) -> None:
+    """Frontiers, scalings, bars and pairs are drawn as far as there is room, and the rest is not kept secret."""
+    prices = {"usd_per_million_tokens": 1.0}
+    rows = [
+        row(1.0, model_name=f"m{index}", number_gpus=gpus, actuator=actuator, outputs=prices)
+        for index in range(17) for gpus in (1, 2) for actuator in ("sfttrainer", "fms_hf_tuning")
+    ]  # fmt: skip
+    rows += [row(oom=True, model_name=f"m{index}", batch_size=16) for index in range(17)]
+    ends = {one.name: one.caption.rpartition(". ")[2] for one in figures.draw(rows)[0]}
+    assert ends["frontier"] == "The first 6 of 17 kinds of workload."
+    assert ends["scaling-strong"] == "The first 6 of 34 kinds of workload."
+    assert ends["cost"] == "The first 20 of 68 workloads."
+    assert ends["stacks"] == "The first 16 of 34 workloads."
+
+
+def test_a_name_with_dollars_is_no_formula(row: Make) -> None:
+    """Between two of them stands what a user wrote; as mathematics it could not even be drawn."""
+    drawn, _ = figures.draw([row(1.0, model_name=r"$\nothing$"), row(2.0, model_name="m", batch_size=4)])
+    for one in drawn:
+        canvas.render(one, "png")
+    assert r"$\nothing$" in canvas.render(drawn[0], "svg").decode()
 
 
 def test_a_single_step_can_be_seen(row: Make) -> None:
@@ -275,6 +299,21 @@ def test_a_browser_shows_every_figure(browser: str, full_page: str, tmp_path: Pa
     assert sorted(found) == sorted(FIGURES)
     for name, (width, height, parts, outside) in found.items():
         assert (width > 400, height > 150, parts > 15, outside) == (True, True, True, 0), name
+
+
+@pytest.mark.timeout(400)
+def test_the_heads_of_a_table_are_underlined_and_its_states_on_one_line(
+    browser: str, recorded: list[Row], tmp_path: Path
+) -> None:
+    """The last line of a table has no rule below it, but its heads are the last line of nothing."""
+    script = """<script>
+    const style = (query) => getComputedStyle(document.querySelector("#failures-section " + query));
+    document.title = [style("thead th").borderBottomWidth, style("tbody tr:last-child td").borderBottomWidth,
+                      style("tbody th").whiteSpace].join(" ");
+    </script>"""
+    file = tmp_path / "report.html"
+    file.write_text(html_of(recorded).replace("</body>", script + "</body>"))
+    assert "<title>1px 0px nowrap</title>" in browse(browser, file, tmp_path / "profile", "--dump-dom")
 
 
 @pytest.mark.timeout(400)

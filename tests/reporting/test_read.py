@@ -11,7 +11,7 @@ from ado_actuators.sfttrainer.core.reporting.rows import THROUGHPUT, Row, experi
 
 from .conftest import RECORDINGS
 
-HEADS = "identifier,experiment_id,batch_size,is_valid"
+HEADS = "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,is_valid"
 
 
 def test_the_recorded_operation_has_its_states(recorded: list[Row]) -> None:
@@ -46,28 +46,39 @@ def test_parameters_are_read_from_the_experiments_name() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "dataset", ["/d/train-r.jsonl", "long-packing.jsonl", "/d/x-r.8-packing.jsonl", "/d/run-seed.1-v2/a.jsonl"]
+)
+def test_a_path_that_looks_like_a_parameter_stays_whole(dataset: str) -> None:
+    """What no property can have as its value belongs to the value before it."""
+    _, _, parameters = experiment_of(f"sfttrainer.x@1.0.0-packing.1-dataset_id.{dataset}-mixed_precision.no-seed.7")
+    assert parameters == {"packing": True, "dataset_id": dataset, "mixed_precision": "no", "seed": 7}
+
+
 def test_a_method_that_was_given_is_part_of_the_workload(tmp_path: Path) -> None:
     """An estimate is told its method; a benchmark has it in its name."""
     file = tmp_path / "out.csv"
     file.write_text(
-        "identifier,experiment_id,batch_size,method,is_valid\n"
-        "e,sfttrainer.finetune_memory_estimate@1.0.0,4,lora,1\n"
-        "e,sfttrainer.finetune_lora_benchmark@1.0.0,4,not_measured,1\n"
+        f"{HEADS},method\n"
+        "e,sfttrainer.finetune_memory_estimate@1.0.0,m,32,4,0,1,lora\n"
+        "e,sfttrainer.finetune_lora_benchmark@1.0.0,m,32,4,0,1,not_measured\n"
     )
     estimate, benchmark = read.rows(str(file))
-    assert (estimate.method, estimate.workload) == ("memory_estimate of lora", {"batch_size": 4, "method": "lora"})
-    assert (benchmark.method, benchmark.workload) == ("lora", {"batch_size": 4})
+    assert (estimate.method, estimate.workload) == ("memory_estimate of lora", {**benchmark.workload, "method": "lora"})
+    assert (benchmark.method, "method" in benchmark.workload) == ("lora", False)
 
 
 def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
     """ado's word for it, and an empty cell, are no values."""
     file = tmp_path / "out.csv"
     file.write_text(
-        "identifier,experiment_id,batch_size,packing,is_valid,loss_first,mfu_percent,energy_joules\n"
-        "e,sfttrainer.finetune_full_benchmark@1.0.0,4.0,0,1.0,,not_measured,nan\n"
+        f"{HEADS},packing,loss_first,mfu_percent,energy_joules\n"
+        "e,sfttrainer.finetune_full_benchmark@1.0.0,m,32,4.0,0,1.0,0,,not_measured,nan\n"
     )
     (row,) = read.rows(str(file))
-    assert row.workload == {"batch_size": 4, "packing": False}
+    assert row.workload == {
+        "model_name": "m", "model_max_length": 32, "batch_size": 4, "number_gpus": 0, "packing": False,
+    }  # fmt: skip
     assert row.outputs == {"is_valid": 1}
 
 
@@ -79,12 +90,17 @@ def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
         ("empty.csv", "identifier,experiment_id\n", "holds no measurement."),
         ("space.yaml", "spaces: [a]\n", "is no trace of ado's measurements"),
         ("broken.yaml", "a: [", "is neither a CSV nor a YAML trace"),
-        ("short.csv", f"{HEADS}\ne,x.y@1,3,1\ne,x.y@1,4\n", "line 3 of "),
-        ("long.csv", f"{HEADS}\ne,x.y@1,3,1,7\n", "has not as many cells as its header: the file is incomplete."),
-        ("cut.csv", f'{HEADS}\ne,x.y@1,3,"1', "cannot be read as CSV: unexpected end of data."),
+        (
+            "property.csv",
+            f"identifier,experiment_id,{THROUGHPUT}\ne,x.y@1,5\n",
+            "has rows without model_name, model_max_length, batch_size, number_gpus: export it again without --property.",
+        ),
+        ("short.csv", f"{HEADS}\ne,x.y@1,m,8,3,0,1\ne,x.y@1,m,8\n", "line 3 of "),
+        ("long.csv", f"{HEADS}\ne,x.y@1,m,8,3,0,1,7\n", "has not as many cells as its header: the file is incomplete."),
+        ("cut.csv", f'{HEADS}\ne,x.y@1,m,8,3,0,"1', "cannot be read as CSV: unexpected end of data."),
         (
             "negative.csv",
-            f"{HEADS},{THROUGHPUT}\ne,x.y@1,3,1,-5\n",
+            f"{HEADS},{THROUGHPUT}\ne,x.y@1,m,8,3,0,1,-5\n",
             "holds a dataset_tokens_per_second of -5; no rate is",
         ),
         ("nothing.yaml", "- entities: []\n", "is an incomplete trace of ado's measurements; write it again with"),

@@ -46,6 +46,12 @@ def test_the_frontier_lies_between_what_fits_and_what_does_not(row: Make) -> Non
     ]  # fmt: skip
 
 
+def test_what_was_predicted_not_to_fit_is_an_edge(row: Make) -> None:
+    """With skip_predicted_oom nobody tries it: the prediction stands for the trial."""
+    skipped = row(outputs={"is_valid": 0, "failure": "predicted_oom"}, batch_size=16)
+    assert tables.frontiers([row(1.0, batch_size=8), skipped]) == [Frontier("", 1024, 8, 16)]
+
+
 def test_workloads_that_all_fit_have_no_frontier(row: Make) -> None:
     """A frontier is seen only from both sides; another cause than memory is none."""
     refused = Row("t", "sfttrainer", "e", {"batch_size": 3}, {"is_valid": 0, "failure": "invalid_configuration"})
@@ -59,6 +65,16 @@ def test_scaling_is_per_device_against_the_fewest_devices(row: Make) -> None:
     assert tables.scaling(rows) == [
         Scaling("batch 16 in all", "strong", ((1, 1.0), (2, 0.9))),
         Scaling("batch 8 a device", "weak", ((1, 1.0), (2, 1.0), (4, 300 / 4 / 90))),
+    ]
+
+
+def test_processors_and_gpus_scale_apart(row: Make) -> None:
+    """A run on a CPU and one on a GPU both have one device; neither is measured against the other."""
+    rows = [row(10.0 * nodes, number_gpus=0, number_nodes=nodes) for nodes in (1, 2)]
+    rows += [row(100.0), row(180.0, number_gpus=2)]
+    assert [one for one in tables.scaling(rows) if one.kind == "strong"] == [
+        Scaling("CPUs, batch 8 in all", "strong", ((1, 1.0), (2, 1.0))),
+        Scaling("GPUs, batch 8 in all", "strong", ((1, 1.0), (2, 0.9))),
     ]
 
 
