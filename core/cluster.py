@@ -111,14 +111,22 @@ def marks(gpu_model: str, *, roce: bool = False) -> Marks:
     return Marks((ACCELERATOR + gpu_model, *special))
 
 
+def alike() -> bool:
+    """Whether all GPUs of the cluster are of one type, so that what one cannot hold none can."""
+    return len({_types(node) for node in nodes() if node["Resources"].get("GPU")}) <= 1
+
+
+def _types(node: dict[str, Any]) -> tuple[str, ...]:
+    named = {name.removeprefix(ACCELERATOR) for name in node["Resources"] if name.startswith(ACCELERATOR)}
+    return tuple(sorted(named | {value for name, value in node.get("Labels", {}).items() if name in GPU_LABELS}))
+
+
 def offer() -> str:
     """Return what the cluster has, in a sentence."""
     found = []
     for node in nodes():
         resources = node["Resources"]
-        named = {name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)}
-        types = sorted(named | {value for name, value in node.get("Labels", {}).items() if name in GPU_LABELS})
-        gpus = f", {resources['GPU']:g} GPUs {'/'.join(types)}".rstrip() if resources.get("GPU") else ""
+        gpus = f", {resources['GPU']:g} GPUs {'/'.join(_types(node))}".rstrip() if resources.get("GPU") else ""
         found.append(f"{resources.get('CPU', 0):g} CPUs{gpus}")
     return "the cluster has: " + "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "") + "."
 

@@ -73,7 +73,8 @@ class Dispatcher:
             return measurement.refusal(failures.raised(unexpected), self._plugin.identifier, experiment.identifier)
 
     async def _refuse_too_large(self, plan: measurement.Plan) -> None:
-        sentence = self._knowledge.too_large(plan.workload)
+        known = plan.workload.gpu_model != "any" or cluster.alike()
+        sentence = self._knowledge.too_large(plan.workload) if known else None
         if sentence is None and (estimate := plan.estimate()) is not None:
             sentence = measurement.too_large(estimate, await self._attempts(estimate))
         if sentence is not None:

@@ -1,7 +1,7 @@
 """Who holds CPUs and GPUs: leases of hosts in Ray placement groups, reused between measurements of the same shape. Ray room.
 
 Requests for one shape are served in the order of their arrival. Between shapes nobody is held back: whoever fits goes first, and a
-lease goes on to the next of its shape, which keeps trainers warm.
+lease goes on to the next of its shape, which keeps trainers warm, unless another shape has waited for a minute.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ FIRST_LOOK_S = 0.03
 SETTLED_S = 0.5
 # Ray takes a moment to free what a killed host held; until then nothing else is given up for the same request
 ROOM_S = 3.0
+# how long a shape may be served from its own leases while another one gets nothing
+PATIENCE_S = 60.0
 # a host that has nothing to do and takes this long to say so is as good as lost
 ANSWER_S = 10.0
 
@@ -96,10 +98,11 @@ class Lease:
 
 @dataclasses.dataclass
 class _Line:
-    """Who waits for one shape, in order of arrival, and the placement group that the first of them is to get."""
+    """Who waits for one shape, in order of arrival, the placement group that the first of them is to get, and since when it waits."""
 
     waiting: collections.deque[asyncio.Future[Lease]] = dataclasses.field(default_factory=collections.deque)
     group: PlacementGroup | None = None
+    since_s: float = dataclasses.field(default_factory=time.monotonic)
 
 
 class Pool:
@@ -111,6 +114,7 @@ class Pool:
         self._busy: list[Lease] = []
         self._lines: dict[Shape, _Line] = {}
         self._room_made_s = float("-inf")
+        self._yielded_s = float("-inf")
         self._tending: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -156,6 +160,8 @@ class Pool:
         """Return a lease; ``keep`` leaves its hosts running for the next measurement of the same shape."""
         if lease in self._busy:
             self._busy.remove(lease)
+        if keep and self._others_starve(lease.shape):
+            keep, self._yielded_s = False, time.monotonic()
         if not keep or self._closed:
             lease.end()
         elif not self._hand_over(lease):
@@ -193,10 +199,19 @@ class Pool:
         if line is None:
             return False
         ticket = line.waiting.popleft()
+        line.since_s = time.monotonic()
         self._leave(lease.shape, ticket)
         self._busy.append(lease)
         ticket.set_result(lease)
         return True
+
+    def _others_starve(self, shape: Shape) -> bool:
+        """Whether a line has waited for long that could use what a lease of ``shape`` holds."""
+        limit = time.monotonic() - PATIENCE_S
+        return any(
+            line.since_s < limit and other != shape and (shape.host.gpus > 0 or other.host.gpus == 0)
+            for other, line in self._lines.items()
+        )
 
     def _leave(self, shape: Shape, ticket: asyncio.Future[Lease]) -> None:
         """Take a ticket out of its line; nothing is asked of Ray for a line that nobody stands in."""
@@ -237,7 +252,8 @@ class Pool:
         """Ask Ray for a placement group for each line that has none; one at a time, however many wait in it."""
         asked = False
         for shape, line in list(self._lines.items()):
-            if line.group is not None:
+            yields = time.monotonic() - self._yielded_s < ROOM_S and self._others_starve(shape)
+            if line.group is not None or yields:
                 continue
             asked = True
             try:

@@ -162,11 +162,10 @@ def _show(verdict: measurement.Verdict, as_json: bool) -> int:
     return 0 if verdict.properties.get("is_valid") else 1
 
 
-class _Changes(contextlib.nullcontext[None]):
+class _Changes(contextlib.AbstractContextManager["_Changes"]):
     """A line for each new state and every half minute, where standard error is no terminal: what takes long is seen in a log too."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._last = ""
         self._told_s = 0.0
 
@@ -175,6 +174,9 @@ class _Changes(contextlib.nullcontext[None]):
         if state != self._last or now - self._told_s >= TOLD_EVERY_S:
             self._last, self._told_s = state, now
             print(describe(news), file=sys.stderr, flush=True)
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the lines where they are."""
 
 
 class _Line(contextlib.AbstractContextManager["_Line"]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ STACK = '''
 """A stack that misbehaves as it is told."""
 import os, signal, sys, time
 PACKAGES = ()
+kept = []
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 def load():
@@ -83,6 +85,14 @@ def train(job, clock):
         time.sleep(30)
     if what == "oom":
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if what == "oom among peers":
+        torch.distributed.init_process_group("gloo")
+        if job["rank"] == 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        torch.distributed.all_reduce(torch.ones(1))
+    if what == "leak":
+        # written to, so that it is there
+        kept.append(bytearray(b"x") * (900 * 2**20))
     if what == "segfault":
         import ctypes; ctypes.string_at(0)
     model = torch.nn.Linear(2, 2)
@@ -212,8 +222,10 @@ def lasting(faulty: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -
     host.close()
 
 
-def note(record: Any, fault: str, outcome: Any, seconds: float) -> None:
-    """Record a row of the table in docs/reliability.md; what is left is asserted by the caller."""
+def note(record: Any, place: Path, fault: str, outcome: Any, seconds: float) -> None:
+    """Record a row of the table in docs/reliability.md, after a look at what is left."""
+    assert descendants() == []
+    assert not (place / "run").exists()
     group = outcome.cause.group if outcome.cause else "measured"
     for name, value in (("fault", fault), ("outcome", group), ("seconds", round(seconds, 1)), ("left", "nothing")):
         record(name, value)
@@ -233,7 +245,7 @@ def test_a_trainer_that_fails_is_noticed_at_once(
     assert seconds < 15
     assert descendants() == []
     assert not (tmp_path / "run").exists()
-    note(record_property, name, outcome, seconds)
+    note(record_property, tmp_path, name, outcome, seconds)
 
 
 def test_the_host_of_all_these_faults_still_measures(faulty: SimpleNamespace, tmp_path: Path, lasting: Any) -> None:
@@ -251,7 +263,7 @@ def test_a_trainer_killed_while_importing(
     outcome = host.measure(job(faulty, tmp_path, "none", host), 60)
     assert outcome.cause.group == "transient"
     assert descendants() == []
-    note(record_property, "trainer killed while it imports", outcome, outcome.total_s)
+    note(record_property, tmp_path, "trainer killed while it imports", outcome, outcome.total_s)
     monkeypatch.delenv("FAULTY_IMPORT")
     assert host.measure(job(faulty, tmp_path, "none", host), 60).cause is None
 
@@ -277,7 +289,7 @@ def test_a_full_disk_costs_the_log_only(
     host.close()
     assert outcome.cause is None
     assert shutil.disk_usage(small_disk).free == 0
-    note(record_property, "disk full in the log", outcome, outcome.total_s - outcome.startup_s)
+    note(record_property, tmp_path, "disk full in the log", outcome, outcome.total_s - outcome.startup_s)
 
 
 def test_a_full_disk_in_the_environment_cache(
@@ -295,7 +307,7 @@ def test_a_full_disk_in_the_environment_cache(
     assert [path for path in small_disk.iterdir() if path.is_dir()] == []
     assert descendants() == []
     cause = SimpleNamespace(cause=SimpleNamespace(group="broken"))
-    note(record_property, "disk full in the environment cache", cause, time.perf_counter() - begin)
+    note(record_property, tmp_path, "disk full in the environment cache", cause, time.perf_counter() - begin)
 
 
 def test_a_trainer_that_hangs_meets_the_limit(
@@ -306,7 +318,7 @@ def test_a_trainer_that_hangs_meets_the_limit(
     assert outcome.cause.sentence == "the measurement took longer than run_timeout_s 4 s."
     assert 4 <= seconds < 10
     assert descendants() == []
-    note(record_property, "trainer hangs (SIGSTOP), run_timeout_s 4", outcome, seconds)
+    note(record_property, tmp_path, "trainer hangs (SIGSTOP), run_timeout_s 4", outcome, seconds)
 
 
 def test_children_of_a_trainer_end_with_it(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
@@ -325,7 +337,7 @@ def test_a_flood_of_output_is_cut(
     assert outcome.cause is None
     assert Path(outcome.log).stat().st_size < 10 * 2**20
     assert b"bytes left out" in Path(outcome.log).read_bytes()
-    note(record_property, "trainer floods its output (1 GB)", outcome, outcome.total_s - outcome.startup_s)
+    note(record_property, tmp_path, "trainer floods its output (1 GB)", outcome, outcome.total_s - outcome.startup_s)
 
 
 def test_one_of_two_processes_out_of_memory(
@@ -336,7 +348,42 @@ def test_one_of_two_processes_out_of_memory(
     assert outcome.cause.what == "gpu_oom"
     assert seconds < 15
     assert descendants() == []
-    note(record_property, "one rank of two out of GPU memory", outcome, seconds)
+    note(record_property, tmp_path, "one rank of two out of GPU memory", outcome, seconds)
+
+
+def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """Its peer loses the connection and may say so first: it is out of memory all the same, with the log of who ran out."""
+    host = make_host(2)
+    made = job(faulty, tmp_path, "oom among peers", host, 2) | {"world_size": 2, "local_world_size": 2}
+    outcome = host.measure(made, 60)
+    assert outcome.cause.what == "gpu_oom", outcome.cause
+    assert "CUDA out of memory" in Path(outcome.log).read_text()
+    note(
+        record_property, tmp_path, "one rank of two out of GPU memory, the other in an all-reduce", outcome,
+        outcome.total_s - outcome.startup_s,
+    )  # fmt: skip
+
+
+def test_a_trainer_that_leaks_is_replaced(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """900 MiB more than before its first measurement: the next one is made by a fresh process."""
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "leak", host), 60).cause is None
+    after = host.measure(job(faulty, tmp_path, "none", host), 60)
+    assert (after.cause, after.reused) == (None, False)
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).reused
+
+
+def test_a_python_that_is_none_is_a_sentence(faulty: SimpleNamespace, tmp_path: Path) -> None:
+    """What cannot be started is named, and no directory is blamed for it."""
+    with pytest.raises(
+        faulty.failures.Broken, match=r"the trainer cannot be started with /dev/null: Permission denied\."
+    ):
+        importlib.import_module("ado_actuators.faulty.core.process").TrainerProcess(
+            python=Path("/dev/null"), local_rank=0, threads=1, mask="", log=tmp_path / "log",
+            messages=queue.Queue(), own_environment=True,
+        )  # fmt: skip
 
 
 def test_one_of_two_processes_killed(
@@ -347,7 +394,7 @@ def test_one_of_two_processes_killed(
     assert outcome.cause.group == "transient"
     assert seconds < 15
     assert descendants() == []
-    note(record_property, "one rank of two killed", outcome, seconds)
+    note(record_property, tmp_path, "one rank of two killed", outcome, seconds)
 
 
 def test_a_host_goes_on_after_a_failure(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
@@ -410,7 +457,9 @@ def test_what_a_killed_host_leaves_is_ended(
     assert not (tmp_path / "run").exists()
     if what == "busy child":
         ended = SimpleNamespace(cause=SimpleNamespace(group="its trainer and what that started are ended"))
-        note(record_property, "host killed, its trainer busy, with a child", ended, time.perf_counter() - begin)
+        note(
+            record_property, tmp_path, "host killed, its trainer busy, with a child", ended, time.perf_counter() - begin
+        )
 
 
 def is_under_way(trainer: psutil.Process, what: str) -> bool:

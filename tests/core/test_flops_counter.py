@@ -49,7 +49,7 @@ CASES = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("case", CASES)
-def test_flops_agree_with_the_counter_of_torch_within_one_percent(case):
+def test_flops_agree_with_the_counter_of_torch_within_one_percent(case, capsys):
     """Eager attention computes all pairs and we count causal ones, half of them: the other half is added for comparison."""
     family, numbers, method = CASES[case]
     config = getattr(transformers, f"{family}Config")(**numbers)
@@ -58,5 +58,6 @@ def test_flops_agree_with_the_counter_of_torch_within_one_percent(case):
     ours = computed(config, LENGTH**2, **options)
     causal_half = ours - computed(config, 0, **options)
     message = f"{case}: ours {ours:.6g} causal, {ours + causal_half:.6g} with all pairs; torch {torch_flops:.6g}"
-    print(message)
+    with capsys.disabled():
+        print(f"\n{message}", end=" ")
     assert ours + causal_half == pytest.approx(torch_flops, rel=0.01), message

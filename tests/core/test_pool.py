@@ -249,6 +249,40 @@ def test_no_more_idle_hosts_are_given_up_than_needed(tmp_path: Path) -> None:
     assert run(scenario()) == 1
 
 
+def test_a_shape_that_waits_for_long_gets_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one shape is asked for again and again, its lease is given up once another has waited long enough."""
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.pool.PATIENCE_S", 1.0)
+
+    async def scenario() -> list[str]:
+        leases, served = Pool(600), []
+
+        async def use(name: str) -> None:
+            lease = await leases.acquire(shape(tmp_path, 2, name=name), 100)
+            served.append(name)
+            await asyncio.sleep(0.5)
+            leases.give_back(lease, keep=True)
+
+        first = [asyncio.create_task(use("first")) for _ in range(12)]
+        await asyncio.sleep(0.1)
+        await asyncio.gather(use("second"), *first)
+        leases.close()
+        return served
+
+    served = run(scenario())
+    assert sorted(served) == ["first"] * 12 + ["second"]
+    assert served[-1] == "first"
+
+
+def test_knowledge_of_one_gpu_is_knowledge_of_all_where_they_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two types of GPU: what a small one cannot hold a large one may."""
+    small = {"Alive": True, "Resources": {"GPU": 4.0, "accelerator_type:T4": 1.0}, "Labels": {}}
+    large = {"Alive": True, "Resources": {"GPU": 4.0, "accelerator_type:A100": 1.0}, "Labels": {}}
+    none = {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": {}}
+    for nodes, same in (([small, none], True), ([none], True), ([small, large], False)):
+        monkeypatch.setattr(cluster.ray, "nodes", lambda nodes=nodes: nodes)
+        assert cluster.alike() is same
+
+
 def test_a_closed_pool_starts_nothing(tmp_path: Path) -> None:
     """What is repeated after the operation has ended gets no new hosts."""
 

@@ -71,6 +71,26 @@ def test_times_and_rates_are_those_of_the_measured_steps() -> None:
     assert got["trained_tokens_per_second"] == pytest.approx(48 / 6)
 
 
+def test_utilisation_of_a_known_device_is_exact() -> None:
+    """Two A100s with bfloat16 weights: TFLOP a second and device, over 312; an unknown device says that it is unknown."""
+    values = {"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 2, "torch_dtype": "bfloat16"}
+    ranks = [record(rank=rank, world_size=2, facts={"dtype": "bfloat16"}) for rank in (0, 1)]
+
+    def on(device: str) -> Report:
+        return make(ranks, parse(values), device=None, device_name=device, price_usd_per_device_hour=None, total_s=20.0)
+
+    got = on("NVIDIA A100-SXM4-80GB").properties
+    # per token slot: 2·4·8·8 for q, k, v, o, 2·3·8·16 for the MLP, 2·8·10 for the head, 4·2·4·10/2 for attention, three times
+    assert got["model_flops_per_token"] == 3 * (512 + 768 + 160 + 160)
+    # 4 measured steps of 20 slots on each device in 6 s
+    assert got["tflops_per_device"] == pytest.approx(4800 * 80 / 6 / 1e12)
+    assert got["mfu_percent"] == pytest.approx(100 * 4800 * 80 / 6 / 312e12)
+    unknown = on("Abacus 3000")
+    assert unknown.properties["model_flops_per_token"] == 4800
+    assert "Abacus 3000" in unknown.omitted["mfu_percent"]
+    assert unknown.omitted["tflops_per_device"] == unknown.omitted["mfu_percent"]
+
+
 def test_ranks_count_together_and_the_slowest_sets_the_time() -> None:
     """Tokens add up; a step lasts as long as on the rank that took longest."""
     slow = record(rank=1, world_size=2, step_end_s=[105.0, 107.0, 108.0, 110.0, 112.0])

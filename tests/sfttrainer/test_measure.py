@@ -147,6 +147,40 @@ def test_ranks_agree_and_add_up(local: Local) -> None:
     assert got["measured_steps"] == 8 - warmup
 
 
+def test_ranks_stop_together_when_the_rate_is_known(local: Local) -> None:
+    """Rank 0 decides long before the steps run out, and both make the same number of steps."""
+    values = {**SMALL, "number_nodes": 2, "batch_size": 4, "max_steps": 400, "target_ci_percent": 50}
+    outcome = local._attempt(measurement.plan("sfttrainer", "finetune_full_benchmark", values))
+    steps = {len(record["step_end_s"]) for record in outcome.records}
+    assert [record["stopped_by"] for record in outcome.records] == ["confidence"] * 2
+    assert len(steps) == 1
+    assert steps.pop() < 100
+
+
+def test_a_model_directory_with_its_own_tokenizer_learns_from_text(local: Local, tmp_path: Path) -> None:
+    """Prompts carry no loss; tokens are those of the directory's tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    from ado_actuators.sfttrainer.core.trainer.model import byte_tokenizer
+
+    directory = tmp_path / "a model"
+    config = {**(models.resolve("tiny-llama-5m").architecture or {})}
+    transformers.AutoConfig.for_model(**config).save_pretrained(directory)
+    byte_tokenizer(64).save_pretrained(directory)
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"prompt": "2 + 2 = ", "completion": "four"}) + "\n")
+    got = measure(local, model_name=str(directory), dataset_id=str(path)).properties
+    # eight bytes of prompt, four of completion and the end of the sequence
+    assert got["dataset_tokens_per_second"] / got["train_samples_per_second"] == pytest.approx(13)
+    assert got["trained_tokens_per_second"] / got["train_samples_per_second"] == pytest.approx(5)
+
+
+def test_prompt_tuning_trains_virtual_tokens_only(local: Local) -> None:
+    """As many parameters as virtual tokens are wide."""
+    got = measure(local, "finetune_prompt_tuning_benchmark", num_virtual_tokens=6).properties
+    width = models.resolve(SMALL["model_name"]).architecture["hidden_size"]  # type: ignore[index]
+    assert (got["is_valid"], got["trainable_parameters"]) == (1, 6 * width)
+
+
 def test_the_same_command_repeats_the_run(local: Local) -> None:
     """The metadata hold the command and the versions."""
     metadata = measure(local).metadata

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core.run import main
+from ado_actuators.sfttrainer.core.plugin import Plugin
+from ado_actuators.sfttrainer.core.run import _BadUse, _Changes, _Line, _parser, _values, main
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
@@ -58,6 +60,60 @@ def test_an_impossible_workload_is_a_finished_measurement(capsys: pytest.Capture
     """is_valid 0 with the rule, exit status 1."""
     assert run(*WORDS, "batch_size=3", "number_nodes=2") == 1
     assert "batch_size 3 is not divisible by 2 processes." in capsys.readouterr().out
+
+
+def test_a_point_of_ado_brings_its_experiment(tmp_path: Path) -> None:
+    """The experiment beside the entity is measured, and only by its own actuator."""
+    entity = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 1, "number_gpus": 0}
+    point = {
+        "entity": entity,
+        "experiments": [{"actuatorIdentifier": "sfttrainer", "experimentIdentifier": "finetune_lora_benchmark"}],
+    }
+    path = tmp_path / "point.yaml"
+    path.write_text(json.dumps(point))
+    plugin = SFTTrainer.plugin()
+    assert values_of(plugin, str(path)) == (entity, "finetune_lora_benchmark")
+    assert values_of(plugin, str(path), "--experiment", "finetune_full_stability")[1] == "finetune_full_stability"
+    point["experiments"][0]["actuatorIdentifier"] = "fms_hf_tuning"  # type: ignore[index]
+    path.write_text(json.dumps(point))
+    with pytest.raises(_BadUse, match="is for the actuator fms_hf_tuning, not sfttrainer"):
+        values_of(plugin, str(path))
+    path.write_text(json.dumps({**point, "experiments": [{}, {}]}))
+    with pytest.raises(_BadUse, match="has 2 experiments"):
+        values_of(plugin, str(path))
+
+
+def values_of(plugin: Plugin, *words: str) -> tuple[dict[str, Any], str]:
+    """Return properties and experiment that the command line asks for."""
+    return _values(_parser(plugin).parse_intermixed_args(list(words)), plugin)
+
+
+TRAINING = {"state": "training", "step": 7, "of": 100, "tokens_per_second": 1234.5}
+
+
+def test_a_terminal_has_one_line_that_goes_away(capsys: pytest.CaptureFixture[str]) -> None:
+    """State, step and rate, each over the one before; nothing of it is left for the report."""
+    with _Line() as line:
+        line({"state": "starting"})
+        line(TRAINING)
+    assert capsys.readouterr().err == ("\r\033[Kstarting\r\033[Ktraining, step 7 of at most 100, 1234 tok/s\r\033[K")
+
+
+def test_a_log_has_a_line_for_each_state_and_half_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes long is seen to go on."""
+    now = [100.0]
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.run.time.monotonic", lambda: now[0])
+    with _Changes() as changes:
+        for now[0] in (100.0, 101.0, 131.0):
+            changes(TRAINING)
+        changes({"state": "reporting"})
+    assert capsys.readouterr().err.splitlines() == [
+        "training, step 7 of at most 100, 1234 tok/s",
+        "training, step 7 of at most 100, 1234 tok/s",
+        "reporting",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -15,18 +16,28 @@ import ray
 from ado.modules.actuators.measurement_queue import MeasurementQueue
 from ado.schema.point import SpacePoint
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
+from ado_actuators.sfttrainer.core import cluster as cluster_room
+from ado_actuators.sfttrainer.core import failures
+from ado_actuators.sfttrainer.core.host import HostSpec
+from ado_actuators.sfttrainer.core.pool import Pool, Shape
+from ado_actuators.sfttrainer.core.workload import parse
 
 pytestmark = pytest.mark.timeout(300)
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 4, "number_gpus": 0, "max_steps": 5}
 
 
+# GPUs that exist for scheduling only
+NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 2, "resources": {"accelerator_type:TestGPU": 2}}
+
+
 @pytest.fixture
 def cluster(own_home: Path) -> Iterator[Cluster]:
     """Start the first of two nodes with one CPU; end what is started by its own handle."""
-    two = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    two = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     ray.init(address=two.address, log_to_driver=False)
     yield two
     ray.shutdown()
@@ -45,7 +56,7 @@ def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     )
     # queue and dispatcher are on the first node before the second one, which may get lost, exists
     ray.get(actuator._dispatch().__ray_ready__.remote())
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(**NODE)
     reference = SFTTrainer.catalog().experiments[0].reference
 
     def start(**change: Any) -> Callable[[float], Any]:
@@ -107,6 +118,37 @@ def test_two_nodes_train_together(submit: Callable[..., Any]) -> None:
     assert result.metadata["facts"]["wrapped_by"] == "DistributedDataParallel"
     assert len(result.metadata["hosts"]) == 2
     assert got["train_tokens_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 4 * 32)
+
+
+def test_hosts_with_gpus_are_spread_over_nodes_of_their_type(submit: Callable[..., Any], tmp_path: Path) -> None:
+    """Two nodes with one GPU each of a type that Ray names: one host on either; three nodes of it are refused at once."""
+    spec = HostSpec("current", None, processes=1, gpus=1, threads=1, state_dir=str(tmp_path))
+
+    async def scenario() -> set[str]:
+        pool = Pool(60)
+        lease = await pool.acquire(Shape(host=spec, nodes=2, cpus=1, gpu_model="TestGPU"), 60)
+        placed = set(placement_group_table(lease.group)["bundles_to_node_id"].values())
+        pool.close()
+        return placed
+
+    assert len(asyncio.run(scenario())) == 2
+    asked = parse({**SMALL, "number_gpus": 3, "number_nodes": 3, "batch_size": 3, "gpu_model": "TestGPU"})
+    with pytest.raises(
+        failures.Broken, match="no 3 nodes with 1 GPUs of type TestGPU; the cluster has: 1 CPUs, 2 GPUs"
+    ):
+        cluster_room.check(asked, autoscaling=False)
+
+
+def test_other_measurements_go_on(submit: Callable[..., Any]) -> None:
+    """Of two that train side by side one is killed and repeated; the other does not notice."""
+    answers = [submit(cpus_per_process=1, max_steps=60, target_ci_percent=0, seed=seed) for seed in (1, 2)]
+    both = wait_for(lambda: len(found := trainers()) == 2 and all(user_seconds(p) > 5 for p in found) and found, 90)
+    assert both
+    both[0].send_signal(signal.SIGKILL)
+    results = [answer(150) for answer in answers]
+    assert [values(result)["is_valid"] for result in results] == [1, 1]
+    assert sorted(result.metadata["attempts"] for result in results) == [1, 2]
+    assert wait_for(lambda: not list((Path(results[0].metadata["log"]).parents[1] / "runs").iterdir()), 15)
 
 
 def test_a_killed_rank_is_repeated_in_fresh_processes(submit: Callable[..., Any]) -> None:
