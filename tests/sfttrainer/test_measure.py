@@ -94,6 +94,31 @@ def test_the_last_batch_of_an_epoch_counts_its_own_samples(local: Local, tmp_pat
     assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "samples", "slots", "real"),
+    [
+        # no two documents of 20 tokens fit a pack of 32
+        ("bfd", [2, 2, 2, 1], [40, 40, 40, 20], [40, 40, 40, 20]),
+        # 140 tokens are four packs and one of 12 tokens, which is padded where another pack is in its batch
+        ("wrapped", [2, 2, 1], None, None),
+    ],
+)
+def test_packs_are_counted_exactly(
+    local: Local, tmp_path: Path, strategy: str, samples: list[int], slots: list[int] | None, real: list[int] | None
+) -> None:
+    """One epoch of seven documents of 20 tokens, packed: the short batch at its end counts the packs it has."""
+    path = tmp_path / "seven.jsonl"
+    path.write_text(json.dumps({"text": "x" * 19}) + "\n" + (json.dumps({"text": "y" * 19}) + "\n") * 6)
+    change = {"packing": True, "packing_strategy": strategy, "dataset_id": str(path), "num_train_epochs": 1}
+    made = measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
+    (record,) = local._attempt(made).records
+    assert record["samples"] == samples
+    assert sum(record["real_tokens"]) == 140
+    if slots is not None:
+        assert (record["token_slots"], record["real_tokens"]) == (slots, real)
+        assert record["squared_lengths"] == [count * 20**2 for count in samples]
+
+
 def test_the_loss_of_short_samples_is_per_predicted_token(local: Local) -> None:
     """Of two tokens one is predicted."""
     assert measure(local, model_max_length=2, batch_size=8).properties["loss_first"] == pytest.approx(8.4, abs=0.6)
