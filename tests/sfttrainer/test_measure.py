@@ -16,6 +16,11 @@ from ado_actuators.sfttrainer.core import failures, measurement, models
 from ado_actuators.sfttrainer.core.local import Local
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
+EXPERTS = {
+    "model_type": "mixtral", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "bos_token_id": 1, "eos_token_id": 1,
+}  # fmt: skip
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
 
 pytestmark = pytest.mark.timeout(300)
@@ -170,6 +175,17 @@ def test_ranks_agree_and_add_up(local: Local) -> None:
     tokens = sum(sum(record["real_tokens"][warmup:]) for record in outcome.records)
     assert got["dataset_tokens_per_second"] * got["train_runtime_s"] == pytest.approx(tokens)
     assert got["measured_steps"] == 8 - warmup
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_load_of_experts_is_told(local: Local, tmp_path: Path, nodes: int) -> None:
+    """Alone or under DDP the metadata say how uneven the routers are: 2 of 4 experts, so at most 2."""
+    (tmp_path / "config.json").write_text(json.dumps(EXPERTS))
+    facts = measure(local, model_name=str(tmp_path), batch_size=2 * nodes, number_nodes=nodes, max_steps=4).metadata[
+        "facts"
+    ]
+    assert facts["wrapped_by"] == ("none" if nodes == 1 else "DistributedDataParallel")
+    assert 1.0 <= facts["router_load_max_over_mean"] <= 2.0
 
 
 def test_the_same_command_repeats_the_run(local: Local) -> None:
