@@ -56,8 +56,7 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
             f"fms_hf_tuning_version {workload['fms_hf_tuning_version']} was asked for, but the training environment has "
             f"{release}; use environment managed."
         )
-    sentence = refusal(workload, cuda=torch.cuda.is_available())
-    if sentence:
+    if sentence := refusal(workload, cuda=torch.cuda.is_available()):
         raise Refused(sentence)
     place = Path(job["run_dir"]) / f"rank{job['rank']}"
     prepare = _images if workload.get("dataset_image_field") else _texts
@@ -84,8 +83,8 @@ def _texts(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | st
         samples = data.build(job, tokenizer, network.config)
         samples.dataset.to_parquet(str(place / "data.parquet"))
     # where samples are to be packed they are not cut yet
-    sample = samples.dataset[0]["input_ids"][: job["workload"]["model_max_length"]]
-    return None if _reads_weights(job["workload"]) else network, source, {**facts, "sample": sample}
+    facts["sample"] = samples.dataset[0]["input_ids"][: job["workload"]["model_max_length"]]
+    return None if _reads_weights(job["workload"]) else network, source, facts
 
 
 def _images(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
