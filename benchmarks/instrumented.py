@@ -42,7 +42,7 @@ class TimedClock(timing.Clock):
     def __init__(self, job: dict[str, Any], progress: timing.Progress) -> None:
         super().__init__(job, progress)
         # the hooks are bound methods of this object, so it is replaced before training begins
-        self._counts = self.counts = TimedCounts(job["workload"]["batch_size"])
+        self._counts = self.counts = TimedCounts()
         self.spent_s: list[float] = []
         self.arguments: dict[str, Any] = {}
 

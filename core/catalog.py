@@ -6,6 +6,7 @@ ado room. Imports ado's schema and the arithmetic; nothing heavy.
 from __future__ import annotations
 
 import functools
+import math
 import typing
 from typing import Any
 
@@ -36,18 +37,16 @@ def domain(name: str, field: FieldInfo) -> dict[str, Any]:
     if typing.get_origin(kind) is typing.Literal:
         return {"variableType": "CATEGORICAL_VARIABLE_TYPE", "values": list(typing.get_args(kind))}
     bounds = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "le", "lt") if hasattr(rule, key)}
+    # ado's ranges are half-open
     if kind is int:
-        # ado's ranges are half-open
         return {
             "variableType": "DISCRETE_VARIABLE_TYPE",
             "interval": 1,
             "domainRange": [bounds["ge"], bounds["le"] + 1],
         }
     if kind is float:
-        return {
-            "variableType": "CONTINUOUS_VARIABLE_TYPE",
-            "domainRange": [bounds["ge"], bounds.get("le", bounds.get("lt"))],
-        }
+        above = math.nextafter(bounds["le"], math.inf) if "le" in bounds else bounds["lt"]
+        return {"variableType": "CONTINUOUS_VARIABLE_TYPE", "domainRange": [bounds["ge"], above]}
     values = models.names() if name == "model_name" else extra(field)["values"]
     return {"variableType": "OPEN_CATEGORICAL_VARIABLE_TYPE", "values": list(values)}
 

@@ -78,7 +78,7 @@ MEMORY_OUTPUTS: Mapping[str, str] = {
     "memory_temporaries_gib": "Everything else at that moment, recomputed activations included, GiB.",
     "device_memory_gib": "Memory of a device of gpu_model, GiB.",
     "fits": "1: the predicted peak fits the device; 0: it does not.",
-    "largest_batch_size": "Largest batch_size, all devices together, that is predicted to fit; 0: none.",
+    "largest_batch_size": "Largest batch_size of all devices predicted to fit, up to 65,536 and 4,194,304 tokens a device; 0: none.",
     "total_s": "The whole estimate, s.",
 }
 

@@ -56,6 +56,8 @@ class Workload(pydantic.BaseModel):
     gpu_model: Annotated[
         str,
         pydantic.Field(
+            min_length=1,
+            max_length=256,
             description="GPU type, as Ray's accelerator type or a node label names it; any takes what the cluster has.",
             json_schema_extra=_where(
                 examples=(

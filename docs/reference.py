@@ -13,6 +13,7 @@ from typing import Any
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures, kinds, measurement, models
+from ado_actuators.sfttrainer.core.workload import Workload
 
 DOCS = Path(__file__).resolve().parent
 ACTUATORS = {"sfttrainer": SFTTrainer, "fms_hf_tuning": FMSHFTuning}
@@ -133,7 +134,8 @@ def _domain(domain: Any, name: str) -> str:
         return f"{low:,} to {high - 1:,}"
     if kind == "CONTINUOUS_VARIABLE_TYPE":
         low, high = domain.domainRange
-        return f"{low:,g} to {high:,g}"
+        below = any(hasattr(rule, "lt") for rule in Workload.model_fields[name].metadata)
+        return f"{low:,g} to {'below ' if below else ''}{high:,g}"
     values = ", ".join(f"`{value}`" if value != "" else "empty" for value in domain.values)
     return f"{values}, or any other" if kind == "OPEN_CATEGORICAL_VARIABLE_TYPE" else values
 
@@ -151,7 +153,11 @@ def _outputs(actuator: type[Any]) -> Iterable[str]:
 
 def _configuration(actuator: type[Any]) -> str:
     rows = [
-        (f"`{name}`", f"`{field.default!r}`".replace("'", ""), field.description or "")
+        (
+            f"`{name}`",
+            "empty" if field.default == "" else f"`{field.default!r}`".replace("'", ""),
+            field.description or "",
+        )
         for name, field in actuator.parameters_class.model_fields.items()
         if field.description
     ]

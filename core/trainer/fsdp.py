@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
+
 
 def options(workload: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``TrainingArguments`` (transformers 5) for a workload's distributed backend; empty without FSDP."""
@@ -49,6 +51,11 @@ def wrapper(trainer: Any) -> str:
 # what FSDP version 2 mixes into a model's class is no wrapper of its own
 WRAPPERS = {name: name for name in ("DistributedDataParallel", "FullyShardedDataParallel")} | {"FSDPModule": "FSDP2"}
 EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
+
+
+def is_whole(wrapped_by: str) -> bool:
+    """Return whether each rank has the whole model under this wrapper, so that it can use it without the others."""
+    return wrapped_by not in (EXPECTED["FSDP"], EXPECTED["FSDP2"])
 
 
 def mismatch(workload: dict[str, Any], world_size: int, wrapped_by: str) -> str | None:

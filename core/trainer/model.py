@@ -13,6 +13,7 @@ import transformers
 
 from . import initialise, quantise, sight
 from .errors import Broken, Refused
+from .fsdp import is_whole
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 # transformers renamed the argument in 4.56
@@ -193,6 +194,22 @@ def byte_tokenizer(max_length: int) -> transformers.PreTrainedTokenizerFast:
         unk_token="<unk>",
         model_max_length=max_length,
     )
+
+
+def router_facts(model: torch.nn.Module, wrapped_by: str, tokens: list[int]) -> dict[str, float]:
+    """Return the fact ``router_load_max_over_mean`` of a trained model; nothing for one without experts or one that is sharded.
+
+    Every rank asks its own copy, without its wrapper, so no rank waits for another.
+
+    Args:
+        model: what was trained, without the wrapper.
+        wrapped_by: the wrapper, as ``fsdp.wrapper`` names it.
+        tokens: a sample of the data.
+    """
+    if not is_whole(wrapped_by):
+        return {}
+    ratio = router_load(model, torch.tensor([tokens], device=next(model.parameters()).device))
+    return {} if ratio is None else {"router_load_max_over_mean": ratio}
 
 
 def router_load(model: torch.nn.Module, input_ids: torch.Tensor) -> float | None:

@@ -6,6 +6,7 @@ on the model, so that no library needs to be changed, and stay on the device unt
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import time
@@ -73,21 +74,24 @@ class Counts:
 
     FIELDS = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
 
-    def __init__(self, device_batch_size: int, *, packs: bool = False, flattens: bool = False) -> None:
-        """Say what a batch is.
-
-        Args:
-            device_batch_size: samples of a pass.
-            packs: samples are packed, and stacks may flatten a batch of packs into one row.
-            flattens: a batch is flattened into one row, in which positions begin anew with each sample.
-        """
-        self._device_batch_size = device_batch_size
-        self._packs = packs
-        self._flattens = flattens
+    def __init__(self) -> None:
         self.slots = 0
         self._steps: list[list[tuple[Any, ...]]] = [[]]
         self._losses: list[list[tuple[Any, Any]]] = [[]]
         self._predicted: Any = 0
+        # samples of the batches that are loaded and have not gone through the model: loaders are one batch ahead
+        self._loaded: collections.deque[int] = collections.deque()
+
+    def watch(self, loader: Any) -> None:
+        """Take from a trainer's data loader how many samples are in each batch: packed or without padding, all are one row."""
+        loader = getattr(loader, "base_dataloader", loader)
+        collate = loader.collate_fn
+
+        def counted(samples: list[Any]) -> Any:
+            self._loaded.append(len(samples))
+            return collate(samples)
+
+        loader.collate_fn = counted
 
     def before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook."""
@@ -102,12 +106,8 @@ class Counts:
         predicted: Any = (labels[:, 1:] != -100).sum() if labels is not None else real - rows
         # sum over positions of 2p+1 is the square of a document's length, so packed documents need no search for edges
         squared: Any = (2 * positions + 1).sum() if positions is not None else rows * slots * slots
-        samples: Any = rows
-        if rows == 1 and self._packs:
-            # how many packs are in the row is not told
-            samples = self._device_batch_size
-        elif rows == 1 and self._flattens and positions is not None:
-            samples = (positions == 0).sum()
+        loaded = self._loaded.popleft() if self._loaded else rows
+        samples = loaded if rows == 1 else rows
         self.slots += rows * slots
         self._steps[-1].append((samples, rows * slots, real, trained, squared))
         self._predicted = predicted
@@ -158,7 +158,6 @@ class Clock:
         self._progress = progress
         self._world_size = job["world_size"]
         self._ranks = Ranks(job["rank"], job["world_size"])
-        self._micro_batch = workload["batch_size"] // job["world_size"]
         self._max_steps = workload["max_steps"]
         self.protocol = Protocol(
             target_ci_percent=workload["target_ci_percent"],
@@ -170,7 +169,7 @@ class Clock:
         self.stopped_by = ""
         self.model: torch.nn.Module | None = None
         self._ends: StepEnds | None = None
-        self._counts = Counts(self._micro_batch, packs=workload["packing"], flattens=workload["padding_free"])
+        self._counts = Counts()
         self._hooks: list[Any] = []
         self._fed = 0
         self._steps = 0
@@ -195,9 +194,16 @@ class Clock:
         finally:
             self.phases[f"{name}_s"] = self.phases.get(f"{name}_s", 0.0) + time.perf_counter() - begin
 
-    def begin(self, model: torch.nn.Module) -> None:
-        """Start the clock; ``model`` is the module whose forward passes are counted."""
+    def begin(self, model: torch.nn.Module, loader: Any = None) -> None:
+        """Start the clock.
+
+        Args:
+            model: the module whose forward passes are counted.
+            loader: where its batches come from; without it a row counts as a sample.
+        """
         self.model = model
+        if loader is not None:
+            self._counts.watch(loader)
         device = next(model.parameters()).device
         self._hooks = [
             model.register_forward_pre_hook(self._counts.before, with_kwargs=True),
@@ -299,7 +305,7 @@ class StepCallback(transformers.TrainerCallback):
         self._clock = clock
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
-        self._clock.begin(kwargs["model"])
+        self._clock.begin(kwargs["model"], kwargs.get("train_dataloader"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:  # noqa: D102
         if self._clock.end_step():

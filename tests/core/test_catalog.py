@@ -55,6 +55,32 @@ def test_no_domain_is_too_large_to_be_listed() -> None:
                 assert high - low <= 2**20, one.identifier
 
 
+@pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("target_ci_percent", [0, 2.5, 100], [-0.1, 100.1]),
+        ("stop_after_seconds", [0, 604_800], [604_801]),
+        ("lora_dropout", [0, 0.999], [1]),
+    ],
+)
+def test_bounds_are_the_workloads(name: str, taken: list[float], refused: list[float]) -> None:
+    """What the workload takes ado takes, the upper bound too, and nothing beyond it."""
+    (found,) = (
+        one.propertyDomain
+        for experiment in EXPERIMENTS
+        if experiment.identifier == "finetune_lora_benchmark"
+        for one in experiment.optionalProperties
+        if one.identifier == name
+    )
+    assert [found.valueInDomain(value) for value in (*taken, *refused)] == [True] * len(taken) + [False] * len(refused)
+
+
+def test_every_free_string_has_bounds() -> None:
+    """No property takes a string of any length."""
+    free = {name: field.metadata for name, field in Workload.model_fields.items() if field.annotation is str}
+    assert [name for name, rules in free.items() if not any(hasattr(rule, "max_length") for rule in rules)] == []
+
+
 def test_descriptions_show_in_templates() -> None:
     """Square brackets vanish from ado's templates, so no description has them."""
     assert not [name for name, field in Workload.model_fields.items() if "[" in (field.description or "[")]

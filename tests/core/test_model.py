@@ -285,7 +285,17 @@ def test_router_load_of_equal_tokens_is_the_worst() -> None:
     assert model.router_load(network, torch.zeros(1, 8, dtype=torch.long)) == 2.0
 
 
+def test_router_load_is_a_fact_where_the_model_is_whole() -> None:
+    """Under DDP each rank asks its own copy; a shard cannot be asked."""
+    network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
+    for whole in ("none", "DistributedDataParallel"):
+        assert model.router_facts(network, whole, [0] * 8) == {"router_load_max_over_mean": 2.0}
+    for sharded in ("FullyShardedDataParallel", "FSDP2"):
+        assert model.router_facts(network, sharded, [0] * 8) == {}
+
+
 def test_dense_models_have_no_router_load() -> None:
     """None where there is nothing to report."""
     network, _ = model.build(job(SMALL))
     assert model.router_load(network, torch.zeros(1, 4, dtype=torch.long)) is None
+    assert model.router_facts(network, "none", [0] * 4) == {}

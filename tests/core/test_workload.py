@@ -30,6 +30,11 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ({"batch_size": 3, "number_gpus": 2}, "batch_size 3 is not divisible by 2 devices."),
         ({"batch_size": 3, "number_nodes": 2}, "batch_size 3 is not divisible by 2 processes."),
         ({"number_gpus": 3, "number_nodes": 2, "batch_size": 6}, "number_gpus 3 is not divisible by number_nodes 2."),
+        ({"gpu_model": ""}, "gpu_model '' is impossible: string should have at least 1 character."),
+        (
+            {"gpu_model": "x" * 257},
+            "gpu_model '" + "x" * 56 + "... is impossible: string should have at most 256 characters.",
+        ),
         ({"gpu_model": "H100"}, "gpu_model 'H100' needs number_gpus of at least 1."),
         (
             {"distributed_backend": "FSDP"},

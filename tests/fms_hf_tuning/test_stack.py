@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,11 @@ from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.core import measurement, models
 from ado_actuators.fms_hf_tuning.core.local import Local
 
+EXPERTS = {
+    "model_type": "mixtral", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "bos_token_id": 1, "eos_token_id": 1,
+}  # fmt: skip
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
 
 pytestmark = pytest.mark.timeout(600)
@@ -86,6 +93,29 @@ def test_two_processes_train_together(local: Local) -> None:
     assert verdict.metadata["facts"]["wrapped_by"] == "DistributedDataParallel"
     got = verdict.properties
     assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 4)
+
+
+@latest
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_load_of_experts_is_told(local: Local, tmp_path: Path, nodes: int) -> None:
+    """Alone or under DDP the metadata say how uneven the routers are: 2 of 4 experts, so at most 2."""
+    (tmp_path / "config.json").write_text(json.dumps(EXPERTS))
+    verdict = measure(local, model_name=str(tmp_path), batch_size=2 * nodes, number_nodes=nodes, max_steps=4)
+    assert verdict.sentence == ""
+    assert verdict.metadata["facts"]["wrapped_by"] == ("none" if nodes == 1 else "DistributedDataParallel")
+    assert 1.0 <= verdict.metadata["facts"]["router_load_max_over_mean"] <= 2.0
+
+
+@latest
+def test_the_packs_of_an_epoch_are_counted(local: Local, tmp_path: Path) -> None:
+    """Of seven documents no two fit a pack; the short batch at the end of the epoch counts the one it has."""
+    path = tmp_path / "seven.jsonl"
+    path.write_text((json.dumps({"text": "x" * 19}) + "\n") * 7)
+    change = {"packing": True, "dataset_id": str(path), "num_train_epochs": 1, "fms_hf_tuning_version": local.version}  # type: ignore[attr-defined]
+    made = measurement.plan("fms_hf_tuning", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
+    (record,) = local._attempt(made).records
+    assert record["samples"] == [2, 2, 2, 1]
+    assert sum(record["real_tokens"]) == 140
 
 
 @latest

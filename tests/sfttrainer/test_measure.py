@@ -16,6 +16,11 @@ from ado_actuators.sfttrainer.core import failures, measurement, models
 from ado_actuators.sfttrainer.core.local import Local
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
+EXPERTS = {
+    "model_type": "mixtral", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "bos_token_id": 1, "eos_token_id": 1,
+}  # fmt: skip
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
 
 pytestmark = pytest.mark.timeout(300)
@@ -92,6 +97,31 @@ def test_the_last_batch_of_an_epoch_counts_its_own_samples(local: Local, tmp_pat
     got = measure(local, dataset_id=str(path), num_train_epochs=1, batch_size=2, max_steps=20).properties
     assert got["measured_steps"] == 1
     assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "samples", "slots", "real"),
+    [
+        # no two documents of 20 tokens fit a pack of 32
+        ("bfd", [2, 2, 2, 1], [40, 40, 40, 20], [40, 40, 40, 20]),
+        # 140 tokens are four packs and one of 12 tokens, which is padded where another pack is in its batch
+        ("wrapped", [2, 2, 1], None, None),
+    ],
+)
+def test_packs_are_counted_exactly(
+    local: Local, tmp_path: Path, strategy: str, samples: list[int], slots: list[int] | None, real: list[int] | None
+) -> None:
+    """One epoch of seven documents of 20 tokens, packed: the short batch at its end counts the packs it has."""
+    path = tmp_path / "seven.jsonl"
+    path.write_text(json.dumps({"text": "x" * 19}) + "\n" + (json.dumps({"text": "y" * 19}) + "\n") * 6)
+    change = {"packing": True, "packing_strategy": strategy, "dataset_id": str(path), "num_train_epochs": 1}
+    made = measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
+    (record,) = local._attempt(made).records
+    assert record["samples"] == samples
+    assert sum(record["real_tokens"]) == 140
+    if slots is not None:
+        assert (record["token_slots"], record["real_tokens"]) == (slots, real)
+        assert record["squared_lengths"] == [count * 20**2 for count in samples]
 
 
 def test_the_loss_of_short_samples_is_per_predicted_token(local: Local) -> None:
@@ -179,6 +209,17 @@ def test_prompt_tuning_trains_virtual_tokens_only(local: Local) -> None:
     got = measure(local, "finetune_prompt_tuning_benchmark", num_virtual_tokens=6).properties
     width = models.resolve(SMALL["model_name"]).architecture["hidden_size"]  # type: ignore[index]
     assert (got["is_valid"], got["trainable_parameters"]) == (1, 6 * width)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_load_of_experts_is_told(local: Local, tmp_path: Path, nodes: int) -> None:
+    """Alone or under DDP the metadata say how uneven the routers are: 2 of 4 experts, so at most 2."""
+    (tmp_path / "config.json").write_text(json.dumps(EXPERTS))
+    facts = measure(local, model_name=str(tmp_path), batch_size=2 * nodes, number_nodes=nodes, max_steps=4).metadata[
+        "facts"
+    ]
+    assert facts["wrapped_by"] == ("none" if nodes == 1 else "DistributedDataParallel")
+    assert 1.0 <= facts["router_load_max_over_mean"] <= 2.0
 
 
 def test_the_same_command_repeats_the_run(local: Local) -> None:

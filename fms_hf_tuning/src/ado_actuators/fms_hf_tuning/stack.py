@@ -45,6 +45,7 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
     """
     import torch
 
+    from .core.trainer import model
     from .core.trainer.errors import Broken, Refused
     from .limits import refusal, versions
 
@@ -55,20 +56,23 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
             f"fms_hf_tuning_version {workload['fms_hf_tuning_version']} was asked for, but the training environment has "
             f"{release}; use environment managed."
         )
-    sentence = refusal(workload, cuda=torch.cuda.is_available(), architecture=job["architecture"])
-    if sentence:
+    if sentence := refusal(workload, cuda=torch.cuda.is_available(), architecture=job["architecture"]):
         raise Refused(sentence)
     place = Path(job["run_dir"]) / f"rank{job['rank']}"
     prepare = _images if workload.get("dataset_image_field") else _texts
-    network, source, facts = prepare(job, clock, place)
+    network, source, built = prepare(job, clock, place)
     phases = _Phases(clock)
     with phases, _handing(network, images=prepare is _images), _own_caches(place):
         trainer = _train(job, source, place, [phases.edge(), clock.callback])
-    return {**_facts(trainer), "model_parameters": facts["model_parameters"]}
+    facts = {**_facts(trainer), "model_parameters": built["model_parameters"]}
+    # fast MoE keeps a rank's share of the experts only
+    if "sample" in built and not workload.get("fast_moe"):
+        facts |= model.router_facts(trainer.model, facts["wrapped_by"], built["sample"])
+    return facts
 
 
 def _texts(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
-    """Build a language model and its data; return the model, where the library is to find it, and facts about it."""
+    """Build a language model and its data; return the model, where the library is to find it, facts about it and a sample."""
     from .core.trainer import data, model
 
     with clock.phase("model_load"):
@@ -80,6 +84,8 @@ def _texts(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | st
     with clock.phase("data"):
         samples = data.build(job, tokenizer, network.config)
         samples.dataset.to_parquet(str(place / "data.parquet"))
+    # where samples are to be packed they are not cut yet
+    facts["sample"] = samples.dataset[0]["input_ids"][: job["workload"]["model_max_length"]]
     return None if _reads_weights(job["workload"]) else network, source, facts
 
 

@@ -67,17 +67,9 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
         facts["quantised_layers"] = quantise.layers(trainer.model)
     if sentence := fsdp.mismatch(workload, job["world_size"], facts["wrapped_by"]):
         raise Broken(sentence)
-    if job["world_size"] == 1:
-        balance = model.router_load(trainer.model, _batch_of(trainer.model, samples.dataset[0]["input_ids"]))
-        facts |= {"router_load_max_over_mean": balance} if balance else {}
-    return facts
-
-
-def _batch_of(network: Any, tokens: list[int]) -> Any:
-    """Return one sample as a batch on the model's device, shape (1, length)."""
-    import torch
-
-    return torch.tensor([tokens], device=next(network.parameters()).device)
+    # where samples are to be packed they are not cut yet
+    sample = samples.dataset[0]["input_ids"][: workload["model_max_length"]]
+    return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)
 
 
 def _arguments(job: dict[str, Any], config: Any) -> Any:
