@@ -39,17 +39,17 @@ def uv_variables(variables: dict[str, str]) -> dict[str, str]:
     """Return ``variables`` for uv: pip's index settings in uv's words where uv has none of its own, other Pythons left out."""
     wanted = {name: value for name, value in variables.items() if name not in ELSEWHERE}
     wanted["NO_COLOR"] = "1"
-    if "PIP_FIND_LINKS" in variables:
-        wanted.setdefault("UV_FIND_LINKS", ",".join(variables["PIP_FIND_LINKS"].split()))
-    if "PIP_INDEX_URL" in variables and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & variables.keys():
-        wanted["UV_DEFAULT_INDEX"] = variables["PIP_INDEX_URL"]
-    if "PIP_EXTRA_INDEX_URL" in variables and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & variables.keys():
-        wanted["UV_INDEX"] = variables["PIP_EXTRA_INDEX_URL"]
+    if links := variables.get("PIP_FIND_LINKS"):
+        wanted.setdefault("UV_FIND_LINKS", ",".join(links.split()))
+    if (index := variables.get("PIP_INDEX_URL")) and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & variables.keys():
+        wanted["UV_DEFAULT_INDEX"] = index
+    if (more := variables.get("PIP_EXTRA_INDEX_URL")) and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & variables.keys():
+        wanted["UV_INDEX"] = more
         wanted.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # how pip treats several indexes
-    if "PIP_CERT" in variables:
-        wanted.setdefault("SSL_CERT_FILE", variables["PIP_CERT"])
-    if "PIP_TRUSTED_HOST" in variables:
-        wanted.setdefault("UV_INSECURE_HOST", variables["PIP_TRUSTED_HOST"])
+    if certificates := variables.get("PIP_CERT"):
+        wanted.setdefault("SSL_CERT_FILE", certificates)
+    if hosts := variables.get("PIP_TRUSTED_HOST"):
+        wanted.setdefault("UV_INSECURE_HOST", hosts)
     return wanted
 
 
