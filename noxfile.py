@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).resolve().parent
+# how the plugins themselves tell uv what the user has told pip
+INDEXES = runpy.run_path(str(ROOT / "core" / "indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
 # build and nox: what the tests of jobs run, as users do
 TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout")
@@ -50,45 +53,51 @@ for name in sys.argv[1:]:
     else:
         print(name)
 """
+WITHOUT_TORCH = """
+import importlib.util, sys
+sys.exit("torch is installed" if importlib.util.find_spec("torch") else 0)
+"""
 each_plugin = nox.parametrize("plugin", list(PLUGINS), ids=list(PLUGINS))
 
 nox.options.sessions = ["lint", "tests", "install", "wheel", "version"]
 
 
-def pip_setting(name: str) -> str:
-    """Return what the user told pip about ``name`` (find-links, index-url, ...), in its environment or its files."""
-    pip = [sys.executable, "-m", "pip", "config", "list"]
-    listed = subprocess.run(pip, capture_output=True, text=True, check=False).stdout
-    found = dict(re.findall(r"^([\w:.-]+)='(.*)'$", listed, flags=re.MULTILINE))
-    from_file = next((value for key, value in found.items() if re.fullmatch(rf"(global|install)\.{name}", key)), "")
-    return os.environ.get(f"PIP_{name.replace('-', '_').upper()}", from_file).replace("\\n", " ").strip()
+@functools.cache
+def package_settings() -> dict[str, str]:
+    """Return the user's variables, with what pip's configuration files say about places of packages where no variable does."""
+    return INDEXES["pip_files"]() | os.environ
 
 
 def uv_settings() -> dict[str, str]:
-    """Return the settings that make uv look where the user's pip looks: uv reads none of pip's."""
-    wanted = {
-        "UV_FIND_LINKS": ",".join(pip_setting("find-links").split()),
-        "UV_DEFAULT_INDEX": pip_setting("index-url"),
-        "SSL_CERT_FILE": pip_setting("cert"),
-    }
-    return {name: value for name, value in wanted.items() if value and name not in os.environ}
+    """Return the variables that make uv look where the user's pip looks: uv reads none of pip's."""
+    said = INDEXES["uv_variables"](package_settings())
+    return {name: said[name] for name in said.keys() - os.environ.keys() if name.startswith(("UV_", "SSL_"))}
 
 
 def install(session: nox.Session, *arguments: str) -> None:
     """Install into the session's environment, with uv where nox has it."""
-    session.install(*arguments, env=uv_settings())
+    options = INDEXES["options"](package_settings()) if session.venv_backend == "uv" else []
+    session.install(*options, *arguments, env=uv_settings())
 
 
 def install_for_training(session: nox.Session, *arguments: str) -> None:
     """Install what trains on CPUs, never the gigabytes that torch needs for GPUs."""
     backend = []
-    if session.venv_backend == "uv" and not (pip_setting("find-links") or os.environ.get("UV_FIND_LINKS")):
+    own_links = {"PIP_FIND_LINKS", "UV_FIND_LINKS"} & {name for name, value in package_settings().items() if value}
+    if session.venv_backend == "uv" and not own_links:
         backend = ["--torch-backend", "cpu"]
     if session.venv_backend == "uv":
         # uv leaves compiling to the first import, which a variable of the user's may forbid to write: then each trainer
         # would start three times as slowly
         backend.append("--compile-bytecode")
     install(session, *backend, "--constraint", "tests/constraints-cpu.txt", *arguments)
+
+
+def fresh(session: nox.Session, *plugins: str) -> list[str]:
+    """Return what makes uv build the plugins anew: it would not look for changes in a directory it has installed."""
+    return (
+        [f"--reinstall-package={PLUGINS[name]}" for name in plugins or PLUGINS] if session.venv_backend == "uv" else []
+    )
 
 
 def directories(**extras: str) -> list[str]:
@@ -100,7 +109,13 @@ def own_state(session: nox.Session) -> dict[str, str]:
     """Return settings that keep ado's state in the session's own directory."""
     home = Path(session.create_tmp()) / "home"
     shutil.rmtree(home, ignore_errors=True)
-    return {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "COLUMNS": "200", "NO_COLOR": "1"}
+    return {
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+    }
 
 
 def actuators(session: nox.Session) -> set[str]:
@@ -126,6 +141,17 @@ def check_installed(session: nox.Session, expected: set[str]) -> None:
     session.log(f"Python imports and ado lists {', '.join(sorted(expected))}, and no other.")
 
 
+def measure_alone(session: nox.Session) -> None:
+    """Measure with fms_hf_tuning, which is alone and has to build the environment it trains in: ado's has no torch."""
+    session.run("python", "-c", WITHOUT_TORCH)
+    # packages that were downloaded once are not state
+    packages = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uv"
+    settings = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(packages)), **uv_settings(), **own_state(session)}
+    workload = ["model_name=tiny-llama-5m", "model_max_length=16", "batch_size=1", "number_gpus=0", "max_steps=3"]
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-m", "ado_actuators.fms_hf_tuning.run", *workload, env=settings)
+
+
 def dependencies_first(session: nox.Session) -> None:
     """Install what the plugins depend on with uv, where there is one: pip alone takes ten times as long."""
     beside_nox = str(Path(sys.executable).parent)
@@ -133,7 +159,20 @@ def dependencies_first(session: nox.Session) -> None:
     if uv:
         lists = [argument for plugin in PLUGINS for argument in ("--requirement", f"{plugin}/pyproject.toml")]
         python = f"{session.virtualenv.location}/bin/python"
+        lists += INDEXES["options"](package_settings())
         session.run(uv, "pip", "install", "--quiet", "--python", python, *lists, env=uv_settings(), external=True)
+
+
+def rounds(lists: list[str]) -> list[list[str]]:
+    """Return the pins of all lists so that each round has one version of a package: pip-audit takes no more at a time."""
+    versions: dict[str, list[str]] = {}
+    for text in lists:
+        # not torch's CPU build, which no service of advisories knows
+        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)(?![\w.+])", text, re.MULTILINE):
+            if version not in versions.setdefault(name, []):
+                versions[name].append(version)
+    count = max(map(len, versions.values()))
+    return [[f"{name}=={known[i]}" for name, known in versions.items() if len(known) > i] for i in range(count)]
 
 
 def provide_mariadb(session: nox.Session) -> None:
@@ -161,8 +200,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests but those of building and installing, which have sessions of their own."""
-    fresh = [f"--reinstall-package={name}" for name in PLUGINS.values()] if session.venv_backend == "uv" else []
-    install_for_training(session, *fresh, *directories(sfttrainer="[train,qlora,report]"), *TEST_TOOLS)
+    install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,report]"), *TEST_TOOLS)
     provide_mariadb(session)
     ours = [f"--ignore=tests/packaging/test_{name}.py" for name in ("version", "wheel")]
     session.run("pytest", *(session.posargs or ["tests", *ours]))
@@ -171,20 +209,21 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Make the reference pages of both actuators from the code."""
-    fresh = [f"--reinstall-package={name}" for name in PLUGINS.values()] if session.venv_backend == "uv" else []
-    install(session, *fresh, *directories())
+    install(session, *fresh(session), *directories())
     session.run("python", "docs/reference.py")
 
 
 @nox.session(name="install", venv_backend="venv", reuse_venv=False)
 @each_plugin
 def install_and_uninstall(session: nox.Session, plugin: str) -> None:
-    """Install both plugins with pip, uninstall one, install it again, and once more in place."""
+    """Install both plugins with pip, uninstall one, use the other alone, install the first again, and once more in place."""
     dependencies_first(session)
     session.install(*directories())
     check_installed(session, set(PLUGINS))
     session.run("pip", "uninstall", "--yes", "--quiet", PLUGINS[plugin])
     check_installed(session, set(PLUGINS) - {plugin})
+    if plugin == "sfttrainer":
+        measure_alone(session)
     session.install(f"./{plugin}")
     check_installed(session, set(PLUGINS))
     session.install("--editable", f"./{plugin}")
@@ -210,8 +249,7 @@ def version(session: nox.Session, plugin: str) -> None:
 @nox.session(default=False)
 def quickstart(session: nox.Session) -> None:
     """Measure the four workloads of the example, show the table and make a report; what follows -- goes to ado create operation."""
-    fresh = ["--reinstall-package=ado-sfttrainer"] if session.venv_backend == "uv" else []
-    install_for_training(session, *fresh, "./sfttrainer[train,report]")
+    install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train,report]")
     with session.chdir("sfttrainer/examples"):
         given = ["--with", "space=space.yaml", "--with", "actuatorconfiguration=actuatorconfiguration.yaml"]
         session.run("ado", "create", "operation", "-f", "operation.yaml", *given, *session.posargs)
@@ -242,14 +280,14 @@ def ray_submit(session: nox.Session) -> None:
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Make 300 measurements in an ado operation while one in ten is disturbed; what follows -- goes to benchmarks/soak.py."""
-    install_for_training(session, "--reinstall-package=ado-sfttrainer", "./sfttrainer[train]")
+    install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train]")
     session.run("python", "benchmarks/soak.py", *session.posargs)
 
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Inject every fault and write the table of docs/reliability.md."""
-    install_for_training(session, *directories(sfttrainer="[train]"), *TEST_TOOLS)
+    install_for_training(session, *fresh(session), *directories(sfttrainer="[train]"), *TEST_TOOLS)
     report = f"{session.create_tmp()}/faults.xml"
     files = ("core/test_faults.py", "core/test_environment.py", "system/test_cluster.py", "system/test_endings.py")
     session.run(
@@ -264,21 +302,17 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def audit(session: nox.Session) -> None:
-    """Ask the index's advisories about the pinned environments and what the plugins depend on."""
-    install(session, "pip-audit")
-    versions: dict[str, list[str]] = {}
-    for path in sorted(Path("fms_hf_tuning/src/ado_actuators/fms_hf_tuning/environments").glob("*.txt")):
-        # not torch's CPU build, which no service of advisories knows
-        for name, version in re.findall(
-            r"^([\w.-]+)==([\w.]+)(?![\w.+])", path.read_text(encoding="utf-8"), re.MULTILINE
-        ):
-            if version not in versions.setdefault(name, []):
-                versions[name].append(version)
+    """Ask the index's advisories about the pinned environments and what the plugins, all extras included, depend on."""
+    install(session, "pip-audit", "uv")
+    projects = [f"{plugin}/pyproject.toml" for plugin in PLUGINS]
+    resolve = ["uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header", "--all-extras"]
+    resolve += [*INDEXES["options"](package_settings()), *projects]
+    lists = [str(session.run(*resolve, silent=True, env=uv_settings()))]
+    pinned = Path("fms_hf_tuning/src/ado_actuators/fms_hf_tuning/environments").glob("*.txt")
+    lists += [path.read_text(encoding="utf-8") for path in sorted(pinned)]
+    copy = Path(session.create_tmp()) / "pins.txt"
     found = []
-    # pip-audit takes one version of a package at a time
-    for number in range(max(map(len, versions.values()))):
-        pins = [f"{name}=={known[number]}" for name, known in versions.items() if len(known) > number]
-        copy = Path(session.create_tmp()) / "pins.txt"
+    for pins in rounds(lists):
         copy.write_text("\n".join(pins) + "\n", encoding="utf-8")
         command = ("pip-audit", "--disable-pip", "--no-deps", "--progress-spinner", "off", "--requirement", str(copy))
         printed = str(session.run(*command, silent=True, success_codes=[0, 1]))

@@ -1,9 +1,9 @@
 """Which Python runs the trainer: this one, one the user names, or one built from a pinned list.
 
-Imports the standard library and ``redaction`` only. A managed environment lives in ``<cache_dir>/<list name>-<digest>``; the digest
-covers the list's content, the Python version and the platform, so a changed list is a new environment and an unchanged
-one is reused for ever. It is built beside its place and renamed when complete, under a file lock: what bears the name
-is whole. ``uv`` builds it, with the index settings the user has given uv or pip.
+Imports the standard library, ``indexes`` and ``redaction`` only. A managed environment lives in ``<cache_dir>/<list
+name>-<digest>``; the digest covers the list's content, the Python version and the platform, so a changed list is a new
+environment and an unchanged one is reused for ever. It is built beside its place and renamed when complete, under a file
+lock: what bears the name is whole. ``uv`` builds it, with the index settings the user has given uv or pip.
 
 A list may say in comment lines ``# python: 3.11 3.12`` (versions it was made for; this interpreter's if listed, else
 the last) and ``# index: URL`` (where to look as well when a package is found nowhere else).
@@ -28,13 +28,22 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import redaction
+from . import indexes, redaction
 
 Progress = Callable[[str], None]
 
 POLL_S = 0.2
 HEARTBEAT_S = 5.0
 OLDEST_PYTHON = (3, 9)
+# asks Linux for SIGKILL when the parent ends, however it ends, and becomes the command. No preexec_fn: in a process with
+# threads that may hang
+DIES_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class EnvironmentProblem(Exception):
@@ -206,6 +215,7 @@ class _Uv:
         self._progress = progress
         self._deadline = deadline
         self._uv = find_uv()
+        self._variables = indexes.variables()
 
     def make_venv(self, place: Path, version: str) -> None:
         """Make an empty environment at ``place`` that may be renamed afterwards."""
@@ -223,25 +233,27 @@ class _Uv:
         """Install exactly the packages of the list."""
         base = ["pip", "install", "--python", str(place / "bin" / "python"), "--no-deps", "--compile-bytecode"]
         base += ["--requirement", str(requirements)]
-        if _yes(os.environ.get("PIP_NO_INDEX")):
-            base.append("--no-index")
+        base += indexes.options(self._variables)
         output, code = self._run(*base)
         index = re.search(r"^# index: (\S+)", content, re.MULTILINE)
         # asked only when needed: an index that cannot be reached would fail lists that are complete without it
         if code and index and _lacks(output) and "--no-index" not in base:
-            output, code = self._run(*base, "--index", index[1], "--index-strategy", "unsafe-best-match")
+            # as an option it would hide the indexes of the user's variables
+            others = self._variables.get("UV_INDEX", "")
+            self._variables |= {"UV_INDEX": f"{others} {index[1]}".strip(), "UV_INDEX_STRATEGY": "unsafe-best-match"}
+            output, code = self._run(*base)
         if code:
             raise EnvironmentProblem(_why(output, content, requirements.stem), self._log_path)
 
     def _run(self, *arguments: str) -> tuple[str, int]:
         process = subprocess.Popen(
-            [self._uv, *arguments],
+            [*_dies_with_this_process(), self._uv, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=uv_variables(dict(os.environ)),
+            env=self._variables,
             cwd=self._log_path.parent,  # no project's settings, only the user's
             start_new_session=True,
         )
@@ -284,40 +296,18 @@ class _Uv:
                 self._progress(last)
 
 
-def uv_variables(variables: dict[str, str]) -> dict[str, str]:
-    """Return the variables for uv: the user's, with pip's index settings in uv's words where uv has none of its own."""
-    wanted = dict(variables)
-    for name in (
-        "VIRTUAL_ENV",
-        "CONDA_PREFIX",
-        "PYTHONPATH",
-        "PYTHONHOME",
-        "UV_PYTHON",
-        "UV_SYSTEM_PYTHON",
-        "UV_TARGET",
-        "UV_PREFIX",
-    ):
-        wanted.pop(name, None)
-    wanted["NO_COLOR"] = "1"
-    if "PIP_FIND_LINKS" in variables:
-        wanted.setdefault("UV_FIND_LINKS", ",".join(variables["PIP_FIND_LINKS"].split()))
-    if "PIP_INDEX_URL" in variables and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & variables.keys():
-        wanted["UV_DEFAULT_INDEX"] = variables["PIP_INDEX_URL"]
-    if "PIP_EXTRA_INDEX_URL" in variables and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & variables.keys():
-        wanted["UV_INDEX"] = variables["PIP_EXTRA_INDEX_URL"]
-        wanted.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # how pip treats several indexes
-    if "PIP_CERT" in variables:
-        wanted.setdefault("SSL_CERT_FILE", variables["PIP_CERT"])
-    if "PIP_TRUSTED_HOST" in variables:
-        wanted.setdefault("UV_INSECURE_HOST", variables["PIP_TRUSTED_HOST"])
-    return wanted
-
-
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         lines.put(line)
     lines.put(None)
+
+
+def _dies_with_this_process() -> list[str]:
+    """Return what stands before a command so that it does not outlive this process and meet the next builder."""
+    if sys.platform != "linux" or not sys.executable:
+        return []
+    return [sys.executable, "-I", "-S", "-c", DIES_WITH_PARENT, str(os.getpid())]
 
 
 def find_uv() -> str:
@@ -390,7 +380,3 @@ def _redact(text: str) -> str:
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _yes(value: str | None) -> bool:
-    return (value or "").lower() in ("1", "true", "yes", "on", "y", "t")

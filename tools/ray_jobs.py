@@ -36,6 +36,9 @@ PIP_OPTIONS = ("--disable-pip-version-check", "--no-cache-dir")
 # a job has no terminal, for which ado cuts its tables, versions included, to 80 columns
 COLUMNS = "200"
 POLL_S = 0.5
+# a broken port-forward or a proxy that restarts is given this long
+ATTEMPTS = 10
+RETRY_S = 3.0
 
 
 class Refused(Exception):
@@ -58,11 +61,14 @@ def build(into: Path, plugins: list[str], root: Path = ROOT) -> list[Path]:
 def not_added(plugins: list[str], root: Path = ROOT) -> list[str]:
     """Return the files below the plugins and their core that git does not know, and that therefore do not ship.
 
-    Python files ship all the same, and what git ignores is not expected to.
+    Python files ship all the same, and what git ignores is not expected to. Without git, nothing is known to be missing.
     """
     folders = ["core", *(f"{plugin}/src" for plugin in plugins)]
     git = ["git", "-c", "safe.directory=*", "ls-files", "--others", "--exclude-standard", "-z", "--", *folders]
-    listed = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout
+    try:
+        listed = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return []
     return sorted(name for name in listed.split("\0") if name and not name.endswith(".py"))
 
 
@@ -124,36 +130,69 @@ def submit(address: str, working_dir: Path, environment: dict[str, Any], command
     """Run ``command`` as a job, print its log as it comes, and return its exit status.
 
     Raises:
-        Refused: the cluster does not take the job.
+        Refused: the cluster does not take the job, or does not answer any more.
     """
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.exceptions import RayError
+    from ray.job_submission import JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
         job = client.submit_job(
             entrypoint=shlex.join(command), runtime_env={**environment, "working_dir": str(working_dir)}
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise Refused(f"{address} takes no job: {str(error).strip().splitlines()[0][:150]}") from None
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise Refused(f"{address} takes no job: {_first_line(error)}") from None
     print(f"job {job} on {address}: {shlex.join(command)}", flush=True)
     try:
-        asyncio.run(_follow(client, job))
-        while not client.get_job_status(job).is_terminal():
-            time.sleep(POLL_S)
+        return follow(client, job, address)
     except KeyboardInterrupt:
         print(f"job {job} goes on; end it with: ray job stop --address {address} {job}")
         return 130
-    info = client.get_job_info(job)
-    if info.status == JobStatus.SUCCEEDED:
+
+
+def follow(client: Any, job: str, address: str) -> int:
+    """Print the log of ``job`` until it ends and return its exit status; a lost log is no end of the job.
+
+    Raises:
+        Refused: the cluster does not answer any more.
+    """
+    try:
+        asyncio.run(_print_log(client, job))
+    # a closed connection is a RuntimeError of Ray, one that cannot be opened an error of aiohttp's own
+    except Exception as error:
+        log = f"ray job logs --address {address} {job}"
+        print(
+            f"the log breaks off ({_first_line(error)}), which does not end the job; all of it: {log}", file=sys.stderr
+        )
+    while not (info := _info(client, job, address)).status.is_terminal():
+        time.sleep(POLL_S)
+    if info.status == "SUCCEEDED":
         return 0
     # after its first line the message repeats the log
-    print(f"job {job} {info.status.lower()}: {(info.message or '').splitlines()[0]}", file=sys.stderr)
+    print(f"job {job} {info.status.lower()}: {_first_line(info.message)}", file=sys.stderr)
     return info.driver_exit_code or 1
 
 
-async def _follow(client: Any, job: str) -> None:
+async def _print_log(client: Any, job: str) -> None:
     async for lines in client.tail_job_logs(job):
         print(lines, end="", flush=True)
+
+
+def _info(client: Any, job: str, address: str) -> Any:
+    """Return what the cluster says about ``job``, asked again while it does not answer."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return client.get_job_info(job)
+        except Exception as error:
+            reason = _first_line(error)
+        if attempt < ATTEMPTS - 1:
+            time.sleep(RETRY_S)
+    raise Refused(f"{address} does not answer any more: {reason}. See: ray job status --address {address} {job}")
+
+
+def _first_line(said: object) -> str:
+    """Return the first line of what somebody said, at most 150 characters of it."""
+    return next(iter(str(said or "").strip().splitlines()), "no reason given")[:150]
 
 
 def _copy_by_content(file: Path, into: Path) -> Path:

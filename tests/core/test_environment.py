@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ensurepip
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ado_actuators.sfttrainer.core import environment
@@ -152,6 +156,22 @@ def test_a_killed_build_is_repaired(tmp_path: Path, make: Callable[..., Path]) -
     assert list((tmp_path / "cache").glob("*.building-*")) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_uv_ends_with_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed builder leaves no uv that would go on writing where the next builder works."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        monkeypatch.setenv("UV_FIND_LINKS", "")
+        builder = start_builder(tmp_path, "surely-no-such-package-of-anyone==1.0\n")
+        # asks, and waits for an answer that never comes
+        silent.settimeout(60)
+        silent.accept()
+        (uv,) = psutil.Process(builder.pid).children()
+        builder.kill()
+        builder.wait(timeout=10)
+        uv.wait(timeout=10)
+
+
 def test_an_environment_that_lost_its_python_is_built_anew(make: Callable[..., Path]) -> None:
     """When the base interpreter has gone, the environment is replaced."""
     python = make("six==1.17.0\n")
@@ -187,6 +207,27 @@ def test_no_credential_is_told(make: Callable[..., Path], monkeypatch: pytest.Mo
     assert "127.0.0.1" in problem.value.log.read_text()
 
 
+def make_wheel(place: Path, name: str = "tiny_thing") -> Path:
+    """Write a wheel of one empty module."""
+    info = f"{name}-1.0.dist-info"
+    path = place / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return path
+
+
+def make_index(place: Path, name: str) -> str:
+    """Write an index with one package of one wheel and return its URL."""
+    page = place / name.replace("_", "-") / "index.html"
+    page.parent.mkdir(parents=True)
+    wheel = make_wheel(page.parent, name).name
+    page.write_text(f'<!DOCTYPE html><html><body><a href="{wheel}">{wheel}</a></body></html>')
+    return place.as_uri()
+
+
 def test_find_links_of_pip_are_honoured(
     tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,41 +241,32 @@ def test_find_links_of_pip_are_honoured(
     subprocess.run([python, "-I", "-c", "import tiny_thing"], check=True)
 
 
-def make_wheel(place: Path) -> None:
-    """Write a wheel of one empty module."""
-    import zipfile
-
-    info = "tiny_thing-1.0.dist-info"
-    with zipfile.ZipFile(place / "tiny_thing-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny_thing.py", "")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", f"tiny_thing.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
-
-
-def test_settings_of_pip_become_those_of_uv() -> None:
-    """Pip's index settings are said in uv's words; what the user gave uv wins."""
-    said = environment.uv_variables(
-        {
-            "PIP_INDEX_URL": "https://mirror/simple",
-            "PIP_EXTRA_INDEX_URL": "https://a/simple https://b/simple",
-            "PIP_FIND_LINKS": "/one /two",
-            "VIRTUAL_ENV": "/venv",
-            "PYTHONPATH": "/somewhere",
-        }
+def test_pips_configuration_file_is_honoured(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that only a pip.conf names serves a managed environment too."""
+    (tmp_path / "wheels").mkdir()
+    make_wheel(tmp_path / "wheels")
+    (tmp_path / "pip.conf").write_text(
+        f"[global]\nno-index = true\n[install]\nfind-links =\n    {tmp_path / 'wheels'}\n"
     )
-    assert said == {
-        "PIP_INDEX_URL": "https://mirror/simple",
-        "PIP_EXTRA_INDEX_URL": "https://a/simple https://b/simple",
-        "PIP_FIND_LINKS": "/one /two",
-        "NO_COLOR": "1",
-        "UV_DEFAULT_INDEX": "https://mirror/simple",
-        "UV_INDEX": "https://a/simple https://b/simple",
-        "UV_INDEX_STRATEGY": "unsafe-best-match",
-        "UV_FIND_LINKS": "/one,/two",
-    }
-    own = {"PIP_INDEX_URL": "https://pip", "UV_DEFAULT_INDEX": "https://uv"}
-    assert environment.uv_variables(own)["UV_DEFAULT_INDEX"] == "https://uv"
+    # the wheel from which Python installs pip is a pip that works
+    (pip,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    monkeypatch.setenv("PYTHONPATH", str(pip))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    python = make("tiny-thing==1.0\n")
+    subprocess.run([python, "-I", "-c", "import tiny_thing"], check=True)
+
+
+def test_the_index_of_a_list_joins_those_of_the_user(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One package is on the user's extra index, the other only where the list says."""
+    monkeypatch.setenv("UV_INDEX", make_index(tmp_path / "users", "tiny_thing"))
+    python = make(f"# index: {make_index(tmp_path / 'lists', 'tiny_other')}\ntiny-thing==1.0\ntiny-other==1.0\n")
+    subprocess.run([python, "-I", "-c", "import tiny_thing, tiny_other"], check=True)
 
 
 def test_a_problem_travels_between_processes() -> None:

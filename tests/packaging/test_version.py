@@ -120,6 +120,15 @@ def test_a_plain_copy_is_refused(repository: Repository, tmp_path: Path) -> None
     refused(repository, tmp_path, "is neither a git clone nor an exported archive")
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links-kept", "links-followed"])
+def test_a_plain_copy_of_a_plugins_directory_is_refused(repository: Repository, tmp_path: Path, links: bool) -> None:
+    """Also when the copy has the core in it: git's list of the files is missing."""
+    alone = Repository(tmp_path / "alone", repository.plugin)
+    shutil.copytree(repository.directory, alone.directory, symlinks=links)
+    assert (alone.package / "core").exists() is not links
+    refused(alone, tmp_path, "is neither a git clone nor an exported archive")
+
+
 def test_a_link_that_is_a_text_file_is_refused(repository: Repository, tmp_path: Path) -> None:
     """git checks links out as text files where it may not make links."""
     link = repository.package / "core"

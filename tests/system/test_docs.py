@@ -22,6 +22,7 @@ COMMANDS = re.compile(r"^    (ado|pip|python3?|nox|ray|git|\.venv/bin/\w+) ", re
 HARMLESS = (
     "needs a GPU",
     "needs a cluster",
+    "needs MySQL",
     "needs a package index",
     "sets up an environment",
     "runs for long",

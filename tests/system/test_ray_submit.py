@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster: what docs/cluster.md says, line by line, and the nox session that does it in one command."""
+"""Jobs on a real Ray cluster: what README.md and docs/cluster.md say, line by line, and the nox sessions that do it for users."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from .conftest import ROOT, Head
 
@@ -17,12 +18,10 @@ DISTRIBUTIONS = {"sfttrainer": "ado_sfttrainer", "fms_hf_tuning": "ado_fms_hf_tu
 DOCUMENTED_ADDRESS = "http://127.0.0.1:8265"
 
 
-def documented(address: str) -> list[str]:
-    """Return the commands of the documentation, one text a block."""
-    text = (ROOT / "docs" / "cluster.md").read_text()
-    return [
-        block.replace(DOCUMENTED_ADDRESS, address) for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
-    ]
+def documented(address: str, page: str = "docs/cluster.md", fence: str = "bash") -> list[str]:
+    """Return the commands of a page, one text a block, for the cluster at ``address``."""
+    blocks = re.findall(rf"^```{fence}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    return [block.replace(DOCUMENTED_ADDRESS, address) for block in blocks]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +55,16 @@ def test_both_wheels_by_hand(by_hand: tuple[list[str], list[Path]]) -> None:
     assert [name for name in DISTRIBUTIONS if listed_versions(submitted)[name] == installed[name]] == []
 
 
-def test_a_measurement_in_a_job(by_hand: tuple[list[str], list[Path]]) -> None:
-    """A real measurement on the cluster's CPUs gives its result in the job's log."""
-    measured = dict(re.findall(r"^(\w+) +(\S+)$", by_hand[0][2], flags=re.MULTILINE))
+def check_measured(printed: str) -> None:
+    """Assert that a job's log has the result of the example's point."""
+    measured = dict(re.findall(r"^(\w+) +(\S+)$", printed, flags=re.MULTILINE))
     assert (measured["is_valid"], measured["failure"], measured["model_parameters"]) == ("1", "none", "4999424")
     assert float(measured["dataset_tokens_per_second"]) > 0
+
+
+def test_a_measurement_in_a_job(by_hand: tuple[list[str], list[Path]]) -> None:
+    """A real measurement on the cluster's CPUs gives its result in the job's log."""
+    check_measured(by_hand[0][2])
 
 
 def test_an_unpacked_sdist_by_hand(by_hand: tuple[list[str], list[Path]]) -> None:
@@ -68,6 +72,37 @@ def test_an_unpacked_sdist_by_hand(by_hand: tuple[list[str], list[Path]]) -> Non
     (_, _, _, submitted), wheels = by_hand
     (built,) = (version_of(wheel) for wheel in wheels if wheel.name.startswith("ado_sfttrainer-"))
     assert listed_versions(submitted)["sfttrainer"] == built
+
+
+def test_the_readmes_way_by_hand(head: Head, repository: Path, by_hand: tuple[list[str], list[Path]]) -> None:
+    """The README's block alone, in a clone, shows the actuator in the version of the wheel."""
+    (block,) = documented(head.address, "README.md")
+    done = head.run("bash", "-eu", "-c", block, cwd=repository)
+    assert done.returncode == 0, done.stdout
+    (built,) = (version_of(wheel) for wheel in by_hand[1] if wheel.name.startswith("ado_sfttrainer-"))
+    assert listed_versions(done.stdout)["sfttrainer"] == built
+
+
+def test_the_wheels_alone(head: Head, repository: Path, tmp_path: Path) -> None:
+    """`nox -s wheels` makes both wheels and a runtime environment that names just them."""
+    done = head.run("nox", "-s", "wheels", "--", "--into", tmp_path / "dist", cwd=repository)
+    assert done.returncode == 0, done.stdout
+    environment = yaml.safe_load((tmp_path / "dist" / "ray_runtime_env.yaml").read_text())
+    named = [line.removeprefix("${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/") for line in environment["pip"]]
+    assert [name.split("-")[0] for name in named] == list(DISTRIBUTIONS.values())
+    assert sorted(named) == sorted(path.name for path in (tmp_path / "dist").glob("*.whl"))
+
+
+def test_one_command(head: Head, repository: Path) -> None:
+    """The two documented calls of `nox -s ray_submit`: both actuators are listed, and a point is measured."""
+    blocks = documented(head.address, fence="sh not-run: runs in a test of its own")
+    listing, measuring = (block for block in blocks if block.startswith("nox -s ray_submit"))
+    done = head.run("bash", "-eu", "-c", listing, cwd=repository)
+    assert done.returncode == 0, done.stdout
+    assert set(listed_versions(done.stdout)) == set(DISTRIBUTIONS)
+    done = head.run("bash", "-eu", "-c", measuring, cwd=repository)
+    assert done.returncode == 0, done.stdout
+    check_measured(done.stdout)
 
 
 def test_an_edited_plugin_is_never_the_cached_one(

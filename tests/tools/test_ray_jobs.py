@@ -6,10 +6,13 @@ import importlib.util
 import subprocess
 import sys
 import zipfile
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 
 ROOT = Path(__file__).parents[2]
 HERE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
@@ -106,6 +109,12 @@ def test_files_that_git_does_not_know(tmp_path: Path) -> None:
     assert ray_jobs.not_added(["sfttrainer"], tmp_path) == ["sfttrainer/src/x/d.yaml"]
 
 
+def test_without_git_nothing_is_known_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exported archive builds where git is not installed."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ray_jobs.not_added(["sfttrainer"], ROOT) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -126,3 +135,76 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
         ray_jobs.submit("http://127.0.0.1:1", tmp_path, {}, ["ls"])
     assert str(caught.value).startswith("http://127.0.0.1:1 takes no job: ")
     assert len(str(caught.value)) <= 200
+
+
+class Cluster:
+    """A cluster's client whose log breaks off, and which answers with ``answers``, one a call; the last one for ever."""
+
+    def __init__(self, *answers: Any, log: Exception | None = None) -> None:
+        self.answers = list(answers)
+        self.log = log
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        """Give two lines and break off."""
+        yield "one\n"
+        yield "two\n"
+        if self.log:
+            raise self.log
+
+    def get_job_info(self, job: str) -> Any:
+        """Give or raise the next answer."""
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def state(status: str, message: str | None = None, code: int | None = None) -> SimpleNamespace:
+    """Return what a cluster says about a job."""
+    return SimpleNamespace(status=JobStatus(status), message=message, driver_exit_code=code)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no time pass between two calls."""
+    monkeypatch.setattr(ray_jobs, "POLL_S", 0.0)
+    monkeypatch.setattr(ray_jobs, "RETRY_S", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_log_that_breaks_off_does_not_end_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    """The status is asked for until the job ends, also over calls that fail; its exit status comes back."""
+    lost = RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+    answers = (state("RUNNING"), ConnectionError("refused"), RuntimeError(""), state("RUNNING"), state("SUCCEEDED"))
+    assert ray_jobs.follow(Cluster(*answers, log=lost), "job_1", "http://here") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "one\ntwo\n"
+    assert printed.err == (
+        "the log breaks off (WebSocket connection closed unexpectedly with close code 1006), which does not end the job; "
+        "all of it: ray job logs --address http://here job_1\n"
+    )
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_cluster_that_answers_no_more() -> None:
+    """After some attempts one sentence names the last reason and how to look later."""
+    with pytest.raises(ray_jobs.Refused) as caught:
+        ray_jobs.follow(Cluster(state("RUNNING"), ConnectionError("refused\nat length")), "job_1", "http://here")
+    assert str(caught.value) == (
+        "http://here does not answer any more: refused. See: ray job status --address http://here job_1"
+    )
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        (state("FAILED", "exit code 7\nlog", 7), 7, "job job_1 failed: exit code 7\n"),
+        (state("FAILED", ""), 1, "job job_1 failed: no reason given\n"),
+        (state("STOPPED"), 1, "job job_1 stopped: no reason given\n"),
+    ],
+)
+def test_a_job_that_fails(capsys: pytest.CaptureFixture[str], answer: Any, code: int, said: str) -> None:
+    """Its exit status, or 1 where it has none, and the first line of its message if there is one."""
+    assert ray_jobs.follow(Cluster(answer), "job_1", "http://here") == code
+    assert capsys.readouterr().err == said

@@ -2,20 +2,20 @@
 
 Both variants are resolved with uv from the library's own bounds, for Linux on x86-64; nothing is installed. Every package
 carries the hashes of all its files on the index, so that no mirror can hand out another one. Imports the standard library
-and ``core.environment``.
+and, of the core, ``environment`` and ``indexes``.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from ..core.environment import EnvironmentProblem, find_uv, uv_variables
+from ..core import indexes
+from ..core.environment import EnvironmentProblem, find_uv
 from . import HERE, VARIANTS
 
 PYTHONS = ("3.11", "3.12")
@@ -27,8 +27,8 @@ UNDECLARED = ("pyarrow<26",)
 # the library's bounds on torch have no CPU build that all indexes carry; this one runs it
 CPU_TORCH = "2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# torchvision must match torch to the minor version and is only used for image data
 HASHED = re.compile(r"^(\S+==\S+) (?:;[^\\\n]*)?\\\n((?: +--hash=\S+(?: \\\n)?)+)", re.MULTILINE)
+# torchvision must match torch to the minor version and is only used for image data
 NOT_ON_CPU = re.compile(r"^(torch|torchvision|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
 
@@ -58,7 +58,7 @@ def with_hashes(lines: list[str]) -> list[str]:
     torch's CPU build has none: every index that carries it, and every local directory, may have built its own.
 
     Raises:
-        EnvironmentProblem: when the index does not answer.
+        EnvironmentProblem: when the index does not answer, or knows no hash of a package.
     """
     known: dict[str, str] = {}
     for python in PYTHONS:
@@ -66,8 +66,16 @@ def with_hashes(lines: list[str]) -> list[str]:
         theirs = [line for line in lines if "python_version" not in line or f"== '{python}'" in line]
         pins = [pin for line in theirs if not (pin := line.partition(" ;")[0]).endswith("+cpu")]
         known |= dict(HASHED.findall(_compile(pins, python, "--no-deps", "--generate-hashes")))
-    pinned = [(line, known.get(line.partition(" ;")[0])) for line in lines]
-    return [f"{line} \\\n{hashes.rstrip()}" if hashes else line for line, hashes in pinned]
+    return [_with_its_hashes(line, known) for line in lines]
+
+
+def _with_its_hashes(line: str, known: dict[str, str]) -> str:
+    pinned = line.partition(" ;")[0]
+    if hashes := known.get(pinned):
+        return f"{line} \\\n{hashes.rstrip()}"
+    if pinned.endswith("+cpu"):
+        return line
+    raise EnvironmentProblem(f"The index gives no hash of {pinned}, so nothing would tell another file from it.")
 
 
 def _resolve(wanted: list[str], python: str) -> list[str]:
@@ -79,10 +87,9 @@ def _compile(wanted: list[str], python: str, *options: str) -> str:
         source = Path(directory) / "wanted.in"
         source.write_text("\n".join(wanted) + "\n")
         command = [find_uv(), "pip", "compile", "--quiet", "--no-annotate", "--no-header", "--python-version", python]
-        command += ["--python-platform", "x86_64-manylinux_2_28", *options, str(source)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=uv_variables(dict(os.environ)), cwd=directory, check=False
-        )
+        variables = indexes.variables()
+        command += ["--python-platform", "x86_64-manylinux_2_28", *indexes.options(variables), *options, str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=directory, check=False)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
         raise EnvironmentProblem(f"{wanted[0]} cannot be resolved for Python {python}; uv says why above.")
@@ -107,6 +114,11 @@ def main() -> None:
     parser.add_argument("version", help="version of fms-hf-tuning, for example 3.2.2")
     parser.add_argument("--output", type=Path, default=HERE, help="directory to write to (default: this package)")
     arguments = parser.parse_args()
+    # said before minutes of resolving; by trying, since root seems to be allowed what a read-only disk refuses
+    try:
+        tempfile.TemporaryFile(dir=arguments.output).close()
+    except OSError as error:
+        sys.exit(f"Nothing can be written to {arguments.output} ({error.strerror}); give another --output.")
     for variant in VARIANTS:
         try:
             text = pin(arguments.version, variant)

@@ -1,0 +1,143 @@
+"""What the sessions of the noxfile install and ask, with a session that runs nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Skipped(Exception):
+    """A session said that it cannot do its work here."""
+
+
+class Failed(Exception):
+    """A session said what it found."""
+
+
+class Session:
+    """Takes down what is installed and run; ``answers`` are printed by commands that begin so."""
+
+    venv_backend = "uv"
+    posargs = ()
+
+    def __init__(self, place: Path, answers: dict[str, str] | None = None) -> None:
+        self.place = place
+        self.answers = answers or {}
+        self.installed: list[str] = []
+        self.pins: list[str] = []
+        self.env: dict[str, str] = {}
+
+    def install(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+        """Take down what would be installed and with which variables."""
+        self.installed += arguments
+        self.env = env or {}
+
+    def run(self, *command: str, **options: Any) -> str:
+        """Take down the pins of an audit, and answer."""
+        if command[0] == "pip-audit":
+            self.pins += Path(command[-1]).read_text().split()
+        return self.answers.get(command[0], "")
+
+    def create_tmp(self) -> str:
+        """Return the session's directory."""
+        return str(self.place)
+
+    @contextmanager
+    def chdir(self, place: str) -> Iterator[None]:
+        """Stay where we are."""
+        yield
+
+    def skip(self, sentence: str) -> None:
+        """End with a sentence."""
+        raise Skipped(sentence)
+
+    def error(self, sentence: str) -> None:
+        """Fail with a sentence."""
+        raise Failed(sentence)
+
+
+def load() -> Any:
+    """Import the noxfile, which nox itself finds by its path."""
+    spec = importlib.util.spec_from_file_location("ados_noxfile", ROOT / "noxfile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+noxfile = load()
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Give the noxfile where pip has no settings but those of a file that names a mirror and its host."""
+    for name in ("FIND_LINKS", "INDEX_URL", "EXTRA_INDEX_URL", "NO_INDEX", "TRUSTED_HOST"):
+        monkeypatch.delenv(f"PIP_{name}", raising=False)
+    for name in (
+        "FIND_LINKS",
+        "DEFAULT_INDEX",
+        "INDEX_URL",
+        "INDEX",
+        "EXTRA_INDEX_URL",
+        "INDEX_STRATEGY",
+        "INSECURE_HOST",
+    ):
+        monkeypatch.delenv(f"UV_{name}", raising=False)
+    listed = "global.extra-index-url='https://mirror/simple'\nglobal.no-index='1'\ninstall.trusted-host='mirror'"
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__main__.py").write_text(f"print({listed!r})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no apt-get
+    noxfile.package_settings.cache_clear()
+    yield noxfile
+    noxfile.package_settings.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["tests", "docs", "quickstart", "soak", "faults"])
+def test_sessions_take_the_tree_as_it_is(sessions: Any, tmp_path: Path, name: str) -> None:
+    """Else uv would keep a plugin that was installed from the same directory before an edit."""
+    session = Session(tmp_path)
+    getattr(sessions, name)(session)
+    paths = [word for word in session.installed if word.startswith("./")]
+    wanted = {f"--reinstall-package={sessions.PLUGINS[word[2:].partition('[')[0]]}" for word in paths}
+    assert wanted
+    assert wanted <= set(session.installed)
+
+
+def test_uv_gets_what_pips_files_say(sessions: Any, tmp_path: Path) -> None:
+    """Extra index, trusted host and the wish for no index."""
+    session = Session(tmp_path)
+    sessions.install(session, "six")
+    assert session.installed == ["--no-index", "six"]
+    assert {name: session.env.get(name) for name in ("UV_INDEX", "UV_INDEX_STRATEGY", "UV_INSECURE_HOST")} == {
+        "UV_INDEX": "https://mirror/simple",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_INSECURE_HOST": "mirror",
+    }
+
+
+def test_the_audit_asks_about_dependencies_and_lists(sessions: Any, tmp_path: Path) -> None:
+    """What the plugins resolve to, which is in no list, and what the lists pin; findings fail the session."""
+    session = Session(
+        tmp_path, {"uv": "ado-core==2.3.0\ntorch==2.13.0+cpu\n", "pip-audit": "Found 1 known vulnerability"}
+    )
+    with pytest.raises(Failed, match="Found 1 known vulnerability"):
+        sessions.audit(session)
+    assert "ado-core==2.3.0" in session.pins
+    assert "fms-hf-tuning==3.2.2" in session.pins
+    assert "torch==2.13.0+cpu" not in session.pins
+
+
+def test_the_audit_without_a_service(sessions: Any, tmp_path: Path) -> None:
+    """Where nobody answers nothing was audited, which the session says."""
+    with pytest.raises(Skipped, match="no service of advisories"):
+        sessions.audit(Session(tmp_path, {"uv": "six==1.17.0\n", "pip-audit": "ConnectionError"}))
