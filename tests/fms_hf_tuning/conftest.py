@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from ado_actuators.fms_hf_tuning.core.plugin import Plugin
 
 
 @pytest.fixture(scope="session", params=environments.versions())
-def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+def local(request: pytest.FixtureRequest, own_home: Path) -> Iterator[Local]:
     """One host for each library version; its environment is built from the list in the package."""
     plugin = Plugin("fms_hf_tuning", FMSHFTuning.kinds, environments.requirements(request.param, "cpu").name)
     settings = types.SimpleNamespace(
@@ -27,6 +28,7 @@ def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         trust_remote_code=False,
         skip_predicted_oom=False,
     )
-    with Local(plugin, settings, tmp_path_factory.mktemp("state"), tell=print) as host:
+    # the default, where operations of the system tests find the environments too
+    with Local(plugin, settings, own_home / ".cache" / "ado-actuators", tell=print) as host:
         host.version = request.param  # type: ignore[attr-defined]
         yield host

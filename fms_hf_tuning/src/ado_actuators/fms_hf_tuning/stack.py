@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -352,18 +351,15 @@ def _handing(network: Any, *, images: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_caches(place: Path) -> Iterator[None]:
-    """Keep what datasets copies, and what transformers says to accelerate by variables, to this measurement."""
+    """Keep what datasets copies to this measurement."""
     import datasets
 
-    kept, variables = datasets.config.HF_DATASETS_CACHE, dict(os.environ)
+    kept = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = place / "datasets"
     try:
         yield
     finally:
         datasets.config.HF_DATASETS_CACHE = kept
-        for name in set(os.environ) - set(variables):
-            if name.startswith(("ACCELERATE_", "FSDP_")):
-                del os.environ[name]
 
 
 class _Phases(contextlib.ExitStack):
