@@ -195,6 +195,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
     for plugin in PLUGINS:
         session.run("mypy", "--package", f"ado_actuators.{plugin}", env={"MYPYPATH": f"{plugin}/src"})
+    session.run("mypy", *map(str, Path("benchmarks").glob("*.py")), env={"MYPYPATH": "benchmarks:sfttrainer/src"})
 
 
 @nox.session

@@ -264,7 +264,9 @@ def results(root: Path) -> list[dict[str, Any]]:
 
 def judge(stored: list[dict[str, Any]], measurements: int) -> dict[str, Any]:
     """Compare what is stored with what was injected."""
-    wrong, seen, counted = [], set(), Counter()
+    counted: Counter[str] = Counter()
+    wrong: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for one in stored:
         identifier = one["entityIdentifier"]
         seed = int(identifier.partition("seed.")[2].partition("-")[0])
