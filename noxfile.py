@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent
 INDEXES = runpy.run_path(str(ROOT / "core" / "indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
 # build and nox: what the tests of jobs run, as users do
-TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout")
+TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")
 WHEEL_TOOLS = ("pip", "pyyaml")
 BUILD_TOOLS = (
     "build",
@@ -204,7 +204,8 @@ def tests(session: nox.Session) -> None:
     install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,report]"), *TEST_TOOLS)
     provide_mariadb(session)
     ours = [f"--ignore=tests/packaging/test_{name}.py" for name in ("version", "wheel")]
-    session.run("pytest", *(session.posargs or ["tests", *ours]))
+    # two at a time, since most of a test's time is the start of something; those of a file share what they start
+    session.run("pytest", *(session.posargs or ["tests", *ours, "--numprocesses=2", "--dist=loadfile"]))
 
 
 @nox.session

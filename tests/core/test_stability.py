@@ -69,6 +69,14 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def measure(core: Any, tmp_path: Path, runs: str) -> tuple[Any, list[str]]:
     """Run the experiment with a run for each word; return the verdict and the process of each run."""
+    (verdict,), processes = measure_all(core, tmp_path, runs, [("finetune_full_stability", 1)])
+    return verdict, processes
+
+
+def measure_all(
+    core: Any, tmp_path: Path, runs: str, asked: list[tuple[str, int]], *, skip_predicted_oom: bool = False
+) -> tuple[list[Any], list[str]]:
+    """Measure each experiment with its batch size, with a run for each word; return the verdicts and the process of each run."""
     script = tmp_path / "runs.txt"
     script.write_text(runs)
     settings = types.SimpleNamespace(
@@ -79,19 +87,14 @@ def measure(core: Any, tmp_path: Path, runs: str) -> tuple[Any, list[str]]:
         retry_backoff_s=0.0,
         price_usd_per_device_hour=None,
         trust_remote_code=False,
-        skip_predicted_oom=False,
+        skip_predicted_oom=skip_predicted_oom,
     )
-    plugin = core.plugin.Plugin("scripted", ("finetune_full_stability",))
-    values = {
-        "model_name": "tiny-llama-5m",
-        "model_max_length": 8,
-        "batch_size": 1,
-        "number_gpus": 0,
-        "dataset_id": str(script),
-    }
+    plugin = core.plugin.Plugin("scripted", tuple({experiment for experiment, _ in asked}))
+    values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "number_gpus": 0, "dataset_id": str(script)}
     with core.local.Local(plugin, settings, tmp_path / "state") as local:
-        verdict = local.measure(core.measurement.plan("scripted", "finetune_full_stability", values))
-    return verdict, script.with_suffix(".pids").read_text().split()
+        plans = [core.measurement.plan("scripted", one, {**values, "batch_size": batch}) for one, batch in asked]
+        verdicts = [local.measure(plan) for plan in plans]
+    return verdicts, script.with_suffix(".pids").read_text().split()
 
 
 @pytest.mark.timeout(300)
@@ -109,12 +112,27 @@ def test_two_of_five_runs_out_of_memory(core: Any, tmp_path: Path) -> None:
     assert [sentence != "none" for sentence in verdict.metadata["errors"]] == [False, True, True, True, False]
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(200)
 def test_bad_input_is_no_instability(core: Any, tmp_path: Path) -> None:
     """Data that cannot be read end the experiment at its first run, with the sentence."""
     verdict, processes = measure(core, tmp_path, "bad bad bad bad bad")
     assert (verdict.properties, verdict.sentence) == ({}, "line 3 of the data is no JSON.")
     assert len(processes) == 1
+
+
+@pytest.mark.timeout(300)
+def test_what_did_not_fit_is_not_tried_larger(core: Any, tmp_path: Path) -> None:
+    """With skip_predicted_oom: after batch 2 ran out of memory batch 4 is answered at once, batch 1 and other experiments are run."""
+    asked = [("finetune_full_benchmark", batch) for batch in (2, 4, 1)] + [("finetune_full_stability", 4)]
+    verdicts, processes = measure_all(
+        core, tmp_path, "oom fine fine fine fine fine fine", asked, skip_predicted_oom=True
+    )
+    assert [one.properties["failure"] for one in verdicts[:2]] == ["gpu_oom", "predicted_oom"]
+    assert "a smaller one ran out of GPU memory in this operation, with batch_size 2" in verdicts[1].metadata["reason"]
+    # the scripted model counts no tokens, so its benchmark fails in the report; that it ran is what matters here
+    assert verdicts[2].properties.get("failure") != "predicted_oom"
+    assert verdicts[3].properties["f_no_error"] == 1
+    assert len(processes) == 7
 
 
 def test_fractions_are_exact() -> None:
