@@ -1,7 +1,8 @@
 """Memory of known accelerators by device name, GiB, and how much of it training can use. Standard library only.
 
 Makers' GB of device memory are GiB. Cards with GDDR memory keep their error correction in it, which takes a sixteenth: the
-driver of an L40S of 48 GB says 46068 MiB, that of a T4 of 16 GB 15360 MiB.
+driver of an L40S of 48 GB says 46068 MiB, that of a T4 of 16 GB 15360 MiB. Of all of it torch sees up to 1.2 % less: 79.1 of 80 GiB
+on an H100, 139.8 of 141 on an H200, 44.4 of 45 on an L40S, 14.6 of 15 on a T4.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import re
 
 GIB = 2**30
-# CUDA's context with the kernels of torch and its libraries, outside torch's allocator
-RESERVED_GIB = 0.7
+# what the driver keeps, and CUDA's context with the kernels of torch and its libraries, all outside torch's allocator
+DRIVER_SHARE = 0.012
+CONTEXT_GIB = 0.5
 GDDR = 15 / 16
 
 # The first pattern that matches a name decides, so variants stand before the family they belong to.
@@ -58,4 +60,4 @@ def device_memory_gib(gpu_model: str) -> tuple[float | None, str]:
 def usable_bytes(gpu_model: str) -> int | None:
     """Return the bytes torch's allocator can hand out on one device, or None where its memory is not known."""
     gib, _ = device_memory_gib(gpu_model)
-    return None if gib is None else int((gib - RESERVED_GIB) * GIB)
+    return None if gib is None else int((gib * (1 - DRIVER_SHARE) - CONTEXT_GIB) * GIB)

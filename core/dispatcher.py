@@ -23,11 +23,15 @@ from .workload import Workload
 
 # what a host may need beyond run_timeout_s: building an environment, importing the stack, giving memory back
 HOST_ALLOWANCE_S = 3700.0
+# how often a host that measures is asked whether it is there, and how long it may take to say so
+HOST_ASKED_EVERY_S = 15.0
+HOST_SILENT_S = 60.0
 # a Ray worker that starts on a busy node, its job's packages included
 HOST_START_S = 900.0
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
+# should it be killed, Ray starts it again and asks it again for what it had not answered; its hosts end with it
+@ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
 class Dispatcher:
     """Measures requests; any number at once."""
 
@@ -131,7 +135,7 @@ class Dispatcher:
             )
             for index, host in enumerate(lease.hosts)
         ]
-        tasks = [asyncio.ensure_future(_outcome(call)) for call in calls]
+        tasks = [asyncio.ensure_future(_outcome(call, host)) for call, host in zip(calls, lease.hosts, strict=True)]
         limit = self._parameters.run_timeout_s + HOST_ALLOWANCE_S
         pending: set[asyncio.Future[Outcome]] = set(tasks)
         while pending:
@@ -169,10 +173,15 @@ async def _answer(call: Any) -> Any:
     return await call
 
 
-async def _outcome(call: Any) -> Outcome:
+async def _outcome(call: Any, host: Any) -> Outcome:
+    """Return what a host's measurement gives; a host that is silent meanwhile is lost."""
+    answer = asyncio.ensure_future(_answer(call))
     try:
-        return await call
+        while not (await asyncio.wait([answer], timeout=HOST_ASKED_EVERY_S))[0]:
+            await asyncio.wait_for(_answer(host.ping.remote()), HOST_SILENT_S)
+        return await answer
     except Exception as error:
+        answer.cancel()
         return _lost(error)
 
 

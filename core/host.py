@@ -66,6 +66,7 @@ class Host:
         self._intact = False
         self._idle: dict[int, dict[str, Any]] = {}
         self._failed_rank = 0
+        self._place = Path()
 
     def start(self, progress: Progress = lambda news: None) -> None:
         """Start the trainers and return; their imports go on meanwhile. Building a managed environment is waited for.
@@ -80,6 +81,7 @@ class Host:
             cache_dir=Path(self.spec.state_dir) / "environments",
             progress=lambda line: progress({"state": line}),
         )
+        self._place = python.parent.parent
         # building an environment has a limit of its own
         self._begun_s = time.perf_counter()
         self._messages = queue.Queue()
@@ -179,6 +181,10 @@ class Host:
         while waiting := [t for t in self._trainers if not t.ready]:
             progress({"state": "starting"})
             rank, message = self._next(deadline, f"the trainer did not start within {STARTUP_TIMEOUT_S:.0f} s.")
+            if message is not None and message.get("kind") == "import" and self.spec.environment == "managed":
+                raise failures.BadInput(
+                    f"The managed environment lacks the package {message['missing']!r}: remove {self._place} and it is built anew."
+                )
             if message is None or message["event"] == "failure":
                 raise self._failure(rank, message)
             if message["event"] == "ready":

@@ -72,6 +72,7 @@ class Local:
         if self._settings.skip_predicted_oom and plan.kind.task == "benchmark":
             self._refuse_too_large(plan)
         self._check_gpus(plan.runs_on.number_gpus)
+        self._check_cpus(plan.runs_on.processes, plan.runs_on.cpus_per_process)
         runs: list[measurement.Run] = []
         while measurement.wants_run(plan, runs):
             runs.append(self._attempts(plan))
@@ -89,6 +90,10 @@ class Local:
             raise failures.Broken(
                 f"number_gpus {wanted}, but this machine shows {found} NVIDIA GPUs; number_gpus 0 measures on the CPU."
             )
+
+    def _check_cpus(self, processes: int, each: int) -> None:
+        if processes * each > cpu_count():
+            raise failures.Broken(f"there is no room for {processes} x {each} CPUs; this machine has {cpu_count()}.")
 
     def _refuse_too_large(self, plan: measurement.Plan) -> None:
         sentence = self._knowledge.too_large(plan.workload)

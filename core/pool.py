@@ -54,9 +54,9 @@ class Shape:
     roce: bool = False
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
+@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)
 class HostActor:
-    """A ``Host`` as a Ray actor; it tells ado's console how far it is."""
+    """A ``Host`` as a Ray actor; it tells ado's console how far it is, and answers while it measures."""
 
     def __init__(self, spec: HostSpec) -> None:
         self._host = Host(spec)
@@ -64,6 +64,9 @@ class HostActor:
     def address(self) -> tuple[str, int]:
         """See ``Host.address``."""
         return self._host.address()
+
+    def ping(self) -> None:
+        """Answer, which a process that was stopped does not."""
 
     def measure(self, job: dict[str, Any], run_timeout_s: float, label: str) -> Outcome:
         """See ``Host.measure``; ``label`` names the measurement in the console."""

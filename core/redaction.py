@@ -6,30 +6,33 @@ password of a URL in any variable.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
 
 # at the end of a word of the name (PGPASSWORD, X_API_KEYS), or, where other words end so too, the whole word
 TELLING = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|CREDENTIAL|SSHPASS)S?(_|$)|(^|_)(PWD|PASS|KEY)S?(_|$)"
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|CREDENTIAL|SSHPASS|AUTHORIZATION)S?(_|$)|(^|_)(PWD|PASS|KEY)S?(_|$)"
 )
 # shorter values are modes and switches, and would be found in every other word
 SHORTEST = 8
 HIDDEN = "***"
-_LOGIN = re.compile(r"\w+://([^/\s@]+)@")
+_LOGIN = re.compile(r"\w+://([^/\s]+)@")
 # shells keep directories in these
 _DIRECTORIES = ("PWD", "OLDPWD")
 
 
 def secrets(environ: Mapping[str, str]) -> list[str]:
-    """Return the secrets of an environment, longest first."""
+    """Return the secrets of an environment, longest first: whole, each line of them, and as Python and JSON quote them."""
     found = set()
     for name, value in environ.items():
         if name not in _DIRECTORIES and TELLING.search(name.upper()):
-            found.add(value.strip())
+            # what comes behind Bearer or Basic is the secret itself
+            found |= {value.strip(), value.removeprefix("Bearer ").removeprefix("Basic ").strip(), *value.splitlines()}
         for login in _LOGIN.findall(value):
             found |= {login, login.partition(":")[2]}
+    found |= {quoted[1:-1] for one in found for quoted in (repr(one), json.dumps(one))}
     return sorted((one for one in found if len(one) >= SHORTEST), key=len, reverse=True)
 
 

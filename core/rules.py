@@ -58,8 +58,9 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
             "padding_free needs attn_implementation flash_attention_2.",
         ),
         (cpu and w.use_liger_kernel, "use_liger_kernel needs a GPU."),
+        (cpu and w.fast_moe > 0, f"fast_moe {w.fast_moe} needs a GPU."),
         (
-            w.fast_moe > 0 and (gpus == 0 or gpus % w.fast_moe != 0),
+            w.fast_moe > 0 and gpus % w.fast_moe != 0,
             f"fast_moe {w.fast_moe} does not divide number_gpus {gpus}.",
         ),
         (w.enable_roce and nodes == 1, "enable_roce needs number_nodes of at least 2."),

@@ -45,6 +45,7 @@ def main(plugin: Plugin, parameters_class: type[Any], arguments: list[str] | Non
         print(failures.plain_sentence(str(failure)), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
+        print("interrupted; nothing of this measurement is kept.", file=sys.stderr)
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
     try:
         return _show(verdict, options.json)

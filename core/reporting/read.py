@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..kinds import KINDS
 from .rows import GIVEN, REQUIRED, THROUGHPUT, Row, experiment_of, plain, workload_value
 
 BOOKKEEPING = (
@@ -41,8 +42,9 @@ def rows(source: str) -> list[Row]:
         raise Unreadable(f"{source} is no file; {HOW_TO_EXPORT}.")
     else:
         found = from_store(source)
+    found = _of_fine_tuning(found)
     if not found:
-        raise Unreadable(f"{source} holds no measurement.")
+        raise Unreadable(f"{source} holds no measurement of fine-tuning.")
     for row in found:
         if row.throughput is not None and row.throughput < 0:
             raise Unreadable(f"{source} holds a {THROUGHPUT} of {row.throughput:g}; no rate is negative.")
@@ -61,12 +63,17 @@ def from_csv(path: Path) -> list[Row]:
         raise Unreadable(
             f"{path} is no export of ado's measurements: it lacks the column experiment_id; {HOW_TO_EXPORT}."
         )
-    found = [_from_cells(cells, path.name) for cells in table]
+    found = _of_fine_tuning([_from_cells(cells, path.name) for cells in table])
     # with --property ado leaves out the workload: rows that nothing tells apart
     lacking = [name for name in REQUIRED if any(name not in row.workload for row in found)]
     if lacking:
         raise Unreadable(f"{path} has rows without {', '.join(lacking)}: export it again without --property.")
     return found
+
+
+def _of_fine_tuning(found: list[Row]) -> list[Row]:
+    """Leave out what other actuators have measured: a space may hold anything."""
+    return [row for row in found if row.experiment in KINDS]
 
 
 def _complete(cells: dict[str, str], line: int, path: Path) -> dict[str, str]:

@@ -85,10 +85,11 @@ class Protocol:
     def steady(self) -> bool:
         """Whether the rate has converged.
 
-        At least ten steps are measured, and the medians of their halves differ by less than 3 %.
+        At least ten steps are measured, the medians of their halves differ by less than 3 %, and the interval is no wider than
+        that of ten even steps.
         """
         measured = self.measured
-        if len(measured) < LEAST_MEASURED:
+        if len(measured) < LEAST_MEASURED or half_width_percent(measured) > half_width_percent([1.0] * LEAST_MEASURED):
             return False
         half = len(measured) // 2
         return _close(statistics.median(measured[:half]), statistics.median(measured[-half:]))

@@ -107,6 +107,12 @@ def test_steps_that_trend_are_not_steady():
     assert fed([1.0001**step for step in range(30)]).steady
 
 
+def test_noise_is_not_steady():
+    """However well the halves happen to agree, a rate that is known to a tenth only has not converged."""
+    assert not fed([1.0] * 3 + [0.7, 1.0, 1.3] * 8).steady
+    assert fed([1.0] * 3 + [0.97, 1.0, 1.03] * 8).steady
+
+
 def test_few_steps_are_not_steady():
     """Nine measured steps don't show it."""
     assert not fed([1.0] * 12).steady

@@ -56,6 +56,26 @@ def test_a_name_may_run_its_words_together(name: str) -> None:
     assert redaction.secrets({name: "planted-value"}) == ["planted-value"]
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["planted\"de\\fgh'12345", "-----BEGIN KEY-----\nplanted-line-1\nplanted-line-2\n", "plänted-wörd-1234"],
+    # pytest names the running test in the environment
+    ids=["quotes", "lines", "letters"],
+)
+def test_a_secret_is_hidden_however_it_is_quoted(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, line by line, and as an exception or a record quotes it."""
+    monkeypatch.setenv("MY_API_KEY", value)
+    told_as = [value, repr(value), json.dumps(value), str(dict(os.environ)), *value.splitlines()]
+    assert [text for text in map(redaction.hide, told_as) if "plant" in text or "nted" in text] == []
+
+
+def test_what_comes_behind_bearer_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the word before it and without, and a login whose password has an at sign."""
+    monkeypatch.setenv("AUTHORIZATION", "Bearer planted-token")
+    monkeypatch.setenv("DATABASE_URL", "postgres://bob:planted@word@host/db")
+    assert redaction.hide("planted-token, postgres://bob:planted@word@host/db") == "***, postgres://***@host/db"
+
+
 @pytest.mark.parametrize("name", ["KEYBOARD_LAYOUT", "COMPASS_MODE", "PASSENGERS", "MONKEY", "TOKENIZERS_PARALLELISM"])
 def test_a_name_that_only_sounds_so_is_none(name: str) -> None:
     """Other words that hold the same letters name no secret."""

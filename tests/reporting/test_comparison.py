@@ -136,7 +136,7 @@ def test_where_no_workload_has_an_answer_the_status_is_bad_use(
     file = tmp_path / "short.csv"
     file.write_text(
         "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,is_valid,dataset_tokens_per_second\n"
-        "e,sfttrainer.x@1.0.0,m,32,4,0,1,50\n"
+        "e,sfttrainer.finetune_full_benchmark@1.0.0,m,32,4,0,1,50\n"
     )
     assert command.main("sfttrainer", [str(file), str(file)]) == 2
     printed = capsys.readouterr()

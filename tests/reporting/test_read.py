@@ -87,20 +87,20 @@ def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
     [
         ("absent.csv", None, "is no file; export one with"),
         ("other.csv", "a,b\n1,2\n", "is no export of ado's measurements: it lacks the column experiment_id"),
-        ("empty.csv", "identifier,experiment_id\n", "holds no measurement."),
+        ("empty.csv", "identifier,experiment_id\n", "holds no measurement of fine-tuning."),
         ("space.yaml", "spaces: [a]\n", "is no trace of ado's measurements"),
         ("broken.yaml", "a: [", "is neither a CSV nor a YAML trace"),
         (
             "property.csv",
-            f"identifier,experiment_id,{THROUGHPUT}\ne,x.y@1,5\n",
+            f"identifier,experiment_id,{THROUGHPUT}\ne,sfttrainer.finetune_full_benchmark@1.0.0,5\n",
             "has rows without model_name, model_max_length, batch_size, number_gpus: export it again without --property.",
         ),
-        ("short.csv", f"{HEADS}\ne,x.y@1,m,8,3,0,1\ne,x.y@1,m,8\n", "line 3 of "),
-        ("long.csv", f"{HEADS}\ne,x.y@1,m,8,3,0,1,7\n", "has not as many cells as its header: the file is incomplete."),
-        ("cut.csv", f'{HEADS}\ne,x.y@1,m,8,3,0,"1', "cannot be read as CSV: unexpected end of data."),
+        ("short.csv", f"{HEADS}\ne,sfttrainer.finetune_full_benchmark@1.0.0,m,8,3,0,1\ne,x.y@1,m,8\n", "line 3 of "),
+        ("long.csv", f"{HEADS}\ne,sfttrainer.finetune_full_benchmark@1.0.0,m,8,3,0,1,7\n", "has not as many cells as its header: the file is incomplete."),
+        ("cut.csv", f'{HEADS}\ne,sfttrainer.finetune_full_benchmark@1.0.0,m,8,3,0,"1', "cannot be read as CSV: unexpected end of data."),
         (
             "negative.csv",
-            f"{HEADS},{THROUGHPUT}\ne,x.y@1,m,8,3,0,1,-5\n",
+            f"{HEADS},{THROUGHPUT}\ne,sfttrainer.finetune_full_benchmark@1.0.0,m,8,3,0,1,-5\n",
             "holds a dataset_tokens_per_second of -5; no rate is",
         ),
         ("nothing.yaml", "- entities: []\n", "is an incomplete trace of ado's measurements; write it again with"),
@@ -143,3 +143,15 @@ def test_an_identifier_that_ado_does_not_know_is_answered_with_a_sentence() -> N
     """ado's real store is asked, and says no."""
     with pytest.raises(read.Unreadable, match="random_walk-none is neither a file nor an operation or a space"):
         read.rows("random_walk-none")
+
+
+def test_what_other_actuators_measured_is_left_out(tmp_path: Path) -> None:
+    """A space may hold any experiment; where none is of fine-tuning there is nothing to show."""
+    path = tmp_path / "out.csv"
+    head = "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,wall,is_valid\n"
+    ours, other = "e,sfttrainer.finetune_full_benchmark@1.0.0,m,32,4,0,,1\n", "e,mock.test_experiment@1.0.0,,,,,3,1\n"
+    path.write_text(head + ours + other)
+    assert [row.actuator for row in read.rows(str(path))] == ["sfttrainer"]
+    path.write_text(head + other)
+    with pytest.raises(read.Unreadable, match=r"holds no measurement of fine-tuning\."):
+        read.rows(str(path))

@@ -139,6 +139,39 @@ def test_hosts_with_gpus_are_spread_over_nodes_of_their_type(submit: Callable[..
         cluster_room.check(asked, autoscaling=False)
 
 
+def processes_of(name: str) -> list[psutil.Process]:
+    """Return the Ray workers of this test run whose actor has this name."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        command, environ = " ".join(process.info["cmdline"] or []), process.info["environ"] or {}
+        if f"ray::{name}" in command and environ.get("HOME") == os.environ["HOME"]:
+            found.append(process)
+    return found
+
+
+def test_a_host_that_stops_answering_is_lost(submit: Callable[..., Any]) -> None:
+    """Its process stopped (SIGSTOP), so that no limit of its own can end the measurement: repeated by another one."""
+    answer = submit(max_steps=60, target_ci_percent=0)
+    (trainer,) = wait_for(lambda: len(found := trainers()) == 1 and found, 90)
+    host = trainer.parent()
+    assert host is not None
+    host.send_signal(signal.SIGSTOP)
+    result = answer(250)
+    assert (values(result)["is_valid"], result.metadata["attempts"]) == (1, 2)
+    assert wait_for(lambda: not alive(trainer) and not alive(host), 30)
+
+
+def test_a_killed_dispatcher_is_started_again(submit: Callable[..., Any]) -> None:
+    """What it had not answered is asked again, and later requests are measured."""
+    answer = submit(max_steps=60, target_ci_percent=0)
+    (trainer,) = wait_for(lambda: len(found := trainers()) == 1 and user_seconds(found[0]) > 3 and found, 90)
+    (dispatcher,) = processes_of("Dispatcher")
+    dispatcher.kill()
+    assert values(answer(150))["is_valid"] == 1
+    assert not alive(trainer)
+    assert values(submit(seed=7)(150))["is_valid"] == 1
+
+
 def test_other_measurements_go_on(submit: Callable[..., Any]) -> None:
     """Of two that train side by side one is killed and repeated; the other does not notice."""
     answers = [submit(cpus_per_process=1, max_steps=60, target_ci_percent=0, seed=seed) for seed in (1, 2)]
