@@ -12,6 +12,7 @@ from ado_actuators.sfttrainer.core.reporting.rows import THROUGHPUT, Row, experi
 from .conftest import RECORDINGS
 
 HEADS = "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,is_valid"
+FULL = "sfttrainer.finetune_full_benchmark@1.0.0"
 
 
 def test_the_recorded_operation_has_its_states(recorded: list[Row]) -> None:
@@ -92,15 +93,19 @@ def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
         ("broken.yaml", "a: [", "is neither a CSV nor a YAML trace"),
         (
             "property.csv",
-            f"identifier,experiment_id,{THROUGHPUT}\ne,sfttrainer.finetune_full_benchmark@1.0.0,5\n",
+            f"identifier,experiment_id,{THROUGHPUT}\ne,{FULL},5\n",
             "has rows without model_name, model_max_length, batch_size, number_gpus: export it again without --property.",
         ),
-        ("short.csv", f"{HEADS}\ne,sfttrainer.finetune_full_benchmark@1.0.0,m,8,3,0,1\ne,x.y@1,m,8\n", "line 3 of "),
-        ("long.csv", f"{HEADS}\ne,sfttrainer.finetune_full_benchmark@1.0.0,m,8,3,0,1,7\n", "has not as many cells as its header: the file is incomplete."),
-        ("cut.csv", f'{HEADS}\ne,sfttrainer.finetune_full_benchmark@1.0.0,m,8,3,0,"1', "cannot be read as CSV: unexpected end of data."),
+        ("short.csv", f"{HEADS}\ne,{FULL},m,8,3,0,1\ne,x.y@1,m,8\n", "line 3 of "),
+        (
+            "long.csv",
+            f"{HEADS}\ne,{FULL},m,8,3,0,1,7\n",
+            "has not as many cells as its header: the file is incomplete.",
+        ),
+        ("cut.csv", f'{HEADS}\ne,{FULL},m,8,3,0,"1', "cannot be read as CSV: unexpected end of data."),
         (
             "negative.csv",
-            f"{HEADS},{THROUGHPUT}\ne,sfttrainer.finetune_full_benchmark@1.0.0,m,8,3,0,1,-5\n",
+            f"{HEADS},{THROUGHPUT}\ne,{FULL},m,8,3,0,1,-5\n",
             "holds a dataset_tokens_per_second of -5; no rate is",
         ),
         ("nothing.yaml", "- entities: []\n", "is an incomplete trace of ado's measurements; write it again with"),
