@@ -41,6 +41,8 @@ BUILD_TOOLS = (
     "setuptools-scm>=8.1",
     "twine",
 )
+# the server, and what its installer needs of the client; neither starts anything
+MARIADB = ("mariadb-server-core", "mariadb-client-core")
 SHOWN = ("is_valid", "step_time_median_s", "dataset_tokens_per_second", "cpu_memory_peak_gib")
 IMPORTABLE = """
 import importlib, sys
@@ -177,11 +179,13 @@ def rounds(lists: list[str]) -> list[list[str]]:
 
 def provide_mariadb(session: nox.Session) -> None:
     """Install the server that ado's shared store is tested with, where this user may; elsewhere that test is skipped."""
-    there = shutil.which("mariadbd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    # the second is what the server's own installer asks for its defaults
+    there = all(shutil.which(name, path=path) for name in ("mariadbd", "my_print_defaults"))
     if there or os.getuid() != 0 or not shutil.which("apt-get"):
         return
     # the core package has the server and starts none
-    for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", "mariadb-server-core"]):
+    for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", *MARIADB]):
         options = ["-o", "DPkg::Lock::Timeout=300", "-y"]
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
         session.run("apt-get", *options, *command, env=quiet, external=True, silent=True, success_codes=range(256))

@@ -139,6 +139,9 @@ def _explained(job: dict[str, Any]) -> Iterator[None]:
 def _sentence(what: str, source: str | None, text: str) -> str:
     if source and not Path(source).is_dir() and ("connect" in text or "offline" in text.lower() or "cached" in text):
         return f"{what}: {source} is neither in the local cache nor reachable; give a model directory."
+    if source:
+        # the model is named already, and a long directory would leave no room for what is wrong with the file
+        text = text.replace(f"{source.rstrip('/')}/", "")
     return f"{what}: {text.split('. ')[0][:110].rstrip('.')}."
 
 

@@ -196,9 +196,11 @@ def test_pretrained_weights_are_the_saved_ones(saved: Path) -> None:
 )
 def test_a_bad_configuration_is_one_sentence(tmp_path: Path, content: str, says: str) -> None:
     """Whatever transformers says at length becomes a short sentence that names the model."""
-    (tmp_path / "config.json").write_text(content)
+    directory = tmp_path / ("a-long-name-of-a-directory" * 4)
+    directory.mkdir()
+    (directory / "config.json").write_text(content)
     with pytest.raises(Broken) as raised:
-        model.build(job(source=str(tmp_path), model_name="mine"))
+        model.build(job(source=str(directory), model_name="mine"))
     sentence = str(raised.value)
     assert "mine" in sentence
     assert says in sentence

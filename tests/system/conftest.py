@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -54,6 +55,16 @@ class Head:
             timeout=timeout_s,
             check=False,
         )
+
+
+def unsupervised(actuator: Any) -> Any:
+    """Return an actuator whose supervisor, which is ado's, has nothing to do.
+
+    It asks the dashboard, waits half a minute where there is none, and after the end of a cluster would connect to any other.
+    """
+    actuator._launch_supervisor.stop()
+    actuator._launch_supervisor.supervise_experiment_executor = lambda request, reference: None
+    return actuator
 
 
 def git(repository: Path, *arguments: str) -> None:

@@ -25,6 +25,8 @@ from ado_actuators.sfttrainer.core.host import HostSpec
 from ado_actuators.sfttrainer.core.pool import Pool, Shape
 from ado_actuators.sfttrainer.core.workload import parse
 
+from .conftest import unsupervised
+
 pytestmark = pytest.mark.timeout(300)
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 4, "number_gpus": 0, "max_steps": 5}
@@ -48,12 +50,10 @@ def cluster(own_home: Path) -> Iterator[Cluster]:
 def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Give a function that submits one workload to an actuator and one that waits for the answer."""
     queue = MeasurementQueue()
-    actuator = SFTTrainer(
-        queue=queue,
-        params=SFTTrainer.parameters_class(
-            state_dir=str(tmp_path), max_retries=1, retry_backoff_s=0.1, pending_timeout_s=15
-        ),
+    settings = SFTTrainer.parameters_class(
+        state_dir=str(tmp_path), max_retries=1, retry_backoff_s=0.1, pending_timeout_s=15
     )
+    actuator = unsupervised(SFTTrainer(queue=queue, params=settings))
     # queue and dispatcher are on the first node before the second one, which may get lost, exists
     ray.get(actuator._dispatch().__ray_ready__.remote())
     cluster.add_node(**NODE)
@@ -65,9 +65,6 @@ def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         return lambda timeout_s: queue.get(timeout=timeout_s).measurements[0]
 
     yield start
-    actuator._launch_supervisor.stop()
-    # a supervisor that asks Ray once more after its end would connect to any other cluster
-    actuator._launch_supervisor._thread.join(timeout=30)
     ray.get(actuator._dispatch().cleanup.remote())
 
 

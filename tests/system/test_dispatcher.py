@@ -16,6 +16,8 @@ from ado.schema.point import SpacePoint
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 
+from .conftest import unsupervised
+
 pytestmark = pytest.mark.timeout(300)
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 10}
@@ -43,7 +45,8 @@ def threads_of_trainers() -> list[str]:
 
 def test_four_in_flight_share_two_cpus(queue: MeasurementQueue, tmp_path: Path) -> None:
     """With one CPU each, two train side by side in one thread each while two wait, and the trainers of the first serve the others."""
-    actuator = SFTTrainer(queue=queue, params=SFTTrainer.parameters_class(state_dir=str(tmp_path), max_retries=0))
+    settings = SFTTrainer.parameters_class(state_dir=str(tmp_path), max_retries=0)
+    actuator = unsupervised(SFTTrainer(queue=queue, params=settings))
     entities = [SpacePoint(entity={**SMALL, "cpus_per_process": 1, "seed": seed}).to_entity() for seed in range(4)]
     reference = SFTTrainer.catalog().experiments[0].reference
     for number, entity in enumerate(entities):
@@ -56,9 +59,6 @@ def test_four_in_flight_share_two_cpus(queue: MeasurementQueue, tmp_path: Path) 
         if not queue.empty():
             results += queue.get().measurements
         time.sleep(0.2)
-    actuator._launch_supervisor.stop()
-    # a supervisor that asks Ray once more after its end would connect to any other cluster
-    actuator._launch_supervisor._thread.join(timeout=30)
     ray.get(actuator._dispatch().cleanup.remote())
     values = [{one.property.targetProperty.identifier: one.value for one in result.measurements} for result in results]
     assert [one["is_valid"] for one in values] == [1] * 4

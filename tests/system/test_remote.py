@@ -33,9 +33,10 @@ GRANT ALL ON study.* TO 'study'@'localhost', 'study'@'127.0.0.1';
 def store(own_home: Path) -> Iterator[dict[str, Any]]:
     """Start a MariaDB server on loopback, and give ado's context for it, made of the example."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
-    server, install = (shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db"))
-    if not server or not install:
-        pytest.skip("MariaDB is not installed: apt-get install mariadb-server-core, or run nox as root")
+    names = ("mariadbd", "mariadb-install-db", "my_print_defaults")
+    server, install, defaults = (shutil.which(name, path=path) for name in names)
+    if not server or not install or not defaults:
+        pytest.skip("MariaDB is missing: apt-get install mariadb-server-core mariadb-client-core, or run nox as root")
     place, port = own_home / "mariadb", free_port()
     place.mkdir()
     (place / "grants.sql").write_text(GRANTS)

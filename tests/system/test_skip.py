@@ -13,6 +13,8 @@ from ado.schema.point import SpacePoint
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 
+from .conftest import unsupervised
+
 pytestmark = pytest.mark.timeout(300)
 
 TOO_LARGE = {
@@ -36,13 +38,10 @@ def queue(own_home: Path) -> Iterator[Any]:
 def test_what_is_predicted_not_to_fit_uses_no_gpu(queue: Any, tmp_path: Path) -> None:
     """The answer is a finished measurement with both numbers in its reason; a trainer with a GPU was never started."""
     settings = SFTTrainer.parameters_class(state_dir=str(tmp_path), skip_predicted_oom=True)
-    actuator = SFTTrainer(queue=queue, params=settings)
+    actuator = unsupervised(SFTTrainer(queue=queue, params=settings))
     reference = SFTTrainer.catalog().experiments[0].reference
     actuator.submit([SpacePoint(entity=TOO_LARGE).to_entity()], reference, "test", 0)
     result = queue.get(timeout=240).measurements[0]
-    actuator._launch_supervisor.stop()
-    # a supervisor that asks Ray once more after its end would connect to any other cluster
-    actuator._launch_supervisor._thread.join(timeout=30)
     ray.get(actuator._dispatch().cleanup.remote())
     values = {one.property.targetProperty.identifier: one.value for one in result.measurements}
     assert values == {"is_valid": 0, "failure": "predicted_oom"}
