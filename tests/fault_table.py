@@ -20,6 +20,18 @@ ELSEWHERE = {
         "transient, measured at the second attempt",
     ),
     "test_a_killed_host_is_repeated": ("host actor killed", "transient, measured at the second attempt"),
+    "test_a_host_that_stops_answering_is_lost": (
+        "host actor stopped (SIGSTOP)",
+        "transient, measured at the second attempt",
+    ),
+    "test_a_killed_dispatcher_is_started_again": (
+        "dispatcher actor killed",
+        "started again, measured, and so are later ones",
+    ),
+    "test_other_measurements_go_on": (
+        "trainer killed beside another measurement",
+        "measured at the second attempt; the other at the first",
+    ),
     "test_a_node_lost_in_mid_measurement": (
         "node of a two-node cluster removed",
         "transient, then failed: what is left is too small",
