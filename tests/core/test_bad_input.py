@@ -97,6 +97,8 @@ def means(planned: Any, asked: Any) -> bool:
         return True
     if isinstance(asked, bytes):
         return bool(planned == asked.decode())
+    if isinstance(planned, float) and isinstance(asked, int):  # a whole number beyond 2**53 has no float of its own
+        return planned == float(asked)
     if not isinstance(asked, str):
         return False
     if isinstance(planned, bool):
