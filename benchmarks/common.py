@@ -29,7 +29,7 @@ PLUGIN = Plugin(identifier="sfttrainer", kinds=(EXPERIMENT,))
 DISTRIBUTION = "ado-sfttrainer"
 
 CPU_CASES = {
-    "tiny-llama-5m 256x4": {"model_name": "tiny-llama-5m", "model_max_length": 256, "batch_size": 4, "number_gpus": 0},
+    "tiny-llama-5m 128x4": {"model_name": "tiny-llama-5m", "model_max_length": 128, "batch_size": 4, "number_gpus": 0},
     "tiny-llama-5m 64x2": {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 2, "number_gpus": 0},
 }
 GPU_CASES = {
@@ -73,9 +73,9 @@ class Measured:
     host_cpu_percent: float
 
 
-def threads() -> int:
-    """Return the CPU threads that a single trainer gets."""
-    return host.cpu_count()
+def threads(values: dict[str, Any] | None = None) -> int:
+    """Return the CPU threads that a single trainer gets, by the workload's ``values`` where they say so."""
+    return int((values or {}).get("cpus_per_process") or host.cpu_count())
 
 
 def plan(values: dict[str, Any]) -> measurement.Plan:
