@@ -236,8 +236,9 @@ def report(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
         sorted({f"{r['values']['max_steps']} steps a run, {r['warmup_steps']} of them warm-up" for r in results})
     )
     blocks.append(
-        f"Ratio: median step time through the plugin ÷ bare, pair by pair; target 1.00 ± {LIMIT:.2f}. {steps}, on CPUs in one thread. Of means: all steps of the "
-        "window ÷ the bare script's wall clock. Bare against itself: each bare run ÷ the one before, the noise of this machine."
+        f"Ratio: median step time through the plugin ÷ bare, pair by pair; target 1.00 ± {LIMIT:.2f}. {steps}, "
+        "on CPUs in one thread. Of means: all steps of the window ÷ the bare script's wall clock. "
+        "Bare against itself: each bare run ÷ the one before, the noise of this machine."
     )
     head = [
         "workload",
