@@ -28,9 +28,22 @@ EXPERIMENT = "finetune_full_benchmark"
 PLUGIN = Plugin(identifier="sfttrainer", kinds=(EXPERIMENT,))
 DISTRIBUTION = "ado-sfttrainer"
 
+# one thread: two wait for the slower core, which on a shared machine is another one each time
 CPU_CASES = {
-    "tiny-llama-5m 128x4": {"model_name": "tiny-llama-5m", "model_max_length": 128, "batch_size": 4, "number_gpus": 0},
-    "tiny-llama-5m 64x2": {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 2, "number_gpus": 0},
+    "tiny-llama-5m 128x4": {
+        "model_name": "tiny-llama-5m",
+        "model_max_length": 128,
+        "batch_size": 4,
+        "number_gpus": 0,
+        "cpus_per_process": 1,
+    },
+    "tiny-llama-5m 64x2": {
+        "model_name": "tiny-llama-5m",
+        "model_max_length": 64,
+        "batch_size": 2,
+        "number_gpus": 0,
+        "cpus_per_process": 1,
+    },
 }
 GPU_CASES = {
     "llama3.2-1b 2048x4 bf16": {

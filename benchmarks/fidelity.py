@@ -49,9 +49,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fidelity-") as directory:
         for name, values in common.cases(given.device, given.quick).items():
             limits = {"max_steps": steps, "stop_after_seconds": 0, "target_ci_percent": UNREACHABLE_PERCENT}
-            if given.device == "cpu":
-                # two threads wait for the slower core, which on a shared machine is another one each time
-                limits |= {"cpus_per_process": 1}
             results.append(compare(name, {**values, **limits}, pairs, warmup, Path(directory)))
             common.add_versions(facts, results[-1].pop("versions"))
     met = all(result["met"] for result in results)
