@@ -81,9 +81,10 @@ def test_a_killed_operation_is_started_again(tmp_path: Path, record_property: An
 def test_two_operations_at_once(tmp_path: Path, stores: tuple[str, str]) -> None:
     """Started together on one machine, each measures its own two workloads, once each."""
     for store in set(stores):
-        # ado's very first command makes its contexts, and two first commands at once trip over each other
+        # ado's very first commands make its contexts, its tables and its default store, and two of them at once trip over each other
         environ = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / store)}
-        subprocess.run([ADO, "get", "contexts"], cwd=tmp_path, env=environ, capture_output=True, check=True)
+        first = [ADO, "create", "space", "-f", str(EXAMPLES / "space.yaml")]
+        subprocess.run(first, cwd=tmp_path, env=environ, capture_output=True, check=True, timeout=120)
     lengths = ("[16]", "[24]")
     both = [start(tmp_path, length, store) for length, store in zip(lengths, stores, strict=True)]
     assert [one.wait(timeout=400) for one in both] == [0, 0], (tmp_path / "out").read_text()
