@@ -181,7 +181,7 @@ class Host:
         while waiting := [t for t in self._trainers if not t.ready]:
             progress({"state": "starting"})
             rank, message = self._next(deadline, f"the trainer did not start within {STARTUP_TIMEOUT_S:.0f} s.")
-            if message is not None and message.get("kind") == "import" and self.spec.environment == "managed":
+            if message is not None and message.get("missing") and self.spec.environment == "managed":
                 raise failures.BadInput(
                     f"The managed environment lacks the package {message['missing']!r}: remove {self._place} and it is built anew."
                 )

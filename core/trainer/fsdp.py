@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
+# what FSDP version 2 mixes into a model's class is no wrapper of its own
+WRAPPERS = {name: name for name in ("DistributedDataParallel", "FullyShardedDataParallel")} | {"FSDPModule": "FSDP2"}
 
 
 def options(workload: dict[str, Any]) -> dict[str, Any]:
@@ -46,11 +48,6 @@ def wrapper(trainer: Any) -> str:
     wrapped = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
     names = [kind.__name__ for kind in type(wrapped).__mro__]
     return next((told for name, told in WRAPPERS.items() if name in names), "none")
-
-
-# what FSDP version 2 mixes into a model's class is no wrapper of its own
-WRAPPERS = {name: name for name in ("DistributedDataParallel", "FullyShardedDataParallel")} | {"FSDPModule": "FSDP2"}
-EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
 
 
 def is_whole(wrapped_by: str) -> bool:
