@@ -173,7 +173,9 @@ def test_an_operation_goes_on_whatever_its_entities_are(tmp_path: Path) -> None:
     assert {Path(row["dataset_id"]).stem for row in measured} == {"synthetic-fixed", "synthetic-uniform", "good"}
     assert {row["model_name"] for row in measured} == {"tiny-llama-5m"}
     missing = {name for name in OUTPUTS if any(row.get(name) in (None, "", "not_measured") for row in measured)}
-    assert {name for name in missing if not name.startswith(NOT_HERE)} <= {"step_time_cv", "throughput_ci95_percent"}
+    # what steps so few and so short may lack: a spread, and a sample of the processor
+    too_short = {"step_time_cv", "throughput_ci95_percent", "cpu_compute_utilization"}
+    assert {name for name in missing if not name.startswith(NOT_HERE)} <= too_short
     told = {Path(row["dataset_id"]).stem: row["reason"] for row in rows if row["model_name"] == "tiny-llama-5m"}
     assert "does not exist" in told["missing"]
     assert "line 2 of data set" in told["malformed"]
