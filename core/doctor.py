@@ -29,6 +29,7 @@ GIB = 2**30
 SPACE_FOR_CUDA_GIB = 12.0
 SPACE_FOR_CPU_GIB = 3.0
 ANSWER_TIMEOUT_S = 60.0
+START_RAY = "ray start --head   # prints the address to give"
 CONNECT_TIMEOUT_S = 5.0
 
 
@@ -232,7 +233,7 @@ def examine_cluster(address: str, subject: Subject) -> list[Finding]:
             socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
         except OSError as error:
             return [
-                Finding("cluster", "missing", f"nothing answers at {address}: {error.strerror or error}", "ray status")
+                Finding("cluster", "missing", f"nothing answers at {address}: {error.strerror or error}", START_RAY)
             ]
     import ray
 
@@ -240,7 +241,7 @@ def examine_cluster(address: str, subject: Subject) -> list[Finding]:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="ado-doctor")
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [Finding("cluster", "missing", failures.plain_sentence(reason), "ray start --head")]
+        return [Finding("cluster", "missing", failures.plain_sentence(reason), START_RAY)]
     try:
         return [finding for node in ray.nodes() for finding in _node(node, subject)]
     finally:

@@ -1,8 +1,7 @@
 """Model names turned into architectures and places to load from. Arithmetic room: standard library and yaml.
 
 ``models.yaml`` holds published hyper-parameters, keyed as in a Hugging Face ``config.json``. A model of the catalogue
-with random weights therefore needs no download. Directories with a ``config.json`` and hub ids are taken as they are; a few names
-only stand for a hub id.
+with random weights therefore needs no download. Directories with a ``config.json`` and hub ids are taken as they are.
 """
 
 from __future__ import annotations
@@ -64,8 +63,6 @@ def resolve(name: str) -> ModelSource:
     entry = _catalogue().get(name) or _by_hub_id().get(name)
     if entry is not None:
         return ModelSource(name, copy.deepcopy(entry["architecture"]), entry["hub_id"], entry["published_parameters"])
-    if name in _file()["hub"]:
-        return ModelSource(name, None, _file()["hub"][name])
     if not name.isprintable():
         raise UnknownModel(f"model {_shown(name)} is unknown: no name has such characters.")
     expanded = os.path.expanduser(name)  # noqa: PTH111
@@ -95,15 +92,11 @@ def _shown(value: str) -> str:
     return repr(value if len(value) <= _SHOWN else "..." + value[-_SHOWN + 3 :])
 
 
-def _catalogue() -> dict[str, dict[str, Any]]:
-    return _file()["models"]
-
-
 @functools.cache
-def _file() -> dict[str, dict[str, Any]]:
+def _catalogue() -> dict[str, dict[str, Any]]:
     text = (resources.files(__package__) / "models.yaml").read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(text, Loader=loader)
+    return yaml.load(text, Loader=loader)["models"]
 
 
 @functools.cache

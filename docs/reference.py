@@ -5,6 +5,7 @@ Imports the installed plugins. What the pages say about properties, outputs, con
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -210,6 +211,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def main() -> None:
     """Write both pages."""
+    argparse.ArgumentParser(description="Write the reference pages of both actuators from the code.").parse_args()
     for name, actuator in ACTUATORS.items():
         file = DOCS / f"{name}.md"
         file.write_text(page(actuator), encoding="utf-8")

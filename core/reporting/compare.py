@@ -75,7 +75,7 @@ def _cells(pair: Pair) -> tuple[str, ...]:
         f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio and ratio.low is not None and ratio.high is not None else ""
     )
     return (
-        pair.what or "the workload",
+        pair.what,
         _rate(pair.before.throughput),
         _rate(pair.after.throughput),
         f"{ratio.value:.3f}" if ratio else "",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import tables
-from .rows import FAILED, MEASURED, Row, differing, label
+from .rows import FAILED, MEASURED, Row, differing, workload_label
 
 REGRESSION, IMPROVEMENT, SAME, UNKNOWN = "regression", "improvement", "same", "unknown"
 NO_REASON = "no reason is known."
@@ -70,9 +70,9 @@ def compare(before: Sequence[Row], after: Sequence[Row], tolerance: Tolerance) -
     joined = [key for key in first if key in second]
     names = [name for name in differing([*before, *after]) if name != "source"]
     return Comparison(
-        pairs=[_judge(label(first[key], names), first[key], second[key], tolerance) for key in joined],
-        only_before=[label(row, names) for key, row in first.items() if key not in second],
-        only_after=[label(row, names) for key, row in second.items() if key not in first],
+        pairs=[_judge(workload_label(first[key], names), first[key], second[key], tolerance) for key in joined],
+        only_before=[workload_label(row, names) for key, row in first.items() if key not in second],
+        only_after=[workload_label(row, names) for key, row in second.items() if key not in first],
     )
 
 

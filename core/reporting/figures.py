@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from . import tables
 from .canvas import GRID, INK, MUTED, SERIES, SIZE, STYLE, Drawing, legend, place, plain_axes, scale, style_of, tick
-from .rows import FIELDS, KEYS, MEMORY, Row, differing, grouped_names, label, shown
+from .rows import FIELDS, KEYS, MEMORY, Row, differing, grouped_names, shown, workload_label
 
 RATE = "real tokens per second"
 # of all drawings there can be
@@ -179,7 +179,7 @@ def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
         axes.set_xlim(0.5, len(steps) + 0.5)
         if warmup:
             axes.axvspan(0.5, warmup + 0.5, color=GRID, linewidth=0)
-        axes.set_title(_broken(label(row, varied)), fontsize=7.5, color=INK, loc="left")
+        axes.set_title(_broken(workload_label(row, varied)), fontsize=7.5, color=INK, loc="left")
         axes.set_ylim(0, max(steps) * 1.1)
         axes.grid(axis="y")
         axes.tick_params(length=3, width=0.7, labelsize=7.5)
@@ -189,7 +189,9 @@ def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
             axes.set_ylabel("time of a step (s)", fontsize=7.5)
         if index >= len(shown_rows) - columns:
             axes.set_xlabel("optimizer step", fontsize=7.5)
-    caption = "Every optimizer step in its order; the shaded ones are warm-up and not measured."
+    caption = (
+        "Every optimizer step in its order; the shaded ones are warm-up and not measured. Each panel has its own scale."
+    )
     yield Drawing("traces", "Step times", caption + cut, figure)
 
 
@@ -253,7 +255,7 @@ def _bars(rows: Sequence[Row], output: str, factor: float, name: str, title: str
     axes = figure.add_subplot()
     values = [(row.output(output) or 0.0) * factor for row in having]
     axes.barh(range(len(having)), values, height=0.6, color=SERIES[0])
-    axes.set_yticks(range(len(having)), [shown(label(row, varied), 52) or title for row in having], fontsize=8)
+    axes.set_yticks(range(len(having)), [shown(workload_label(row, varied), 52) for row in having], fontsize=8)
     axes.invert_yaxis()
     axes.set_ylim(max(4, len(having)) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
@@ -274,9 +276,9 @@ def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
     points = [(row.output(kind) or 0.0, row.throughput or 0.0) for row in having]
     front = tables.pareto(points)
     figure, axes = plain_axes()
-    axes.plot(
-        *zip(*(points[index] for index in front), strict=True), color=MUTED, linewidth=1, linestyle="--", label="front"
-    )
+    if len(front) > 1:
+        line = zip(*(points[index] for index in front), strict=True)
+        axes.plot(*line, color=MUTED, linewidth=1, linestyle="--", label="front")
     series, unnamed = grouped_names(having, differing(having), len(SERIES))
     for index, (text, group) in enumerate(series.items()):
         places = [(row.output(kind), row.throughput) for row in group]
@@ -287,6 +289,10 @@ def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
     scale(axes.xaxis, axes.set_xscale, [memory for memory, _ in points])
     legend(figure, axes)
     caption = "On the dashed line lie the workloads that no other beats in both: up and left is better."
+    if len(front) == 1:
+        caption = (
+            f"Up and left is better: nothing beats {workload_label(having[front[0]], differing(having))} in either."
+        )
     caption += f" Points of one colour differ in {', '.join(unnamed)}." if unnamed else ""
     yield Drawing("pareto", "Throughput against memory", caption, figure)
 
@@ -305,7 +311,7 @@ def _stacks(rows: Sequence[Row]) -> Iterator[Drawing]:
             rates, range(len(pairs)), xerr=_bars_of(mine),
             linestyle="none", capsize=3, elinewidth=1, label=mine[0].actuator, **style_of(side),
         )  # fmt: skip
-    axes.set_yticks(range(len(pairs)), [shown(label(row, varied), 52) or "workload" for row, _ in pairs], fontsize=8)
+    axes.set_yticks(range(len(pairs)), [shown(workload_label(row, varied), 52) for row, _ in pairs], fontsize=8)
     axes.set_ylim(max(4, len(pairs)) - 0.4, -0.6)
     axes.grid(axis="both")
     axes.tick_params(length=3, width=0.7)

@@ -20,8 +20,8 @@ from .rows import (
     Row,
     counted,
     differing,
-    label,
     shown,
+    workload_label,
 )
 from .style import SHEET
 
@@ -108,12 +108,12 @@ def _tiles(rows: Sequence[Row]) -> str:
     varied = differing(measured)
     if measured:
         best = max(measured, key=lambda row: row.throughput or 0.0)
-        tiles.append((_number(best.throughput), f"real tokens / s at most: {label(best, varied) or 'the workload'}"))
+        tiles.append((_number(best.throughput), f"real tokens / s at most: {workload_label(best, varied)}"))
     kind, having = tables.memory_and_rate(rows)
     if kind and having:
         least = min(having, key=lambda row: row.output(kind) or 0.0)
         tiles.append(
-            (f"{_number(least.output(kind))} GiB", f"{MEMORY[kind]} at least: {label(least, varied) or 'the workload'}")
+            (f"{_number(least.output(kind))} GiB", f"{MEMORY[kind]} at least: {workload_label(least, varied)}")
         )
     return '<div class="tiles">' + "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles
@@ -141,7 +141,13 @@ def _pairs(rows: Sequence[Row]) -> str:
         assert ratio is not None
         interval = f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio.low is not None and ratio.high is not None else ""
         lines.append(
-            [label(left, varied), _number(left.throughput), _number(right.throughput), f"{ratio.value:.3f}", interval]
+            [
+                workload_label(left, varied),
+                _number(left.throughput),
+                _number(right.throughput),
+                f"{ratio.value:.3f}",
+                interval,
+            ]
         )
     heads = ["workload", f"{first}, tokens / s", f"{second}, tokens / s", f"{second} / {first}", "95 % interval"]
     return _table(heads, lines, numbers=range(1, 5))

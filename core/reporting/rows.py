@@ -205,6 +205,11 @@ def label(row: Row, names: Iterable[str]) -> str:
     return ", ".join(worded(name, row.value(name)) for name in names)
 
 
+def workload_label(row: Row, varied: Sequence[str]) -> str:
+    """Return what tells a row from the others of a report, or, where all are the same workload, which one that is."""
+    return label(row, varied or ("model_name", "model_max_length", "batch_size"))
+
+
 def worded(name: str, value: Any) -> str:
     """Return a property and its value in words; names and stacks speak for themselves."""
     if name in (*KEYS, "model_name"):

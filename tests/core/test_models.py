@@ -10,7 +10,7 @@ from ado_actuators.sfttrainer.core import models
 
 # every published model that IBM's own sfttrainer actuator names, and ours for tests; what it keeps under in-house paths is no one else's
 SPELLING = {
-    *("granite-3-8b", "granite-3.0-1b-a400m-base", "granite-3.1-2b", "granite-3.1-3b-a800m-instruct"),
+    *("granite-3-8b", "granite-3.3-8b", "granite-3.0-1b-a400m-base", "granite-3.1-2b", "granite-3.1-3b-a800m-instruct"),
     *("granite-3.1-8b-instruct", "granite-3b-code-base-128k", "granite-7b-base", "granite-8b-code-base"),
     *("granite-8b-code-base-128k", "granite-8b-code-instruct", "granite-34b-code-base", "granite-vision-3.2-2b"),
     *("granite-4.0-350m", "granite-4.0-1b", "granite-4.0-h-1b", "granite-4.0-micro", "granite-4.0-h-micro"),
@@ -63,11 +63,16 @@ def test_names_of_existing_studies_are_kept() -> None:
     assert SPELLING - set(models.names()) == set()
 
 
-def test_a_name_that_only_stands_for_a_hub_id() -> None:
-    """What the catalogue knows no hyper-parameters of is left to the hub, under the name studies use."""
-    assert models.resolve("granite-3.3-8b") == models.ModelSource(
-        "granite-3.3-8b", None, "ibm-granite/granite-3.3-8b-base"
-    )
+@pytest.mark.parametrize(
+    ("name", "dropout"),
+    [("granite-3.1-2b", 0.1), ("granite-3.1-8b-instruct", 0.1), ("granite-8b-code-base", 0.1), ("granite-3.3-8b", 0.0)],
+)
+def test_attention_dropout_is_the_published_one(name: str, dropout: float) -> None:
+    """It decides which attention kernel runs, so a model without it would be measured as another."""
+    transformers = pytest.importorskip("transformers")
+    architecture = models.resolve(name).architecture
+    assert architecture is not None
+    assert transformers.AutoConfig.for_model(**architecture).attention_dropout == dropout
 
 
 def test_a_catalogue_name_gives_architecture_and_hub_id() -> None:

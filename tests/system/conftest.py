@@ -81,20 +81,30 @@ def own_environ() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a throw-away clone of what git knows here, in its present state; its versions differ from those installed."""
+    """Make a throw-away repository; its versions differ from those installed."""
     made = tmp_path_factory.mktemp("clone") / "repository"
-    for name in filter(None, subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")):
-        if (ROOT / name).is_symlink() or (ROOT / name).exists():
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, made / name, follow_symlinks=False)
+    copy(made)
     point = made / "sfttrainer" / "examples" / "point.yaml"
     content = yaml.safe_load(point.read_text())
     content["entity"]["max_steps"] = 5
     point.write_text(yaml.safe_dump(content))
+    commit(made)
+    return made
+
+
+def copy(made: Path) -> None:
+    """Copy what git knows of this repository, in its present state, links as links."""
+    for name in filter(None, subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")):
+        if (ROOT / name).is_symlink() or (ROOT / name).exists():
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, made / name, follow_symlinks=False)
+
+
+def commit(made: Path) -> None:
+    """Make a repository with one commit of a copy."""
     git(made, "init", "--quiet")
     git(made, "add", "--all")
     git(made, "commit", "--quiet", "--message", "state")
-    return made
 
 
 def free_port() -> int:
