@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "flash-attn")
-DISTRIBUTION = "fms-hf-tuning"
 KERNELS = ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 PACKAGES = ("trl", "bitsandbytes", "liger-kernel")
-DISTRIBUTION = "ado-sfttrainer[train]"
 
 
 def load() -> None:
