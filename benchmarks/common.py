@@ -6,6 +6,7 @@ Imports the arithmetic and process rooms of the installed plugin; neither ado no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -15,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,11 @@ def plan(values: dict[str, Any]) -> measurement.Plan:
     return measurement.plan(PLUGIN.identifier, EXPERIMENT, values)
 
 
-def measure(values: dict[str, Any], state_dir: Path) -> Measured:
-    """Measure a workload in a fresh trainer process.
+@contextlib.contextmanager
+def measuring(state_dir: Path, *, reuse: bool = False) -> Iterator[Callable[[dict[str, Any]], Measured]]:
+    """Give a function that measures a workload, in a fresh trainer each time or in one that is kept.
 
-    Raises:
-        SystemExit: the measurement gave no result.
+    The function raises SystemExit when a measurement gave no result.
     """
     began: list[tuple[float, float]] = []
 
@@ -108,13 +109,25 @@ def measure(values: dict[str, Any], state_dir: Path) -> Measured:
         if news.get("state") == "training" and not began:
             began.append((time.perf_counter(), time.process_time()))
 
-    with Local(PLUGIN, Settings(), state_dir, tell) as local:
-        verdict = local.measure(plan(values))
-        wall_s, cpu_s = time.perf_counter(), time.process_time()
-    if verdict.report is None or not verdict.properties.get("is_valid"):
-        sys.exit(f"{values}: {verdict.sentence or verdict.metadata.get('reason')}\nlog: {verdict.metadata.get('log')}")
-    percent = 100 * (cpu_s - began[0][1]) / (wall_s - began[0][0])
-    return Measured(verdict, verdict.report.raw_step_s, percent)
+    with Local(PLUGIN, Settings(reuse_workers=reuse), state_dir, tell) as local:
+
+        def measured(values: dict[str, Any]) -> Measured:
+            began.clear()
+            verdict = local.measure(plan(values))
+            wall_s, cpu_s = time.perf_counter(), time.process_time()
+            if verdict.report is None or not verdict.properties.get("is_valid"):
+                reason = verdict.sentence or verdict.metadata.get("reason")
+                sys.exit(f"{values}: {reason}\nlog: {verdict.metadata.get('log')}")
+            percent = 100 * (cpu_s - began[0][1]) / (wall_s - began[0][0])
+            return Measured(verdict, verdict.report.raw_step_s, percent)
+
+        yield measured
+
+
+def measure(values: dict[str, Any], state_dir: Path) -> Measured:
+    """Measure a workload in a fresh trainer process."""
+    with measuring(state_dir) as measured:
+        return measured(values)
 
 
 def options(description: str, name: str, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:

@@ -1,11 +1,13 @@
 """Fidelity: the step times of a bare TRL script with a stopwatch, and of the same workload through the plugin.
 
-Pairs of fresh processes, one each, who goes first alternating; the ratio of median step times after the same warm-up steps, 1.00 ± 0.02
-if measuring changes nothing. Separately: what the plugin's own functions cost per step, and whether samples/s × time = samples.
+Pairs of fresh processes, one of each side, that train in turns, who goes first alternating: the machine's own ups and downs last longer
+than a turn. Each turn gives the ratio of median step times after the same warm-up steps, each pair the median of its turns; 1.00 ± 0.02 if
+measuring changes nothing. Separately: what the plugin's own functions cost per step, and whether samples/s × time = samples.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -13,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +38,20 @@ def main() -> int:
     given = common.options(
         "Compare step times of a bare TRL script with those measured by the plugin.",
         "fidelity",
-        ("--pairs", {"type": int, "default": None, "help": "pairs of runs per workload (default 15)"}),
-        (
-            "--steps",
-            {"type": int, "default": None, "help": "optimizer steps of each run (default 24)"},
-        ),
+        ("--pairs", {"type": int, "default": None, "help": "pairs of processes per workload (default 6)"}),
+        ("--turns", {"type": int, "default": None, "help": "turns of each pair, after one to warm up (default 8)"}),
+        ("--steps", {"type": int, "default": None, "help": "optimizer steps of each turn (default 16)"}),
     )
-    pairs = given.pairs or (2 if given.quick else 15)
-    steps = given.steps or (12 if given.quick else 24)
-    warmup = max(3, steps // 6)
+    pairs = given.pairs or (2 if given.quick else 6)
+    turns = given.turns or (2 if given.quick else 8)
+    steps = given.steps or (12 if given.quick else 16)
+    warmup = max(3, steps // 4)
     facts = common.circumstances(given.device)
     results = []
     with tempfile.TemporaryDirectory(prefix="fidelity-") as directory:
         for name, values in common.cases(given.device, given.quick).items():
             limits = {"max_steps": steps, "stop_after_seconds": 0, "target_ci_percent": UNREACHABLE_PERCENT}
-            results.append(compare(name, {**values, **limits}, pairs, warmup, Path(directory)))
+            results.append(compare(name, {**values, **limits}, pairs, turns, warmup, Path(directory)))
             common.add_versions(facts, results[-1].pop("versions"))
     met = all(result["met"] for result in results)
     results_file = {"benchmark": "fidelity", "quick": given.quick, **facts, "results": results, "met": met}
@@ -57,70 +59,103 @@ def main() -> int:
     return 0 if met or given.quick else 1
 
 
-def compare(name: str, values: dict[str, Any], pairs: int, warmup: int, directory: Path) -> dict[str, Any]:
+def compare(name: str, values: dict[str, Any], pairs: int, turns: int, warmup: int, directory: Path) -> dict[str, Any]:
     """Return the comparison for one workload.
 
     Args:
         name: of the workload.
         values: its property values.
-        pairs: runs of either side.
-        warmup: leading steps that are left out on both sides.
+        pairs: pairs of processes.
+        turns: of each pair, after one that is left out.
+        warmup: leading steps that are left out on both sides of a turn.
         directory: for files.
 
     Raises:
         SystemExit: a run failed, or the two sides did not do the same.
     """
-    made = []
+    made: list[list[dict[str, Any]]] = []
     for number in range(pairs):
-        pair: dict[str, Any] = {}
-        for side in ("bare", "ours") if number % 2 == 0 else ("ours", "bare"):
-            pair[side] = bare(values, warmup, directory) if side == "bare" else common.measure(values, directory)
-        made.append(pair)
-        medians = (statistics.median(steps[warmup:]) for steps in (pair["bare"]["step_s"], pair["ours"].step_s))
-        common.say(f"{name}: pair {number + 1} of {pairs}: bare {next(medians):.5f} s, ours {next(medians):.5f} s")
+        with bare(values, warmup, directory) as theirs, common.measuring(directory, reuse=True) as ours:
+            sides: dict[str, Callable[[], Any]] = {"bare": theirs, "ours": lambda: ours(values)}
+            both = [turn(sides, first="bare" if (number + count) % 2 else "ours") for count in range(turns + 1)]
+        made.append(both[1:])
+        common.say(f"{name}: pair {number + 1} of {pairs}: ratio {row(made[-1], warmup)['ratio']:.4f}")
     inside = own_cost(values, directory)
-    check_same(made[0]["bare"], made[0]["ours"], inside["arguments"], common.threads(values))
+    check_same(made[0][0]["bare"], made[0][0]["ours"], inside["arguments"], common.threads(values))
     rows = [row(pair, warmup) for pair in made]
     ratios = sorted(one["ratio"] for one in rows)
+    every = [one for pair in made for one in pair]
     step_s, spent_s = (statistics.mean(inside[key][warmup:]) for key in ("step_s", "spent_s"))
     cost = {
         "trainer_us_per_step": 1e6 * spent_s,
         "trainer_percent_of_step": 100 * spent_s / step_s,
         "trainer_us_of_the_dearest_step": 1e6 * max(inside["spent_s"][warmup:]),
-        "host_cpu_percent_of_one_core": statistics.median(pair["ours"].host_cpu_percent for pair in made),
+        "host_cpu_percent_of_one_core": statistics.median(one["ours"].host_cpu_percent for one in every),
     }
     median = statistics.median(ratios)
-    exact = [identity(pair["ours"], values) for pair in made]
+    exact = [identity(one["ours"], values) for one in every]
     return {
         "workload": name,
         "values": values,
         "warmup_steps": warmup,
+        "turns": turns,
         "pairs": rows,
         "ratio_median": median,
         "ratio_range": [ratios[0], ratios[-1]],
-        "bare_against_itself_range": against_itself([one["bare_median_s"] for one in rows]),
+        "bare_against_itself_range": against_itself([one for pair in rows for one in pair["bare_medians_s"]]),
         "cost": cost,
         "identity": exact,
         "met": abs(median - 1) <= LIMIT
         and cost["trainer_percent_of_step"] < COST_LIMIT_PERCENT
         and all(one["exact"] for one in exact),
-        "versions": made[0]["ours"].verdict.metadata["versions"],
+        "versions": made[0][0]["ours"].verdict.metadata["versions"],
     }
 
 
-def bare(values: dict[str, Any], warmup: int, directory: Path) -> dict[str, Any]:
-    """Run the bare script in a process with the same threads, environment variables and device as a trainer."""
-    workload = common.plan(values).workload
-    spec = {
-        "architecture": common.plan(values).source.architecture,
+def turn(sides: dict[str, Callable[[], Any]], first: str) -> dict[str, Any]:
+    """Let each side train once and return what it gives."""
+    return {side: sides[side]() for side in sorted(sides, key=lambda side: side != first)}
+
+
+@contextlib.contextmanager
+def bare(values: dict[str, Any], warmup: int, directory: Path) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Give a function that trains with the bare script, in a process with the same threads, variables and device as a trainer."""
+    given, log = directory / "bare.spec", directory / "bare.log"
+    given.write_text(json.dumps(bare_spec(values, warmup, directory)), encoding="utf-8")
+    command = [sys.executable, str(HERE / "in_turns.py"), str(given)]
+    with (
+        log.open("w", encoding="utf-8") as stream,
+        subprocess.Popen(
+            command, env=environ(values), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asks, answers = process.stdin, process.stdout
+
+        def train() -> dict[str, Any]:
+            asks.write("train\n")
+            asks.flush()
+            line = answers.readline()
+            if not line:
+                sys.exit(f"in_turns.py ended:\n{log.read_text(encoding='utf-8')[-3000:]}")
+            result: dict[str, Any] = json.loads(line)
+            return result
+
+        yield train
+        asks.close()
+
+
+def bare_spec(values: dict[str, Any], warmup: int, directory: Path) -> dict[str, Any]:
+    """Return what ``bare_trl.py`` is to do for a workload."""
+    plan = common.plan(values)
+    names = ("model_max_length", "batch_size", "max_steps", "torch_dtype", "optim", "seed", "number_gpus")
+    return {
+        "architecture": plan.source.architecture,
         "output_dir": str(directory / "bare"),
         "edge": warmup,
-        **{
-            key: getattr(workload, key)
-            for key in ("model_max_length", "batch_size", "max_steps", "torch_dtype", "optim", "seed", "number_gpus")
-        },
+        **{name: getattr(plan.workload, name) for name in names},
     }
-    return child("bare_trl.py", spec, values, directory)
 
 
 def own_cost(values: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -143,7 +178,7 @@ def child(script: str, spec: dict[str, Any], values: dict[str, Any], directory: 
     with log.open("w", encoding="utf-8") as stream:
         status = subprocess.run(
             [sys.executable, str(HERE / script), str(given), str(made)],
-            env=trainer_environ(common.threads(values), host.visible_mask(values["number_gpus"]), own_environment=True),
+            env=environ(values),
             stdout=stream,
             stderr=subprocess.STDOUT,
             check=False,
@@ -153,6 +188,11 @@ def child(script: str, spec: dict[str, Any], values: dict[str, Any], directory: 
     result: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))
     made.unlink()
     return result
+
+
+def environ(values: dict[str, Any]) -> dict[str, str]:
+    """Return the variables that a trainer of this workload would have."""
+    return trainer_environ(common.threads(values), host.visible_mask(values["number_gpus"]), own_environment=True)
 
 
 def check_same(bare_run: dict[str, Any], ours: common.Measured, our_arguments: dict[str, Any], threads: int) -> None:
@@ -177,15 +217,17 @@ def check_same(bare_run: dict[str, Any], ours: common.Measured, our_arguments: d
         sys.exit("the two sides do not do the same:\n" + "\n".join(different))
 
 
-def row(pair: dict[str, Any], warmup: int) -> dict[str, float]:
-    """Return the numbers of one pair: medians and means in seconds, and ratios of ours to bare."""
-    theirs, mine = pair["bare"]["step_s"][warmup:], pair["ours"].step_s[warmup:]
+def row(pair: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
+    """Return the numbers of one pair: median step times of its turns in seconds, and ratios of ours to bare."""
+    theirs = [statistics.median(one["bare"]["step_s"][warmup:]) for one in pair]
+    mine = [statistics.median(one["ours"].step_s[warmup:]) for one in pair]
+    # against the wall clock over all steps of the window, which also sees what medians leave out
+    means = [math.fsum(one["ours"].step_s[warmup:]) / one["bare"]["window_s"] for one in pair]
     return {
-        "bare_median_s": statistics.median(theirs),
-        "ours_median_s": statistics.median(mine),
-        "ratio": statistics.median(mine) / statistics.median(theirs),
-        # against the wall clock over all steps of the window, which also sees what medians leave out
-        "ratio_of_means": math.fsum(mine) / pair["bare"]["window_s"],
+        "bare_medians_s": theirs,
+        "ours_medians_s": mine,
+        "ratio": statistics.median(ours / bare for ours, bare in zip(mine, theirs, strict=True)),
+        "ratio_of_means": statistics.median(means),
     }
 
 
@@ -221,7 +263,7 @@ def report(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
             [
                 result["workload"],
                 str(len(result["pairs"])),
-                f"{1e3 * statistics.median(one['bare_median_s'] for one in result['pairs']):.2f} ms",
+                f"{1e3 * statistics.median(one for pair in result['pairs'] for one in pair['bare_medians_s']):.2f} ms",
                 f"{result['ratio_median']:.4f}",
                 "{:.3f} to {:.3f}".format(*result["ratio_range"]),
                 f"{means:.4f}",
@@ -230,12 +272,17 @@ def report(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
         )
     blocks.append(common.table(head, lines))
     steps = ", ".join(
-        sorted({f"{r['values']['max_steps']} steps a run, {r['warmup_steps']} of them warm-up" for r in results})
+        sorted(
+            {
+                f"{r['turns']} turns a pair of {r['values']['max_steps']} steps, {r['warmup_steps']} of them warm-up"
+                for r in results
+            }
+        )
     )
     blocks.append(
-        f"Ratio: median step time through the plugin ÷ bare, pair by pair; target 1.00 ± {LIMIT:.2f}. {steps}, "
+        f"Ratio: median step time through the plugin ÷ bare, turn by turn, of each pair the median; target 1.00 ± {LIMIT:.2f}. {steps}, "
         "on CPUs in one thread. Of means: all steps of the window ÷ the bare script's wall clock. "
-        "Bare against itself: each bare run ÷ the one before, the noise of this machine."
+        "Bare against itself: each bare turn ÷ the one before, the noise of this machine."
     )
     head = [
         "workload",

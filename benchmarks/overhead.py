@@ -121,7 +121,9 @@ class Sides:
         """
         begin = time.perf_counter()
         if side == "bare":
-            steps_s = fidelity.bare(values, 1, self._directory)["step_s"]
+            steps_s = fidelity.child(
+                "bare_trl.py", fidelity.bare_spec(values, 1, self._directory), values, self._directory
+            )["step_s"]
             return _row(time.perf_counter() - begin, steps_s, {})
         if side == "warm":
             properties, metadata = self._through_ray(values)
