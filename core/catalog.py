@@ -15,7 +15,7 @@ from ado.schema.experiment import Experiment
 from pydantic.fields import FieldInfo
 
 from . import models
-from .kinds import KINDS, Kind, extra, fields, limit
+from .kinds import KINDS, Kind, extra, fields
 
 VERSION = "1.0.0"
 
@@ -62,8 +62,8 @@ def _experiment(actuator: str, identifier: str) -> Experiment:
             "identifier": identifier,
             "version": VERSION,
             "metadata": {"description": kind.description},
-            "requiredProperties": [_property(actuator, name, field, kind) for name, field in required.items()],
-            "optionalProperties": [_property(actuator, name, field, kind) for name, field in optional.items()],
+            "requiredProperties": [_property(name, field, kind) for name, field in required.items()],
+            "optionalProperties": [_property(name, field, kind) for name, field in optional.items()],
             "defaultParameterization": [
                 {"property": {"identifier": name}, "value": field.default} for name, field in optional.items()
             ],
@@ -72,8 +72,8 @@ def _experiment(actuator: str, identifier: str) -> Experiment:
     )
 
 
-def _property(actuator: str, name: str, field: FieldInfo, kind: Kind) -> dict[str, Any]:
+def _property(name: str, field: FieldInfo, kind: Kind) -> dict[str, Any]:
     allowed = domain(name, field)
-    if values := limit(actuator, kind, name, field):
+    if values := kind.limits.get(name):
         allowed["values"] = list(values)
     return {"identifier": name, "metadata": {"description": field.description}, "propertyDomain": allowed}

@@ -88,12 +88,6 @@ def fields(actuator: str, kind: Kind) -> dict[str, FieldInfo]:
     }
 
 
-def limit(actuator: str, kind: Kind, name: str, field: FieldInfo) -> tuple[Any, ...] | None:
-    """Return the values a property can have here, where they are fewer than a workload's; None: there is no such limit."""
-    by_actuator = extra(field).get("only", {}).get(actuator)
-    return tuple(by_actuator) if by_actuator else kind.limits.get(name)
-
-
 def extra(field: FieldInfo) -> dict[str, Any]:
     """Return what a field of ``Workload`` says beside its type."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}

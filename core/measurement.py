@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from . import capacity, failures, memory_report, models, report, stability
-from .kinds import KINDS, Kind, fields, limit
+from .kinds import KINDS, Kind, fields
 from .outcome import Outcome
 from .trainer import sight
 from .workload import Workload, parse
@@ -120,7 +120,7 @@ def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) ->
     for name, value in values.items():
         if name not in known:
             raise failures.InvalidConfiguration(f"{name} is not a property of {experiment} in {actuator}.")
-        allowed = limit(actuator, kind, name, known[name])
+        allowed = kind.limits.get(name)
         if allowed and value not in allowed:
             raise failures.InvalidConfiguration(
                 f"{name} {value} is not measured by {experiment} in {actuator}; use {' or '.join(map(str, allowed))}."

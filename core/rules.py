@@ -41,8 +41,8 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
             "fsdp_state_dict_type LOCAL_STATE_DICT does not exist in FSDP2; use FULL_STATE_DICT or SHARDED_STATE_DICT.",
         ),
         (
-            w.method == "qlora" and fsdp and processes > 1,
-            f"method qlora is not measured with {w.distributed_backend}: use distributed_backend DDP.",
+            w.method in ("qlora", "gptq_lora") and fsdp and processes > 1,
+            f"method {w.method} is not measured with {w.distributed_backend}: use distributed_backend DDP.",
         ),
         (cpu and w.mixed_precision == "fp16", "mixed_precision fp16 needs a GPU; use bf16 or no."),
         (

@@ -152,24 +152,21 @@ class Workload(pydantic.BaseModel):
         Literal["None", "DDP", "FSDP", "FSDP2"],
         pydantic.Field(
             description="How several devices share the work; DDP on one device wraps nothing.",
-            # FSDP is not driven through fms-hf-tuning
-            json_schema_extra={"only": {"fms_hf_tuning": ["None", "DDP"]}},
         ),
     ] = "DDP"
     fsdp_sharding_strategy: Annotated[
         Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"],
         pydantic.Field(
             description="What FSDP shards; FSDP2 knows FULL_SHARD and SHARD_GRAD_OP.",
-            json_schema_extra=_where(stacks=TRL),
         ),
     ] = "FULL_SHARD"
     fsdp_state_dict_type: Annotated[
         Literal["FULL_STATE_DICT", "LOCAL_STATE_DICT", "SHARDED_STATE_DICT"],
-        pydantic.Field(description="State dictionary form of FSDP.", json_schema_extra=_where(stacks=TRL)),
+        pydantic.Field(description="State dictionary form of FSDP."),
     ] = "FULL_STATE_DICT"
     fsdp_use_orig_params: Annotated[
         bool,
-        pydantic.Field(description="Keep original parameters under FSDP (v1).", json_schema_extra=_where(stacks=TRL)),
+        pydantic.Field(description="Keep original parameters under FSDP (v1)."),
     ] = True
     fsdp_transformer_layer_cls_to_wrap: Annotated[
         str,
@@ -177,12 +174,10 @@ class Workload(pydantic.BaseModel):
             min_length=1,
             max_length=256,
             description="Layer class FSDP wraps; auto takes the model's own.",
-            json_schema_extra=_where(stacks=TRL, examples=("auto",)),
+            json_schema_extra=_where(examples=("auto",)),
         ),
     ] = "auto"
-    fsdp_cpu_offload: Annotated[
-        bool, pydantic.Field(description="Keep FSDP's shards in host memory.", json_schema_extra=_where(stacks=TRL))
-    ] = False
+    fsdp_cpu_offload: Annotated[bool, pydantic.Field(description="Keep FSDP's shards in host memory.")] = False
     enable_roce: Annotated[bool, pydantic.Field(description="RDMA over Converged Ethernet between nodes.")] = False
     # ado lists every value of a discrete domain when a space has the property: 2**31 of them would take all memory
     seed: Annotated[int, pydantic.Field(ge=0, le=65_535, description="Seed of weights and data.")] = 42

@@ -28,6 +28,35 @@ def options(workload: dict[str, Any]) -> dict[str, Any]:
     return {"fsdp": True, "fsdp_config": config}
 
 
+def variables(workload: dict[str, Any]) -> dict[str, str]:
+    """Return the environment variables by which ``accelerate launch`` describes FSDP to a trainer; empty without FSDP.
+
+    For releases of transformers whose ``TrainingArguments`` cannot say all of it. What no property says is as accelerate's launcher
+    has it by default.
+    """
+    config = options(workload).get("fsdp_config")
+    if config is None:
+        return {}
+    layer = config.get("transformer_layer_cls_to_wrap")
+    said = {
+        "ACCELERATE_USE_FSDP": True,
+        "FSDP_VERSION": config["version"],
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_STATE_DICT_TYPE": config["state_dict_type"],
+        "FSDP_OFFLOAD_PARAMS": config["cpu_offload"],
+        **({"FSDP_TRANSFORMER_CLS_TO_WRAP": layer} if layer else {}),
+    }
+    if config["version"] == 2:
+        said |= {"FSDP_RESHARD_AFTER_FORWARD": config["reshard_after_forward"]}
+    else:
+        said |= {
+            "FSDP_SHARDING_STRATEGY": config["reshard_after_forward"],
+            "FSDP_USE_ORIG_PARAMS": config["use_orig_params"],
+            "FSDP_BACKWARD_PREFETCH": "BACKWARD_PRE",
+        }
+    return {name: str(value) for name, value in said.items()}
+
+
 def complete(arguments: Any, workload: dict[str, Any]) -> Any:
     """Return ``arguments``, made with ``options``, with what transformers leaves out of accelerate's plugin.
 

@@ -77,6 +77,46 @@ def test_every_other_property_arrives() -> None:
     assert list(made.transformer_cls_names_to_wrap) == ["LlamaDecoderLayer"]
 
 
+def launched(monkeypatch: pytest.MonkeyPatch, **change: Any) -> FullyShardedDataParallelPlugin:
+    """Return the plugin that accelerate makes of the variables by which fms-hf-tuning is told."""
+    for name, value in fsdp.variables(parse({**GPUS, **change}).model_dump()).items():
+        monkeypatch.setenv(name, value)
+    return FullyShardedDataParallelPlugin()
+
+
+def test_without_fsdp_there_are_no_variables() -> None:
+    """Of any FSDP: a trainer that is reused would otherwise go on sharding."""
+    assert fsdp.variables(parse(GPUS).model_dump()) == {}
+
+
+@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"])
+def test_variables_say_what_arguments_say_of_fsdp1(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate makes the same plugin of both."""
+    change: dict[str, Any] = {
+        "distributed_backend": "FSDP",
+        "fsdp_sharding_strategy": strategy,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        "fsdp_use_orig_params": False,
+        "fsdp_cpu_offload": True,
+        "fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+    }
+    asked, told = plugin(**change), launched(monkeypatch, **change)
+    assert told.sharding_strategy == asked.sharding_strategy
+    for name in ("fsdp_version", "state_dict_type", "use_orig_params", "cpu_offload", "auto_wrap_policy"):
+        assert getattr(told, name) == getattr(asked, name), name
+    assert told.transformer_cls_names_to_wrap == list(asked.transformer_cls_names_to_wrap) == ["LlamaDecoderLayer"]
+
+
+@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP"])
+def test_variables_say_what_arguments_say_of_fsdp2(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 has a flag instead of strategies, and always keeps original parameters."""
+    change = {"distributed_backend": "FSDP2", "fsdp_sharding_strategy": strategy, "fsdp_cpu_offload": True}
+    asked, told = plugin(**change), launched(monkeypatch, **change)
+    for name in ("fsdp_version", "reshard_after_forward", "state_dict_type", "use_orig_params", "auto_wrap_policy"):
+        assert getattr(told, name) == getattr(asked, name), name
+    assert bool(told.cpu_offload) is True
+
+
 class Wrapped:
     """Stands for a trainer whose model is ``model`` and was wrapped as ``wrapped``."""
 

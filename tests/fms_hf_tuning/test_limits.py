@@ -198,8 +198,9 @@ def test_images_need_a_newer_release() -> None:
     )
 
 
-def test_fsdp_is_refused_before_anything_starts() -> None:
-    """The library is not driven under FSDP, so no GPU is asked for."""
+def test_quantised_weights_are_not_sharded() -> None:
+    """Refused before any GPU is asked for."""
     values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2}
-    with pytest.raises(failures.InvalidConfiguration, match="distributed_backend FSDP2 is not measured by"):
-        measurement.plan("fms_hf_tuning", "finetune_full_benchmark", {**values, "distributed_backend": "FSDP2"})
+    sentence = "method gptq_lora is not measured with FSDP2: use distributed_backend DDP."
+    with pytest.raises(failures.InvalidConfiguration, match=sentence):
+        measurement.plan("fms_hf_tuning", "finetune_gptq_lora_benchmark", {**values, "distributed_backend": "FSDP2"})

@@ -141,7 +141,7 @@ def test_where_no_workload_has_an_answer_the_status_is_bad_use(
     assert command.main("sfttrainer", [str(file), str(file)]) == 2
     printed = capsys.readouterr()
     assert printed.err == "No workload can be compared: each has a side without a throughput and its interval.\n"
-    assert "? the workload" in printed.out
+    assert "? m, length 32, batch 4" in printed.out
     assert "1 workload compared: 1 unknown." in printed.out
 
 

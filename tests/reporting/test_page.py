@@ -147,6 +147,15 @@ def test_a_single_step_can_be_seen(row: Make) -> None:
     assert axes.get_xlim() == (0.5, 1.5)
 
 
+def test_one_best_workload_is_no_line(row: Make) -> None:
+    """Where one beats all others in both there is no front to draw, and the caption names it."""
+    rows = [row(200.0, memory=1.0, batch_size=4), row(100.0, memory=2.0)]
+    (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "pareto"]
+    (axes,) = drawing.figure.axes
+    assert "front" not in [line.get_label() for line in axes.lines]
+    assert drawing.caption == "Up and left is better: nothing beats batch 4 in either."
+
+
 def test_what_the_data_lack_is_left_out_with_a_reason() -> None:
     """An exported CSV from a CPU has no traces, no energy and no out-of-memory."""
     rows = report.read.rows(str(RECORDINGS / "operation.csv"))

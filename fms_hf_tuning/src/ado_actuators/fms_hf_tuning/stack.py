@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
     """
     import torch
 
-    from .core.trainer import model
+    from .core.trainer import fsdp, model
     from .core.trainer.errors import Broken, Refused
     from .limits import refusal, versions
 
@@ -59,10 +60,17 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
     place = Path(job["run_dir"]) / f"rank{job['rank']}"
     prepare = _images if workload.get("dataset_image_field") else _texts
     network, source, built = prepare(job, clock, place)
+    # the trainer forgets them with the measurement
+    os.environ.update(fsdp.variables(workload))
     phases = _Phases(clock)
     with phases, _handing(network, images=prepare is _images), _own_caches(place):
         trainer = _train(job, source, place, [phases.edge(), clock.callback])
     facts = {**_facts(trainer), "model_parameters": built["model_parameters"]}
+    if sentence := fsdp.mismatch(workload, job["world_size"], facts["wrapped_by"]):
+        raise Broken(sentence)
+    if not fsdp.is_whole(facts["wrapped_by"]):
+        # each rank has a part of what was counted before
+        facts["trainable_parameters"] = phases.trainable
     # fast MoE keeps a rank's share of the experts only
     if "sample" in built and not workload.get("fast_moe"):
         facts |= model.router_facts(trainer.model, facts["wrapped_by"], built["sample"])
@@ -362,11 +370,12 @@ def _own_caches(place: Path) -> Iterator[None]:
 
 
 class _Phases(contextlib.ExitStack):
-    """Times the set-up and the training, which one call of the library does, as two phases."""
+    """Times the set-up and the training, which one call of the library does, as two phases; between them counts ``trainable``."""
 
     def __init__(self, clock: Any) -> None:
         super().__init__()
         self._clock = clock
+        self.trainable = 0
 
     def __enter__(self) -> _Phases:
         self.enter_context(self._clock.phase("setup"))
@@ -379,6 +388,9 @@ class _Phases(contextlib.ExitStack):
         phases = self
 
         class TrainingBegins(transformers.TrainerCallback):
+            def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                phases.trainable = sum(p.numel() for p in kwargs["model"].parameters() if p.requires_grad)
+
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 phases.close()
                 phases.enter_context(phases._clock.phase("train"))
