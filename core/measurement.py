@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import shlex
 import uuid
 from typing import Any
@@ -72,7 +73,7 @@ class Plan:
             "id": identifier,
             "run_dir": f"{state_dir}/runs/{identifier}",
             "cache_dir": f"{state_dir}/models",
-            "workload": self.workload.model_dump(),
+            "workload": self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)},
             "architecture": self.source.architecture,
             "source": self.source.source,
             "rank": rank,
@@ -111,6 +112,14 @@ class Verdict:
     sentence: str
     metadata: dict[str, Any]
     report: report.Report | None = None
+
+
+def _located(dataset: str) -> str:
+    """Return the path of a file that is here as an absolute one, since trainers run elsewhere; whatever else is asked for as it is."""
+    path = os.path.abspath(os.path.expanduser(dataset))  # noqa: PTH100, PTH111
+    # os.path takes names no file system could hold for absent
+    here = not dataset.startswith("synthetic-") and os.path.exists(path)  # noqa: PTH110
+    return path if here else dataset
 
 
 def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) -> None:

@@ -40,6 +40,13 @@ def test_json_has_properties_and_metadata(capsys: pytest.CaptureFixture[str]) ->
     assert printed["metadata"]["command"].startswith("python -m ado_actuators.sfttrainer.run")
 
 
+def test_a_data_set_is_found_from_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers run in another directory, so a relative path must not reach them as it is."""
+    (tmp_path / "mine.jsonl").write_text('{"text": "what a model learns from"}\n')
+    monkeypatch.chdir(tmp_path)
+    assert run(*WORDS, "max_steps=3", "dataset_id=mine.jsonl") == 0
+
+
 def test_gpus_that_are_not_here_are_refused_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
