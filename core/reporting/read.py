@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..kinds import KINDS
-from .rows import GIVEN, REQUIRED, THROUGHPUT, Row, experiment_of, plain, workload_value
+from .rows import GIVEN, INTERVAL, REQUIRED, THROUGHPUT, Row, experiment_of, plain, workload_value
 
 BOOKKEEPING = (
     "identifier", "experiment_id", "valid", "reason", "request_id", "request_index", "entity_index", "result_index",
@@ -46,9 +46,21 @@ def rows(source: str) -> list[Row]:
     if not found:
         raise Unreadable(f"{source} holds no measurement of fine-tuning.")
     for row in found:
-        if row.throughput is not None and row.throughput < 0:
-            raise Unreadable(f"{source} holds a {THROUGHPUT} of {row.throughput:g}; no rate is negative.")
+        if sentence := _impossible(row):
+            raise Unreadable(f"{source} holds {sentence}")
     return found
+
+
+def _impossible(row: Row) -> str | None:
+    if row.throughput is not None and row.throughput <= 0:
+        return f"a {THROUGHPUT} of {row.throughput:g}; every rate is positive."
+    if row.half_width is not None and row.half_width < 0:
+        return f"a {INTERVAL} of {100 * row.half_width:g}; no interval is negative."
+    for name in ("number_gpus", "number_nodes"):
+        count = row.value(name)
+        if not isinstance(count, int) or count < 0:
+            return f"a {name} of {count!r:.40}, which is no number of them."
+    return None
 
 
 def from_csv(path: Path) -> list[Row]:
@@ -58,7 +70,9 @@ def from_csv(path: Path) -> list[Row]:
             reader = csv.DictReader(file, strict=True)
             table = [_complete(cells, reader.line_num, path) for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Unreadable(f"{path} cannot be read as CSV: {error}.") from None
+        raise Unreadable(
+            f"{path} cannot be read as CSV: {'it is no UTF-8 text' if isinstance(error, UnicodeDecodeError) else error}."
+        ) from None
     if table and not {"identifier", "experiment_id"} <= table[0].keys():
         raise Unreadable(
             f"{path} is no export of ado's measurements: it lacks the column experiment_id; {HOW_TO_EXPORT}."

@@ -21,7 +21,8 @@ def main(plugin: str, arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0 written, 2 bad use."""
     options = _parser(plugin).parse_args(arguments)
     try:
-        rows = [row for source in options.source for row in read.rows(source)]
+        # an operation and its space hold the same measurements
+        rows = _distinct([read.rows(source) for source in options.source])
         from . import figures
     except read.Unreadable as reason:
         print(reason, file=sys.stderr)
@@ -67,6 +68,17 @@ def _parser(plugin: str) -> argparse.ArgumentParser:
         "--format", choices=("html", "png", "both"), default="both", help="what to write (default: %(default)s)"
     )
     return parser
+
+
+def _distinct(sources: list[list[Row]]) -> list[Row]:
+    """Leave out rows that an earlier source has given: two measurements are never equal to the last digit."""
+    first: dict[str, int] = {}
+    return [
+        row
+        for number, rows in enumerate(sources)
+        for row in rows
+        if first.setdefault(repr((row.key, sorted(row.outputs.items()), row.sentence)), number) == number
+    ]
 
 
 def _made(plugin: str, sources: list[str]) -> str:

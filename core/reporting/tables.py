@@ -157,7 +157,8 @@ def ratio(above: Row, below: Row) -> Ratio | None:
     value = above.throughput / below.throughput
     if above.half_width is None or below.half_width is None:
         return Ratio(value)
-    factor = math.exp(math.hypot(above.half_width, below.half_width))
+    # beyond this an interval says nothing, and a float has no room for it
+    factor = math.exp(min(math.hypot(above.half_width, below.half_width), 100.0))
     return Ratio(value, value / factor, value * factor)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from ado_actuators.sfttrainer.core.reporting import read, report
+from ado_actuators.sfttrainer.core.reporting import read, report, tables
 from ado_actuators.sfttrainer.core.reporting.rows import THROUGHPUT, Row, experiment_of
 
 from .conftest import RECORDINGS
@@ -106,7 +108,7 @@ def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
         (
             "negative.csv",
             f"{HEADS},{THROUGHPUT}\ne,{FULL},m,8,3,0,1,-5\n",
-            "holds a dataset_tokens_per_second of -5; no rate is",
+            "holds a dataset_tokens_per_second of -5; every rate is",
         ),
         ("nothing.yaml", "- entities: []\n", "is an incomplete trace of ado's measurements; write it again with"),
         ("number.yaml", "- entities: 3\n", "is an incomplete trace of ado's measurements; write it again with"),
@@ -160,3 +162,42 @@ def test_what_other_actuators_measured_is_left_out(tmp_path: Path) -> None:
     path.write_text(head + other)
     with pytest.raises(read.Unreadable, match=r"holds no measurement of fine-tuning\."):
         read.rows(str(path))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("dataset_tokens_per_second", "0", "a dataset_tokens_per_second of 0; every rate is positive."),
+        ("throughput_ci95_percent", "-1", "a throughput_ci95_percent of -1; no interval is negative."),
+        ("number_gpus", "x", "a number_gpus of 'x', which is no number of them."),
+        ("number_nodes", "1e-320", "a number_nodes of 1e-320, which is no number of them."),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(column: str, value: str, said: str, tmp_path: Path) -> None:
+    """A number that no measurement gives ends in a sentence, not in a division by it."""
+    with (RECORDINGS / "operation.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    with (tmp_path / "wrong.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(line | {column: value} for line in table)
+    with pytest.raises(read.Unreadable) as raised:
+        read.rows(str(tmp_path / "wrong.csv"))
+    assert str(raised.value) == f"{tmp_path / 'wrong.csv'} holds {said}"
+
+
+def test_an_interval_of_any_width_has_a_ratio() -> None:
+    """No width is too large for a float."""
+    (one, *_) = [row for row in read.rows(str(RECORDINGS / "operation.csv")) if row.throughput]
+    wide = dataclasses.replace(one, outputs=one.outputs | {"throughput_ci95_percent": 1e300})
+    assert tables.ratio(wide, wide) is not None
+
+
+def test_the_same_source_twice_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An operation and its space hold the same measurements."""
+    source = str(RECORDINGS / "operation.yaml")
+    for sources in ([source], [source, source]):
+        assert report.main("sfttrainer", [*sources, "-o", str(tmp_path), "--format", "html"]) == 0
+        page = (tmp_path / "report.html").read_text()
+        assert "6 of 10" in page
+    capsys.readouterr()
