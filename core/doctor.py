@@ -295,7 +295,10 @@ def main(plugin: str, environment_of: str, arguments: list[str] | None = None) -
         environment_of: where it trains by default, ``current`` or ``managed``.
         arguments: of the command line; default: this process's.
     """
-    options = _parser(plugin).parse_args(arguments)
+    parser = _parser(plugin)
+    options = parser.parse_args(arguments)
+    if options.address == "":
+        parser.error("--address is empty; leave it out to look at this machine")
     subject = Subject(plugin, environment_of, options.state_dir)
     address = options.address or os.environ.get("RAY_ADDRESS")
     findings = examine_cluster(address, subject) if address else examine(subject)

@@ -164,3 +164,11 @@ def test_the_dashboards_address_is_told_from_the_clusters(subject: Subject) -> N
         "from outside the cluster give ray://127.0.0.1:10001",
         "python -m ado_actuators.sfttrainer.doctor --address 127.0.0.1:6379",
     )  # fmt: skip
+
+
+def test_an_empty_address_is_not_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unset variable of a shell is no wish to look here."""
+    with pytest.raises(SystemExit) as raised:
+        doctor.main("sfttrainer", "current", ["--address", ""])
+    assert raised.value.code == 2
+    assert "--address is empty" in capsys.readouterr().err
