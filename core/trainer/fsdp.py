@@ -31,8 +31,8 @@ def options(workload: dict[str, Any]) -> dict[str, Any]:
 def variables(workload: dict[str, Any]) -> dict[str, str]:
     """Return the environment variables by which ``accelerate launch`` describes FSDP to a trainer; empty without FSDP.
 
-    For releases of transformers whose ``TrainingArguments`` cannot say all of it. What no property says is as accelerate's launcher
-    has it by default.
+    For releases of transformers whose ``TrainingArguments`` cannot say all of it, and for what accelerate looks up before it gets its
+    plugin. What no property says is as transformers says it by default.
     """
     config = options(workload).get("fsdp_config")
     if config is None:
@@ -52,7 +52,8 @@ def variables(workload: dict[str, Any]) -> dict[str, str]:
         said |= {
             "FSDP_SHARDING_STRATEGY": config["reshard_after_forward"],
             "FSDP_USE_ORIG_PARAMS": config["use_orig_params"],
-            "FSDP_BACKWARD_PREFETCH": "BACKWARD_PRE",
+            "FSDP_BACKWARD_PREFETCH": "NO_PREFETCH",
+            "FSDP_SYNC_MODULE_STATES": True,
         }
     return {name: str(value) for name, value in said.items()}
 

@@ -102,7 +102,8 @@ def test_variables_say_what_arguments_say_of_fsdp1(strategy: str, monkeypatch: p
     }
     asked, told = plugin(**change), launched(monkeypatch, **change)
     assert told.sharding_strategy == asked.sharding_strategy
-    for name in ("fsdp_version", "state_dict_type", "use_orig_params", "cpu_offload", "auto_wrap_policy"):
+    for name in ("fsdp_version", "state_dict_type", "use_orig_params", "cpu_offload", "auto_wrap_policy",
+                 "backward_prefetch", "sync_module_states", "forward_prefetch"):  # fmt: skip
         assert getattr(told, name) == getattr(asked, name), name
     assert told.transformer_cls_names_to_wrap == list(asked.transformer_cls_names_to_wrap) == ["LlamaDecoderLayer"]
 

@@ -198,6 +198,13 @@ def test_images_need_a_newer_release() -> None:
     )
 
 
+def test_lora_under_fsdp2_is_refused() -> None:
+    """The library's policy for adapters would leave every layer unsharded, under a wrapper of the right name."""
+    change = {"method": "lora", "number_gpus": 2, "distributed_backend": "FSDP2"}
+    assert str(say(change, cuda=True)).startswith("LoRA is not measured under FSDP2")
+    assert say({**change, "distributed_backend": "FSDP"}, cuda=True) is None
+
+
 def test_quantised_weights_are_not_sharded() -> None:
     """Refused before any GPU is asked for."""
     values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2}

@@ -116,6 +116,9 @@ def _sentences(
         missing = [_distribution(module) for module in NEEDS[asked] if not has(module)]
         if missing:
             yield f"{asked} needs the package {' and '.join(missing)} in the training environment."
+    if workload["method"] == "lora" and workload["distributed_backend"] == "FSDP2" and workload["number_gpus"] > 1:
+        # it hands accelerate a policy that only version 1 understands: no layer would be sharded by itself
+        yield "LoRA is not measured under FSDP2: fms-hf-tuning wraps adapters in FSDP's first version only; use FSDP."
     if workload.get("multipack") and not workload["padding_free"]:
         yield "multipack needs padding_free: fms-hf-tuning packs batches only without padding."
     if workload["padding_free"] and workload["packing"]:

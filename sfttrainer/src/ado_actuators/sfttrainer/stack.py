@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 PACKAGES = ("trl", "bitsandbytes", "liger-kernel")
@@ -42,6 +43,8 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
         tokenizer = model.tokenizer(job, network)
     with clock.phase("data"):
         samples = data.build(job, tokenizer, network.config)
+    # by these accelerate adds gloo for shards in host memory; the trainer forgets them with the measurement
+    os.environ.update(fsdp.variables(workload))
     with clock.phase("setup"):
         trainer = SFTTrainer(
             model=network,
