@@ -18,7 +18,7 @@ def mismatch(workload: Mapping[str, Any], architecture: Mapping[str, Any]) -> st
     name, field = str(workload["model_name"])[-_SHOWN:], workload.get("dataset_image_field")
     sees = "vision_config" in architecture
     if sees and not field:
-        return f"model {name} takes images: measure it with the fms_hf_tuning actuator and its dataset_image_field."
+        return f"model {name} takes images: only benchmarks of the fms_hf_tuning actuator with dataset_image_field measure it."
     if field and not sees:
         return f"model {name} takes no images: leave dataset_image_field out, or use a vision model."
     return None

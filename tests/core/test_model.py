@@ -158,7 +158,7 @@ SIGHT = {
 
 def test_a_vision_model_needs_images() -> None:
     """A directory or hub id is known to be a vision model only here; the sentence names the actuator that has images."""
-    with pytest.raises(Refused, match="takes images: measure it with the fms_hf_tuning actuator"):
+    with pytest.raises(Refused, match="takes images: only benchmarks of the fms_hf_tuning actuator"):
         model.build(job(SIGHT))
 
 

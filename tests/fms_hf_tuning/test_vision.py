@@ -149,7 +149,7 @@ def test_bad_data_is_one_sentence(
         (
             "sfttrainer",
             {"dataset_id": "synthetic-fixed"},
-            "model tiny-llava-next takes images: measure it with the fms_hf_tuning actuator and its dataset_image_field.",
+            "model tiny-llava-next takes images: only benchmarks of the fms_hf_tuning actuator with dataset_image_field measure it.",
         ),
         (
             "fms_hf_tuning",
