@@ -193,11 +193,11 @@ def report(facts: dict[str, Any], results: list[dict[str, Any]], met: bool) -> s
         f"{sum(one['holds_the_fixed_mean'] for one in every)} hold its mean; median difference "
         f"{statistics.median(one['difference_percent'] for one in every):+.2f} %. Time in training: median "
         f"{100 * statistics.median(one['time_ratio'] for one in every):.1f} %, worst "
-        f"{100 * max(one['time_ratio'] for one in every):.1f} % of the fixed protocol's (target at most {100 * SHARE:.0f} %); with process "
+        f"{100 * max(one['time_ratio'] for one in every):.1f} % of the fixed protocol's; with process "
         f"start, imports and model: median {100 * statistics.median(one['total_time_ratio'] for one in every):.1f} %."
     )
     blocks.append(
-        "The median adaptive measurement: "
+        f"Medians of the adaptive measurements, interval ends and time each by itself (target: overlap, at most {100 * SHARE:.0f} %): "
         + "; ".join(
             f"{result['workload']} {'agrees' if result['median']['agrees'] else 'does not agree'}, "
             f"in {100 * result['median']['time_ratio']:.1f} % of the time"

@@ -36,7 +36,7 @@ HARMLESS = (
     "needs MySQL",
     "runs in a test of its own",
     "runs in a session of its own",
-    "runs for ten minutes each",
+    "runs for ten minutes or more each",
     "would run itself",
 )
 # in the examples: seconds of a measurement, and the models of the study of estimates
