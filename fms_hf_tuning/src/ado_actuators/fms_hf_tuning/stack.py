@@ -1,4 +1,4 @@
-"""How fms-hf-tuning is driven. The only module that knows the library; it runs in the trainer process and imports the trainer room only.
+"""How fms-hf-tuning is driven, which this module and ``arguments`` alone know. Runs in the trainer process, imports its room only.
 
 ``tuning.sft_trainer.train`` does everything after the model is built: data processing, acceleration plugins, TRL's trainer, training.
 It loads models by path. So that ``weights: random`` need not write gigabytes, and both actuators train exactly the same model,
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "flash-attn")
-KERNELS = ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings")
 
 
 def load() -> None:
@@ -110,142 +109,21 @@ def _images(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | s
 
 
 def _train(job: dict[str, Any], source: Path | str, place: Path, callbacks: list[Any]) -> Any:
-    from tuning.config import configs
     from tuning.sft_trainer import train as library_train
 
+    from . import arguments
+
     workload = job["workload"]
-    attention = workload["attn_implementation"]
     images = bool(workload.get("dataset_image_field"))
     trainer, _, _ = library_train(
-        configs.ModelArguments(
-            model_name_or_path=str(source),
-            tokenizer_name_or_path=str(place / ("model" if images else "tokenizer")),
-            torch_dtype=workload["torch_dtype"],
-            use_flash_attn=attention != "auto",
-            flash_attn_implementation=attention if attention != "auto" else None,
-        ),
-        configs.DataArguments(**_data_arguments(place, images=images)),
-        _arguments(job, place),
-        peft_config=_adapter(workload),
+        arguments.model(workload, source, place / ("model" if images else "tokenizer")),
+        arguments.data(place, images=images),
+        arguments.training(job, place),
+        peft_config=arguments.adapter(workload),
         additional_callbacks=callbacks,
-        **_acceleration(workload),
+        **arguments.acceleration(workload),
     )
     return trainer
-
-
-def _data_arguments(place: Path, *, images: bool) -> dict[str, Any]:
-    """Return where the data are, and for images how the library is to handle them.
-
-    Images are handled as the library would by itself, but in this process: it would fork one for each CPU, and a fork of
-    a process with torch's threads can hang.
-    """
-    if not images:
-        return {"training_data_path": str(place / "data.parquet")}
-    fields = {"dataset_text_field": "text", "dataset_image_field": "image"}
-    handlers = {
-        "apply_tokenizer_chat_template": {
-            "formatted_text_column_name": "text",
-            "conversation_column_name": "messages",
-        },
-        "prepare_multimodal_data_processor": {
-            "fields_name": fields,
-            "processor_kwargs": {"return_tensors": "pt", "padding": True},
-        },
-    }
-    described = {
-        "name": "images",
-        "data_paths": [str(place / "data.parquet")],
-        "data_handlers": [
-            {"name": name, "arguments": {"fn_kwargs": given, "num_proc": None, "batched": False}}
-            for name, given in handlers.items()
-        ],
-    }
-    (place / "data.json").write_text(json.dumps({"datasets": [described]}))
-    return {"data_config_path": str(place / "data.json"), **fields}
-
-
-def _arguments(job: dict[str, Any], place: Path) -> Any:
-    from tuning.config import configs
-
-    workload = job["workload"]
-    several, images = job["world_size"] > 1, bool(workload.get("dataset_image_field"))
-    return configs.TrainingArguments(
-        output_dir=str(place / "output"),
-        per_device_train_batch_size=workload["batch_size"] // job["world_size"],
-        gradient_accumulation_steps=workload["gradient_accumulation_steps"],
-        max_seq_length=workload["model_max_length"],
-        packing=workload["packing"],
-        gradient_checkpointing=workload["gradient_checkpointing"],
-        gradient_checkpointing_kwargs={"use_reentrant": workload["gradient_checkpointing_use_reentrant"]},
-        bf16=workload["mixed_precision"] == "bf16",
-        fp16=workload["mixed_precision"] == "fp16",
-        optim=workload["optim"],
-        learning_rate=2e-5,
-        lr_scheduler_type="constant",
-        max_steps=workload["max_steps"] if not workload["num_train_epochs"] else -1,
-        num_train_epochs=workload["num_train_epochs"] or 1,
-        seed=workload["seed"],
-        use_cpu=workload["number_gpus"] == 0,
-        ddp_backend="gloo" if workload["number_gpus"] == 0 and several else None,
-        # of a vision tower the last layers may go unused
-        ddp_find_unused_parameters=images if several else None,
-        # the collator of images needs columns that no model has
-        remove_unused_columns=not images,
-        # nothing inside a step may wait for the device or write a file
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        resume_from_checkpoint="false",
-        report_to="none",
-        disable_tqdm=True,
-        log_level="warning",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=workload["number_gpus"] > 0,
-        skip_memory_metrics=True,
-    )
-
-
-def _adapter(workload: dict[str, Any]) -> Any:
-    from tuning.config import peft_config
-
-    if workload["method"] in ("lora", "qlora", "gptq_lora"):
-        return peft_config.LoraConfig(
-            r=workload["r"],
-            lora_alpha=workload["lora_alpha"],
-            lora_dropout=workload["lora_dropout"],
-            target_modules=[name.strip() for name in workload["target_modules"].split(",")],
-        )
-    if workload["method"] == "prompt_tuning":
-        return peft_config.PromptTuningConfig(
-            prompt_tuning_init="RANDOM", num_virtual_tokens=workload["num_virtual_tokens"]
-        )
-    return None
-
-
-def _acceleration(workload: dict[str, Any]) -> dict[str, Any]:
-    """Return the library's configuration of its acceleration plugins; empty where none is asked for."""
-    from tuning.config import acceleration_configs as plugins
-    from tuning.config.acceleration_configs.attention_and_distributed_packing import MultiPack, PaddingFree
-    from tuning.config.acceleration_configs.fast_moe import FastMoe
-    from tuning.config.acceleration_configs.fused_ops_and_kernels import FastKernelsConfig
-    from tuning.config.acceleration_configs.quantized_lora_config import AutoGPTQLoraConfig, BNBQLoraConfig
-
-    chosen: dict[str, Any] = {}
-    if workload["method"] == "qlora":
-        chosen["quantized_lora_config"] = plugins.QuantizedLoraConfig(bnb_qlora=BNBQLoraConfig(quant_type="nf4"))
-    if workload["method"] == "gptq_lora":
-        chosen["quantized_lora_config"] = plugins.QuantizedLoraConfig(auto_gptq=AutoGPTQLoraConfig())
-    if workload.get("fast_moe"):
-        chosen["fast_moe_config"] = plugins.FastMoeConfig(fast_moe=FastMoe(ep_degree=int(workload["fast_moe"])))
-    if workload.get("fast_kernels"):
-        chosen["fusedops_kernels_config"] = plugins.FusedOpsAndKernelsConfig(
-            fast_kernels=FastKernelsConfig(**dict.fromkeys(KERNELS, True))
-        )
-    if workload["padding_free"]:
-        chosen["attention_and_distributed_packing_config"] = plugins.AttentionAndDistributedPackingConfig(
-            padding_free=PaddingFree(), multipack=MultiPack() if workload.get("multipack") else None
-        )
-    return chosen
 
 
 def _reads_weights(workload: dict[str, Any]) -> bool:
