@@ -12,6 +12,8 @@ from ado_actuators.fms_hf_tuning.limits import refusal
 
 PLAIN = {
     "method": "full",
+    "number_gpus": 0,
+    "distributed_backend": "DDP",
     "weights": "random",
     "packing": False,
     "padding_free": False,
