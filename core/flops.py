@@ -86,25 +86,39 @@ def per_token(
     squared_lengths: int,
     r: int = 0,
     target_modules: str = "all-linear",
+    samples: int = 0,
+    num_virtual_tokens: int = 0,
 ) -> float:
-    """Return the FLOP of forward and backward pass per token slot.
+    """Return the FLOP of forward and backward pass per token slot; those of virtual tokens, which are no slots, are shared out.
 
     Args:
         architecture: a Hugging Face configuration as a dict.
-        method: ``full``, ``lora``, ``qlora``, ``gptq_lora`` or ``prompt_tuning`` (virtual tokens not counted).
+        method: ``full``, ``lora``, ``qlora``, ``gptq_lora`` or ``prompt_tuning``.
         token_slots: token slots of the measured phase, padding included.
         squared_lengths: Σ length² over its sequences or packed documents.
         r: rank of the adapters.
         target_modules: ``all-linear`` or module names separated by commas.
+        samples: sequences of the measured phase.
+        num_virtual_tokens: tokens that prompt tuning puts before each of them.
 
     Raises:
         UnknownArchitecture: this model type has no count.
     """
     found = model(architecture)
-    # attention costs Σ len²/2, which for one token is half of the length-weighted mean length
-    length = squared_lengths / token_slots
-    activations = sum(a.flops(length) for a in found.attention) + found.scan_flops
+    # Σ (len + v)² = Σ len² + 2·v·Σ len + n·v²
+    virtual = num_virtual_tokens if method == "prompt_tuning" else 0
+    positions = token_slots + samples * virtual
+    squared = squared_lengths + 2 * virtual * token_slots + samples * virtual**2
+    # attention costs Σ len²/2, which for one position is half of the length-weighted mean length
+    activations = sum(a.flops(squared / positions) for a in found.attention) + found.scan_flops
     weights = sum(p.flops for p in found.products)
+    return positions / token_slots * _forward_and_backward(found, weights, activations, method, r, target_modules)
+
+
+def _forward_and_backward(
+    found: Model, weights: float, activations: float, method: str, r: int, target_modules: str
+) -> float:
+    """Return the FLOP of a position from those of its forward pass through weights and between activations."""
     if method == "full":
         return 3 * (weights + activations)
     adapters = 0.0
@@ -228,16 +242,17 @@ def _granite_hybrid(c: Mapping[str, Any]) -> Model:
     kinds = c.get("layer_types") or c.get("layers_block_type") or ["mamba"] * layers
     attention = sum(kind in ("attention", "full_attention") for kind in kinds)
     mamba = layers - attention
-    inner, state = c["mamba_expand"] * hidden, c["mamba_d_state"]
-    projected = 2 * inner + 2 * c["mamba_n_groups"] * state + c["mamba_n_heads"]
     products = [
         *_attention_products(c, attention),
-        Product("in_proj", hidden, projected, mamba),
-        Product("out_proj", inner, hidden, mamba),
         *(_experts(c, c["intermediate_size"], layers, "router") if c.get("num_local_experts") else []),
         *_shared_mlp(c, layers),
         _lm_head(c),
     ]
+    if not mamba:
+        return Model(tuple(products), _attentions(c, attention))
+    inner, state = c["mamba_expand"] * hidden, c["mamba_d_state"]
+    projected = 2 * inner + 2 * c["mamba_n_groups"] * state + c["mamba_n_heads"]
+    products += [Product("in_proj", hidden, projected, mamba), Product("out_proj", inner, hidden, mamba)]
     # the recurrence: write B·x into the state and read C·state, each an outer product of inner by state
     return Model(tuple(products), _attentions(c, attention), scan_flops=4.0 * inner * state * mamba)
 
@@ -253,6 +268,17 @@ def _gpt2(c: Mapping[str, Any]) -> Model:
         Product("lm_head", hidden, c["vocab_size"], 1, linear=False),
     )
     return Model(products, (Attention(hidden, layers),))
+
+
+def _gpt_bigcode(c: Mapping[str, Any]) -> Model:
+    gpt2 = _gpt2(c)
+    if not c.get("multi_query", True):
+        return gpt2
+    hidden, layers = c.get("n_embd") or c["hidden_size"], c.get("n_layer") or c["num_hidden_layers"]
+    heads = c.get("n_head") or c["num_attention_heads"]
+    # all heads share one key and one value
+    narrow = Product("c_attn", hidden, hidden + 2 * hidden // heads, layers)
+    return dataclasses.replace(gpt2, products=(narrow, *gpt2.products[1:]))
 
 
 def _gpt_neox(c: Mapping[str, Any]) -> Model:
@@ -280,5 +306,6 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Model]] = {
     "granitemoeshared": _granite_moe,
     "granitemoehybrid": _granite_hybrid,
     "gpt2": _gpt2,
+    "gpt_bigcode": _gpt_bigcode,
     "gpt_neox": _gpt_neox,
 }

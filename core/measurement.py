@@ -243,7 +243,7 @@ def _benchmark(made: Plan, run: Run, price: float | None) -> Verdict:
         records,
         made.workload,
         device=device,
-        device_name=_device_name(outcomes[0]),
+        device_names=_device_names(outcomes),
         price_usd_per_device_hour=price,
         startup_s=max(outcome.startup_s for outcome in outcomes),
         # of the attempt that counts, without waiting for a place
@@ -281,6 +281,8 @@ def _written(value: Any) -> str:
 
 def _metadata(made: Plan, run: Run) -> dict[str, Any]:
     outcomes = run.outcomes
+    described = [outcome.device["describe"] for outcome in outcomes]
+    others = {"device_per_host": described} if any(one != described[0] for one in described) else {}
     return {
         "workload": made.workload.model_dump(),
         "command": made.command(),
@@ -292,7 +294,8 @@ def _metadata(made: Plan, run: Run) -> dict[str, Any]:
             (outcome.log for outcome in outcomes if outcome.cause is not None and outcome.log), outcomes[0].log
         ),
         "reused": outcomes[0].reused,
-        "device": outcomes[0].device["describe"],
+        "device": described[0],
+        **others,
     }
 
 
@@ -317,9 +320,8 @@ def _devices(outcomes: list[Outcome]) -> tuple[dict[str, float], dict[str, str]]
     }
 
 
-def _device_name(outcome: Outcome) -> str:
-    gpus = outcome.device["describe"].get("devices") or []
-    return gpus[0]["name"] if gpus else "cpu"
+def _device_names(outcomes: list[Outcome]) -> set[str]:
+    return {gpu["name"] for outcome in outcomes for gpu in outcome.device["describe"].get("devices") or []} or {"cpu"}
 
 
 def _short(omitted: dict[str, str]) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from . import flops, peaks, throughput
@@ -34,6 +34,8 @@ class Workload(Protocol):
     def method(self) -> str: ...
     @property
     def r(self) -> int: ...
+    @property
+    def num_virtual_tokens(self) -> int: ...
     @property
     def target_modules(self) -> str: ...
     @property
@@ -110,7 +112,7 @@ def make(
     workload: Workload,
     *,
     device: Mapping[str, float] | None,
-    device_name: str,
+    device_names: Collection[str],
     price_usd_per_device_hour: float | None,
     total_s: float,
     startup_s: float | None = None,
@@ -122,7 +124,7 @@ def make(
         records: one record of docs/architecture.md per rank, in any order.
         workload: what was trained.
         device: properties summarised from the samples of the devices, or None.
-        device_name: name of the GPUs as the driver gives it, or ``cpu``.
+        device_names: names of the GPUs as the driver gives them, or ``cpu``.
         price_usd_per_device_hour: price of a GPU-hour, or of a node-hour without GPUs, or None.
         total_s: wall time of the whole measurement, seconds.
         startup_s: wall time until the training processes could take the workload, seconds.
@@ -142,7 +144,7 @@ def make(
         )
     _put_times(found, measured)
     _put_rates(found, measured, max(1, workload.number_gpus))
-    _put_flops(found, measured, ranks[0], workload, device_name)
+    _put_flops(found, measured, ranks[0], workload, set(device_names))
     _put_memory(found, ranks, device or {})
     _put_cost(found, measured, workload, price_usd_per_device_hour)
     _put_losses(found, ranks, workload)
@@ -230,7 +232,7 @@ def _put_rates(found: _Findings, measured: _Measured, devices: int) -> None:
 
 
 def _put_flops(
-    found: _Findings, measured: _Measured, record: Mapping[str, Any], workload: Workload, device_name: str
+    found: _Findings, measured: _Measured, record: Mapping[str, Any], workload: Workload, device_names: set[str]
 ) -> None:
     totals = measured.totals
     if not totals["token_slots"]:
@@ -244,12 +246,18 @@ def _put_flops(
             squared_lengths=totals["squared_lengths"],
             r=workload.r,
             target_modules=workload.target_modules,
+            samples=totals["samples"],
+            num_virtual_tokens=workload.num_virtual_tokens,
         )
     except flops.UnknownArchitecture as unknown:
         found.omit(str(unknown), "model_flops_per_token", "tflops_per_device", "mfu_percent")
         return
     found.put(model_flops_per_token=per_token)
-    peak, reason = peaks.peak_tflops(device_name, _compute_type(record, workload))
+    if len(device_names) > 1:
+        mixed = f"devices of several kinds took part: {', '.join(sorted(device_names))}."
+        found.omit(mixed, "tflops_per_device", "mfu_percent")
+        return
+    peak, reason = peaks.peak_tflops(*device_names, _compute_type(record, workload))
     if peak is None:
         found.omit(reason, "tflops_per_device", "mfu_percent")
         return
@@ -261,8 +269,10 @@ def _compute_type(record: Mapping[str, Any], workload: Workload) -> str:
     """Return the type products are computed in: autocast's, else that of the weights as read back."""
     if workload.mixed_precision in COMPUTE_TYPES:
         return COMPUTE_TYPES[workload.mixed_precision]
-    actual = str(record.get("facts", {}).get("dtype", ""))
-    return actual if actual in ("float32", "bfloat16", "float16") else workload.torch_dtype
+    facts = record.get("facts", {})
+    actual = str(facts.get("dtype", ""))
+    computed = actual if actual in ("float32", "bfloat16", "float16") else workload.torch_dtype
+    return "tf32" if computed == "float32" and facts.get("float32_products") == "tf32" else computed
 
 
 def _put_memory(found: _Findings, ranks: Sequence[Mapping[str, Any]], device: Mapping[str, float]) -> None:
@@ -303,11 +313,14 @@ def _put_losses(found: _Findings, ranks: Sequence[Mapping[str, Any]], workload: 
         return
     found.put(loss_finite=int(all(loss is not None for losses in per_rank for loss in losses)))
     for name, step in (("loss_first", 0), ("loss_last", -1)):
-        losses = [rank[step] for rank in per_rank]
-        if None in losses:
+        sums = [losses[step] for losses in per_rank]
+        trained = sum(rank["trained_tokens"][step] for rank in ranks)
+        if None in sums:
             found.omit("the loss is not finite.", name)
+        elif not trained:
+            found.omit("no token of this step carries loss.", name)
         else:
-            found.properties[name] = math.fsum(losses) / len(losses)
+            found.properties[name] = math.fsum(sums) / trained
     _note_first_loss(found, ranks[0], workload)
 
 

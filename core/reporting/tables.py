@@ -195,14 +195,16 @@ def environment(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
 
 
 def _facts(row: Row) -> Iterable[tuple[str, str]]:
-    device, facts = row.metadata.get("device") or {}, row.metadata.get("facts") or {}
+    devices = row.metadata.get("device_per_host") or [row.metadata.get("device") or {}]
+    facts = row.metadata.get("facts") or {}
     for host in row.metadata.get("hosts") or []:
         if host:  # one that was lost has no name
             yield "host", str(host)
     described = [
         *((gpu, {"name": "GPU", "memory_gib": "GPU memory, GiB", "power_limit_watts": "power limit, W"})
-          for gpu in device.get("devices") or []),
-        (device, {"driver": "driver", "cpu": "CPU", "logical_cores": "logical cores", "memory_gib": "host memory, GiB"}),
+          for device in devices for gpu in device.get("devices") or []),
+        *((device, {"driver": "driver", "cpu": "CPU", "logical_cores": "logical cores", "memory_gib": "host memory, GiB"})
+          for device in devices),
         (facts, {"dtype": "type of weights", "attn_implementation": "attention", "wrapped_by": "wrapped by",
                  "optimizer": "optimizer"}),
         (row.metadata.get("versions") or {}, None),

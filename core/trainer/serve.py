@@ -101,9 +101,20 @@ def _measure(stack: ModuleType, job: dict[str, Any], channel: Any) -> dict[str, 
             "facts": {
                 "device": str(parameters[0].device),
                 "dtype": str(parameters[0].dtype).removeprefix("torch."),
+                **({"float32_products": float32_products()} if parameters[0].is_cuda else {}),
                 **facts,
             },
         }
+
+
+def float32_products() -> str:
+    """Return how CUDA multiplies float32 matrices now: ``tf32``, which libraries switch on for torch.compile, or ``float32``."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    # torch before 2.9 has the older switch only, later ones refuse to be asked by both
+    precision = getattr(matmul, "fp32_precision", None)
+    return "tf32" if (matmul.allow_tf32 if precision is None else precision == "tf32") else "float32"
 
 
 @contextlib.contextmanager

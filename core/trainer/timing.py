@@ -77,8 +77,8 @@ class Counts:
     def __init__(self) -> None:
         self.slots = 0
         self._steps: list[list[tuple[Any, ...]]] = [[]]
-        self._losses: list[list[tuple[Any, Any]]] = [[]]
-        self._predicted: Any = 0
+        self._losses: list[list[Any]] = [[]]
+        self._trained: Any = 0
         # samples of the batches that are loaded and have not gone through the model: loaders are one batch ahead
         self._loaded: collections.deque[int] = collections.deque()
 
@@ -101,16 +101,15 @@ class Counts:
         rows, slots = ids.shape
         mask, labels, positions = (kwargs.get(key) for key in ("attention_mask", "labels", "position_ids"))
         real: Any = mask.sum() if mask is not None and mask.dim() == 2 else rows * slots
-        trained: Any = (labels != -100).sum() if labels is not None else real
-        # nothing predicts the first token of a row, and the loss is the mean over those that are predicted
-        predicted: Any = (labels[:, 1:] != -100).sum() if labels is not None else real - rows
+        # nothing predicts the first token of a row, so it carries no loss whatever its label
+        trained: Any = (labels[:, 1:] != -100).sum() if labels is not None else real - rows
         # sum over positions of 2p+1 is the square of a document's length, so packed documents need no search for edges
         squared: Any = (2 * positions + 1).sum() if positions is not None else rows * slots * slots
         loaded = self._loaded.popleft() if self._loaded else rows
         samples = loaded if rows == 1 else rows
         self.slots += rows * slots
         self._steps[-1].append((samples, rows * slots, real, trained, squared))
-        self._predicted = predicted
+        self._trained = trained
 
     def after(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook."""
@@ -120,7 +119,7 @@ class Counts:
         # transformers has the model divide by the tokens of the whole optimizer step, all ranks, when it says how many they are;
         # before release 5 it counts tokens that nothing predicts among them
         items = kwargs.get("num_items_in_batch")
-        self._losses[-1].append((loss.detach() * (self._predicted if items is None else items), self._predicted))
+        self._losses[-1].append(loss.detach() * (self._trained if items is None else items))
 
     def end_step(self) -> None:
         """Close the current step."""
@@ -134,15 +133,14 @@ class Counts:
             for i, field in enumerate(self.FIELDS):
                 columns[field].append(sum(int(one[i]) for one in passes))
         # a model that gives no loss at all is another thing than a loss that is not finite
-        columns["losses"] = [_per_token(losses) for losses in self._losses[:-1]] if any(self._losses) else []
+        columns["losses"] = [_sum(losses) for losses in self._losses[:-1]] if any(self._losses) else []
         return columns
 
 
-def _per_token(losses: list[tuple[Any, Any]]) -> float | None:
-    """Return the loss of a step per predicted token, from each pass's sum and tokens; None when it is not finite."""
-    total = sum(float(loss.float().mean()) for loss, _ in losses)
-    tokens = sum(int(predicted) for _, predicted in losses)
-    return total / tokens if tokens and math.isfinite(total) else None
+def _sum(losses: list[Any]) -> float | None:
+    """Return the loss of a step, summed over its passes; None when it is not finite."""
+    total = sum(float(loss.float().mean()) for loss in losses)
+    return total if math.isfinite(total) else None
 
 
 class Clock:
@@ -225,7 +223,9 @@ class Clock:
         self._note_peaks()
         if not self.protocol.check_steps(self._steps):
             return False
-        self.stopped_by = self._ranks.agree(self.protocol.should_stop() or "")
+        # steps that are issued but have not ended on the device yet count for the limit too
+        limit = "max_steps" if self._steps >= self._max_steps else ""
+        self.stopped_by = self._ranks.agree(self.protocol.should_stop() or limit)
         return bool(self.stopped_by)
 
     def end(self) -> None:
@@ -248,7 +248,7 @@ class Clock:
             **self._counts.read(),
             "warmup_steps": warmup_steps,
             "steady": bool(self._ranks.share(int(self.protocol.steady))),
-            "stopped_by": self.stopped_by or ("max_steps" if self._steps >= self._max_steps else "data"),
+            "stopped_by": self.stopped_by or "data",
             "phases": self.phases,
             **self._measured_peaks(warmup_steps),
         }

@@ -57,7 +57,7 @@ def test_a_padded_batch() -> None:
         "samples": [2],
         "token_slots": [12],
         "real_tokens": [8],
-        "trained_tokens": [8],
+        "trained_tokens": [2 + 4],
         "squared_lengths": [2 * 6**2],
         "losses": [],
     }
@@ -65,12 +65,12 @@ def test_a_padded_batch() -> None:
 
 
 def test_a_batch_without_mask_and_labels() -> None:
-    """Without a mask all slots are real, without labels all real tokens are trained."""
+    """Without a mask all slots are real, without labels all that are predicted are trained."""
     counts = Counts()
     through(counts, {"input_ids": torch.zeros(3, 4, dtype=torch.long)})
     counts.end_step()
     got = counts.read()
-    assert (got["samples"], got["real_tokens"], got["trained_tokens"]) == ([3], [12], [12])
+    assert (got["samples"], got["real_tokens"], got["trained_tokens"]) == ([3], [12], [9])
 
 
 def test_tokens_without_loss() -> None:
@@ -150,8 +150,9 @@ def test_accumulated_passes_make_one_step() -> None:
     through(counts, padded(1, 1, longest=2))
     got = counts.read()
     assert (got["samples"], got["token_slots"], got["real_tokens"]) == ([4], [24], [20])
-    # the mean over predicted tokens of the step: 2+4 in the first pass, 5+5 in the second
-    assert got["losses"] == [pytest.approx((2.0 * 6 + 4.0 * 10) / 16)]
+    # summed over trained tokens: 2+4 in the first pass, 5+5 in the second
+    assert got["losses"] == [pytest.approx(2.0 * 6 + 4.0 * 10)]
+    assert got["trained_tokens"] == [16]
 
 
 def test_passes_outside_of_training_do_not_count() -> None:

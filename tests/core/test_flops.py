@@ -2,7 +2,7 @@
 
 import pytest
 
-from ado_actuators.sfttrainer.core import flops, peaks
+from ado_actuators.sfttrainer.core import flops, models, peaks
 
 LLAMA = {
     "model_type": "llama",
@@ -98,6 +98,39 @@ def test_prompt_tuning_costs_four_flop_per_weight():
     assert per_token(LLAMA, method="prompt_tuning") == 4 * LLAMA_WEIGHTS
 
 
+def test_virtual_tokens_are_computed_though_they_are_no_slots():
+    """Two samples of 5 slots and 3 virtual tokens: 16 positions in sequences of 8, shared out over 10 slots."""
+    got = flops.per_token(
+        LLAMA, method="prompt_tuning", token_slots=10, squared_lengths=50, samples=2, num_virtual_tokens=3
+    )
+    assert got == pytest.approx(1.6 * (4 * LLAMA_WEIGHTS + 1440 * 8 / 10))
+    assert per_token(LLAMA, method="lora", r=1, samples=2, num_virtual_tokens=3) == per_token(LLAMA, method="lora", r=1)
+
+
+def test_fused_projections_have_their_published_shapes():
+    """GPT-NeoX: query, key and value of 8·24, two of the MLP; GPT BigCode: all four heads share a key and a value of 2."""
+    neox = {**LLAMA, "model_type": "gpt_neox"}
+    assert per_token(neox) == 6 * (3 * (8 * 24 + 64 + 2 * 160) + 800)
+    bigcode = {"model_type": "gpt_bigcode", "n_embd": 8, "n_head": 4, "n_layer": 3, "n_inner": 20, "vocab_size": 100}
+    assert per_token(bigcode) == 6 * (3 * (8 * 12 + 64 + 2 * 160) + 800)
+    assert per_token({**bigcode, "multi_query": False}) == 6 * (3 * (8 * 24 + 64 + 2 * 160) + 800)
+    assert per_token(bigcode, 10) - per_token(bigcode) == 1440
+
+
+def test_every_language_model_of_the_catalogue_has_a_count():
+    """Vision models alone have none, and say so."""
+    unknown = set()
+    for name in models.names():
+        architecture = models.resolve(name).architecture
+        try:
+            assert per_token(architecture) > 0
+        except flops.UnknownArchitecture:
+            unknown.add(name)
+            assert "vision_config" in architecture
+    assert unknown
+    assert len(unknown) < len(models.names()) / 4
+
+
 def test_hybrid_layers_count_projections_and_recurrence():
     """One attention and two state-space layers, by the names of either version of transformers."""
     hybrid = {
@@ -144,6 +177,13 @@ def test_configuration_without_a_number_is_refused():
         ("Tesla V100-SXM2-32GB", "float16", 125.0),
         ("Tesla T4", "float16", 65.0),
         ("NVIDIA B200", "bfloat16", 2250.0),
+        ("NVIDIA L40", "bfloat16", 181.05),
+        ("NVIDIA A40", "bfloat16", 149.7),
+        ("NVIDIA A30", "bfloat16", 165.0),
+        ("NVIDIA A30", "tf32", 82.5),
+        ("NVIDIA A100 80GB PCIe", "tf32", 156.0),
+        ("NVIDIA H100 80GB HBM3", "float32", 67.0),
+        ("Tesla V100S-PCIE-32GB", "float16", 130.0),
         ("AMD Instinct MI300X", "bfloat16", 1307.4),
     ],
 )
@@ -160,7 +200,13 @@ def test_known_devices_have_their_dense_peak(device, dtype, peak):
         ("NVIDIA A1000", "bfloat16"),
         ("NVIDIA H100", "bfloat16"),
         ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "bfloat16"),
+        ("NVIDIA A100-1-5C", "bfloat16"),
+        ("NVIDIA A40-8Q", "bfloat16"),
+        ("GRID A100-10C", "bfloat16"),
+        ("GRID T4-8Q", "float16"),
+        ("AMD Instinct MI300X VF", "bfloat16"),
         ("Tesla T4", "bfloat16"),
+        ("Tesla T4", "tf32"),
     ],
 )
 def test_unknown_devices_have_no_peak_but_a_reason(device, dtype):

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 LENGTH = 128
+VIRTUAL = 32
 SMALL = {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 4, "vocab_size": 1000}
 MOE = {**SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
 
@@ -22,7 +23,8 @@ def counted(config, adapter=None):
         ids = torch.zeros(1, LENGTH, dtype=torch.long)
         if adapter:
             peft = pytest.importorskip("peft")
-            model = peft.get_peft_model(model, peft.LoraConfig(**adapter, task_type="CAUSAL_LM"))
+            kind = peft.PromptTuningConfig if "num_virtual_tokens" in adapter else peft.LoraConfig
+            model = peft.get_peft_model(model, kind(**adapter, task_type="CAUSAL_LM"))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids).loss.backward()
     return counter.get_total_flops()
@@ -42,6 +44,9 @@ CASES = {
     "experts (granite)": ("GraniteMoe", MOE, "full"),
     "experts (qwen)": ("Qwen3Moe", {**MOE, "moe_intermediate_size": 96, "mlp_only_layers": [1]}, "full"),
     "gpt2": ("GPT2", {"n_layer": 2, "n_embd": 256, "n_head": 4, "vocab_size": 1000}, "full"),
+    "gpt bigcode": ("GPTBigCode", {"n_layer": 2, "n_embd": 256, "n_head": 4, "vocab_size": 1000}, "full"),
+    "gpt neox": ("GPTNeoX", {**SMALL, "num_hidden_layers": 2}, "full"),
+    "prompt tuning": ("Llama", {**SMALL, "num_hidden_layers": 2}, "prompt_tuning"),
     # in the first layer nothing below the adapters needs a gradient, which the formula leaves aside: a matter of depth
     "lora": ("Llama", {**SMALL, "num_hidden_layers": 16, "num_key_value_heads": 2}, "lora"),
 }
@@ -53,10 +58,16 @@ def test_flops_agree_with_the_counter_of_torch_within_one_percent(case, capsys):
     """Eager attention computes all pairs and we count causal ones, half of them: the other half is added for comparison."""
     family, numbers, method = CASES[case]
     config = getattr(transformers, f"{family}Config")(**numbers)
-    options = {"method": method, "r": 16} if method == "lora" else {"method": method}
-    torch_flops = counted(config, {"r": 16, "target_modules": "all-linear"} if method == "lora" else None)
+    adapters = {
+        "lora": {"r": 16, "target_modules": "all-linear"},
+        "prompt_tuning": {"num_virtual_tokens": VIRTUAL},
+    }
+    options = {"method": method, "r": 16, "samples": 1, "num_virtual_tokens": VIRTUAL}
+    torch_flops = counted(config, adapters.get(method))
     ours = computed(config, LENGTH**2, **options)
-    causal_half = ours - computed(config, 0, **options)
+    virtual = VIRTUAL if method == "prompt_tuning" else 0
+    # squared lengths that leave no attention
+    causal_half = ours - computed(config, LENGTH**2 - (LENGTH + virtual) ** 2, **options)
     message = f"{case}: ours {ours:.6g} causal, {ours + causal_half:.6g} with all pairs; torch {torch_flops:.6g}"
     with capsys.disabled():
         print(f"\n{message}", end=" ")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from ado_actuators.sfttrainer.core import dispatcher, failures, measurement
+from ado_actuators.sfttrainer.core import dispatcher, failures, host, measurement
 from ado_actuators.sfttrainer.core.outcome import Outcome
 
 PLAN = measurement.plan(
@@ -28,7 +28,7 @@ def outcome(rank: int = 0, *, steps: int = 5, total_s: float = 7.0, **change: An
             name: [20] * steps
             for name in ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
         },
-        "losses": [2.0] * steps,
+        "losses": [40.0] * steps,
         "warmup_steps": 3,
         "steady": True,
         "stopped_by": "max_steps",
@@ -43,6 +43,45 @@ def outcome(rank: int = 0, *, steps: int = 5, total_s: float = 7.0, **change: An
     }
     values = {"cause": None, "startup_s": 3.0, "log": f"/log-{rank}", "hostname": f"node-{rank}", "reused": False}
     return Outcome(**{"records": [record], "device": device, "total_s": total_s, **values, **change})
+
+
+def test_what_hosts_sampled_is_joined_as_its_name_says() -> None:
+    """Energy adds up, the least of minima, the largest of maxima and peaks, the mean of averages; what one lacks all lack."""
+    first = {"energy_joules": 3.0, "gpu_power_watts_min": 100.0, "gpu_power_watts_avg": 200.0, "gpu_power_watts_max": 300.0,
+             "gpu_memory_peak_gib": 7.0, "gpu_memory_utilization_peak": 50.0, "gpu_power_percent_avg": 5.0}  # fmt: skip
+    second = {"energy_joules": 4.0, "gpu_power_watts_min": 90.0, "gpu_power_watts_avg": 300.0, "gpu_power_watts_max": 400.0,
+              "gpu_memory_peak_gib": 6.0, "gpu_memory_utilization_peak": 60.0}  # fmt: skip
+    hosts = [
+        outcome(0, device={"properties": first, "omitted": {}, "describe": {}}),
+        outcome(1, device={"properties": second, "omitted": {"gpu_power_percent_avg": "no limit."}, "describe": {}}),
+    ]
+    joined, omitted = measurement._devices(hosts)
+    assert joined == {
+        "energy_joules": 7.0, "gpu_power_watts_min": 90.0, "gpu_power_watts_avg": 250.0, "gpu_power_watts_max": 400.0,
+        "gpu_memory_peak_gib": 7.0, "gpu_memory_utilization_peak": 60.0,
+    }  # fmt: skip
+    assert omitted == {"gpu_power_percent_avg": "no limit."}
+
+
+def test_devices_of_other_hosts_are_told_where_they_differ() -> None:
+    """Of equal hosts one description is stored, of others all."""
+    described = [{"devices": [{"name": name}]} for name in ("NVIDIA H200", "NVIDIA A30")]
+    device = {"properties": {}, "omitted": {}}
+    hosts = [outcome(rank, device={**device, "describe": described[rank]}) for rank in (0, 1)]
+    verdict = measurement.conclude(PLAN, [measurement.Run(hosts, 1)], price=None)
+    assert verdict.metadata["device_per_host"] == described
+    assert measurement._device_names(hosts) == {"NVIDIA H200", "NVIDIA A30"}
+    assert (
+        "device_per_host"
+        not in measurement.conclude(PLAN, [measurement.Run([outcome(0), outcome(1)], 1)], price=None).metadata
+    )
+
+
+def test_the_measured_phase_begins_where_warm_up_ends() -> None:
+    """At the end of the last step of warm-up, or of the beginning of training without one."""
+    (record,) = outcome(0).records
+    assert host.measured_phase([record]) == (3.0, 5.0)
+    assert host.measured_phase([record | {"warmup_steps": 0, "train_begin_s": 0.5}]) == (0.5, 5.0)
 
 
 def test_processes_of_all_hosts_count_together() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from ado_actuators.sfttrainer.core.report import OUTPUTS, Report, first_loss_of_random_weights, make
 from ado_actuators.sfttrainer.core.throughput import ImpossibleRecord
+from ado_actuators.sfttrainer.core.trainer.interval import half_width_percent
 from ado_actuators.sfttrainer.core.workload import parse
 
 LLAMA = {
@@ -36,7 +37,8 @@ def record(**change: Any) -> dict[str, Any]:
         "real_tokens": [16] * steps,
         "trained_tokens": [12] * steps,
         "squared_lengths": [200] * steps,
-        "losses": [2.5, 2.4, 2.3, 2.2, 2.1],
+        # sums over the trained tokens of a step
+        "losses": [30.0, 28.8, 27.6, 26.4, 25.2],
         "warmup_steps": 1,
         "steady": False,
         "stopped_by": "max_steps",
@@ -56,7 +58,7 @@ def report(
     """Return the report of records on CPU."""
     values = {"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 0, **workload}
     return make(
-        list(records), parse(values), device=device, device_name="cpu", price_usd_per_device_hour=price, total_s=20.0
+        list(records), parse(values), device=device, device_names=["cpu"], price_usd_per_device_hour=price, total_s=20.0
     )
 
 
@@ -76,8 +78,10 @@ def test_utilisation_of_a_known_device_is_exact() -> None:
     values = {"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 2, "torch_dtype": "bfloat16"}
     ranks = [record(rank=rank, world_size=2, facts={"dtype": "bfloat16"}) for rank in (0, 1)]
 
-    def on(device: str) -> Report:
-        return make(ranks, parse(values), device=None, device_name=device, price_usd_per_device_hour=None, total_s=20.0)
+    def on(*devices: str) -> Report:
+        return make(
+            ranks, parse(values), device=None, device_names=devices, price_usd_per_device_hour=None, total_s=20.0
+        )
 
     got = on("NVIDIA A100-SXM4-80GB").properties
     # per token slot: 2·4·8·8 for q, k, v, o, 2·3·8·16 for the MLP, 2·8·10 for the head, 4·2·4·10/2 for attention, three times
@@ -89,6 +93,79 @@ def test_utilisation_of_a_known_device_is_exact() -> None:
     assert unknown.properties["model_flops_per_token"] == 4800
     assert "Abacus 3000" in unknown.omitted["mfu_percent"]
     assert unknown.omitted["tflops_per_device"] == unknown.omitted["mfu_percent"]
+    mixed = on("NVIDIA H200", "NVIDIA A100-SXM4-80GB").omitted["mfu_percent"]
+    assert mixed == "devices of several kinds took part: NVIDIA A100-SXM4-80GB, NVIDIA H200."
+
+
+def test_two_gpus_under_lora_with_everything_known() -> None:
+    """Each number once, where another rule for joining ranks or devices would give another one."""
+    phases = {"model_load_s": 0.5, "startup_s": 3.0}
+    one = record(
+        world_size=2, architecture={**LLAMA, "num_hidden_layers": 2}, trainable_parameters=5, steady=True, phases=phases,
+        torch_peak_allocated_bytes=2**30, torch_peak_reserved_bytes=2**31, real_tokens=[10] * 5, warmup_steps=0,
+        losses=[20.0] * 5, trained_tokens=[5] * 5,
+    )  # fmt: skip
+    other = one | {
+        "rank": 1, "torch_peak_allocated_bytes": 3 * 2**30, "torch_peak_reserved_bytes": 2**32, "rss_peak_bytes": 2**31,
+        "phases": {"model_load_s": 0.7, "startup_s": 2.0}, "losses": [30.0] * 5, "trained_tokens": [15] * 5,
+    }  # fmt: skip
+    asked = parse(
+        {"model_name": "m", "model_max_length": 10, "batch_size": 4, "number_gpus": 2, "method": "lora", "r": 4,
+         "target_modules": "q_proj", "mixed_precision": "bf16"}
+    )  # fmt: skip
+    got = make(
+        [other, one], asked, device={"energy_joules": 22.0}, device_names=["NVIDIA A100-SXM4-80GB"],
+        price_usd_per_device_hour=3.6, total_s=20.0,
+    ).properties  # fmt: skip
+    # steps of 5, 1, 1, 2 and 2 s
+    assert (got["train_runtime_s"], got["step_time_median_s"], got["step_time_p95_s"]) == (
+        11.0,
+        2.0,
+        pytest.approx(4.4),
+    )
+    assert got["step_time_cv"] == pytest.approx(math.sqrt(2.7) / 2.2)
+    assert got["throughput_ci95_percent"] == half_width_percent([5.0, 1.0, 1.0, 2.0, 2.0])
+    assert got["steady"] == 1
+    # two layers of q, k, v, o and MLP, a head and attention: frozen weights twice, adapters of 2·4·(8 + 8) and attention thrice
+    assert got["model_flops_per_token"] == 2 * (2 * (512 + 768) + 160) + 3 * 2 * 2 * 4 * 16 + 3 * 2 * 160
+    assert got["mfu_percent"] == pytest.approx(100 * got["model_flops_per_token"] * 100 / 11 / 312e12)
+    assert (got["torch_peak_allocated_gib"], got["torch_peak_reserved_gib"]) == (3.0, 4.0)
+    assert got["cpu_memory_peak_gib"] == 3.0
+    assert got["energy_joules_per_token"] == 22 / 100
+    # two devices for 11 s at 0.001 USD a second
+    assert got["usd_per_million_tokens"] == pytest.approx(0.022 / 100 * 1e6)
+    assert (got["model_load_s"], got["startup_s"]) == (0.7, 3.0)
+    assert (got["loss_first"], got["loss_last"]) == (2.5, 2.5)
+    assert got["dataset_tokens_per_second_per_gpu"] == pytest.approx(50 / 11)
+
+
+@pytest.mark.parametrize(
+    ("facts", "change", "peak"),
+    [
+        ({"dtype": "float32"}, {}, 19.5),
+        # what torch.compile switches on
+        ({"dtype": "float32", "float32_products": "tf32"}, {}, 156.0),
+        ({"dtype": "bfloat16", "float32_products": "tf32"}, {}, 312.0),
+        ({"dtype": "float32"}, {"mixed_precision": "bf16"}, 312.0),
+    ],
+)
+def test_the_peak_is_that_of_what_was_computed(facts: dict[str, str], change: dict[str, Any], peak: float) -> None:
+    """By the type of products, as read back."""
+    asked = parse({"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 1, **change})
+    got = make(
+        [record(facts=facts)], asked, device=None, device_names=["NVIDIA A100-SXM4-80GB"], price_usd_per_device_hour=None,
+        total_s=20.0,
+    ).properties  # fmt: skip
+    assert got["tflops_per_device"] / got["mfu_percent"] * 100 == pytest.approx(peak)
+
+
+def test_a_rank_without_a_predicted_token_is_no_divergence() -> None:
+    """Its part of the loss is nothing; the loss is a mean over the tokens of all ranks."""
+    idle = record(rank=1, world_size=2, losses=[0.0] * 5, trained_tokens=[0] * 5)
+    got = report(record(world_size=2), idle, number_nodes=2).properties
+    assert (got["loss_finite"], got["loss_first"], got["loss_last"]) == (1, 2.5, pytest.approx(2.1))
+    nothing = report(record(losses=[0.0] * 5, trained_tokens=[0] * 5))
+    assert nothing.omitted["loss_first"] == "no token of this step carries loss."
 
 
 def test_ranks_count_together_and_the_slowest_sets_the_time() -> None:
@@ -114,14 +191,14 @@ def test_a_price_gives_a_cost() -> None:
 
 def test_a_loss_that_is_not_finite_is_flagged() -> None:
     """The throughput counts, the flag says that training diverged."""
-    got = report(record(losses=[2.5, 2.4, None, 2.2, 2.1])).properties
-    assert (got["is_valid"], got["loss_finite"], got["loss_first"], got["loss_last"]) == (1, 0, 2.5, 2.1)
+    got = report(record(losses=[30.0, 28.8, None, 26.4, 25.2])).properties
+    assert (got["is_valid"], got["loss_finite"], got["loss_first"], got["loss_last"]) == (1, 0, 2.5, pytest.approx(2.1))
 
 
 def test_a_first_loss_far_from_that_of_random_weights_is_noted() -> None:
     """ln(10) is 2.3; a first loss of 9 is worth a sentence."""
     assert not [note for note in report(record()).notes if "first loss" in note]
-    assert [note for note in report(record(losses=[9.0, 2.4, 2.3, 2.2, 2.1])).notes if "first loss" in note]
+    assert [note for note in report(record(losses=[108.0, 28.8, 27.6, 26.4, 25.2])).notes if "first loss" in note]
 
 
 def test_a_run_that_ended_in_its_warm_up_is_noted() -> None:
