@@ -79,6 +79,18 @@ class MeasuringParameters(StandardActuatorParameters):
         ),
     ] = ""
 
+    @pydantic.field_validator("state_dir")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        # processes of other working directories have to mean the same place
+        if value and not value.startswith(("/", "~")):
+            raise ValueError("a path from / or ~ is needed")
+        try:
+            state_dir(value)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        return value
+
 
 def parameters(parameters_class: type[MeasuringParameters], given: Any) -> MeasuringParameters:
     """Return the parameters of a configuration, misspelled keys refused.

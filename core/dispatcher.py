@@ -11,18 +11,18 @@ from typing import Any
 
 import ray
 
-from . import cluster, failures, measurement
+from . import cluster, environment, failures, measurement
 from .configuration import MeasuringParameters, state_dir
-from .host import HostSpec
+from .host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
 from .knowledge import Knowledge
 from .outcome import Outcome
 from .plugin import Plugin
-from .pool import Lease, Pool, Shape
+from .pool import Lease, Pool, Shape, remove_groups
 from .results import complete, inputs, result
 from .workload import Workload
 
-# what a host may need beyond run_timeout_s: building an environment, importing the stack, giving memory back
-HOST_ALLOWANCE_S = 3700.0
+# what a host may need beyond run_timeout_s: building an environment, importing the stack, giving memory back, ending trainers
+HOST_ALLOWANCE_S = environment.BUILD_TIMEOUT_S + STARTUP_TIMEOUT_S + RELEASE_TIMEOUT_S + 300.0
 # how often a host that measures is asked whether it is there, and how long it may take to say so
 HOST_ASKED_EVERY_S = 15.0
 HOST_SILENT_S = 60.0
@@ -30,7 +30,7 @@ HOST_SILENT_S = 60.0
 HOST_START_S = 900.0
 
 
-# should it be killed, Ray starts it again and asks it again for what it had not answered; its hosts end with it
+# should it be killed, Ray ends its hosts, starts it again and asks it again for what it had not answered
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
 class Dispatcher:
     """Measures requests; any number at once."""
@@ -38,7 +38,11 @@ class Dispatcher:
     def __init__(self, plugin: Plugin, parameters: MeasuringParameters) -> None:
         self._plugin = plugin
         self._parameters = parameters
-        self._pool = Pool(parameters.idle_timeout_s)
+        context = ray.get_runtime_context()
+        owner = f"dispatcher-{context.get_actor_id()}"
+        if context.was_current_actor_reconstructed:
+            remove_groups(owner)
+        self._pool = Pool(parameters.idle_timeout_s, owner)
         self._knowledge = Knowledge()
 
     async def measure(self, request: Any, experiment: Any, queue: Any, actuator: Any) -> None:
@@ -180,6 +184,9 @@ async def _outcome(call: Any, host: Any) -> Outcome:
         while not (await asyncio.wait([answer], timeout=HOST_ASKED_EVERY_S))[0]:
             await asyncio.wait_for(_answer(host.ping.remote()), HOST_SILENT_S)
         return await answer
+    except ray.exceptions.RayTaskError as error:
+        # the host is there, and says what went wrong in it
+        return _failed(failures.classify_exception(type(error.cause).__name__, str(error.cause)))
     except Exception as error:
         answer.cancel()
         return _lost(error)
@@ -190,5 +197,9 @@ def _lost(error: Exception) -> Outcome:
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         # Ray's memory monitor has ended the host before the kernel had to
         cause = failures.OutOfMemory("host").cause
+    return _failed(cause)
+
+
+def _failed(cause: failures.Cause) -> Outcome:
     empty: dict[str, Any] = {"properties": {}, "omitted": {}, "describe": {}}
     return Outcome([], cause, empty, total_s=0.0, startup_s=0.0, log="", hostname="", reused=False)

@@ -33,6 +33,8 @@ from . import indexes, redaction
 Progress = Callable[[str], None]
 
 POLL_S = 0.2
+# most seconds to wait for another builder and to build
+BUILD_TIMEOUT_S = 3600.0
 HEARTBEAT_S = 5.0
 OLDEST_PYTHON = (3, 9)
 # asks Linux for SIGKILL when the parent ends, however it ends, and becomes the command. No preexec_fn: in a process with
@@ -63,7 +65,7 @@ def resolve(
     requirements: Path | None,
     cache_dir: Path,
     progress: Progress,
-    timeout_s: float = 3600.0,
+    timeout_s: float = BUILD_TIMEOUT_S,
 ) -> Path:
     """Return the Python interpreter that ``environment`` names, building it first if need be.
 
@@ -102,10 +104,15 @@ def built(requirements: Path, cache_dir: Path) -> Path | None:
 
 
 def _named(environment: str) -> Path:
-    path = Path(environment).expanduser().absolute()  # not resolved: a virtual environment's Python is a link
-    if path.is_dir():
-        path = path / "bin" / "python"
-    if not path.exists():
+    try:
+        path = Path(environment).expanduser().absolute()  # not resolved: a virtual environment's Python is a link
+        if path.is_dir():
+            path = path / "bin" / "python"
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # a user without a home is a RuntimeError
+        why = error.strerror if isinstance(error, OSError) else error
+        raise EnvironmentProblem(f"environment {environment!r:.100} cannot be looked up: {why}.") from None
+    if not there:
         raise EnvironmentProblem(
             f"environment {environment!r} does not exist; give current, managed or the path of a Python interpreter."
         )

@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import signal
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
 from . import redaction
 
-Group = Literal["cannot run", "transient", "broken"]
+# those that explain more come first
+Group = Literal["cannot run", "broken", "transient"]
 LONGEST_SENTENCE = 200
 # an abort writes its reason last; what stands far above it was survived
 TAIL_CHARACTERS = 8000
@@ -123,6 +124,11 @@ def raised(cause: Cause) -> Failure:
         return BadInput(cause.sentence)
     classes: dict[str, type[Failure]] = {"cannot run": InvalidConfiguration, "transient": Transient, "broken": Broken}
     return classes[cause.group](cause.sentence)
+
+
+def most_telling(causes: Iterable[Cause]) -> Cause | None:
+    """Return the cause that explains the others: of ranks that fail together, one fails by itself and others lose its connection."""
+    return min(causes, key=lambda cause: get_args(Group).index(cause.group), default=None)
 
 
 # -- telling texts apart ---------------------------------------------------------------------------------------

@@ -89,19 +89,25 @@ class Host:
         self._base = [{}] * self.spec.processes
         mask = visible_mask(self.spec.gpus)
         threads = self.spec.threads or max(1, cpu_count() // self.spec.processes)
+        logs = Path(self.spec.state_dir) / "logs"
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise failures.Broken(f"nothing can be written in {self.spec.state_dir}: {error.strerror}.") from None
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        self._trainers = [
-            TrainerProcess(
-                python=python,
-                local_rank=rank,
-                threads=threads,
-                mask=mask,
-                log=Path(self.spec.state_dir) / "logs" / f"{stamp}-{time.monotonic_ns() % 10**9:09d}-{rank}.log",
-                messages=self._messages,
-                own_environment=self.spec.environment == "current",
+        # one by one: should one not start, those before it are known and are ended
+        for rank in range(self.spec.processes):
+            self._trainers.append(
+                TrainerProcess(
+                    python=python,
+                    local_rank=rank,
+                    threads=threads,
+                    mask=mask,
+                    log=logs / f"{stamp}-{time.monotonic_ns() % 10**9:09d}-{rank}.log",
+                    messages=self._messages,
+                    own_environment=self.spec.environment == "current",
+                )
             )
-            for rank in range(self.spec.processes)
-        ]
 
     def address(self) -> tuple[str, int]:
         """Return an address of this node and a port free at this moment, for a rendezvous here."""
@@ -118,7 +124,7 @@ class Host:
             run_timeout_s: limit in seconds from the moment the trainers have the workload.
             progress: called with the trainers' news.
         """
-        begin = time.perf_counter()
+        begin, progress = time.perf_counter(), _unheard(progress)
         if any(trainer.ready and not trainer.alive for trainer in self._trainers):
             # killed while it had nothing to do, which is no fault of this measurement
             self.close()
@@ -143,10 +149,13 @@ class Host:
         except environment.EnvironmentProblem as problem:
             cause = failures.BadInput(str(problem)).cause
             log = str(problem.log or log)
-        except OSError as error:
-            cause = failures.Broken(f"nothing can be written in {self.spec.state_dir}: {error.strerror}.").cause
+        except Exception as error:
+            cause = failures.classify_exception(type(error).__name__, str(error))
+        except BaseException:
+            # interrupted: what a trainer makes after the removal below would stay
+            self.close()
+            raise
         finally:
-            # on the way out of an interrupted measurement too
             shutil.rmtree(job["run_dir"], ignore_errors=True)
         log = log or (str(self._trainers[self._failed_rank].log) if self._trainers else "")
         if job["alone"] or not self.spec.reuse or (cause is not None and not self._intact):
@@ -260,7 +269,7 @@ class Host:
         return failures.from_message(message)
 
     def _first_cause(self, failure: failures.Failure) -> failures.Failure:
-        """Return the failure of the rank that failed for a reason of its own, if one speaks up soon."""
+        """Return the failure of the rank that failed for a reason of its own, if one speaks up soon: others lost its connection."""
         deadline = time.perf_counter() + LATE_CAUSE_S
         while len(self._trainers) > 1 and not isinstance(failure, failures.CannotRun):
             try:
@@ -269,9 +278,10 @@ class Host:
                 break
             if message is None or message["event"] == "failure":
                 first, later = self._failed_rank, self._failure(rank, message)
-                if isinstance(later, failures.CannotRun):
-                    return later
-                self._failed_rank = first
+                if failures.most_telling([failure.cause, later.cause]) == failure.cause:
+                    self._failed_rank = first
+                else:
+                    failure = later
         return failure
 
 
@@ -293,6 +303,16 @@ def visible_mask(gpus: int) -> str:
     if mine is None:
         return ",".join(str(index) for index in range(gpus))
     return ",".join([entry.strip() for entry in mine.split(",")][:gpus])
+
+
+def _unheard(progress: Progress) -> Progress:
+    """Return ``progress`` without its troubles: a measurement goes on when nobody reads its news any more."""
+
+    def tell(news: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            progress(news)
+
+    return tell
 
 
 def _sweep(runs: Path) -> None:

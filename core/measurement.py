@@ -152,7 +152,7 @@ class Run:
     def cause(self) -> failures.Cause | None:
         """Why it failed: the cause that explains most of those its hosts give; None when it ended well."""
         causes = [outcome.cause for outcome in self.outcomes if outcome.cause is not None]
-        return min(causes, key=lambda cause: ("cannot run", "broken", "transient").index(cause.group), default=None)
+        return failures.most_telling(causes)
 
     def may_be_repeated(self, made: Plan) -> bool:
         """Whether the failure is transient; where crashes are counted, only the loss of a host is."""

@@ -12,10 +12,17 @@ import contextlib
 import dataclasses
 import logging
 import time
+import uuid
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from . import cluster, failures
@@ -109,10 +116,16 @@ class _Line:
 
 
 class Pool:
-    """Leases of hosts. All methods run in one event loop."""
+    """Leases of hosts. All methods run in one event loop.
 
-    def __init__(self, idle_timeout_s: float) -> None:
+    Args:
+        idle_timeout_s: seconds after which an unused lease is given up.
+        owner: begins the names of its placement groups.
+    """
+
+    def __init__(self, idle_timeout_s: float, owner: str = "pool") -> None:
         self._idle_timeout_s = idle_timeout_s
+        self._owner = owner
         self._idle: list[Lease] = []
         self._busy: list[Lease] = []
         self._lines: dict[Shape, _Line] = {}
@@ -212,8 +225,7 @@ class Pool:
         """Whether a line has waited for long that could use what a lease of ``shape`` holds."""
         limit = time.monotonic() - PATIENCE_S
         return any(
-            line.since_s < limit and other != shape and (shape.host.gpus > 0 or other.host.gpus == 0)
-            for other, line in self._lines.items()
+            line.since_s < limit and other != shape and _helps(shape, other) for other, line in self._lines.items()
         )
 
     def _leave(self, shape: Shape, ticket: asyncio.Future[Lease]) -> None:
@@ -260,7 +272,7 @@ class Pool:
                 continue
             asked = True
             try:
-                line.group = placement_group(**_bundles(shape))
+                line.group = placement_group(**_bundles(shape), name=f"{self._owner}-{uuid.uuid4().hex[:12]}")
             except Exception as error:
                 for ticket in list(line.waiting):
                     self._leave(shape, ticket)
@@ -306,6 +318,19 @@ class Pool:
             self._room_made_s = now
             need["CPU"] -= lease.shape.cpus * lease.shape.nodes
             need["GPU"] -= lease.shape.host.gpus * lease.shape.nodes
+
+
+def _helps(given: Shape, wanted: Shape) -> bool:
+    """Whether giving up a lease may serve another shape: CPUs alone are no help to who waits for GPUs that others hold."""
+    lacks_gpus = wanted.host.gpus and ray.available_resources().get("GPU", 0.0) < wanted.host.gpus * wanted.nodes
+    return given.host.gpus > 0 or not lacks_gpus
+
+
+def remove_groups(owner: str) -> None:
+    """Remove what a pool of this name has left: Ray keeps the groups of a killed actor as long as its job lasts."""
+    for group in placement_group_table().values():
+        if group["name"].startswith(f"{owner}-") and group["state"] != "REMOVED":
+            _remove(get_placement_group(group["name"]))
 
 
 async def _answer(call: Any) -> Any:

@@ -75,7 +75,6 @@ class TrainerProcess:
         self._messages = messages
         self._oom_kills = oom_kills()
         self._garbage = ""
-        log.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._process = subprocess.Popen(
                 [str(python), str(TRAINER)],
@@ -161,7 +160,7 @@ class TrainerProcess:
                 message = json.loads(line)
                 message["event"]
             except (ValueError, TypeError, KeyError):
-                self._garbage = line[:60].decode(errors="replace")
+                self._garbage = redaction.hide(line[:LOG_TAIL_BYTES].decode(errors="replace"))[:60]
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
                 break
@@ -207,7 +206,7 @@ class LogWriter:
 
     def _keep(self, chunk: bytes, file: FileIO | None) -> None:
         self._tail = (self._tail + chunk)[-LOG_TAIL_BYTES:]
-        if file is None or self._written + len(chunk) > LOG_HEAD_BYTES:
+        if file is None or self._dropped or self._written + len(chunk) > LOG_HEAD_BYTES:
             self._dropped += len(chunk)
             return
         with contextlib.suppress(OSError):

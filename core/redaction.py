@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 # at the end of a word of the name (PGPASSWORD, X_API_KEYS), or, where other words end so too, the whole word
 TELLING = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|APIKEY|CREDENTIAL|SSHPASS|AUTHORIZATION)S?(_|$)|(^|_)(PWD|PASS|KEY)S?(_|$)"
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|SECRET|ACCESS)KEY|CREDENTIAL|SSHPASS|AUTHORIZATION)S?\d*(_|$)"
+    r"|(^|_)(PWD|PASS|KEY)S?\d*(_|$)"
 )
 # shorter values are modes and switches, and would be found in every other word
 SHORTEST = 8
@@ -53,16 +54,28 @@ class Filter:
     def feed(self, piece: bytes) -> bytes:
         """Return what may be written now; an end that may be the beginning of a secret waits for the next piece."""
         data = self._held + piece
-        for secret in self._secrets:
-            data = data.replace(secret, HIDDEN.encode())
-        held = max((_overlap(data, secret) for secret in self._secrets), default=0)
-        self._held = data[len(data) - held :]
-        return data[: len(data) - held]
+        cut = len(data) - max((_overlap(data, secret) for secret in self._secrets), default=0)
+        while (earlier := min((_across(data, secret, cut) for secret in self._secrets), default=cut)) < cut:
+            cut = earlier
+        # only now: a secret that is whole may be the beginning of a longer one
+        out, self._held = data[:cut], data[cut:]
+        return self._hide(out)
 
     def end(self) -> bytes:
         """Return what still waits when the stream has ended."""
         held, self._held = self._held, b""
-        return held
+        return self._hide(held)
+
+    def _hide(self, data: bytes) -> bytes:
+        for secret in self._secrets:
+            data = data.replace(secret, HIDDEN.encode())
+        return data
+
+
+def _across(data: bytes, secret: bytes, cut: int) -> int:
+    """Return where a secret begins that ``cut`` would part, else ``cut``."""
+    begin = data.find(secret, max(0, cut - len(secret) + 1), cut + len(secret) - 1)
+    return cut if begin < 0 else begin
 
 
 def _overlap(data: bytes, secret: bytes) -> int:

@@ -96,7 +96,7 @@ class Workload(pydantic.BaseModel):
         pydantic.Field(
             min_length=1,
             max_length=4096,
-            description="Synthetic tokens by name of a length distribution, or the path of a .jsonl or .parquet file.",
+            description="Synthetic tokens by name of a length distribution, or the path of a .jsonl or .parquet file on every node.",
             json_schema_extra=_where(examples=("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")),
         ),
     ] = "synthetic-fixed"
@@ -335,8 +335,8 @@ def first_sentence(error: pydantic.ValidationError, what: str) -> str:
         return f"{name} is missing."
     if first["type"] == "extra_forbidden":
         return f"{name} is not a property of {what}."
-    value = _shown(first["input"])
-    return f"{name} {value} is impossible: {first['msg'][0].lower()}{first['msg'][1:]}."
+    value, expected = _shown(first["input"]), first["msg"].removeprefix("Value error, ")
+    return f"{name} {value} is impossible: {expected[0].lower()}{expected[1:]}."
 
 
 def _shown(value: Any) -> str:

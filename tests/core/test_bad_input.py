@@ -156,6 +156,18 @@ def test_a_configuration_is_taken_as_given_or_refused(given_values: dict[str, An
     assert all(means(getattr(parameters, name), asked) for name, asked in given_values.items())
 
 
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("state", "a path from / or ~ is needed"), ("~nobody-of-this-name/state", "could not determine home directory")],
+)
+def test_a_state_directory_is_the_same_for_all_processes(place: str, why: str) -> None:
+    """Hosts and trainers have other working directories than who asks, so a relative one is refused."""
+    with pytest.raises(ValueError, match=why) as refused:
+        SFTTrainer.validate_parameters({"state_dir": place})
+    assert str(refused.value).startswith(f"state_dir {place!r} is impossible: ")
+    check_sentence(str(refused.value))
+
+
 @pytest.mark.parametrize("name", ["model_max_length", "seed", "model_name", "packing"])
 def test_a_number_too_long_to_print_is_refused(name: str) -> None:
     """Python refuses to write out integers of more than 4300 digits; the sentence does without the value."""

@@ -118,9 +118,13 @@ def test_the_second_use_costs_nothing(make: Callable[..., Path]) -> None:
     """A built environment is found in milliseconds, without a word."""
     first = make("six==1.17.0\n")
     lines: list[str] = []
-    begin = time.perf_counter()
-    assert make("six==1.17.0\n", lines.append) == first
-    assert time.perf_counter() - begin < 0.05
+    times = []
+    # the best of some: a scheduler may take a hundred milliseconds away from any
+    for _ in range(5):
+        begin = time.perf_counter()
+        assert make("six==1.17.0\n", lines.append) == first
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.05
     assert lines == []
 
 
@@ -143,13 +147,16 @@ def test_two_at_once_build_once(tmp_path: Path) -> None:
 def test_a_killed_build_is_repaired(tmp_path: Path, make: Callable[..., Path]) -> None:
     """A builder killed half-way leaves nothing that is taken for an environment, and the next one builds."""
     content = "six==1.17.0\nidna==3.10\n"
-    builder = start_builder(tmp_path, content)
-    assert builder.stdout is not None
-    assert builder.stdout.readline().startswith("| building")
-    while not list((tmp_path / "cache").glob("*.building-*")):
-        time.sleep(0.001)
-    builder.send_signal(signal.SIGKILL)
-    builder.wait(timeout=10)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
+        # it waits for an answer that never comes, so that half-way lasts
+        patch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        patch.setenv("UV_FIND_LINKS", "")
+        builder = start_builder(tmp_path, content)
+        silent.settimeout(60)
+        silent.accept()
+        assert list((tmp_path / "cache").glob("*.building-*"))
+        builder.send_signal(signal.SIGKILL)
+        builder.wait(timeout=10)
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir() and ".building-" not in path.name] == []
     python = make(content)
     subprocess.run([python, "-I", "-c", "import six, idna"], check=True)
@@ -178,6 +185,14 @@ def test_an_environment_that_lost_its_python_is_built_anew(make: Callable[..., P
     python.unlink()
     assert make("six==1.17.0\n") == python
     assert os.access(python, os.X_OK)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/bin/python", "x" * 300])
+def test_a_path_that_cannot_be_looked_up_is_a_sentence(name: str, tmp_path: Path) -> None:
+    """A home that nobody has, and a name that no file system holds."""
+    with pytest.raises(EnvironmentProblem, match="cannot be looked up") as problem:
+        environment.resolve(name, requirements=None, cache_dir=tmp_path, progress=lambda line: None)
+    assert len(str(problem.value)) <= 200
 
 
 @pytest.mark.parametrize("package", ["six==99.0", "surely-no-such-package-of-anyone==1.0"])

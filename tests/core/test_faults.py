@@ -39,6 +39,8 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     shutil.copy(STACK, package)
     (package / "core").symlink_to(CORE)
     sys.path.insert(0, str(root))
+    # by this whatever is started here is found, whoever is its parent by then
+    os.environ["FAULTY"] = str(root)
     importlib.invalidate_caches()
     import ado_actuators
 
@@ -49,6 +51,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     }
     yield SimpleNamespace(**modules, root=root)
     sys.path.remove(str(root))
+    del os.environ["FAULTY"]
 
 
 @pytest.fixture
@@ -90,8 +93,12 @@ def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes
 
 
 def descendants() -> list[psutil.Process]:
-    """Return the live processes this test run has started."""
-    return [p for p in psutil.Process().children(recursive=True) if alive(p)]
+    """Return the live processes that these tests have started, orphans among them, but for guards, which end a moment later."""
+    ours = []
+    for process in psutil.process_iter(["environ", "cmdline"]):
+        if (process.info["environ"] or {}).get("FAULTY") == os.environ["FAULTY"] and alive(process):
+            ours.append(process)
+    return [process for process in ours if (process.info["cmdline"] or [""])[0] != "/bin/sh"]
 
 
 def alive(process: psutil.Process) -> bool:
@@ -241,7 +248,10 @@ def test_a_trainer_that_hangs_meets_the_limit(
 
 def test_children_of_a_trainer_end_with_it(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
     """The whole process group is killed."""
+    (faulty.root / "child").unlink(missing_ok=True)
     measure(faulty, tmp_path, make_host, "child", limit_s=4)
+    child = int((faulty.root / "child").read_text())
+    assert not psutil.pid_exists(child) or not alive(psutil.Process(child))
     assert descendants() == []
 
 
@@ -282,6 +292,58 @@ def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
         record_property, tmp_path, "one rank of two out of GPU memory, the other in an all-reduce", outcome,
         outcome.total_s - outcome.startup_s,
     )  # fmt: skip
+
+
+def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any
+) -> None:
+    """Whoever speaks first: it is no transient failure, and the log is that of the rank that has the error."""
+    host = make_host(2)
+    made = job(faulty, tmp_path, "error among peers", host, 2) | {"world_size": 2, "local_world_size": 2}
+    outcome = host.measure(made, 60)
+    assert (outcome.cause.group, outcome.cause.sentence) == ("broken", "ValueError: rank 1 has no data.")
+    assert "rank 1 has no data" in Path(outcome.log).read_text()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_ranks_that_fail_together_the_one_with_an_error_of_its_own_counts(
+    faulty: SimpleNamespace, make_host: Any, order: tuple[int, int]
+) -> None:
+    """In either order of their words."""
+    host = make_host(2)
+    host._trainers = [None, None]
+    said = [
+        {"event": "failure", "kind": "exception", "type": "RuntimeError", "text": "Gloo: Connection closed by peer"},
+        {
+            "event": "failure",
+            "kind": "exception",
+            "type": "RuntimeError",
+            "text": "CUDA error: an illegal memory access",
+        },
+    ]
+    first, second = order
+    host._messages.put((second, said[second]))
+    failure = host._first_cause(host._failure(first, said[first]))
+    assert (failure.cause.group, host._failed_rank) == ("broken", 1)
+    host._trainers = []
+
+
+def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The reader of a pipe has gone: the measurement goes on."""
+
+    def broken(news: dict[str, Any]) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "none", host), 60, broken).cause is None
+
+
+def test_a_record_that_is_none_is_a_failure(faulty: SimpleNamespace, make_host: Any, tmp_path: Path) -> None:
+    """JSON of another meaning than a record's: a sentence, and the trainers are replaced."""
+    host = make_host()
+    outcome = host.measure(job(faulty, tmp_path, "empty record", host), 60)
+    assert outcome.cause.group == "broken"
+    assert host._trainers == []
 
 
 def test_a_trainer_that_leaks_is_replaced(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
@@ -389,7 +451,14 @@ def test_a_host_can_be_closed_while_it_measures(faulty: SimpleNamespace, tmp_pat
     """Killing the trainers from another thread ends the measurement instead of hanging it."""
     host = make_host()
     host.start()
-    threading.Timer(6, lambda: os.killpg(host._trainers[0].pid, signal.SIGKILL)).start()
+    trainer = psutil.Process(host._trainers[0].pid)
+
+    def kill() -> None:
+        while trainer.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.1)
+        os.killpg(trainer.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
     outcome = host.measure(job(faulty, tmp_path, "hang", host), 60)
     assert outcome.cause.group == "transient"
 

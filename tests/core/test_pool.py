@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -234,8 +235,10 @@ def test_closing_ends_every_wait(tmp_path: Path) -> None:
     assert run(scenario()) == ("the operation has ended.", 2)
 
 
-def test_no_more_idle_hosts_are_given_up_than_needed(tmp_path: Path) -> None:
+def test_no_more_idle_hosts_are_given_up_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request for one CPU ends one of two idle hosts that hold one each."""
+    # however long Ray takes here to free what a host held that may still have been starting
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.pool.ROOM_S", 60.0)
 
     async def scenario() -> int:
         pool = Pool(600)
@@ -271,6 +274,29 @@ def test_a_shape_that_waits_for_long_gets_its_turn(tmp_path: Path, monkeypatch: 
     served = run(scenario())
     assert sorted(served) == ["first"] * 12 + ["second"]
     assert served[-1] == "first"
+
+
+def test_a_shape_with_gpus_gets_its_turn_among_shapes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPUs are free, and the CPUs it needs as well are held by a shape without; it would wait for all twelve otherwise."""
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.pool.PATIENCE_S", 1.0)
+    with_gpus = dataclasses.replace(shape(tmp_path, 2), host=dataclasses.replace(shape(tmp_path, 2).host, gpus=1))
+
+    async def scenario() -> list[int]:
+        leases, served = Pool(600), []
+
+        async def use(wanted: Shape) -> None:
+            lease = await leases.acquire(wanted, 100)
+            served.append(wanted.host.gpus)
+            await asyncio.sleep(0.5)
+            leases.give_back(lease, keep=True)
+
+        first = [asyncio.create_task(use(shape(tmp_path, 2))) for _ in range(12)]
+        await asyncio.sleep(0.1)
+        await asyncio.gather(use(with_gpus), *first)
+        leases.close()
+        return served
+
+    assert run(scenario())[-1] == 0
 
 
 def test_knowledge_of_one_gpu_is_knowledge_of_all_where_they_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,19 @@ def test_names_tell_which_values_are_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["PGPASSWORD", "SSHPASS", "AWS_CREDENTIALS", "MY_TOKENS", "X_API_KEYS", "GITHUB_TOKEN_FILE", "db_pwd"]
+    "name",
+    [
+        "PGPASSWORD",
+        "SSHPASS",
+        "AWS_CREDENTIALS",
+        "MY_TOKENS",
+        "X_API_KEYS",
+        "GITHUB_TOKEN_FILE",
+        "db_pwd",
+        "DB_PASSWORD2",
+        "MINIO_SECRETKEY",
+        "AWS_ACCESSKEY",
+    ],
 )
 def test_a_name_may_run_its_words_together(name: str) -> None:
     """What a value is for is seen in the plural, and at the end of a word, too."""
@@ -110,6 +124,35 @@ def test_a_log_holds_no_secret(piece: int, tmp_path: Path) -> None:
         assert told(kept) == []
         assert kept.startswith("HF_TOKEN=***\nAWS_SECRET_ACCESS_KEY=***\n")
         assert kept.endswith("the end, hf_Pla")
+
+
+def test_a_secret_that_begins_a_longer_one_hides_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the text is cut into pieces, the longer one is taken out as a whole, and so is the shorter by itself."""
+    monkeypatch.setenv("FIRST_TOKEN", "planted-one")
+    monkeypatch.setenv("SECOND_TOKEN", "planted-one-and-more")
+    text = b"a planted-one-and-more b planted-one c planted-one-an"
+    for cut in range(len(text)):
+        kept = redaction.Filter()
+        told_bytes = kept.feed(text[:cut]) + kept.feed(text[cut:]) + kept.end()
+        assert told_bytes == b"a *** b *** c ***-an", cut
+
+
+def test_a_log_that_is_cut_loses_its_middle_only(tmp_path: Path) -> None:
+    """Beginning and end are whole, in their order, and nothing is told twice."""
+    filler = b"x" * (process.LOG_HEAD_BYTES - 30_000)
+    writer = process.LogWriter(tmp_path / "log")
+    read, write = os.pipe()
+    thread = threading.Thread(target=writer.pump, args=(os.fdopen(read, "rb"),))
+    thread.start()
+    for piece in (filler, b"MIDDLE" + b"y" * 65_530, b"z" * 400):
+        with os.fdopen(os.dup(write), "wb") as stream:
+            stream.write(piece)
+        time.sleep(0.3)
+    os.close(write)
+    thread.join()
+    head, _, tail = (tmp_path / "log").read_bytes().partition(b"\n... 0 bytes left out ...\n")
+    assert head == filler
+    assert tail == b"MIDDLE" + b"y" * 65_530 + b"z" * 400
 
 
 @pytest.mark.usefixtures("planted")

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
@@ -53,6 +54,16 @@ def rows(tmp_path: Path, suffix: str, columns: str, store: str = "config") -> li
     return []
 
 
+def of_store(tmp_path: Path) -> list[str]:
+    """Return the commands of live processes of operations with the first store: drivers, Ray's, hosts, trainers."""
+    found = []
+    for process in psutil.process_iter(["environ", "cmdline", "status"]):
+        store = (process.info["environ"] or {}).get("XDG_CONFIG_HOME")
+        if store == str(tmp_path / "config") and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(" ".join(process.info["cmdline"] or []))
+    return found
+
+
 def test_a_killed_operation_is_started_again(tmp_path: Path, record_property: Any) -> None:
     """Killed after its first result: the second run measures the other three and repeats none."""
     first = start(tmp_path)
@@ -70,6 +81,10 @@ def test_a_killed_operation_is_started_again(tmp_path: Path, record_property: An
     after = rows(tmp_path, "_measurement_results", "uid, entity_id")
     assert kept <= {uid for uid, _ in after}
     assert sorted(Counter(entity for _, entity in after).values()) == [1, 1, 1, 1]
+    ended = time.monotonic()
+    while (left := of_store(tmp_path)) and time.monotonic() < ended + 30:
+        time.sleep(0.5)
+    assert left == []
     for name, value in (
         ("fault", "driver killed, operation started again"), ("outcome", "measured ones kept, missing ones measured"),
         ("seconds", round(time.monotonic() - begin, 1)), ("left", "nothing"),

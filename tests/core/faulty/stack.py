@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import os
 import signal
 import sys
@@ -25,6 +27,16 @@ def load() -> None:
     import accelerate  # noqa: F401
     import torch  # noqa: F401
     import transformers  # noqa: F401
+
+
+def say(line: str) -> None:
+    """Write a line where records are expected."""
+    gc.unfreeze()
+    channels = [one for one in gc.get_objects() if isinstance(one, io.TextIOWrapper) and one.fileno() > 2]
+    for channel in channels:
+        if channel.writable():
+            channel.write(f"{line}\n")
+            channel.flush()
 
 
 class Config:
@@ -65,7 +77,8 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
     if what in ("child", "busy child"):
         import subprocess
 
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+        started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+        Path(os.environ["FAULTY"], "child").write_text(str(started.pid))
         if what == "busy child":
             # one long call that lets no other thread run
             sum(range(10**10))
@@ -75,20 +88,17 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
         for _ in range(1024):
             os.write(1, block)
     if what == "garbage":
-        import gc
-        import io
-
-        gc.unfreeze()
-        channels = [o for o in gc.get_objects() if isinstance(o, io.TextIOWrapper) and o.fileno() > 2]
-        for channel in channels:
-            if channel.writable():
-                channel.write("no record\n")
-                channel.flush()
+        say("no record")
+        time.sleep(30)
+    if what == "empty record":
+        say('{"event": "record"}')
         time.sleep(30)
     if what == "oom":
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    if what == "oom among peers":
+    if what in ("oom among peers", "error among peers"):
         torch.distributed.init_process_group("gloo")
+        if job["rank"] == 1 and what == "error among peers":
+            raise ValueError("rank 1 has no data.")
         if job["rank"] == 1:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         torch.distributed.all_reduce(torch.ones(1))
