@@ -253,11 +253,12 @@ def _put_flops(
         found.omit(str(unknown), "model_flops_per_token", "tflops_per_device", "mfu_percent")
         return
     found.put(model_flops_per_token=per_token)
-    if len(device_names) > 1:
-        mixed = f"devices of several kinds took part: {', '.join(sorted(device_names))}."
+    device_name, *others = sorted(device_names)
+    if others:
+        mixed = f"devices of several kinds took part: {', '.join((device_name, *others))}."
         found.omit(mixed, "tflops_per_device", "mfu_percent")
         return
-    peak, reason = peaks.peak_tflops(*device_names, _compute_type(record, workload))
+    peak, reason = peaks.peak_tflops(device_name, _compute_type(record, workload))
     if peak is None:
         found.omit(reason, "tflops_per_device", "mfu_percent")
         return

@@ -12,7 +12,7 @@ The half-width is the larger of two:
 The mean it speaks of is that of the process which made the steps; where the steps trend, the mean of the trend over the
 measured steps. Simulated up to the moment of stopping at 2 %, it covers that mean in over 95 % of series with noise,
 drift, stalls and autocorrelation up to 0.9. No rule sees stalls that are dear and too rare to happen once while it
-watches: with one of half a step in every 20 it covers 85 %. Both rooms, arithmetic and trainer, import this file.
+watches: with one of half a step in every 20 it covers 83 %. Both rooms, arithmetic and trainer, import this file.
 """
 
 from __future__ import annotations

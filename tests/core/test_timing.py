@@ -1,0 +1,74 @@
+"""The clock of a measurement with step ends written by hand: when it stops, and whose peaks it reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from ado_actuators.sfttrainer.core.trainer import timing  # noqa: E402
+
+WORKLOAD = {"max_steps": 10, "target_ci_percent": 0.0, "stop_after_seconds": 0.0}
+
+
+class Ends:
+    """Steps of a second each, known ``lag`` steps after they were issued, as on a device that works behind."""
+
+    begin_s = 0.0
+    lag = 0
+
+    def __init__(self, device: Any) -> None:
+        self._issued = 0
+
+    def mark(self) -> None:
+        """Note that the work of a step has been issued."""
+        self._issued += 1
+
+    def known(self) -> list[float]:
+        """Return the ends of the steps that have ended."""
+        return self.all()[: max(0, self._issued - self.lag)]
+
+    def all(self) -> list[float]:
+        """Return every end."""
+        return [float(step) for step in range(1, self._issued + 1)]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> timing.Clock:
+    """Give a clock that has begun."""
+    monkeypatch.setattr(timing, "StepEnds", Ends)
+    monkeypatch.setattr(Ends, "lag", 0)
+    made = timing.Clock({"workload": WORKLOAD, "rank": 0, "world_size": 1}, lambda **news: None)
+    made.begin(torch.nn.Linear(2, 2))
+    return made
+
+
+def train(clock: timing.Clock) -> int:
+    """Train until the clock says stop; return the steps."""
+    steps = next(step for step in range(1, 100) if clock.end_step())
+    clock.end()
+    return steps
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_no_more_steps_than_asked_for_are_issued(
+    clock: timing.Clock, monkeypatch: pytest.MonkeyPatch, lag: int
+) -> None:
+    """Nor when the device is behind and the ends of the last steps are not known yet."""
+    monkeypatch.setattr(Ends, "lag", lag)
+    assert train(clock) == 10
+    record = clock.record()
+    assert (len(record["step_end_s"]), record["stopped_by"]) == (10, "max_steps")
+
+
+def test_peaks_of_warm_up_are_not_those_of_the_measured_phase(
+    clock: timing.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autotuning in the first of four steps takes 900; what all six after them take is read once, at the end."""
+    peaks = iter([900, 100, 100, 100, 200])
+    monkeypatch.setattr(timing, "_peaks", lambda **kinds: {"rss_peak_bytes": next(peaks)})
+    train(clock)
+    record = clock.record()
+    assert (record["warmup_steps"], record["rss_peak_bytes"]) == (4, 200)
