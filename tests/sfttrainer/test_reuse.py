@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +44,21 @@ def test_fifty_measurements_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_fresh_and_reused_trainers_agree(tmp_path: Path) -> None:
-    """The median step of the same workload is the same in a fresh process and in one that has measured before.
+    """A step of the same workload is as quick in a fresh process as in one that has measured before.
 
-    The bound is wide because the machine may be busy with other things; what it excludes is a systematic cost of reuse.
+    The quickest of many steps in one thread, since the machine may be busy with other things at any of them; what the bound
+    excludes is a systematic cost of reuse.
     """
-    medians: dict[bool, list[float]] = {True: [], False: []}
+    steps: dict[bool, list[float]] = {True: [], False: []}
     reusing = Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0), tmp_path)
     fresh = Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0, reuse_workers=False), tmp_path)
     with reusing, fresh:
-        reusing.measure(plan(max_steps=3))
+        reusing.measure(plan(max_steps=3, cpus_per_process=1))
         for _ in range(3):
             for local in (reusing, fresh):
-                verdict = local.measure(plan(max_steps=20, target_ci_percent=0, model_max_length=64))
-                medians[verdict.metadata["reused"]].append(verdict.properties["step_time_median_s"])
-    assert [len(medians[True]), len(medians[False])] == [3, 3]
-    assert 0.7 < statistics.median(medians[True]) / statistics.median(medians[False]) < 1.4
+                verdict = local.measure(
+                    plan(max_steps=30, target_ci_percent=0, model_max_length=64, cpus_per_process=1)
+                )
+                steps[verdict.metadata["reused"]] += verdict.metadata["step_s"]
+    assert [len(steps[True]), len(steps[False])] == [90, 90]
+    assert 0.7 < min(steps[True]) / min(steps[False]) < 1.4
