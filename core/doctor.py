@@ -1,7 +1,7 @@
 """The ``doctor`` command: what this machine, or a Ray cluster, can measure, what is missing, and the command that mends it.
 
-Process room: standard library, psutil and NVML. Ray is imported only when a cluster is named, ado only to see whether it
-can be; torch never.
+Process room: standard library, packaging, psutil and NVML. Ray is imported only when a cluster is named, ado only to see
+whether it can be; torch never.
 """
 
 from __future__ import annotations
@@ -50,17 +50,28 @@ class Subject:
     Attributes:
         plugin: its identifier.
         environment: where it trains by default: ``current`` or ``managed``.
-        state_dir: directory for logs, run files and environments.
+        configured: the actuator configuration's state_dir.
     """
 
     plugin: str
     environment: str
-    state_dir: Path
+    configured: str = ""
 
     @property
     def distribution(self) -> str:
         """Name of the package that pip knows."""
         return f"ado-{self.plugin.replace('_', '-')}"
+
+    @property
+    def state_dir(self) -> Path:
+        """Directory for logs, run files and environments, on the node that asks.
+
+        As ``configuration.state_dir`` has it; that module needs ado, which may be what is broken.
+        """
+        if self.configured:
+            return Path(self.configured).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "ado-actuators"
 
 
 def examine(subject: Subject) -> list[Finding]:
@@ -332,13 +343,17 @@ def _parser(plugin: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--address", help="of a Ray cluster to look at (default: RAY_ADDRESS; without it this machine)")
     parser.add_argument(
-        "--state-dir", type=lambda given: Path(given).expanduser().absolute(), default=_usual_state_dir(), metavar="DIR",
-        help="the actuator configuration's state_dir, where managed environments are (default: %(default)s)",
+        "--state-dir", type=_directory, default="", metavar="DIR",
+        help="the actuator configuration's state_dir, where managed environments are; each node has its own "
+        "(default: ado-actuators in the user's cache)",
     )  # fmt: skip
     return parser
 
 
-def _usual_state_dir() -> Path:
-    """Return what ``configuration.state_dir`` does without a setting; that module needs ado, which may be what is broken."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ado-actuators"
+def _directory(given: str) -> str:
+    """Return a directory as the configuration has it: from / or ~, which each node replaces, or empty."""
+    try:
+        absolute = Path(given).expanduser().absolute()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{given}: {error}") from None
+    return given if given.startswith("~") or not given else str(absolute)

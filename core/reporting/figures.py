@@ -123,6 +123,7 @@ def _memory(rows: Sequence[Row]) -> Iterator[Drawing]:
     legend(figure, axes)
     caption = f"The {MEMORY[kind]}, {kind}."
     caption += f" Points of one colour differ in {', '.join(unnamed)}." if unnamed else ""
+    caption += tables.without_memory(rows)
     yield Drawing("memory", "Memory", caption, figure)
 
 
@@ -294,6 +295,7 @@ def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
             f"Up and left is better: nothing beats {workload_label(having[front[0]], differing(having))} in either."
         )
     caption += f" Points of one colour differ in {', '.join(unnamed)}." if unnamed else ""
+    caption += tables.without_memory(rows)
     yield Drawing("pareto", "Throughput against memory", caption, figure)
 
 
@@ -303,7 +305,7 @@ def _stacks(rows: Sequence[Row]) -> Iterator[Drawing]:
         raise LeftOut("no workload was measured with both actuators.")
     figure = Figure(figsize=(SIZE[0], 1.2 + 0.32 * max(4, len(pairs))), layout="constrained")
     axes = figure.add_subplot()
-    varied = [name for name in differing([row for pair in pairs for row in pair]) if name != "actuator"]
+    varied = differing([row for row, _ in pairs])
     for side in (0, 1):
         mine = [pair[side] for pair in pairs]
         rates = [row.throughput or 0.0 for row in mine]

@@ -134,7 +134,7 @@ def _pairs(rows: Sequence[Row]) -> str:
     if not pairs:
         return ""
     first, second = pairs[0][0].actuator, pairs[0][1].actuator
-    varied = [name for name in differing([row for pair in pairs for row in pair]) if name != "actuator"]
+    varied = differing([row for row, _ in pairs])
     lines = []
     for left, right in pairs:
         ratio = tables.ratio(right, left)
@@ -185,7 +185,16 @@ def _measurements(rows: Sequence[Row]) -> str:
     table = _table(heads, lines, numbers=range(len(names), len(names) + len(outputs)))
     if len(rows) > MOST_ROWS:
         table += f'<p class="quiet">The first {MOST_ROWS} of {len(rows)} measurements.</p>'
-    return _constants(rows, names) + table
+    return _constants(rows, names) + table + _other_memory(rows, kinds)
+
+
+def _other_memory(rows: Sequence[Row], kinds: Sequence[str]) -> str:
+    """Return a paragraph on the measurements whose memory is not in the table, which has the first of these kinds only."""
+    lacking = [row for row in rows if kinds and row.output(kinds[0]) is None]
+    others = sum(any(row.output(name) is not None for name in kinds[1:]) for row in lacking)
+    if not others:
+        return ""
+    return f'<p class="quiet">The memory is {kinds[0]}; that of {counted(others, "measurement")} without it is left out.</p>'
 
 
 def _others(rows: Sequence[Row]) -> list[str]:

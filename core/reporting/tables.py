@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .rows import CANNOT_RUN, FAILED, MEASURED, Row, differing, label, memory_kind
+from .rows import CANNOT_RUN, FAILED, MEASURED, Row, counted, differing, label, memory_kind
 
 # a share of work on more devices stays the same in two ways: the whole batch (strong) or each device's (weak)
 DEVICES = ("number_gpus", "number_nodes", "batch_size")
@@ -113,18 +113,27 @@ def scaling(rows: Sequence[Row]) -> list[Scaling]:
     both = len({bool(row.value("number_gpus")) for row in rows}) > 1
     found = []
     for kind, batch in (("strong", lambda row: row.value("batch_size")), ("weak", _device_batch)):
-        groups: dict[tuple[str, str, Any], dict[int, float]] = defaultdict(dict)
+        groups: dict[tuple[str, str, Any], list[Row]] = defaultdict(list)
         for row in rows:
-            assert row.throughput is not None
             device = ("GPUs" if row.value("number_gpus") else "CPUs") if both else ""
-            groups[label(row, names), device, batch(row)][row.devices] = row.throughput / row.devices
-        for (what, device, size), rates in groups.items():
-            if len(rates) > 1 and size is not None:
-                fewest = rates[min(rates)]
-                points = tuple((devices, rates[devices] / fewest) for devices in sorted(rates))
-                unit = "in all" if kind == "strong" else "a device"
-                found.append(Scaling(", ".join(filter(None, (what, device, f"batch {size} {unit}"))), kind, points))
+            groups[label(row, names), device, batch(row)].append(row)
+        unit = "in all" if kind == "strong" else "a device"
+        for (what, device, size), group in groups.items():
+            for nodes, mine in _by_nodes(group).items():
+                rates = {row.devices: (row.throughput or 0.0) / row.devices for row in mine}
+                if len(rates) > 1 and size is not None:
+                    fewest = rates[min(rates)]
+                    points = tuple((devices, rates[devices] / fewest) for devices in sorted(rates))
+                    text = ", ".join(filter(None, (what, device, nodes, f"batch {size} {unit}")))
+                    found.append(Scaling(text, kind, points))
     return found
+
+
+def _by_nodes(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return rows by their nodes where as many devices were measured on several numbers of them; else all as one."""
+    nodes = {(row.devices, row.value("number_nodes")) for row in rows}
+    ambiguous = len(nodes) > len({devices for devices, _ in nodes})
+    return grouped(rows, ["number_nodes"] if ambiguous else [])
 
 
 def _device_batch(row: Row) -> int | None:
@@ -163,14 +172,21 @@ def ratio(above: Row, below: Row) -> Ratio | None:
 
 
 def stack_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Return the workloads that two actuators measured, in the order of the actuators' names."""
+    """Return the workloads that two actuators measured, in the order of the actuators' names.
+
+    Of one source, or where none has both, of two; of repeated workloads the last one counts.
+    """
     rows = with_throughput(rows)
     actuators = sorted({row.actuator for row in rows})
     if len(actuators) != 2:
         return []
-    first = {(row.source, row.key[1:]): row for row in rows if row.actuator == actuators[0]}
-    second = {(row.source, row.key[1:]): row for row in rows if row.actuator == actuators[1]}
-    return [(row, second[key]) for key, row in first.items() if key in second]
+    sides = [[row for row in rows if row.actuator == actuator] for actuator in actuators]
+    first, second = ({(row.source, row.key[1:]): row for row in side} for side in sides)
+    within = [(row, second[key]) for key, row in first.items() if key in second]
+    paired = {row.key[1:] for row, _ in within}
+    # who measures each stack by itself has a source of each
+    left, right = ({row.key[1:]: row for row in side if row.key[1:] not in paired} for side in sides)
+    return within + [(row, right[key]) for key, row in left.items() if key in right]
 
 
 def problems(rows: Sequence[Row]) -> list[Problem]:
@@ -219,3 +235,11 @@ def memory_and_rate(rows: Sequence[Row]) -> tuple[str | None, list[Row]]:
     """Return the kind of memory of these rows and those that have both it and a throughput."""
     kind = memory_kind(with_throughput(rows))
     return kind, [row for row in with_throughput(rows) if kind and row.output(kind) is not None]
+
+
+def without_memory(rows: Sequence[Row]) -> str:
+    """Return a sentence on the measurements that have a throughput but not the others' kind of memory, or nothing."""
+    kind, having = memory_and_rate(rows)
+    lacking = len(with_throughput(rows)) - len(having)
+    verb = "is" if lacking == 1 else "are"
+    return f" {counted(lacking, 'measurement')} without {kind} {verb} left out." if kind and lacking else ""

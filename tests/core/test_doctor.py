@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from ray.cluster_utils import Cluster
 
-from ado_actuators.sfttrainer.core import doctor
+from ado_actuators.sfttrainer.core import configuration, doctor
 from ado_actuators.sfttrainer.core.doctor import Finding, Subject
 
 from .test_devices import Replay
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 def subject(tmp_path: Path) -> Subject:
     """The plugin of this environment, with an empty state directory."""
-    return Subject("sfttrainer", "current", tmp_path)
+    return Subject("sfttrainer", "current", str(tmp_path))
 
 
 def found(findings: list[Finding], what: str) -> list[tuple[str, str]]:
@@ -62,6 +62,32 @@ def test_a_gpu_in_parts_is_refused_with_the_sentence_of_a_measurement(
     assert pynvml is not sys.modules["pynvml"]
 
 
+@pytest.mark.parametrize("given", [[], ["--state-dir", "~/state"], ["--state-dir", ""]])
+def test_each_node_has_its_own_home(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the caller asks for is resolved where it is looked at, and to the directory that measurements use."""
+    shipped: list[Subject] = []
+
+    def look(address: str, subject: Subject) -> list[Finding]:
+        shipped.append(subject)
+        return [Finding(address, "ok", "")]
+
+    monkeypatch.setattr(doctor, "examine_cluster", look)
+    assert doctor.main("sfttrainer", "current", ["--address", "head:6379", *given]) == 0
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = configuration.state_dir(given[-1] if given else "")
+    assert shipped[0].state_dir == place
+    assert found(doctor.examine(shipped[0]), "disk")[0][1].endswith(f"GiB free for {place}")
+
+
+def test_a_home_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence, not a traceback."""
+    with pytest.raises(SystemExit) as raised:
+        doctor.main("sfttrainer", "current", ["--state-dir", "~nobody-of-this-name/state"])
+    assert raised.value.code == 2
+    assert "~nobody-of-this-name/state: Could not determine home directory." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("requirement", "problem"),
     [
@@ -85,7 +111,7 @@ def test_what_qlora_needs_besides_is_noted(subject: Subject, monkeypatch: pytest
 
 def test_what_is_missing_comes_with_the_command_that_mends_it(tmp_path: Path) -> None:
     """A plugin that is not installed, and the conclusion at the end."""
-    findings = doctor.examine(Subject("other", "current", tmp_path))
+    findings = doctor.examine(Subject("other", "current", str(tmp_path)))
     missing = [one for one in findings if one.what == "ado-other"]
     assert missing == [Finding("ado-other", "missing", "the plugin is not installed", "pip install ./other")]
     lines = doctor.text(missing).splitlines()

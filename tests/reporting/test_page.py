@@ -131,6 +131,29 @@ def test_what_has_no_room_is_counted_in_the_caption(row: Make) -> None:
     assert ends["stacks"] == "The first 16 of 34 workloads."
 
 
+def test_memory_of_another_kind_is_counted(row: Make) -> None:
+    """A GPU's memory and a process's cannot be compared: of a mixed report the captions and the table say what lacks."""
+    rows = [row(1.0, memory=10.0), row(2.0, memory=20.0, batch_size=4)]
+    resident = [row(3.0, number_gpus=0, outputs={"cpu_memory_peak_gib": size}) for size in (1.0, 2.0)]
+    captions = {one.name: one.caption for one in figures.draw([*rows, *resident])[0]}
+    for name in ("memory", "pareto"):
+        assert captions[name].endswith(" 2 measurements without gpu_memory_peak_gib are left out.")
+    table = "The memory is gpu_memory_peak_gib; that of 2 measurements without it is left out."
+    assert table in html_of([*rows, *resident])
+    captions = {one.name: one.caption for one in figures.draw(rows)[0]}
+    assert captions["memory"] == "The peak memory of a GPU, gpu_memory_peak_gib."
+    assert "without it" not in html_of(rows)
+
+
+def test_both_stacks_are_drawn_of_two_sources(row: Make) -> None:
+    """Each stack has a file of its own; labels name the workload and no file."""
+    rows = [row(1.0, source="a", batch_size=4), row(1.0, source="a", batch_size=8)]
+    rows += [row(2.0, source="b", actuator="fms_hf_tuning", batch_size=batch) for batch in (4, 8)]
+    (drawing,) = (one for one in figures.draw(rows)[0] if one.name == "stacks")
+    assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == ["batch 4", "batch 8"]
+    assert "<th>batch 4</th>" in html_of(rows)
+
+
 def test_a_name_with_dollars_is_no_formula(row: Make) -> None:
     """Between two of them stands what a user wrote; as mathematics it could not even be drawn."""
     drawn, _ = figures.draw([row(1.0, model_name=r"$\nothing$"), row(2.0, model_name="m", batch_size=4)])

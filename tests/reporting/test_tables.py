@@ -78,6 +78,24 @@ def test_processors_and_gpus_scale_apart(row: Make) -> None:
     ]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_as_many_gpus_on_more_nodes_scale_apart(row: Make, order: int) -> None:
+    """Eight GPUs of one node and eight of two are not the same point, in whatever order they were measured."""
+    asked = ((1, 4, 100.0), (1, 8, 190.0), (2, 8, 160.0), (2, 16, 240.0))
+    rows = [row(tokens, batch_size=16, number_gpus=gpus, number_nodes=nodes) for nodes, gpus, tokens in asked]
+    assert {one for one in tables.scaling(rows[::order]) if one.kind == "strong"} == {
+        Scaling("1 node, batch 16 in all", "strong", ((4, 1.0), (8, 0.95))),
+        Scaling("2 nodes, batch 16 in all", "strong", ((8, 1.0), (16, 0.75))),
+    }
+
+
+def test_nodes_that_grow_with_the_gpus_are_one_scaling(row: Make) -> None:
+    """Four GPUs a node: no number of GPUs was measured on two numbers of nodes."""
+    rows = [row(100.0 * nodes, batch_size=16, number_gpus=4 * nodes, number_nodes=nodes) for nodes in (1, 2)]
+    (strong,) = (one for one in tables.scaling(rows) if one.kind == "strong")
+    assert strong == Scaling("batch 16 in all", "strong", ((4, 1.0), (8, 1.0)))
+
+
 def test_the_pareto_front_keeps_what_no_other_beats() -> None:
     """Less memory and more throughput; of equal memory the faster one, of equal points one."""
     points = [(2.0, 10.0), (1.0, 5.0), (3.0, 9.0), (2.0, 8.0), (4.0, 12.0), (4.0, 12.0)]
@@ -105,6 +123,21 @@ def test_stacks_are_paired_by_workload(row: Make) -> None:
         row(1.0), row(2.0, batch_size=4), row(3.0, actuator="fms_hf_tuning"), row(oom=True, actuator="fms_hf_tuning", batch_size=4),
     ]  # fmt: skip
     assert tables.stack_pairs(rows) == [(rows[2], rows[0])]
+
+
+def test_stacks_measured_apart_are_paired_across_sources(row: Make) -> None:
+    """A source of each stack; of repeated workloads the last one counts."""
+    rows = [row(1.0, source="a"), row(2.0, source="b")]
+    rows += [row(tokens, source="c", actuator="fms_hf_tuning") for tokens in (3.0, 4.0)]
+    assert tables.stack_pairs(rows) == [(rows[3], rows[1])]
+
+
+def test_stacks_are_paired_within_a_source_first(row: Make) -> None:
+    """What one source has of both stacks was measured together; another source's row is no better partner."""
+    rows = [row(1.0, source="a"), row(2.0, source="a", actuator="fms_hf_tuning")]
+    rows += [row(3.0, source="b"), row(4.0, source="b", batch_size=4)]
+    rows += [row(5.0, source="c", actuator="fms_hf_tuning", batch_size=4)]
+    assert tables.stack_pairs(rows) == [(rows[1], rows[0]), (rows[4], rows[3])]
 
 
 def test_problems_of_one_cause_are_one(row: Make, recorded: list[Row]) -> None:

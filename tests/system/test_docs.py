@@ -25,11 +25,12 @@ PAGES = sorted(
         *(ROOT / "docs").glob("*.md"),
         *ROOT.glob("README.md"),
         *ROOT.glob("*/README.md"),
+        *ROOT.glob("*/src/**/README.md"),
         *ROOT.glob("examples/*/**/README.md"),
     ]
 )
 BLOCK = re.compile(r"^```(\S*) ?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMANDS = re.compile(r"^    (ado|pip|python3?|nox|ray|git|\.venv/bin/\w+) ", re.MULTILINE)
+COMMANDS = re.compile(r"^    (?:\$ )?(ado|pip|python3?|nox|ray|git|\.venv/bin/\w+) ", re.MULTILINE)
 HARMLESS = (
     "needs a GPU",
     "needs a cluster",

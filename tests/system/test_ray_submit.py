@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from .conftest import ROOT, Head
 
 pytestmark = pytest.mark.timeout(1200)
 
-DISTRIBUTIONS = {"sfttrainer": "ado_sfttrainer", "fms_hf_tuning": "ado_fms_hf_tuning"}
+# what the sessions build, by the name of its actuator
+DISTRIBUTIONS: dict[str, str] = runpy.run_path(str(ROOT / "tools" / "ray_jobs.py"))["PLUGINS"]
 DOCUMENTED_ADDRESS = "http://127.0.0.1:8265"
 
 
