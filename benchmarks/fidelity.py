@@ -162,13 +162,12 @@ def own_cost(values: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Run once with the plugin's functions timed."""
     plan = common.plan(values)
     job = plan.job(
-        state_dir=str(directory),
         trust_remote_code=False,
         address=("127.0.0.1", 0),
         rank=0,
         threads=common.threads(values),
     )
-    return child("instrumented.py", {**job, "local_rank": 0}, values, directory)
+    return child("instrumented.py", {**job, "local_rank": 0, "run_dir": str(directory / "run")}, values, directory)
 
 
 def child(script: str, spec: dict[str, Any], values: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import ray
 from ado.modules.actuators.standard import StandardActuator
 from ado.schema.request import MeasurementRequest
 
-from . import catalog, configuration, failures, measurement
-from .configuration import MeasuringParameters, state_dir
+from . import catalog, configuration, failures, measurement, places
+from .configuration import MeasuringParameters
 from .plugin import Plugin
 from .results import complete, inputs, result
 
@@ -107,7 +107,7 @@ def _execute(
     from .local import Local
 
     results = []
-    with Local(plugin, parameters, state_dir(parameters.state_dir)) as local:
+    with Local(plugin, parameters, places.state_dir(parameters.state_dir)) as local:
         for entity in request.entities:
             try:
                 made = measurement.plan(plugin.identifier, experiment.identifier, inputs(experiment, entity))

@@ -5,13 +5,12 @@ ado's memory of earlier results does not know the configuration, so nothing here
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 from ado.modules.actuators.standard import StandardActuatorParameters
 
+from . import places
 from .failures import plain_sentence
 from .workload import first_sentence
 
@@ -86,7 +85,7 @@ class MeasuringParameters(StandardActuatorParameters):
         if value and not value.startswith(("/", "~")):
             raise ValueError("a path from / or ~ is needed")
         try:
-            state_dir(value)
+            places.state_dir(value)
         except RuntimeError as error:
             raise ValueError(str(error)) from None
         return value
@@ -102,11 +101,3 @@ def parameters(parameters_class: type[MeasuringParameters], given: Any) -> Measu
         return parameters_class.model_validate(given)
     except pydantic.ValidationError as error:
         raise ValueError(plain_sentence(first_sentence(error, "the actuator configuration"))) from None
-
-
-def state_dir(configured: str) -> Path:
-    """Return the directory for logs, run files and environments on this node."""
-    if configured:
-        return Path(configured).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ado-actuators"

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from . import cluster, environment, failures, measurement
-from .configuration import MeasuringParameters, state_dir
+from .configuration import MeasuringParameters
 from .host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
 from .knowledge import Knowledge
 from .outcome import Outcome
@@ -128,7 +128,6 @@ class Dispatcher:
         calls = [
             host.measure.remote(
                 plan.job(
-                    state_dir=lease.shape.host.state_dir,
                     trust_remote_code=self._parameters.trust_remote_code,
                     address=address,
                     rank=index * per_host,
@@ -163,7 +162,7 @@ class Dispatcher:
                 processes=processes,
                 gpus=workload.gpus_per_node,
                 threads=max(1, cpus // processes),
-                state_dir=str(state_dir(self._parameters.state_dir)),
+                state_dir=self._parameters.state_dir,
                 reuse=self._parameters.reuse_workers,
             ),
             nodes=workload.number_nodes,

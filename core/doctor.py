@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psutil
 from packaging.requirements import Requirement
 
-from . import environment, failures, nvml
+from . import environment, failures, nvml, places
 from .plugin import ENVIRONMENTS
 
 State = Literal["ok", "note", "missing"]
@@ -64,14 +64,8 @@ class Subject:
 
     @property
     def state_dir(self) -> Path:
-        """Directory for logs, run files and environments, on the node that asks.
-
-        As ``configuration.state_dir`` has it; that module needs ado, which may be what is broken.
-        """
-        if self.configured:
-            return Path(self.configured).expanduser()
-        base = os.environ.get("XDG_CACHE_HOME")
-        return (Path(base) if base else Path.home() / ".cache") / "ado-actuators"
+        """Directory for logs, run files and environments, on the node that asks."""
+        return places.state_dir(self.configured)
 
 
 def examine(subject: Subject) -> list[Finding]:

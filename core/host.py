@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import devices, environment, failures
+from . import devices, environment, failures, places
 from .outcome import Outcome
 from .plugin import ENVIRONMENTS
 from .process import TrainerProcess
@@ -40,7 +40,7 @@ class HostSpec:
         processes: trainer processes of this node.
         gpus: GPUs of this node, all visible to each process.
         threads: CPU threads of each process; 0 divides the node's CPUs evenly.
-        state_dir: directory for logs and run files, on the node.
+        state_dir: directory for logs and run files as configured: each node finds its own.
         reuse: whether a trainer may measure more than once.
     """
 
@@ -58,6 +58,7 @@ class Host:
 
     def __init__(self, spec: HostSpec) -> None:
         self.spec = spec
+        self._state_dir = places.state_dir(spec.state_dir)
         self._trainers: list[TrainerProcess] = []
         self._messages: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self._base: list[dict[str, Any]] = []
@@ -74,11 +75,11 @@ class Host:
         Raises:
             failures.Failure: the environment cannot be used.
         """
-        _sweep(Path(self.spec.state_dir) / "runs")
+        _sweep(self._state_dir / "runs")
         python = environment.resolve(
             self.spec.environment,
             requirements=ENVIRONMENTS / self.spec.requirements if self.spec.requirements else None,
-            cache_dir=Path(self.spec.state_dir) / "environments",
+            cache_dir=self._state_dir / "environments",
             progress=lambda line: progress({"state": line}),
         )
         self._place = python.parent.parent
@@ -89,11 +90,11 @@ class Host:
         self._base = [{}] * self.spec.processes
         mask = visible_mask(self.spec.gpus)
         threads = self.spec.threads or max(1, cpu_count() // self.spec.processes)
-        logs = Path(self.spec.state_dir) / "logs"
+        logs = self._state_dir / "logs"
         try:
             logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise failures.Broken(f"nothing can be written in {self.spec.state_dir}: {error.strerror}.") from None
+            raise failures.Broken(f"nothing can be written in {self._state_dir}: {error.strerror}.") from None
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         # one by one: should one not start, those before it are known and are ended
         for rank in range(self.spec.processes):
@@ -125,6 +126,12 @@ class Host:
             progress: called with the trainers' news.
         """
         begin, progress = time.perf_counter(), _unheard(progress)
+        # of this node, unless the job names some
+        job = {
+            "run_dir": str(self._state_dir / "runs" / job["id"]),
+            "cache_dir": str(self._state_dir / "models"),
+            **job,
+        }
         if any(trainer.ready and not trainer.alive for trainer in self._trainers):
             # killed while it had nothing to do, which is no fault of this measurement
             self.close()

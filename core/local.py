@@ -129,7 +129,6 @@ class Local:
             self._host = Host(spec)
         address = ("127.0.0.1", self._host.address()[1])
         job = plan.job(
-            state_dir=str(self._state_dir),
             trust_remote_code=self._settings.trust_remote_code,
             address=address,
             rank=0,

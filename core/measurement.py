@@ -64,15 +64,10 @@ class Plan:
         alone = {"number_gpus": 0, "number_nodes": 1, "gpu_model": "any", "batch_size": 1, "cpus_per_process": 1}
         return self.workload.model_copy(update=alone)
 
-    def job(
-        self, *, state_dir: str, trust_remote_code: bool, address: tuple[str, int], rank: int, threads: int
-    ) -> dict[str, Any]:
-        """Return the job of docs/architecture.md for the host whose first process has ``rank``."""
-        identifier = uuid.uuid4().hex[:12]
+    def job(self, *, trust_remote_code: bool, address: tuple[str, int], rank: int, threads: int) -> dict[str, Any]:
+        """Return the job of docs/architecture.md for the host whose first process has ``rank``; its directories are the host's to add."""
         return {
-            "id": identifier,
-            "run_dir": f"{state_dir}/runs/{identifier}",
-            "cache_dir": f"{state_dir}/models",
+            "id": uuid.uuid4().hex[:12],
             "workload": self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)},
             "architecture": self.source.architecture,
             "source": self.source.source,

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from . import failures, measurement
+from . import failures, measurement, places
 from .local import Local
 from .news import describe
 from .plugin import Plugin
@@ -30,14 +30,17 @@ TOLD_EVERY_S = 30.0
 def main(plugin: Plugin, parameters_class: type[Any], arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0 measured, 1 it cannot run or failed, 2 bad use."""
     options = _parser(plugin).parse_intermixed_args(arguments)
-    from .configuration import state_dir
 
     try:
         values, experiment = _values(options, plugin)
         settings = _settings(options.config, parameters_class)
         made = measurement.plan(plugin.identifier, experiment, values)
         tell = _Line() if sys.stderr.isatty() else _Changes()
-        with _terminated_as_interrupted(), tell, Local(plugin, settings, state_dir(settings.state_dir), tell) as local:
+        with (
+            _terminated_as_interrupted(),
+            tell,
+            Local(plugin, settings, places.state_dir(settings.state_dir), tell) as local,
+        ):
             verdict = local.measure(made)
     except failures.CannotRun as failure:
         verdict = measurement.refusal(failure, plugin.identifier, experiment)
@@ -48,10 +51,10 @@ def main(plugin: Plugin, parameters_class: type[Any], arguments: list[str] | Non
         print("interrupted; nothing of this measurement is kept.", file=sys.stderr)
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
     try:
-        return _show(verdict, options.json)
+        _show(verdict, options.json)
     except BrokenPipeError:  # the reader, say ``head``, has seen enough
         sys.stdout = None  # type: ignore[assignment]
-        return 0
+    return 0 if verdict.properties.get("is_valid") else 1
 
 
 @contextlib.contextmanager
@@ -147,7 +150,7 @@ def _settings(path: Path | None, parameters_class: type[Any]) -> Any:
         raise _BadUse(f"{path}: {error}") from None
 
 
-def _show(verdict: measurement.Verdict, as_json: bool) -> int:
+def _show(verdict: measurement.Verdict, as_json: bool) -> None:
     if as_json:
         print(
             json.dumps(
@@ -160,7 +163,6 @@ def _show(verdict: measurement.Verdict, as_json: bool) -> int:
         print(f"{verdict.report.text()}\n\nlog: {verdict.metadata['log']}")
     else:
         print(f"{verdict.sentence}\nlog: {verdict.metadata.get('log') or 'none'}", file=sys.stderr)
-    return 0 if verdict.properties.get("is_valid") else 1
 
 
 class _Changes(contextlib.AbstractContextManager["_Changes"]):

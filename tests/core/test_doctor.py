@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from ray.cluster_utils import Cluster
 
-from ado_actuators.sfttrainer.core import configuration, doctor
+from ado_actuators.sfttrainer.core import doctor, places
 from ado_actuators.sfttrainer.core.doctor import Finding, Subject
 
 from .test_devices import Replay
@@ -75,7 +75,7 @@ def test_each_node_has_its_own_home(given: list[str], tmp_path: Path, monkeypatc
     assert doctor.main("sfttrainer", "current", ["--address", "head:6379", *given]) == 0
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    place = configuration.state_dir(given[-1] if given else "")
+    place = places.state_dir(given[-1] if given else "")
     assert shipped[0].state_dir == place
     assert found(doctor.examine(shipped[0]), "disk")[0][1].endswith(f"GiB free for {place}")
 

@@ -64,8 +64,8 @@ def job(directory: Path, **change: Any) -> dict[str, Any]:
     """Return the job of a small workload."""
     made = measurement.plan("sfttrainer", "finetune_memory_estimate", {**SMALL, **change})
     address = ("127.0.0.1", 0)
-    asked = made.job(state_dir=str(directory), trust_remote_code=False, address=address, rank=0, threads=1)
-    return {**asked, "architecture": ARCHITECTURE}
+    asked = made.job(trust_remote_code=False, address=address, rank=0, threads=1)
+    return {**asked, "architecture": ARCHITECTURE, "run_dir": str(directory / "run")}
 
 
 def real_peak_bytes(asked: dict[str, Any]) -> int:
