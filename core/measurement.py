@@ -17,7 +17,7 @@ import yaml
 from . import capacity, failures, memory_report, models, report, stability
 from .kinds import KINDS, Kind, fields
 from .outcome import Outcome
-from .trainer import sight
+from .trainer import sight, traceable
 from .workload import Workload, parse
 
 LONGEST_BACKOFF_S = 300.0
@@ -88,6 +88,8 @@ class Plan:
         workload = self.workload
         known = workload.number_gpus > 0 and capacity.usable_bytes(workload.gpu_model) is not None
         if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
+            return None
+        if traceable.refusal(workload.model_dump()):
             return None
         return dataclasses.replace(self, experiment="finetune_memory_estimate", quick=True)
 

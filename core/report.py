@@ -33,6 +33,12 @@ class Workload(Protocol):
     @property
     def method(self) -> str: ...
     @property
+    def batch_size(self) -> int: ...
+    @property
+    def gradient_accumulation_steps(self) -> int: ...
+    @property
+    def distributed_backend(self) -> str: ...
+    @property
     def r(self) -> int: ...
     @property
     def num_virtual_tokens(self) -> int: ...
@@ -142,6 +148,9 @@ def make(
         found.notes.append(
             f"Too short to be trusted: {len(measured.steps_s)} steps ran, of which {measured.skip} were warm-up."
         )
+    _note_short_steps(found, measured, ranks, workload)
+    if workload.distributed_backend.startswith("FSDP") and workload.number_gpus == 1:
+        found.notes.append(f"distributed_backend {workload.distributed_backend} shards nothing on one device.")
     _put_times(found, measured)
     _put_rates(found, measured, max(1, workload.number_gpus))
     _put_flops(found, measured, ranks[0], workload, set(device_names))
@@ -202,6 +211,20 @@ def _measured(ranks: Sequence[Mapping[str, Any]]) -> _Measured:
             f"There are more real tokens ({totals['real_tokens']}) than token slots ({totals['token_slots']})."
         )
     return _Measured(steps_s, skip, throughput.summarise(steps_s[skip:]), totals)
+
+
+def _note_short_steps(
+    found: _Findings, measured: _Measured, ranks: Sequence[Mapping[str, Any]], workload: Workload
+) -> None:
+    """Note steps that trained less than the workload says, as at the end of data that are no whole steps."""
+    whole = workload.batch_size * workload.gradient_accumulation_steps
+    samples = [sum(step) for step in zip(*(rank["samples"][measured.skip :] for rank in ranks), strict=True)]
+    short = sum(count < whole for count in samples)
+    if short:
+        found.notes.append(
+            f"{short} of {len(samples)} measured steps had fewer than the {whole} samples of batch_size x "
+            "gradient_accumulation_steps: there the data ended."
+        )
 
 
 def _put_times(found: _Findings, measured: _Measured) -> None:

@@ -46,12 +46,21 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
         ),
         (cpu and w.mixed_precision == "fp16", "mixed_precision fp16 needs a GPU; use bf16 or no."),
         (
-            w.mixed_precision == "fp16" and w.torch_dtype == "float16",
-            "mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale float16.",
+            # adapters are kept in float32 whatever the weights are
+            w.mixed_precision == "fp16" and w.torch_dtype != "float32" and w.method in ("full", "prompt_tuning"),
+            f"mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale {w.torch_dtype}.",
         ),
         (
             cpu and w.attn_implementation == "flash_attention_2",
             "attn_implementation flash_attention_2 needs a GPU; use sdpa or eager.",
+        ),
+        (
+            w.attn_implementation == "flash_attention_2" and w.torch_dtype == "float32" and w.mixed_precision == "no",
+            "attn_implementation flash_attention_2 needs torch_dtype bfloat16 or float16, or mixed_precision.",
+        ),
+        (
+            w.fsdp_cpu_offload and not (fsdp and processes > 1),
+            "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
         ),
         (
             w.padding_free and w.attn_implementation != "flash_attention_2",

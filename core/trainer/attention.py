@@ -6,7 +6,8 @@ Which kernel ``scaled_dot_product_attention`` takes on CUDA follows from types a
 - memory-efficient: float32, or with a mask; as many heads of keys and values as of queries.
 - math: what neither can do, such as float32 with fewer heads of keys and values; it holds the length × length matrix.
 
-The fused ones keep the output and one float32 for each row, never the matrix.
+The fused ones keep the output and one float32 for each row, never the matrix. ``FLASH`` stands for transformers'
+``flash_attention_2``, whose package needs CUDA: the flash kernel, which gets documents and padding as lengths instead of a mask.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+# transformers looks for kernels of its own where a name has flash in it
+FLASH = "fa2_of_the_trace"
 HALF = (torch.float16, torch.bfloat16)
 # the flash kernel's backward pass rounds lengths and head dimensions up to whole tiles
 TILE_LENGTH, TILE_HEAD = 128, 32
@@ -26,16 +29,22 @@ LONGEST_HEAD = 256
 
 @contextlib.contextmanager
 def kernels_of_cuda() -> Iterator[None]:
-    """Let attention allocate what CUDA's kernels would, inside the block.
+    """Let attention allocate what CUDA's kernels would, inside the block, and models know ``FLASH``.
 
     The function is replaced because a mode would not reach what checkpointing recomputes inside the backward pass.
     """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     kept = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = _attend
+    ALL_ATTENTION_FUNCTIONS[FLASH] = _attend_without_padding
+    ALL_MASK_ATTENTION_FUNCTIONS[FLASH] = flash_attention_mask
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = kept
+        del ALL_ATTENTION_FUNCTIONS[FLASH], ALL_MASK_ATTENTION_FUNCTIONS[FLASH]
 
 
 def kernel(dtype: torch.dtype, head: int, *, mask: bool, grouped: bool) -> str:
@@ -75,6 +84,20 @@ def _attend(
         # the kernel adds its mask, so that of truth values becomes one of numbers
         attn_mask = attn_mask.to(query.dtype)
     return _Fused.apply(query, key, value, attn_mask, chosen == "flash")
+
+
+def _attend_without_padding(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **unused: Any
+) -> tuple[torch.Tensor, None]:
+    """Stand for ``flash_attention_2``: shapes (batch, heads, length, head dimension), the output's lengths before heads."""
+    if query.dtype not in HALF:
+        half = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(half), key.to(half), value.to(half)
+    if attention_mask is None:
+        return _Fused.apply(query, key, value, None, True).transpose(1, 2), None
+    # padding is taken out, and put in again afterwards
+    query, key, value = query.clone(), key.clone(), value.clone()
+    return _Fused.apply(query, key, value, None, True).transpose(1, 2).clone(), None
 
 
 class _Fused(torch.autograd.Function):

@@ -1,19 +1,23 @@
 """The largest batch that fits, from a few estimates. Standard library only; estimating is the caller's business.
 
-Memory of the passes through the model grows by the same amount with each sample; that of the optimizer's update does not
+Memory of the passes through the model mostly grows by the same amount with each sample; that of the optimizer's update does not
 depend on the batch. So two estimates give the answer, and a third one confirms it. Gradients may be the peak of small batches
-and hide that growth, so the floor under the peak, without them, has a line of its own.
+and hide that growth, so the floor under the peak, without them, has a line of its own. Where memory grows faster, as with masks of
+batches in one row, lines are given up after a while, and what lies between is halved until the answer is near.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
-MOST_CONFIRMATIONS = 4
+MOST_LINES = 6
+# an estimate takes seconds: where lines do not help, an answer this near to the first size that does not fit is enough
+NEAR = 1 / 16
 
 
 def largest(batch: int, capacity: int, estimate: Callable[[int], Mapping[str, int]], *, most: int) -> int:
-    """Return the largest batch of one device that fits, 0 if none does.
+    """Return the largest batch of one device that fits, or nearly that where memory does not grow evenly; 0 if none does.
 
     Args:
         batch: to begin with.
@@ -25,16 +29,20 @@ def largest(batch: int, capacity: int, estimate: Callable[[int], Mapping[str, in
     if estimate(batch)["update"] > capacity or (batch == 1 and not fits[batch]):
         return 0
     other = min(most, 2 * batch) if fits[batch] else max(1, batch // 2)
-    for _ in range(MOST_CONFIRMATIONS):
+    lines = MOST_LINES
+    while True:
         if other not in fits:
             fits[other] = _fits(estimate(other), capacity)
         good = max((size for size, fit in fits.items() if fit), default=0)
         bad = min((size for size, fit in fits.items() if not fit), default=most + 1)
-        guess = min(max(_line(fits, capacity, estimate), good), bad - 1)
-        if guess == good or bad - good <= 1:
+        if bad - good <= 1:
             return good
-        other = guess
-    return good
+        lines -= 1
+        guess = min(max(_line(fits, capacity, estimate), good), bad - 1)
+        if good > 0 and (guess == good if lines > 0 else bad - good <= NEAR * good):
+            return good
+        # sizes lie apart by factors
+        other = guess if lines > 0 and guess > good else max(good + 1, math.isqrt(good * bad))
 
 
 def _line(sizes: Mapping[int, bool], capacity: int, estimate: Callable[[int], Mapping[str, int]]) -> int:

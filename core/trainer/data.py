@@ -33,9 +33,11 @@ SYNTHETIC = ("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")
 LOGNORMAL_DEVIATION = 0.8
 # ids 0 to 2 are special tokens of the byte tokenizer and of many others
 FIRST_ID = 3
-# preparation stays below 0.3 s: what is not enough for max_steps is gone through again
+# preparation stays below 0.3 s unless one step needs more: what is not enough for max_steps is gone through again
 MOST_TOKENS = 2_000_000
 MOST_SAMPLES = 20_000
+# of the shortest synthetic data so many make a pack
+SAMPLES_OF_A_PACK = 3
 IGNORED = -100
 _SHOWN = 60
 
@@ -51,7 +53,7 @@ class DataSet:
     Attributes:
         dataset: columns ``input_ids`` and ``labels``, in memory.
         lengths: tokens of each sample.
-        distinct: samples before they were repeated to fill whole optimizer steps.
+        distinct: samples before they were repeated to fill whole optimizer steps, or packs of whole steps.
         dropped: samples left out because truncation left nothing that carries loss.
     """
 
@@ -68,13 +70,13 @@ class _Demand:
     Attributes:
         step: samples of one optimizer step.
         samples: samples of all steps; None: as many as there are.
-        tokens: tokens of all steps if samples are packed; None otherwise.
+        packs: packs to fill if samples are packed: of all steps, or of as many whole steps as are not too much; None otherwise.
         longest: tokens of a sample.
     """
 
     step: int
     samples: int | None
-    tokens: int | None
+    packs: int | None
     longest: int
 
 
@@ -112,20 +114,40 @@ def _demand(workload: dict[str, Any]) -> _Demand:
     longest = workload["model_max_length"]
     samples = workload["max_steps"] * step
     if workload["packing"]:
-        return _Demand(step, None, samples * longest, longest)
+        affordable = _affordable(step, longest, MOST_SAMPLES // SAMPLES_OF_A_PACK)
+        return _Demand(step, None, min(samples, affordable), longest)
     return _Demand(step, samples, None, longest)
 
 
 def _synthetic(name: str, demand: _Demand, seed: int, vocabulary: int) -> DataSet:
     random = numpy.random.default_rng(seed)
     longest = demand.longest
-    affordable = max(1, MOST_TOKENS // (longest * demand.step)) * demand.step
-    wanted = demand.samples if demand.samples is not None else 8 * -(-(demand.tokens or 0) // longest)
-    lengths = _lengths(
-        name, min(wanted, affordable, max(demand.step, MOST_SAMPLES // demand.step * demand.step)), longest, random
-    )
+    if demand.packs is not None:
+        lengths = _lengths(name, demand.packs, longest, random)
+        while int(lengths.sum()) < demand.packs * longest:
+            lengths = numpy.concatenate([lengths, _lengths(name, demand.packs, longest, random)])
+        lengths = lengths[: _filling(lengths, demand)]
+    else:
+        assert demand.samples is not None
+        lengths = _lengths(name, min(demand.samples, _affordable(demand.step, longest, MOST_SAMPLES)), longest, random)
     ids = random.integers(min(FIRST_ID, vocabulary - 1), vocabulary, size=int(lengths.sum()), dtype=numpy.int32)
     return DataSet(_dataset(lengths, ids, ids), lengths.tolist(), distinct=len(lengths))
+
+
+def _affordable(step: int, longest: int, samples: int) -> int:
+    """Return how many samples may be made: of whole steps, at least one."""
+    return max(1, min(MOST_TOKENS // longest, samples) // step) * step
+
+
+def _filling(lengths: numpy.ndarray, demand: _Demand) -> int:
+    """Return how many samples of these lengths, gone through again and again, have the tokens of the packs.
+
+    However they are packed they then make at least so many: what is longer than a pack is cut, and none is fuller than full.
+    """
+    assert demand.packs is not None
+    wanted, usable = demand.packs * demand.longest, numpy.minimum(lengths, demand.longest)
+    passes = -(-wanted // int(usable.sum()))
+    return int(numpy.searchsorted(numpy.cumsum(numpy.resize(usable, passes * len(usable))), wanted)) + 1
 
 
 def _lengths(name: str, count: int, longest: int, random: numpy.random.Generator) -> numpy.ndarray:
@@ -140,7 +162,7 @@ def _lengths(name: str, count: int, longest: int, random: numpy.random.Generator
 def _from_file(path: str, text_field: str, demand: _Demand, tokenizer: Any, *, repeat: bool) -> DataSet:
     samples: list[tuple[list[int], list[int]]] = []
     dropped, tokens, seen = 0, 0, 0
-    cut = None if demand.tokens is not None else demand.longest
+    cut = None if demand.packs is not None else demand.longest
     for where, row in _rows(path, text_field):
         seen += 1
         try:
@@ -153,10 +175,10 @@ def _from_file(path: str, text_field: str, demand: _Demand, tokenizer: Any, *, r
             dropped += 1
             continue
         samples.append((ids, labels))
-        tokens += len(ids)
+        tokens += min(len(ids), demand.longest)
         if repeat and (
             len(samples) in (demand.samples, max(MOST_SAMPLES, demand.step))
-            or (demand.tokens is not None and tokens >= demand.tokens)
+            or (demand.packs is not None and tokens >= demand.packs * demand.longest)
         ):
             break
     if not seen:
@@ -165,8 +187,9 @@ def _from_file(path: str, text_field: str, demand: _Demand, tokenizer: Any, *, r
         raise DataError(f"data set {_shown(path)} has no sample with a token to learn within {demand.longest} tokens.")
     lengths = numpy.array([len(ids) for ids, _ in samples], dtype=numpy.int64)
     flat_ids, flat_labels = (_flat(sample[column] for sample in samples) for column in (0, 1))
-    if repeat and demand.samples is not None:
-        count = _whole_steps(len(samples), tokens, demand)
+    if repeat:
+        whole = demand.packs is None
+        count = _whole_steps(len(samples), tokens, demand) if whole else _filling(lengths, demand)
         total = int(numpy.resize(lengths, count).sum())
         lengths, flat_ids, flat_labels = (
             numpy.resize(lengths, count),

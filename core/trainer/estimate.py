@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 
-from . import batches
+from . import attention, batches, fsdp, traceable
 from .errors import Refused
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
 
-# what this estimate would get wrong: kernels and formats that allocate in ways a trace on the CPU does not show
-UNTRACEABLE = ("use_liger_kernel", "torch_compile", "padding_free", "fast_kernels", "fast_moe", "multipack")
 CUDA_BLOCK_BYTES = 512
 # cuBLAS's workspace on the newest devices, which torch's allocator provides
 CUDA_WORKSPACE_BYTES = 32 * 2**20
@@ -41,7 +39,7 @@ def record(stack: Any, job: dict[str, Any], tell: Callable[..., None]) -> dict[s
     Raises:
         Refused: the workload cannot be traced.
     """
-    if sentence := refusal(job["workload"]):
+    if sentence := traceable.refusal(job["workload"]):
         raise Refused(sentence)
     begin = time.perf_counter()
     estimator = Estimator(stack, job, tell)
@@ -72,14 +70,6 @@ def record(stack: Any, job: dict[str, Any], tell: Callable[..., None]) -> dict[s
         "traced_batches": sorted(processes * size for size in estimator.traced),
         **estimator.counts,
     }
-
-
-def refusal(workload: dict[str, Any]) -> str | None:
-    """Return the sentence for a workload that cannot be traced, or None."""
-    if workload["method"] in ("qlora", "gptq_lora"):
-        return f"finetune_memory_estimate cannot trace method {workload['method']}: kernels of quantised weights need data."
-    found = next((name for name in UNTRACEABLE if workload[name]), None)
-    return f"finetune_memory_estimate cannot trace {found}: what its kernels allocate is not known." if found else None
 
 
 class Estimator:
@@ -125,11 +115,15 @@ class Estimator:
             "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             "architecture": model.config.to_dict(),
             "facts": {
-                "attn_implementation": model.config._attn_implementation,
+                "attn_implementation": self._named(model.config._attn_implementation),
                 "device": "cuda" if self.cuda else "cpu",
             },
         }
         return ledger.peaks(shared)
+
+    def _named(self, attention_of_the_trace: str) -> str:
+        asked: str = self._job["workload"]["attn_implementation"]
+        return asked if attention_of_the_trace == attention.FLASH else attention_of_the_trace
 
     def _further(self, batch: int) -> dict[str, Peak]:
         """Trace the passes alone: the update does not depend on the batch, and the optimizer's state is known."""
@@ -166,8 +160,7 @@ def alone(job: dict[str, Any], batch: int) -> dict[str, Any]:
         # the gradient scaler needs CUDA and holds two numbers; bfloat16 is as large
         changes["mixed_precision"] = "bf16"
     if workload["attn_implementation"] == "flash_attention_2":
-        # its kernel is the one that scaled_dot_product_attention takes on CUDA
-        changes["attn_implementation"] = "sdpa"
+        changes["attn_implementation"] = attention.FLASH
     if _is_sharded(workload) and workload["mixed_precision"] != "no":
         # FSDP gathers parameters in the computing type: no copies are made of them as autocast does
         changes |= {"torch_dtype": COMPUTE_TYPES[workload["mixed_precision"]], "mixed_precision": "no"}
@@ -196,8 +189,10 @@ def layer_bytes(model: torch.nn.Module, workload: dict[str, Any]) -> dict[str, t
     """Return bytes of all parameters and of trainable ones: of the ``model``, its largest ``layer``, and the ``rest`` outside layers."""
     asked = workload["fsdp_transformer_layer_cls_to_wrap"]
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    names = set(getattr(base, "_no_split_modules", None) or ()) if asked == "auto" else {asked}
+    names = set(getattr(base, "_no_split_modules", None) or ()) if asked == "auto" else set(fsdp.layer_classes(asked))
     layers = [_both(module) for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise Refused(f"fsdp_transformer_layer_cls_to_wrap {asked} names no layer of this model; auto takes its own.")
     whole = _both(model)
     inside = (sum(layer[0] for layer in layers), sum(layer[1] for layer in layers))
     return {
@@ -214,17 +209,24 @@ def _sharded(
     devices = workload["number_gpus"]
     if strategy.startswith("HYBRID"):
         devices //= workload["number_nodes"]
-    # shards are kept in the type of the weights, the trace was made in the computing type
-    ratio = _width(workload["torch_dtype"]) / _width(
-        COMPUTE_TYPES.get(workload["mixed_precision"], workload["torch_dtype"])
-    )
-    part = 0.0 if workload["fsdp_cpu_offload"] else ratio / devices
+    # the trace was made in the computing type; shards are kept in that of the weights, and with mixed precision accelerate keeps
+    # those of what is trained, and so gradients and optimizer state, in float32
+    computed = _width(COMPUTE_TYPES.get(workload["mixed_precision"], workload["torch_dtype"]))
+    kept = _width(workload["torch_dtype"] if workload["mixed_precision"] == "no" else "float32") / computed
+    whole, trained = sizes["model"]
+    frozen = _width(workload["torch_dtype"]) / computed
+    ratios = {
+        "parameters": (trained * kept + (whole - trained) * frozen) / whole,
+        "gradients": kept,
+        "optimizer": kept,
+    }
+    here = 0.0 if workload["fsdp_cpu_offload"] else 1 / devices
     keeps = strategy in ("SHARD_GRAD_OP", "HYBRID_SHARD_ZERO2")
     extra[PASSES]["parameters"] = sizes["model"][0] if keeps else sizes["rest"][0] + 2 * sizes["layer"][0]
     extra[PASSES]["gradients"] = sizes["rest"][1] + 2 * sizes["layer"][1]
     return Sharing(
-        shares=dict.fromkeys(("parameters", "gradients", "optimizer"), part),
-        update_share=part,
+        shares={kind: ratio * here for kind, ratio in ratios.items()},
+        update_share=kept * here,
         extra_bytes=extra,
         block_bytes=block,
     )

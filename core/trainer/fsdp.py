@@ -24,8 +24,13 @@ def options(workload: dict[str, Any]) -> dict[str, Any]:
         "cpu_offload": workload["fsdp_cpu_offload"],
     }
     if workload["fsdp_transformer_layer_cls_to_wrap"] != "auto":
-        config["transformer_layer_cls_to_wrap"] = workload["fsdp_transformer_layer_cls_to_wrap"]
+        config["transformer_layer_cls_to_wrap"] = layer_classes(workload["fsdp_transformer_layer_cls_to_wrap"])
     return {"fsdp": True, "fsdp_config": config}
+
+
+def layer_classes(asked: str) -> list[str]:
+    """Return the names of classes, separated by commas, one by one."""
+    return [name.strip() for name in asked.split(",")]
 
 
 def variables(workload: dict[str, Any]) -> dict[str, str]:
@@ -44,7 +49,7 @@ def variables(workload: dict[str, Any]) -> dict[str, str]:
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
         "FSDP_STATE_DICT_TYPE": config["state_dict_type"],
         "FSDP_OFFLOAD_PARAMS": config["cpu_offload"],
-        **({"FSDP_TRANSFORMER_CLS_TO_WRAP": layer} if layer else {}),
+        **({"FSDP_TRANSFORMER_CLS_TO_WRAP": ",".join(layer)} if layer else {}),
     }
     if config["version"] == 2:
         said |= {"FSDP_RESHARD_AFTER_FORWARD": config["reshard_after_forward"]}

@@ -100,6 +100,27 @@ def test_preparation_stays_short(length: int, batch: int) -> None:
     assert len(made.lengths) <= data.MOST_SAMPLES
 
 
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+@pytest.mark.parametrize("name", data.SYNTHETIC)
+@pytest.mark.parametrize(("length", "batch", "accumulation"), [(16, 4, 2), (2048, 32, 1), (8192, 64, 4)])
+def test_packs_are_enough_for_a_step(name: str, length: int, batch: int, accumulation: int, strategy: str) -> None:
+    """As TRL packs them, documents of any lengths make at least the samples of one optimizer step."""
+    trl = pytest.importorskip("trl")
+    change = {"model_max_length": length, "batch_size": batch, "gradient_accumulation_steps": accumulation}
+    made = build(dataset_id=name, packing=True, max_steps=1_000_000, **change)
+    packed = trl.pack_dataset(made.dataset, length, strategy)
+    assert len(packed) >= batch * accumulation
+    assert sum(made.lengths) < max(data.MOST_TOKENS, length * batch * accumulation) + length
+
+
+def test_a_file_is_repeated_until_it_fills_the_packs(tmp_path: Path) -> None:
+    """Three steps of eight packs of 16 tokens take 96 texts of four tokens, or 24 that are longer than a pack."""
+    short = write(tmp_path / "short.jsonl", {"text": "abc"}, {"text": "def"})
+    assert build(dataset_id=short, packing=True).lengths == [4] * 96
+    assert build(dataset_id=write(tmp_path / "d.jsonl", {"text": "a" * 40}), packing=True).lengths == [41] * 24
+    assert build(dataset_id=short, packing=True, num_train_epochs=1).lengths == [4] * 2
+
+
 def test_a_sample_of_one_token_is_refused() -> None:
     """There is nothing to predict in it."""
     with pytest.raises(Refused, match="model_max_length 1"):

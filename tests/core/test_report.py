@@ -159,6 +159,24 @@ def test_the_peak_is_that_of_what_was_computed(facts: dict[str, str], change: di
     assert got["tflops_per_device"] / got["mfu_percent"] * 100 == pytest.approx(peak)
 
 
+def test_steps_with_less_than_the_batch_are_noted() -> None:
+    """Data that end in the middle of a step: the numbers count what was trained, and a sentence says so."""
+    assert not [note for note in report(record()).notes if "samples" in note]
+    notes = report(record(samples=[2, 2, 1, 2, 2])).notes
+    assert (
+        "1 of 4 measured steps had fewer than the 2 samples of batch_size x gradient_accumulation_steps: there the data ended."
+        in notes
+    )
+
+
+def test_one_device_under_fsdp_is_noted() -> None:
+    """Nothing is sharded there, so it is no measurement of FSDP."""
+    assert (
+        "distributed_backend FSDP2 shards nothing on one device."
+        in report(record(), number_gpus=1, distributed_backend="FSDP2").notes
+    )
+
+
 def test_a_rank_without_a_predicted_token_is_no_divergence() -> None:
     """Its part of the loss is nothing; the loss is a mean over the tokens of all ranks."""
     idle = record(rank=1, world_size=2, losses=[0.0] * 5, trained_tokens=[0] * 5)

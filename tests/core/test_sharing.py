@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer.core import workload  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer import attention, estimate  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import attention, estimate, traceable  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.ledger import PASSES, UPDATE  # noqa: E402
 
 WORKSPACE = 32 * 2**20
@@ -92,6 +93,28 @@ def test_shards_keep_the_type_of_the_weights() -> None:
     assert (traced["torch_dtype"], traced["mixed_precision"]) == ("bfloat16", "no")
 
 
+def test_what_is_trained_in_mixed_precision_has_shards_in_float32() -> None:
+    """Whatever the type of the weights: accelerate widens it. Frozen weights keep theirs; here half of the bytes are trained."""
+    change = {"distributed_backend": "FSDP", "mixed_precision": "bf16", "torch_dtype": "bfloat16"}
+    got = estimate.sharing(asked(**change), Model())
+    assert got.shares == {"parameters": 0.5, "gradients": 0.5, "optimizer": 0.5}
+    assert got.update_share == 0.5
+    model = Model()
+    model.embedding.weight.requires_grad = False
+    got = estimate.sharing(asked(**change), model)
+    assert got.shares["parameters"] == pytest.approx((2 * LAYER * 2 + REST) / (2 * LAYER + REST) / 4)
+    assert got.shares["optimizer"] == 0.5
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    """Nothing would be wrapped, and the estimate be that of no sharding; of several classes each is looked for."""
+    change = {"distributed_backend": "FSDP", "fsdp_transformer_layer_cls_to_wrap": "Nope"}
+    with pytest.raises(Refused, match="Nope names no layer of this model"):
+        estimate.sharing(asked(**change), Model())
+    both = estimate.sharing(asked(**change | {"fsdp_transformer_layer_cls_to_wrap": "Nope, Layer"}), Model())
+    assert both == estimate.sharing(asked(distributed_backend="FSDP"), Model())
+
+
 def test_offloaded_shards_are_not_on_the_device() -> None:
     """What is gathered is."""
     got = estimate.sharing(asked(distributed_backend="FSDP", fsdp_cpu_offload=True), Model())
@@ -114,12 +137,12 @@ def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
         {"method": "qlora"},
         {"use_liger_kernel": True},
         {"torch_compile": True},
-        {"padding_free": True, "attn_implementation": "flash_attention_2"},
+        {"padding_free": True, "attn_implementation": "flash_attention_2", "torch_dtype": "bfloat16"},
     ],
 )
 def test_what_cannot_be_traced_is_said(change: dict[str, Any]) -> None:
     """One sentence instead of a wrong number."""
-    sentence = estimate.refusal(asked(**change))
+    sentence = traceable.refusal(asked(**change))
     assert sentence is not None
     assert len(sentence) <= 200
     assert next(iter(change)) in sentence

@@ -45,6 +45,18 @@ def test_workloads_with_equal_values_are_equal() -> None:
             "2 devices need distributed_backend DDP, FSDP or FSDP2, not None.",
         ),
         ({"mixed_precision": "fp16"}, "mixed_precision fp16 needs a GPU; use bf16 or no."),
+        (
+            {"mixed_precision": "fp16", "torch_dtype": "bfloat16", "number_gpus": 1},
+            "mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale bfloat16.",
+        ),
+        (
+            {"attn_implementation": "flash_attention_2", "number_gpus": 1},
+            "attn_implementation flash_attention_2 needs torch_dtype bfloat16 or float16, or mixed_precision.",
+        ),
+        (
+            {"fsdp_cpu_offload": True, "number_gpus": 1, "distributed_backend": "FSDP"},
+            "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
+        ),
         ({"padding_free": True}, "padding_free needs attn_implementation flash_attention_2."),
         ({"enable_roce": True}, "enable_roce needs number_nodes of at least 2."),
         (
@@ -79,7 +91,8 @@ def test_impossible_values_and_combinations_are_refused(change: dict[str, object
 
 def test_padding_free_excludes_images() -> None:
     """Where a GPU and flash attention are there, the library still cannot do it."""
-    change = {"padding_free": True, "attn_implementation": "flash_attention_2", "number_gpus": 1}
+    flash = {"attn_implementation": "flash_attention_2", "torch_dtype": "bfloat16"}
+    change = {"padding_free": True, "number_gpus": 1, **flash}
     with pytest.raises(InvalidConfiguration, match="padding_free excludes dataset_image_field"):
         parse({**SMALL, **change, "dataset_image_field": "image", "dataset_id": "synthetic-image"})
 

@@ -136,6 +136,9 @@ def test_the_memory_of_gpus_that_are_not_here(local: Local) -> None:
     assert (got["is_valid"], got["fits"], got["device_memory_gib"]) == (1, 1, 15.0)
     assert got["memory_optimizer_gib"] == pytest.approx(2 * 4_999_424 * 4 / 2**30, rel=0.001)
     assert got["memory_gradients_gib"] >= 4_999_424 * 4 / 2**30
+    flash = {"attn_implementation": "flash_attention_2", "torch_dtype": "bfloat16"}
+    verdict = measure(local, "finetune_memory_estimate", number_gpus=2, gpu_model="Tesla-T4", **flash)
+    assert verdict.metadata["facts"]["attn_implementation"] == "flash_attention_2"
 
 
 def architecture() -> dict[str, Any]:

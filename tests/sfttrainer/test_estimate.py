@@ -54,6 +54,29 @@ def test_an_estimate_for_gpus_that_are_not_here(local: Local) -> None:
     assert got["largest_batch_size"] in verdict.metadata["traced_batches"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"dataset_id": "synthetic-uniform"}, {"packing": True}, {"packing": True, "dataset_id": "synthetic-lognormal"}],
+)
+def test_flash_attention_needs_no_matrix_of_lengths(local: Local, change: dict[str, Any]) -> None:
+    """Padding and documents of one row cost nothing but themselves; with masks they take the square of the batch."""
+    flash = {
+        "attn_implementation": "flash_attention_2",
+        "torch_dtype": "bfloat16",
+        "model_max_length": 1024,
+        "number_gpus": 1,
+        # without a type of GPU there is no largest batch to look for
+        "gpu_model": "any",
+    }
+    fixed, varied = local.measure(plan(**flash)), local.measure(plan(**flash, **change))
+    assert varied.metadata["facts"]["attn_implementation"] == "flash_attention_2"
+    most = 1.1 * fixed.properties["memory_estimate_gib"]
+    assert varied.properties["memory_estimate_gib"] < most
+    if "packing" in change:
+        masked = local.measure(plan(**flash | change | {"attn_implementation": "sdpa"}))
+        assert masked.properties["memory_estimate_gib"] > most
+
+
 def test_what_cannot_be_traced_is_a_finished_measurement(local: Local) -> None:
     """It says why."""
     verdict = local.measure(plan(torch_compile=True))

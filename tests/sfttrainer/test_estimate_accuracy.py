@@ -42,6 +42,7 @@ CASES = {
     "full, accumulation": {"gradient_accumulation_steps": 2},
     "full, eager attention": {"attn_implementation": "eager"},
     "full, padding": {"dataset_id": "synthetic-uniform", "batch_size": 3},
+    "full, packing": {"packing": True, "dataset_id": "synthetic-uniform"},
     "lora": {"method": "lora"},
     "lora, checkpointing": {"method": "lora", "gradient_checkpointing": True, "batch_size": 4},
     "lora, bfloat16": {"method": "lora", "torch_dtype": "bfloat16", "mixed_precision": "bf16", "r": 16},

@@ -103,9 +103,9 @@ def test_the_example_point_is_in_the_experiments_domains(directory: str, actuato
     )
 
 
-def test_ados_template_makes_a_space_that_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("experiment", ["sfttrainer.finetune_full_stability", "fms_hf_tuning.finetune_lora_benchmark"])
+def test_ados_template_makes_a_space_that_works(tmp_path: Path, experiment: str) -> None:
     """What ``ado template`` writes for an experiment passes ado's own dry run."""
-    experiment = "sfttrainer.finetune_full_stability"
     ado("template", "space", "--from-experiment", experiment, "--output-file", "space.yaml", cwd=tmp_path)
     ado("create", "space", "-f", "space.yaml", "--dry-run", cwd=tmp_path)
 
