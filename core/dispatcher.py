@@ -38,10 +38,9 @@ class Dispatcher:
     def __init__(self, plugin: Plugin, parameters: MeasuringParameters) -> None:
         self._plugin = plugin
         self._parameters = parameters
-        context = ray.get_runtime_context()
-        owner = f"dispatcher-{context.get_actor_id()}"
-        if context.was_current_actor_reconstructed:
-            remove_groups(owner)
+        # the same in each life of this actor
+        owner = f"dispatcher-{ray.get_runtime_context().get_actor_id()}"
+        remove_groups(owner)
         self._pool = Pool(parameters.idle_timeout_s, owner)
         self._knowledge = Knowledge()
 

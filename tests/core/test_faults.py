@@ -295,7 +295,7 @@ def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
 
 
 def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
-    faulty: SimpleNamespace, tmp_path: Path, make_host: Any
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
 ) -> None:
     """Whoever speaks first: it is no transient failure, and the log is that of the rank that has the error."""
     host = make_host(2)
@@ -303,6 +303,8 @@ def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
     outcome = host.measure(made, 60)
     assert (outcome.cause.group, outcome.cause.sentence) == ("broken", "ValueError: rank 1 has no data.")
     assert "rank 1 has no data" in Path(outcome.log).read_text()
+    seconds = outcome.total_s - outcome.startup_s
+    note(record_property, tmp_path, "one rank of two raises an error, the other in an all-reduce", outcome, seconds)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -338,12 +340,15 @@ def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: 
     assert host.measure(job(faulty, tmp_path, "none", host), 60, broken).cause is None
 
 
-def test_a_record_that_is_none_is_a_failure(faulty: SimpleNamespace, make_host: Any, tmp_path: Path) -> None:
+def test_a_record_that_is_none_is_a_failure(
+    faulty: SimpleNamespace, make_host: Any, tmp_path: Path, record_property: Any
+) -> None:
     """JSON of another meaning than a record's: a sentence, and the trainers are replaced."""
     host = make_host()
     outcome = host.measure(job(faulty, tmp_path, "empty record", host), 60)
     assert outcome.cause.group == "broken"
     assert host._trainers == []
+    note(record_property, tmp_path, "JSON that is no record", outcome, outcome.total_s - outcome.startup_s)
 
 
 def test_a_trainer_that_leaks_is_replaced(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
