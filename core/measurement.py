@@ -170,6 +170,8 @@ def plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
         source = models.resolve(workload.model_name)
     except ValueError as error:
         raise failures.BadInput(str(error)) from None
+    if workload.weights == "pretrained" and source.source is None:
+        raise failures.BadInput(f"model {workload.model_name} has no published weights; use weights random.")
     if source.architecture and (sentence := sight.mismatch(workload.model_dump(), source.architecture)):
         raise failures.InvalidConfiguration(sentence)
     return Plan(actuator=actuator, experiment=experiment, workload=workload, given=dict(values), source=source)

@@ -335,7 +335,10 @@ def _put_losses(found: _Findings, ranks: Sequence[Mapping[str, Any]], workload: 
     if not all(per_rank):
         found.omit("the model gave no loss.", "loss_first", "loss_last", "loss_finite")
         return
-    found.put(loss_finite=int(all(loss is not None for losses in per_rank for loss in losses)))
+    diverged = sum(None in step for step in zip(*per_rank, strict=True))
+    found.put(loss_finite=int(not diverged))
+    if diverged:
+        found.notes.append(f"The loss of {diverged} of {len(per_rank[0])} steps is not finite: training diverged.")
     for name, step in (("loss_first", 0), ("loss_last", -1)):
         sums = [losses[step] for losses in per_rank]
         trained = sum(rank["trained_tokens"][step] for rank in ranks)

@@ -96,7 +96,7 @@ def _values(options: argparse.Namespace, plugin: Plugin) -> tuple[dict[str, Any]
         name, equals, value = word.partition("=")
         # os.path takes a name that no file system could hold for absent
         is_pair = equals and not os.path.exists(word)  # noqa: PTH110
-        values.update({name: _yaml(value, name)} if is_pair else _workload(Path(word), plugin))
+        values.update({name: _yaml(value, name) if value else ""} if is_pair else _workload(Path(word), plugin))
     experiment = options.experiment or values.pop("experiment", "finetune_full_benchmark")
     values.pop("experiment", None)
     if not isinstance(experiment, str) or experiment not in plugin.kinds:

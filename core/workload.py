@@ -283,6 +283,13 @@ class Workload(pydantic.BaseModel):
         ),
     ] = False
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("a number is needed")
+        return value
+
     @pydantic.field_validator("mixed_precision", mode="before")
     @classmethod
     def _word_no(cls, value: Any) -> Any:

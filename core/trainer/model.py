@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from . import initialise, quantise, sight
 from .errors import Broken, Refused
@@ -47,8 +50,13 @@ def build(job: dict[str, Any], *, quantised: bool = False) -> tuple[transformers
     if attention != "auto":
         arguments["attn_implementation"] = attention
     with _explained(job):
-        if sentence := sight.mismatch(workload, configuration(job).to_dict()):
+        config = configuration(job)
+        if sentence := sight.mismatch(workload, config.to_dict()):
             raise Refused(sentence)
+        if any(name.endswith("ForMaskedLM") for name in getattr(config, "architectures", None) or ()):
+            raise Refused(
+                f"model {workload['model_name'][-80:]} predicts masked tokens: it is no causal language model."
+            )
         if workload["weights"] == "pretrained":
             if quantised:
                 arguments |= {"quantization_config": quantise.configuration(dtype), "device_map": {"": _target(job)}}
@@ -89,8 +97,6 @@ def _random(job: dict[str, Any], arguments: dict[str, Any]) -> transformers.PreT
 
 
 def _load(job: dict[str, Any], arguments: dict[str, Any]) -> transformers.PreTrainedModel:
-    if job["source"] is None:
-        raise Broken(f"model {job['workload']['model_name']} has no published weights; use weights random.")
     return _loader(job).from_pretrained(job["source"], trust_remote_code=job["trust_remote_code"], **arguments)
 
 
@@ -120,8 +126,8 @@ def _explained(job: dict[str, Any]) -> Iterator[None]:
     name = job["workload"]["model_name"]
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = " ".join(str(error).split())
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
+        text = re.sub(r"^Class validation error for validator \S+ (\w+: )?", "", " ".join(str(error).split()))
         if "trust_remote_code" in text:
             raise Broken(
                 f"model {name} needs code of its own: allow it with trust_remote_code in the configuration."
@@ -142,7 +148,7 @@ def _sentence(what: str, source: str | None, text: str) -> str:
     if source:
         # the model is named already, and a long directory would leave no room for what is wrong with the file
         text = text.replace(f"{source.rstrip('/')}/", "")
-    return f"{what}: {text.split('. ')[0][:110].rstrip('.')}."
+    return f"{what}: {textwrap.shorten(text.split('. ')[0].rstrip('.'), 130, placeholder=' …')}."
 
 
 def tokenizer(job: dict[str, Any], model: transformers.PreTrainedModel) -> transformers.PreTrainedTokenizerBase:

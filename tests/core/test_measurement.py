@@ -84,6 +84,19 @@ def test_the_measured_phase_begins_where_warm_up_ends() -> None:
     assert host.measured_phase([record | {"warmup_steps": 0, "train_begin_s": 0.5}]) == (0.5, 5.0)
 
 
+def test_weights_of_our_own_models_are_random_only() -> None:
+    """tiny-llama-5m was never trained, which is known before a trainer starts."""
+    asked = {
+        "model_name": "tiny-llama-5m",
+        "model_max_length": 8,
+        "batch_size": 1,
+        "number_gpus": 0,
+        "weights": "pretrained",
+    }
+    with pytest.raises(failures.BadInput, match="model tiny-llama-5m has no published weights; use weights random"):
+        measurement.plan("sfttrainer", "finetune_full_benchmark", asked)
+
+
 def test_processes_of_all_hosts_count_together() -> None:
     """Memory and CPU time of the training processes are summed over hosts, as over the ranks of one."""
     run = measurement.Run([outcome(0), outcome(1)], 1)

@@ -216,10 +216,31 @@ def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
         model.build(job(source=str(tmp_path)))
 
 
-def test_weights_of_our_own_models_are_random_only() -> None:
-    """tiny-llama-5m was never trained."""
-    with pytest.raises(Broken, match="no published weights"):
-        model.build(job(SMALL, weights="pretrained"))
+def test_what_contradicts_itself_is_told_by_its_reason(tmp_path: Path) -> None:
+    """Not by the class that found out."""
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 5, "vocab_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Broken) as raised:
+        model.build(job(source=str(tmp_path)))
+    assert "cannot be read: The hidden size (64) is not a multiple of the number of attention heads (5)" in str(
+        raised.value
+    )
+
+
+def test_an_unknown_architecture_is_told_in_whole_words(tmp_path: Path) -> None:
+    """What is too long ends at a word."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "foo"}))
+    with pytest.raises(Broken) as raised:
+        model.build(job(source=str(tmp_path)))
+    assert "model type `foo` but Transformers does not recognize this architecture" in str(raised.value)
+
+
+def test_a_model_of_masked_tokens_is_refused(tmp_path: Path) -> None:
+    """Trained on the next token it would give numbers that mean nothing."""
+    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 64, "vocab_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "num_hidden_layers": 1}))
+    with pytest.raises(Refused, match="predicts masked tokens: it is no causal language model"):
+        model.build(job(source=str(tmp_path)))
 
 
 def test_a_hub_id_out_of_reach_is_one_sentence() -> None:

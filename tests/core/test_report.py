@@ -209,7 +209,9 @@ def test_a_price_gives_a_cost() -> None:
 
 def test_a_loss_that_is_not_finite_is_flagged() -> None:
     """The throughput counts, the flag says that training diverged."""
-    got = report(record(losses=[30.0, 28.8, None, 26.4, 25.2])).properties
+    made = report(record(losses=[30.0, 28.8, None, 26.4, 25.2]))
+    assert "The loss of 1 of 5 steps is not finite: training diverged." in made.notes
+    got = made.properties
     assert (got["is_valid"], got["loss_finite"], got["loss_first"], got["loss_last"]) == (1, 0, 2.5, pytest.approx(2.1))
 
 

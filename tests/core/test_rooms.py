@@ -20,7 +20,7 @@ PACKAGES = {
     "process": {"psutil", "pynvml"},
     "reporting": {"pydantic", "yaml"},
     "trainer": {
-        *("accelerate", "bitsandbytes", "datasets", "numpy", "peft", "PIL", "pyarrow"),
+        *("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "numpy", "peft", "PIL", "pyarrow"),
         *("tokenizers", "torch", "transformers", "trl", "tuning"),
     },
 }

@@ -75,6 +75,7 @@ def test_workloads_with_equal_values_are_equal() -> None:
             {"dataset_image_field": "image", "method": "prompt_tuning"},
             "method prompt_tuning is not measured with images; use full or lora, or leave dataset_image_field out.",
         ),
+        ({"batch_size": True}, "batch_size True is impossible: a number is needed."),
         ({"learning_rate": 1}, "learning_rate is not a property of a workload."),
         (
             {"stop_after_seconds": float("nan")},
