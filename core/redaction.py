@@ -14,7 +14,7 @@ from collections.abc import Mapping
 # at the end of a word of the name (PGPASSWORD, X_API_KEYS), or, where other words end so too, the whole word
 TELLING = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|SECRET|ACCESS)KEY|CREDENTIAL|SSHPASS|AUTHORIZATION)S?\d*(_|$)"
-    r"|(^|_)(PWD|PASS|KEY)S?\d*(_|$)"
+    r"|(^|_)(PWD|PASS|PAT|AUTH|KEY)S?\d*(_|$)"
 )
 # shorter values are modes and switches, and would be found in every other word
 SHORTEST = 8

@@ -59,9 +59,9 @@ def build(into: Path, plugins: list[str], root: Path = ROOT) -> list[Path]:
 
 
 def not_added(plugins: list[str], root: Path = ROOT) -> list[str]:
-    """Return the files below the plugins and their core that git does not know, and that therefore do not ship.
+    """Return the files below the plugins and their core that git does not know: they do not ship, but for Python files, which do.
 
-    Python files ship all the same, and what git ignores is not expected to. Without git, nothing is known to be missing.
+    What git ignores is not told, and without git nothing is known.
     """
     folders = ["core", *(f"{plugin}/src" for plugin in plugins)]
     git = ["git", "-c", "safe.directory=*", "ls-files", "--others", "--exclude-standard", "-z", "--", *folders]
@@ -69,7 +69,7 @@ def not_added(plugins: list[str], root: Path = ROOT) -> list[str]:
         listed = subprocess.run(git, cwd=root, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
         return []
-    return sorted(name for name in listed.split("\0") if name and not name.endswith(".py"))
+    return sorted(filter(None, listed.split("\0")))
 
 
 def extras_of(wheel: Path) -> set[str]:
@@ -141,7 +141,10 @@ def submit(address: str, working_dir: Path, environment: dict[str, Any], command
             entrypoint=shlex.join(command), runtime_env={**environment, "working_dir": str(working_dir)}
         )
     except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise Refused(f"{address} takes no job: {_first_line(error)}") from None
+        # current Ray asks for a token by default; whoever is on the head's machine has it in ~/.ray
+        remedy = " Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN where ~/.ray/auth_token is not the cluster's."
+        told = remedy if "uthentication" in f"{type(error).__name__} {error}" else ""
+        raise Refused(f"{address} takes no job: {_first_line(error)}{told}") from None
     print(f"job {job} on {address}: {shlex.join(command)}", flush=True)
     try:
         return follow(client, job, address)
@@ -228,7 +231,8 @@ def _prepare(options: argparse.Namespace, into: Path) -> dict[str, Any]:
     plugins = options.plugin or list(PLUGINS)
     wheels = build(into, plugins)
     for name in not_added(plugins):
-        print(f"warning: {name} is not in the wheels, since git does not know it: git add {name}", file=sys.stderr)
+        what = "in the wheels although" if name.endswith(".py") else "not in the wheels, since"
+        print(f"warning: {name} is {what} git does not know it: git add {name}, or remove it", file=sys.stderr)
     wishes = Wishes(
         extras=tuple(options.extra),
         constraint=options.constraint,

@@ -63,6 +63,8 @@ def test_names_tell_which_values_are_secret() -> None:
         "DB_PASSWORD2",
         "MINIO_SECRETKEY",
         "AWS_ACCESSKEY",
+        "GITHUB_PAT",
+        "DATABASE_AUTH",
     ],
 )
 def test_a_name_may_run_its_words_together(name: str) -> None:
