@@ -98,7 +98,7 @@ def test_variables_of_the_job(tmp_path: Path, wheels: list[Path]) -> None:
 
 
 def test_files_that_git_does_not_know(tmp_path: Path) -> None:
-    """Data below a plugin or the core is missing from wheels, Python files are there unasked; ignored files and other places are not told."""
+    """Data below a plugin or the core is missing from wheels, Python files are there unasked; what git ignores is not told."""
     for name in ("core/a.csv", "core/b.py", "core/c.tmp", "sfttrainer/src/x/d.yaml", "sfttrainer/e.txt", "tests/f.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("content\n")
