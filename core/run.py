@@ -96,6 +96,8 @@ def _values(options: argparse.Namespace, plugin: Plugin) -> tuple[dict[str, Any]
         name, equals, value = word.partition("=")
         # os.path takes a name that no file system could hold for absent
         is_pair = equals and not os.path.exists(word)  # noqa: PTH110
+        if is_pair and not name:
+            raise _BadUse(f"{word!r:.60} is no property=value.")
         values.update({name: _yaml(value, name) if value else ""} if is_pair else _workload(Path(word), plugin))
     experiment = options.experiment or values.pop("experiment", "finetune_full_benchmark")
     values.pop("experiment", None)
@@ -134,10 +136,20 @@ def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return _OnceLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
         mark = getattr(error, "problem_mark", None)
         raise _BadUse(f"{where}: no valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Reads YAML safely, and refuses a mapping that has a key twice: one of its values would go unheard."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise _BadUse(f"{twice[:60]} is given twice (line {node.start_mark.line + 1} and after).")
+        return super().construct_mapping(node, deep=deep)
 
 
 def _settings(path: Path | None, parameters_class: type[Any]) -> Any:

@@ -10,8 +10,11 @@ from typing import Any
 import yaml
 
 from ..kinds import KINDS
-from .rows import GIVEN, INTERVAL, REQUIRED, THROUGHPUT, Row, experiment_of, plain, workload_value
+from .rows import GIVEN, INTERVAL, MEMORY, REQUIRED, THROUGHPUT, Row, experiment_of, plain, workload_value
 
+# of bytes, tokens a second, joules: whatever is measured, a device has less
+MOST = 1e15
+FAILURES = ("none", "gpu_oom", "host_oom", "predicted_oom", "invalid_configuration")
 BOOKKEEPING = (
     "identifier", "experiment_id", "valid", "reason", "request_id", "request_index", "entity_index", "result_index",
     "generatorid",
@@ -52,13 +55,28 @@ def rows(source: str) -> list[Row]:
 
 
 def _impossible(row: Row) -> str | None:
+    """Return what of a row no measurement gives, or None."""
+    for name in row.outputs.keys() & KINDS[row.experiment].outputs.keys():
+        value = row.outputs[name]
+        if name == "failure":
+            if value not in FAILURES:
+                return f"a failure {value!r:.40}; there are {', '.join(FAILURES)}."
+        elif row.output(name) is None or abs(value) > MOST:
+            text = f"{value:g}" if row.output(name) is not None else f"{value!r:.40}"
+            return f"a {name} of {text}, which no measurement gives."
+    if row.output("is_valid") not in (None, 0, 1):
+        return f"an is_valid of {row.outputs['is_valid']!r:.40}; it is 0 or 1."
     if row.throughput is not None and row.throughput <= 0:
         return f"a {THROUGHPUT} of {row.throughput:g}; every rate is positive."
+    if memory := next((name for name in MEMORY if row.output(name) is not None and (row.output(name) or 0) <= 0), None):
+        return f"a {memory} of {row.outputs[memory]:g}; every process takes some memory."
     if row.half_width is not None and row.half_width < 0:
         return f"a {INTERVAL} of {100 * row.half_width:g}; no interval is negative."
-    for name in ("number_gpus", "number_nodes"):
+    # what was refused may have been asked for with anything
+    sizes = ("model_max_length", "batch_size") if row.throughput is not None else ()
+    for name in ("number_gpus", "number_nodes", *sizes):
         count = row.value(name)
-        if not isinstance(count, int) or count < 0:
+        if not isinstance(count, int) or count < (1 if name in sizes else 0):
             return f"a {name} of {count!r:.40}, which is no number of them."
     return None
 

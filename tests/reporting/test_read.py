@@ -168,6 +168,16 @@ def test_what_other_actuators_measured_is_left_out(tmp_path: Path) -> None:
     ("column", "value", "said"),
     [
         ("dataset_tokens_per_second", "0", "a dataset_tokens_per_second of 0; every rate is positive."),
+        ("dataset_tokens_per_second", "1e308", "a dataset_tokens_per_second of 1e+308, which no measurement gives."),
+        ("dataset_tokens_per_second", "abc", "a dataset_tokens_per_second of 'abc', which no measurement gives."),
+        ("cpu_memory_peak_gib", "0", "a cpu_memory_peak_gib of 0; every process takes some memory."),
+        ("is_valid", "7", "an is_valid of 7; it is 0 or 1."),
+        (
+            "failure",
+            "exploded",
+            "a failure 'exploded'; there are none, gpu_oom, host_oom, predicted_oom, invalid_configuration.",
+        ),
+        ("batch_size", "two", "a batch_size of 'two', which is no number of them."),
         ("throughput_ci95_percent", "-1", "a throughput_ci95_percent of -1; no interval is negative."),
         ("number_gpus", "x", "a number_gpus of 'x', which is no number of them."),
         ("number_nodes", "1e-320", "a number_nodes of 1e-320, which is no number of them."),

@@ -132,6 +132,8 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
         (["broken.yaml"], "broken.yaml: no valid YAML at line 2."),
         (["list.yaml"], "list.yaml: expected properties and their values."),
         ([*WORDS, "--config", "misspelled.yaml"], "run_timeout"),
+        (["twice.yaml"], "batch_size is given twice (line 1 and after)."),
+        ([*WORDS, "=5"], "'=5' is no property=value."),
         (["other.yaml"], "experiment 'finetune_everything' does not exist"),
     ],
 )
@@ -141,6 +143,7 @@ def test_bad_use_ends_in_a_sentence(
     """Exit status 2, one line on standard error, no traceback."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("model_name: x\n  batch_size: : 2\n")
+    (tmp_path / "twice.yaml").write_text("batch_size: 4\nmodel_name: m\nbatch_size: 2\n")
     (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     (tmp_path / "misspelled.yaml").write_text("run_timeout: 3\n")
     (tmp_path / "other.yaml").write_text("experiment: finetune_everything\n")
