@@ -102,7 +102,13 @@ def test_kernels_know_some_models_only(
 
 def planned(**change: Any) -> measurement.Plan:
     """Return the plan of a workload on a GPU."""
-    values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 4, "number_gpus": 1}
+    values = {
+        "model_name": "tiny-llama-5m",
+        "model_max_length": 8,
+        "batch_size": 4,
+        "number_gpus": 1,
+        "torch_dtype": "bfloat16",
+    }
     return measurement.plan("fms_hf_tuning", "finetune_full_benchmark", {**values, **change})
 
 
