@@ -25,7 +25,7 @@ nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).resolve().parent
 # how the plugins themselves tell uv what the user has told pip
-INDEXES = runpy.run_path(str(ROOT / "core" / "indexes.py"))
+INDEXES = runpy.run_path(str(ROOT / "core" / "host" / "package_indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
 # build and nox: what the tests of jobs run, as users do
 TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")

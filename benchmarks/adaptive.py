@@ -17,7 +17,7 @@ from typing import Any
 
 import common
 
-from ado_actuators.sfttrainer.core.trainer.interval import half_width_percent
+from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
 
 SHARE = 0.2
 # the rule decides, not the number of steps

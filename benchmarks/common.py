@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ado_actuators.sfttrainer.core import devices, host, measurement
-from ado_actuators.sfttrainer.core.local import Local
-from ado_actuators.sfttrainer.core.plugin import Plugin
+from ado_actuators.sfttrainer.core.host import host
+from ado_actuators.sfttrainer.core.host import sampler as devices
+from ado_actuators.sfttrainer.core.host.local import Local
+from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.plugin import Plugin
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "finetune_full_benchmark"

@@ -21,8 +21,8 @@ from typing import Any
 
 import common
 
-from ado_actuators.sfttrainer.core import host
-from ado_actuators.sfttrainer.core.process import trainer_environ
+from ado_actuators.sfttrainer.core.host import host
+from ado_actuators.sfttrainer.core.host.trainer_process import trainer_environ
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 0.02

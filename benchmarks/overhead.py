@@ -22,8 +22,8 @@ from ado.modules.actuators.measurement_queue import MeasurementQueue
 from ado.schema.point import SpacePoint
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core import measurement
-from ado_actuators.sfttrainer.core.local import Local
+from ado_actuators.sfttrainer.core.host.local import Local
+from ado_actuators.sfttrainer.core.measurement import verdict as measurement
 
 WARM_LIMIT_S = 0.6
 FACTOR = 10

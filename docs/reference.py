@@ -13,8 +13,11 @@ from typing import Any
 
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core import failures, kinds, measurement, models
-from ado_actuators.sfttrainer.core.workload import Workload
+from ado_actuators.sfttrainer.core import failures
+from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.workload import experiments as kinds
+from ado_actuators.sfttrainer.core.workload import models
+from ado_actuators.sfttrainer.core.workload.fields import Workload
 
 DOCS = Path(__file__).resolve().parent
 ACTUATORS = {"sfttrainer": SFTTrainer, "fms_hf_tuning": FMSHFTuning}

@@ -27,7 +27,7 @@ SOURCE = HERE / "src"
 NAMESPACE = SOURCE / "ado_actuators"
 DEFINITION = "actuator_definition.yaml"
 NOTE = "content.sha256"
-NEEDED = (DEFINITION, "actuator.py", "core/__init__.py", "core/models.yaml", "core/trainer/__main__.py")
+NEEDED = (DEFINITION, "actuator.py", "core/__init__.py", "core/workload/models.yaml", "core/trainer/__main__.py")
 REMEDY = "Build from a complete clone of the repository, from an archive made by `git archive`, or from an sdist."
 
 

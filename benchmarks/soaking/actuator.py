@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .core.actuator import MeasuringActuator
+from .core.actuator.base import MeasuringActuator
 
 
 class Soaking(MeasuringActuator):

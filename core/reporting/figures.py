@@ -13,7 +13,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from . import tables
-from .canvas import GRID, INK, MUTED, SERIES, SIZE, STYLE, Drawing, legend, place, plain_axes, scale, style_of, tick
+from .figure_style import (
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    SIZE,
+    STYLE,
+    Drawing,
+    legend,
+    place,
+    plain_axes,
+    scale,
+    style_of,
+    tick,
+)
 from .rows import FIELDS, KEYS, MEMORY, Row, differing, grouped_names, shown, workload_label
 
 RATE = "real tokens per second"

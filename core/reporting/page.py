@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ..outputs import OUTPUTS
+from ..workload.outputs import OUTPUTS
 from . import tables
+from .page_style import SHEET
 from .rows import (
     CANNOT_RUN,
     FAILED,
@@ -23,7 +24,6 @@ from .rows import (
     shown,
     workload_label,
 )
-from .style import SHEET
 
 MOST_ROWS = 500
 MOST_NAMED = 6

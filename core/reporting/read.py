@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..kinds import KINDS
+from ..workload.experiments import KINDS
 from .rows import GIVEN, INTERVAL, MEMORY, REQUIRED, THROUGHPUT, Row, experiment_of, plain, workload_value
 
 # of bytes, tokens a second, joules: whatever is measured, a device has less

@@ -13,7 +13,7 @@ from typing import Any
 
 import pydantic
 
-from ..workload import Workload
+from ..workload.fields import Workload
 
 THROUGHPUT = "dataset_tokens_per_second"
 INTERVAL = "throughput_ci95_percent"

@@ -14,7 +14,8 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from . import initialise, quantise, sight
+from ..protocol import supported as sight
+from . import initialise, quantise
 from .errors import Broken, Refused
 from .fsdp import is_whole
 

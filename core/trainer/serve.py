@@ -76,7 +76,7 @@ def _measure(stack: ModuleType, job: dict[str, Any], channel: Any) -> dict[str, 
     tell = _teller(channel, job)
     with _distributed(job):
         if job["task"] == "memory_estimate":
-            from . import estimate
+            from .memory_estimate import estimate
 
             made = estimate.record(stack, job, tell)
             alone = {"rank": 0, "world_size": 1}

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import transformers
 
+from ..protocol.stopping import APART_FOR_RANKS, Protocol
 from .memory import peak_resident_bytes, reset_peak_resident
-from .protocol import APART_FOR_RANKS, Protocol
 from .ranks import Ranks
 
 Progress = Callable[..., None]

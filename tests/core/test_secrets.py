@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core import failures, measurement, process, redaction
-from ado_actuators.sfttrainer.core.local import Local
-from ado_actuators.sfttrainer.core.reporting import report
+from ado_actuators.sfttrainer.core import failures, redaction
+from ado_actuators.sfttrainer.core.commands import report
+from ado_actuators.sfttrainer.core.host import trainer_process as process
+from ado_actuators.sfttrainer.core.host.local import Local
+from ado_actuators.sfttrainer.core.measurement import verdict as measurement
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 pytestmark = pytest.mark.timeout(180)
@@ -29,7 +31,7 @@ SECRETS = {
     "PIP_EXTRA_INDEX_URL": "https://planted-user:planted-index-password@127.0.0.1:9/simple",
 }
 PLANTED = [*list(SECRETS.values())[:4], "planted-index-password"]
-CORE = Path(measurement.__file__).parent
+CORE = Path(measurement.__file__).parents[1]
 
 
 @pytest.fixture
@@ -160,7 +162,7 @@ def test_a_log_that_is_cut_loses_its_middle_only(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("planted")
 def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Page and pictures of failures that quoted secrets, made by a process that has them in its environment."""
-    requests = yaml.safe_load((Path(__file__).parent / "recordings" / "operation.yaml").read_text())
+    requests = yaml.safe_load((Path(__file__).parents[1] / "recordings" / "operation.yaml").read_text())
     (failed,) = (one for one in requests if one["status"] == "Failed")
     for index, secret in enumerate(PLANTED):
         failure = failures.from_message(

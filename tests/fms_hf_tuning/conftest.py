@@ -10,8 +10,8 @@ import pytest
 
 from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
-from ado_actuators.fms_hf_tuning.core.local import Local
-from ado_actuators.fms_hf_tuning.core.plugin import Plugin
+from ado_actuators.fms_hf_tuning.core.host.local import Local
+from ado_actuators.fms_hf_tuning.core.measurement.plugin import Plugin
 
 
 @pytest.fixture(scope="session", params=environments.versions())

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ado_actuators.fms_hf_tuning import environments
-from ado_actuators.fms_hf_tuning.core import environment
-from ado_actuators.fms_hf_tuning.core.environment import EnvironmentProblem
+from ado_actuators.fms_hf_tuning.core.host import environment
+from ado_actuators.fms_hf_tuning.core.host.environment import EnvironmentProblem
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
-from ado_actuators.fms_hf_tuning.core import failures, measurement
+from ado_actuators.fms_hf_tuning.core import failures
+from ado_actuators.fms_hf_tuning.core.measurement import verdict as measurement
 from ado_actuators.fms_hf_tuning.limits import refusal
 
 PLAIN = {

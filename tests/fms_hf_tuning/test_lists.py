@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ado_actuators.fms_hf_tuning.core.environment import EnvironmentProblem
+from ado_actuators.fms_hf_tuning.core.host.environment import EnvironmentProblem
 from ado_actuators.fms_hf_tuning.environments import __main__ as lists
 
 # for each Python what a resolution gives

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ado_actuators.fms_hf_tuning import environments
-from ado_actuators.fms_hf_tuning.core import measurement, models
-from ado_actuators.fms_hf_tuning.core.local import Local
+from ado_actuators.fms_hf_tuning.core.host.local import Local
+from ado_actuators.fms_hf_tuning.core.measurement import verdict as measurement
+from ado_actuators.fms_hf_tuning.core.workload import models
 
 EXPERTS = {
     "model_type": "mixtral", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from ado_actuators.fms_hf_tuning import environments
-from ado_actuators.fms_hf_tuning.core import failures, make_dataset, measurement
-from ado_actuators.fms_hf_tuning.core.local import Local
+from ado_actuators.fms_hf_tuning.core import failures
+from ado_actuators.fms_hf_tuning.core.commands import dataset as make_dataset
+from ado_actuators.fms_hf_tuning.core.host.local import Local
+from ado_actuators.fms_hf_tuning.core.measurement import verdict as measurement
 
 parquet = pytest.importorskip("pyarrow.parquet")
 pyarrow = pytest.importorskip("pyarrow")

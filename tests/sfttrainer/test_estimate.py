@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core import failures, measurement
-from ado_actuators.sfttrainer.core.local import Local
+from ado_actuators.sfttrainer.core import failures
+from ado_actuators.sfttrainer.core.host.local import Local
+from ado_actuators.sfttrainer.core.measurement import verdict as measurement
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 pytestmark = pytest.mark.timeout(300)

@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer import stack  # noqa: E402
-from ado_actuators.sfttrainer.core import measurement  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer import tracing  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.ledger import Sharing  # noqa: E402
+from ado_actuators.sfttrainer.core.measurement import verdict as measurement  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate import tracing  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Sharing  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core import measurement
-from ado_actuators.sfttrainer.core.local import Local
+from ado_actuators.sfttrainer.core.host.local import Local
+from ado_actuators.sfttrainer.core.measurement import verdict as measurement
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "number_gpus": 0}

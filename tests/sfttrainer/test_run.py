@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core.plugin import Plugin
-from ado_actuators.sfttrainer.core.run import _BadUse, _Changes, _Line, _parser, _values, main
+from ado_actuators.sfttrainer.core.commands.run import _BadUse, _Changes, _Line, _parser, _values, main
+from ado_actuators.sfttrainer.core.measurement.plugin import Plugin
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
@@ -111,7 +111,7 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
 ) -> None:
     """What takes long is seen to go on."""
     now = [100.0]
-    monkeypatch.setattr("ado_actuators.sfttrainer.core.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.commands.run.time.monotonic", lambda: now[0])
     with _Changes() as changes:
         for now[0] in (100.0, 101.0, 131.0):
             changes(TRAINING)

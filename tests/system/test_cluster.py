@@ -19,11 +19,11 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core import cluster as cluster_room
 from ado_actuators.sfttrainer.core import failures
-from ado_actuators.sfttrainer.core.host import HostSpec
-from ado_actuators.sfttrainer.core.pool import Pool, Shape
-from ado_actuators.sfttrainer.core.workload import parse
+from ado_actuators.sfttrainer.core.cluster import nodes as cluster_room
+from ado_actuators.sfttrainer.core.cluster.pool import Pool, Shape
+from ado_actuators.sfttrainer.core.host.host import HostSpec
+from ado_actuators.sfttrainer.core.workload.fields import parse
 
 from .conftest import unsupervised
 

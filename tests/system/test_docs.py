@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ado_actuators.sfttrainer.core import indexes
+from ado_actuators.sfttrainer.core.host import package_indexes as indexes
 
 from .conftest import commit, copy, own_environ
 

@@ -17,8 +17,8 @@ import yaml
 
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core.outputs import OUTPUTS
 from ado_actuators.sfttrainer.core.reporting import read
+from ado_actuators.sfttrainer.core.workload.outputs import OUTPUTS
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 ADO = str(Path(sys.executable).parent / "ado")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import pydantic
 
-from .core.configuration import MeasuringParameters
+from .core.actuator.parameters import MeasuringParameters
 
 
 class FMSHFTuningParameters(MeasuringParameters):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .actuator import FMSHFTuning
-from .core.run import main
+from .core.commands.run import main
 from .parameters import FMSHFTuningParameters
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .core.reporting.compare import main
+from .core.commands.compare import main
 
 if __name__ == "__main__":
     sys.exit(main("sfttrainer"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .core.configuration import MeasuringParameters
+from .core.actuator.parameters import MeasuringParameters
 
 
 class SFTTrainerParameters(MeasuringParameters):

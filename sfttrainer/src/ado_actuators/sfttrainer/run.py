@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .actuator import SFTTrainer
-from .core.run import main
+from .core.commands.run import main
 from .parameters import SFTTrainerParameters
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..core import indexes
-from ..core.environment import EnvironmentProblem, find_uv
+from ..core.host import package_indexes as indexes
+from ..core.host.environment import EnvironmentProblem, find_uv
 from . import HERE, VARIANTS
 
 PYTHONS = ("3.11", "3.12")

@@ -1,0 +1,122 @@
+"""What both actuators share: from ado's calls to the dispatcher. ado room.
+
+The actuator's own actor must never do work: ado does not notice its death, and an operation would wait for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import ray
+from ado.modules.actuators.standard import StandardActuator
+from ado.schema.request import MeasurementRequest
+
+from .. import failures
+from ..host import state_dir as places
+from ..measurement import verdict as measurement
+from ..measurement.plugin import Plugin
+from . import catalog
+from . import parameters as configuration
+from .parameters import MeasuringParameters
+from .results import complete, inputs, result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ado.modules.actuators.catalog import ExperimentCatalog
+    from ado.schema.entity import Entity
+    from ado.schema.reference import ExperimentReference
+
+
+class MeasuringActuator(StandardActuator):
+    """Measures fine-tuning workloads; a plugin's subclass names itself, its experiments and its parameters."""
+
+    identifier: str
+    kinds: ClassVar[tuple[str, ...]] = ()
+    parameters_class: type[MeasuringParameters] = MeasuringParameters
+    requirements: ClassVar[str | None] = None
+    _dispatcher: Any = None
+
+    @classmethod
+    def catalog(cls, actuator_configuration: Any = None) -> ExperimentCatalog:
+        """Return the experiments, whatever the configuration."""
+        return catalog.experiments(cls.identifier, cls.kinds)
+
+    @classmethod
+    def validate_parameters(cls, parameters: Any) -> Any:
+        """Check a configuration; unlike ado's own check this one sees misspelled keys.
+
+        Raises:
+            ValueError: with one sentence.
+        """
+        given = parameters if isinstance(parameters, dict) else parameters.model_dump()
+        return configuration.parameters(cls.parameters_class, given)
+
+    def submit(
+        self, entities: list[Entity], experimentReference: ExperimentReference, requesterid: str, requestIndex: int
+    ) -> list[str]:
+        """Hand a request to the dispatcher and return its id at once."""
+        request = MeasurementRequest(
+            operation_id=requesterid,
+            requestIndex=requestIndex,
+            experimentReference=experimentReference,
+            entities=entities,
+            requestid=str(uuid.uuid4())[:6],
+        )
+        experiment = type(self).catalog().experimentForReference(experimentReference, resolve=True)
+        actor = None
+        with contextlib.suppress(RuntimeError):
+            actor = ray.get_runtime_context().current_actor
+        reference = self._dispatch().measure.remote(request, experiment, self._stateUpdateQueue, actor)
+        self._launch_supervisor.supervise_experiment_executor(request, reference)
+        return [request.requestid]
+
+    def _dispatch(self) -> Any:
+        if self._dispatcher is None:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            from .dispatcher import Dispatcher
+
+            actor: Any = Dispatcher
+            # where the operation itself is: losing another node must not lose what is in flight
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            self._dispatcher = actor.options(scheduling_strategy=here).remote(self.plugin(), self._parameters)
+            try:
+                cleaner = ray.get_actor("resource_cleaner", namespace=self._stateUpdateQueue.ray_namespace())
+                cleaner.add_to_cleanup.remote(handle=self._dispatcher)
+            except ValueError:
+                logging.getLogger(__name__).debug("no resource cleaner: the dispatcher ends with its job")
+        return self._dispatcher
+
+    def _get_request_executor(
+        self, request: MeasurementRequest, use_ray: bool = False
+    ) -> Callable[[], MeasurementRequest]:
+        experiment = type(self).catalog().experimentForReference(request.experimentReference, resolve=True)
+        return functools.partial(_execute, request, experiment, self.plugin(), self._parameters)
+
+    @classmethod
+    def plugin(cls) -> Plugin:
+        """Return the plugin as the core sees it."""
+        return Plugin(identifier=cls.identifier, kinds=cls.kinds, requirements=cls.requirements)
+
+
+def _execute(
+    request: MeasurementRequest, experiment: Any, plugin: Plugin, parameters: MeasuringParameters
+) -> MeasurementRequest:
+    """Measure a request in this process tree, without Ray."""
+    from ..host.local import Local
+
+    results = []
+    with Local(plugin, parameters, places.state_dir(parameters.state_dir)) as local:
+        for entity in request.entities:
+            try:
+                made = measurement.plan(plugin.identifier, experiment.identifier, inputs(experiment, entity))
+                verdict = local.measure(made)
+            except failures.Failure as failure:
+                verdict = measurement.refusal(failure, plugin.identifier, experiment.identifier)
+            results.append(result(entity, request, experiment, verdict))
+    return complete(request, results)

@@ -1,0 +1,79 @@
+"""Workload fields turned into ado experiments: identifiers, domains, defaults and descriptions, each said once in ``Workload``.
+
+ado room. Imports ado's schema and the arithmetic; nothing heavy.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import typing
+from typing import Any
+
+from ado.modules.actuators.catalog import ExperimentCatalog
+from ado.schema.experiment import Experiment
+from pydantic.fields import FieldInfo
+
+from ..workload import models
+from ..workload.experiments import KINDS, Kind, extra, fields
+
+VERSION = "1.0.0"
+
+
+@functools.cache
+def experiments(actuator: str, kinds: tuple[str, ...]) -> ExperimentCatalog:
+    """Return the catalogue of ``actuator`` with these kinds of experiment."""
+    catalogue = ExperimentCatalog(catalogIdentifier=actuator)
+    for kind in kinds:
+        catalogue.addExperiment(_experiment(actuator, kind))
+    return catalogue
+
+
+def domain(name: str, field: FieldInfo) -> dict[str, Any]:
+    """Return ado's domain of a property, derived from its type and bounds."""
+    kind = field.annotation
+    if kind is bool:
+        return {"variableType": "CATEGORICAL_VARIABLE_TYPE", "values": [False, True]}
+    if typing.get_origin(kind) is typing.Literal:
+        return {"variableType": "CATEGORICAL_VARIABLE_TYPE", "values": list(typing.get_args(kind))}
+    bounds = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "le", "lt") if hasattr(rule, key)}
+    # ado's ranges are half-open
+    if kind is int:
+        return {
+            "variableType": "DISCRETE_VARIABLE_TYPE",
+            "interval": 1,
+            "domainRange": [bounds["ge"], bounds["le"] + 1],
+        }
+    if kind is float:
+        above = math.nextafter(bounds["le"], math.inf) if "le" in bounds else bounds["lt"]
+        return {"variableType": "CONTINUOUS_VARIABLE_TYPE", "domainRange": [bounds["ge"], above]}
+    values = models.names() if name == "model_name" else extra(field)["values"]
+    return {"variableType": "OPEN_CATEGORICAL_VARIABLE_TYPE", "values": list(values)}
+
+
+def _experiment(actuator: str, identifier: str) -> Experiment:
+    kind = KINDS[identifier]
+    applicable = fields(actuator, kind)
+    required = {name: field for name, field in applicable.items() if field.is_required()}
+    optional = {name: field for name, field in applicable.items() if not field.is_required()}
+    return Experiment.model_validate(
+        {
+            "actuatorIdentifier": actuator,
+            "identifier": identifier,
+            "version": VERSION,
+            "metadata": {"description": kind.description},
+            "requiredProperties": [_property(name, field, kind) for name, field in required.items()],
+            "optionalProperties": [_property(name, field, kind) for name, field in optional.items()],
+            "defaultParameterization": [
+                {"property": {"identifier": name}, "value": field.default} for name, field in optional.items()
+            ],
+            "targetProperties": [{"identifier": name} for name in kind.outputs],
+        }
+    )
+
+
+def _property(name: str, field: FieldInfo, kind: Kind) -> dict[str, Any]:
+    allowed = domain(name, field)
+    if values := kind.limits.get(name):
+        allowed["values"] = list(values)
+    return {"identifier": name, "metadata": {"description": field.description}, "propertyDomain": allowed}

@@ -1,0 +1,103 @@
+"""Actuator configuration: where and how to measure, never what. ado room.
+
+ado's memory of earlier results does not know the configuration, so nothing here may change a result.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+from ado.modules.actuators.standard import StandardActuatorParameters
+
+from ..failures import plain_sentence
+from ..host import state_dir as places
+from ..workload.fields import first_sentence
+
+
+class MeasuringParameters(StandardActuatorParameters):
+    """Parameters both actuators have."""
+
+    environment: Annotated[
+        str,
+        pydantic.Field(
+            min_length=1,
+            description="Python of the trainer: current (the plugin's own), managed (built on first use), or an interpreter's path.",
+        ),
+    ] = "current"
+    reuse_workers: Annotated[
+        bool,
+        pydantic.Field(
+            description="Measure several workloads in one trainer process; false starts a fresh one for each."
+        ),
+    ] = True
+    idle_timeout_s: Annotated[
+        float, pydantic.Field(gt=0, description="Seconds after which an unused trainer gives its CPUs and GPUs back.")
+    ] = 300.0
+    run_timeout_s: Annotated[
+        float,
+        pydantic.Field(gt=0, description="Most seconds one measurement may take once its trainers have the workload."),
+    ] = 3600.0
+    pending_timeout_s: Annotated[
+        float, pydantic.Field(gt=0, description="Most seconds a measurement may wait for CPUs and GPUs.")
+    ] = 86400.0
+    max_retries: Annotated[
+        int,
+        pydantic.Field(
+            ge=0,
+            le=100,
+            description="Repetitions after a transient failure (a lost worker or node, a broken transport).",
+        ),
+    ] = 2
+    retry_backoff_s: Annotated[
+        float, pydantic.Field(ge=0, description="Seconds before the first repetition; doubled for each further one.")
+    ] = 5.0
+    skip_predicted_oom: Annotated[
+        bool,
+        pydantic.Field(
+            description="Answer workloads that are predicted not to fit their GPUs with failure predicted_oom, untried."
+        ),
+    ] = False
+    price_usd_per_device_hour: Annotated[
+        float | None,
+        pydantic.Field(
+            ge=0, description="Price of one GPU (on CPU: one process) for an hour; gives usd_per_million_tokens."
+        ),
+    ] = None
+    trust_remote_code: Annotated[
+        bool, pydantic.Field(description="Let a model's repository run its own Python code.")
+    ] = False
+    autoscaling: Annotated[
+        bool,
+        pydantic.Field(description="The cluster can add nodes: wait for GPU types it does not have at the moment."),
+    ] = False
+    state_dir: Annotated[
+        str,
+        pydantic.Field(
+            description="Directory on each node for logs, run files and environments; empty: ado-actuators in the user's cache."
+        ),
+    ] = ""
+
+    @pydantic.field_validator("state_dir")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        # processes of other working directories have to mean the same place
+        if value and not value.startswith(("/", "~")):
+            raise ValueError("a path from / or ~ is needed")
+        try:
+            places.state_dir(value)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+def parameters(parameters_class: type[MeasuringParameters], given: Any) -> MeasuringParameters:
+    """Return the parameters of a configuration, misspelled keys refused.
+
+    Raises:
+        ValueError: with one sentence.
+    """
+    try:
+        return parameters_class.model_validate(given)
+    except pydantic.ValidationError as error:
+        raise ValueError(plain_sentence(first_sentence(error, "the actuator configuration"))) from None

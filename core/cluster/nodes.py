@@ -1,0 +1,160 @@
+"""What the Ray cluster has, and the line a measurement shows in ado's console. Ray room."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from .. import failures
+from ..protocol.messages import describe
+from ..workload.fields import Workload
+
+ACCELERATOR = "accelerator_type:"
+# node labels that name a GPU type: Ray's own, and what NVIDIA's device plugin calls a Kubernetes node
+GPU_LABELS = ("ray.io/accelerator-type", "nvidia.com/gpu.product")
+# a custom resource of the nodes that reach each other by RDMA, where not all do
+ROCE = "RoCE"
+# of a resource that only marks nodes, so little that everything fits
+MARK = 0.001
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """What tells the nodes that a workload may run on from the others, beside their CPUs and GPUs.
+
+    Attributes:
+        resources: names of resources the nodes have.
+        labels: labels of the nodes, with their values.
+    """
+
+    resources: tuple[str, ...] = ()
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def on(self, node: dict[str, Any]) -> bool:
+        """Whether a node has all of them."""
+        found = node.get("Labels", {})
+        return all(name in node["Resources"] for name in self.resources) and all(
+            found.get(name) == value for name, value in self.labels.items()
+        )
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Return the nodes that are alive, each with ``Resources`` and ``Labels``."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def check(workload: Workload, *, autoscaling: bool) -> None:
+    """Refuse what no node of this cluster can ever run.
+
+    Raises:
+        failures.Broken: with what the cluster has.
+    """
+    if autoscaling:
+        return
+    cpus = cpus_per_host(workload)
+    if workload.number_gpus == 0:
+        # processes share nodes
+        places = sum(int(node["Resources"].get("CPU", 0) // cpus) for node in nodes())
+        if places < workload.number_nodes:
+            raise failures.Broken(f"there is no room for {workload.number_nodes} x {cpus} CPUs; {offer()}")
+        return
+    fitting = [node for node in nodes() if _fits(node, workload) and node["Resources"].get("CPU", 0) >= cpus]
+    if len(fitting) < workload.number_nodes:
+        kind = "" if workload.gpu_model == "any" else f" of type {workload.gpu_model}"
+        kind += f" and {cpus} CPUs" if workload.cpus_per_process else ""
+        kind += " and RoCE" if workload.enable_roce else ""
+        number = f"{workload.number_nodes} nodes" if workload.number_nodes > 1 else "a node"
+        raise failures.Broken(
+            f"no {number} with {workload.gpus_per_node} GPUs{kind}; {offer()}".replace("no a ", "no ")
+        )
+
+
+def cpus_per_host(workload: Workload) -> int:
+    """Return the CPUs of each host: what the workload asks for, or an even share of a node.
+
+    On CPU the hosts of a measurement share the nodes; with GPUs a host takes the share of its GPUs.
+    """
+    processes = max(1, workload.gpus_per_node)
+    if workload.cpus_per_process:
+        return workload.cpus_per_process * processes
+    alive = nodes()
+    if workload.number_gpus == 0:
+        smallest = min((node["Resources"]["CPU"] for node in alive if node["Resources"].get("CPU", 0) >= 1), default=1)
+        sharing = -(-workload.number_nodes // max(1, len(alive)))
+        return max(1, int(smallest // sharing))
+    shares = [node["Resources"].get("CPU", 1) / node["Resources"]["GPU"] for node in alive if _fits(node, workload)]
+    return max(1, int(min(shares, default=1) * processes))
+
+
+def marks(gpu_model: str, *, roce: bool = False) -> Marks:
+    """Return what marks the nodes of a GPU type, and with ``roce`` those with RDMA where the cluster says which they are.
+
+    A type is marked by Ray's accelerator type, by a resource of its name, or by a node label; where no node has the type
+    it is Ray's accelerator type, which an autoscaler may know.
+    """
+    alive = nodes()
+    names = {name for node in alive for name in node["Resources"]}
+    special = (ROCE,) if roce and ROCE in names else ()
+    if gpu_model == "any":
+        return Marks(special)
+    for resource in (ACCELERATOR + gpu_model, gpu_model):
+        if resource in names:
+            return Marks((resource, *special))
+    for label in GPU_LABELS:
+        if any(node.get("Labels", {}).get(label) == gpu_model for node in alive):
+            return Marks(special, {label: gpu_model})
+    return Marks((ACCELERATOR + gpu_model, *special))
+
+
+def alike() -> bool:
+    """Whether all GPUs of the cluster are of one type, so that what one cannot hold none can."""
+    return len({_types(node) for node in nodes() if node["Resources"].get("GPU")}) <= 1
+
+
+def _types(node: dict[str, Any]) -> tuple[str, ...]:
+    named = {name.removeprefix(ACCELERATOR) for name in node["Resources"] if name.startswith(ACCELERATOR)}
+    return tuple(sorted(named | {value for name, value in node.get("Labels", {}).items() if name in GPU_LABELS}))
+
+
+def offer() -> str:
+    """Return what the cluster has, in a sentence."""
+    found = []
+    for node in nodes():
+        resources = node["Resources"]
+        gpus = f", {resources['GPU']:g} GPUs {'/'.join(_types(node))}".rstrip() if resources.get("GPU") else ""
+        found.append(f"{resources.get('CPU', 0):g} CPUs{gpus}")
+    return "the cluster has: " + "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "") + "."
+
+
+def _fits(node: dict[str, Any], workload: Workload) -> bool:
+    enough = node["Resources"].get("GPU", 0) >= max(1, workload.gpus_per_node)
+    return bool(enough and marks(workload.gpu_model, roce=workload.enable_roce).on(node))
+
+
+@contextlib.contextmanager
+def console_line(identifier: str, label: str) -> Iterator[Any]:
+    """Show a line in ado's console while the block runs; gives a function that takes a trainer's news.
+
+    There is no console under ``execute()`` and ``run_experiment``; then nothing is shown.
+    """
+    try:
+        console = ray.get_actor("RichConsoleQueue")
+    except Exception:
+        yield lambda news: None
+        return
+    from ado.modules.operators.console_output import RichConsoleSpinnerMessage
+
+    def put(text: str, state: str) -> None:
+        with contextlib.suppress(Exception):
+            console.put.remote(RichConsoleSpinnerMessage(id=identifier, label=f"{label}: {text}", state=state))
+
+    begin = time.monotonic()
+    try:
+        yield lambda news: put(describe(news), "start")
+    finally:
+        put(f"done in {time.monotonic() - begin:.1f} s", "stop")

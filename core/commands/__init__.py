@@ -1,0 +1,1 @@
+"""What a user runs: run, report, compare, doctor, dataset. May import everything below."""

@@ -1,0 +1,355 @@
+"""The ``doctor`` command: what this machine, or a Ray cluster, can measure, what is missing, and the command that mends it.
+
+Process room: standard library, packaging, psutil and NVML. Ray is imported only when a cluster is named, ado only to see
+whether it can be; torch never.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import os
+import shutil
+import socket
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from packaging.requirements import Requirement
+
+from .. import failures
+from ..host import environment, nvml
+from ..host import state_dir as places
+from ..measurement.plugin import ENVIRONMENTS
+
+State = Literal["ok", "note", "missing"]
+GIB = 2**30
+# what the environment of an older library takes with the CUDA build of torch
+SPACE_FOR_CUDA_GIB = 12.0
+SPACE_FOR_CPU_GIB = 3.0
+ANSWER_TIMEOUT_S = 60.0
+START_RAY = "ray start --head   # prints the address to give"
+CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; ``remedy`` is the command that mends what is missing."""
+
+    what: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """The plugin that is looked at.
+
+    Attributes:
+        plugin: its identifier.
+        environment: where it trains by default: ``current`` or ``managed``.
+        configured: the actuator configuration's state_dir.
+    """
+
+    plugin: str
+    environment: str
+    configured: str = ""
+
+    @property
+    def distribution(self) -> str:
+        """Name of the package that pip knows."""
+        return f"ado-{self.plugin.replace('_', '-')}"
+
+    @property
+    def state_dir(self) -> Path:
+        """Directory for logs, run files and environments, on the node that asks."""
+        return places.state_dir(self.configured)
+
+
+def examine(subject: Subject) -> list[Finding]:
+    """Look at this machine; takes seconds at most and changes nothing."""
+    gpus = _gpus()
+    return [
+        Finding("CPU", "ok", _cpu()),
+        *gpus,
+        *_packages(subject, any(finding.what == "GPU" and finding.state == "ok" for finding in gpus)),
+        _actuator(subject),
+        *_managed(subject),
+        _disk(subject),
+    ]
+
+
+# -- hardware ---------------------------------------------------------------------------------------------------
+
+
+def _cpu() -> str:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory()
+    return f"{usable} usable cores, {memory.total / GIB:.1f} GiB of memory, {memory.available / GIB:.1f} GiB of it free"
+
+
+def _gpus() -> list[Finding]:
+    try:
+        visible = nvml.visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except failures.Failure as refused:
+        return [Finding("GPU", "missing", str(refused), "nvidia-smi -L")]
+    if not len(visible):
+        if _on_the_bus():
+            reason = f"an NVIDIA GPU is installed, but {visible.absent}"
+            return [
+                Finding("GPU", "missing", reason, "nvidia-smi   # once NVIDIA's driver is installed, it lists the GPU")
+            ]
+        return [Finding("GPU", "note", f"{visible.absent} number_gpus 0 measures on the CPU.")]
+    found = []
+    for device in visible:
+        memory = f", {device.memory_total_bytes / GIB:.1f} GiB" if device.memory_total_bytes else ""
+        limit = f", limit {device.power_limit_watts:g} W" if device.power_limit_watts else ""
+        found.append(Finding("GPU", "ok", f"{device.name}{memory}{limit}, driver {device.driver}"))
+        if device.missing:
+            found.append(Finding("GPU", "note", "; ".join(f"no {name}: {why}" for name, why in device.missing.items())))
+    return found
+
+
+def _on_the_bus() -> bool:
+    """Whether the PCI bus holds an NVIDIA display device, driver or not."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
+        except OSError:
+            continue
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
+# -- software ---------------------------------------------------------------------------------------------------
+
+
+def _packages(subject: Subject, has_gpu: bool) -> Iterator[Finding]:
+    try:
+        version = importlib.metadata.version(subject.distribution)
+        wanted = [Requirement(line) for line in importlib.metadata.requires(subject.distribution) or []]
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(subject.distribution, "missing", "the plugin is not installed", f"pip install ./{subject.plugin}")
+        return
+    yield Finding(subject.distribution, "ok", version)
+    extras: dict[str, State] = {
+        "": "missing",
+        "train": "missing" if subject.environment == "current" else "note",
+        "qlora": "note",
+        "report": "note",
+    }
+    for extra, state in extras.items():
+        asked = [one for one in wanted if _asked_by(one, extra)]
+        problems = [wrong for one in asked if (wrong := problem(one))]
+        name = {"": "packages", "train": "training stack"}.get(extra, extra)
+        remedy = f"pip install './{subject.plugin}[{extra}]'" if extra else f"pip install ./{subject.plugin}"
+        if problems:
+            yield Finding(name, state, "; ".join(problems), remedy)
+        elif asked:
+            yield Finding(name, "ok", ", ".join(f"{one.name} {importlib.metadata.version(one.name)}" for one in asked))
+    torch = _version("torch")
+    if has_gpu and subject.environment == "current" and torch and torch.endswith("+cpu"):
+        remedy = "pip install --force-reinstall torch"
+        yield Finding("torch", "missing", f"torch {torch} was built for CPUs and will not use the GPU", remedy)
+
+
+def _asked_by(requirement: Requirement, extra: str) -> bool:
+    """Whether a requirement belongs to an extra; to none with the empty name."""
+    without = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    return (
+        without
+        if not extra
+        else not without and bool(requirement.marker and requirement.marker.evaluate({"extra": extra}))
+    )
+
+
+def problem(requirement: Requirement) -> str:
+    """Return what is wrong with an installed package, or nothing."""
+    version = _version(requirement.name)
+    if version is None:
+        return f"{requirement.name} is not installed"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{requirement.name} {version} is not {requirement.specifier}"
+    return ""
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _actuator(subject: Subject) -> Finding:
+    found = list(importlib.metadata.entry_points(group="ado.actuators", name=subject.plugin))
+    again = f"pip install --force-reinstall --no-deps ./{subject.plugin}"
+    if not found:
+        return Finding("actuator", "missing", "ado is not told of it: the package has no entry point", again)
+    try:
+        found[0].load()
+    except Exception as error:
+        return Finding("actuator", "missing", f"ado cannot load it: {type(error).__name__}: {error}", again)
+    return Finding("actuator", "ok", f"ado finds {subject.plugin}")
+
+
+def _managed(subject: Subject) -> Iterator[Finding]:
+    lists = sorted(ENVIRONMENTS.glob("*.txt"))
+    if not lists:
+        return
+    try:
+        yield Finding("uv", "ok", environment.find_uv())
+    except environment.EnvironmentProblem as problem:
+        yield Finding("uv", "missing", str(problem), "pip install uv")
+    for one in lists:
+        python = environment.built(one, subject.state_dir / "environments")
+        text = f"built: {python}" if python else "not built yet; the first measurement that needs it builds it"
+        yield Finding(one.stem, "ok" if python else "note", text)
+
+
+def _disk(subject: Subject) -> Finding:
+    place = next(path for path in (subject.state_dir, *subject.state_dir.parents) if path.exists())
+    free = shutil.disk_usage(place).free / GIB
+    text = f"{free:.1f} GiB free for {subject.state_dir}"
+    needed = SPACE_FOR_CUDA_GIB if subject.environment == "managed" else SPACE_FOR_CPU_GIB
+    if not os.access(place, os.W_OK):
+        return Finding(
+            "disk", "missing", f"{place} cannot be written", f"ls -ld {place}   # or set state_dir in the configuration"
+        )
+    if free < needed:
+        return Finding(
+            "disk", "missing", f"{text}; {needed:g} GiB are wanted", f"du -sh {place}/*   # or set state_dir elsewhere"
+        )
+    return Finding("disk", "ok", text)
+
+
+# -- a cluster --------------------------------------------------------------------------------------------------
+
+
+def examine_cluster(address: str, subject: Subject) -> list[Finding]:
+    """Look at every node of a Ray cluster through its own eyes; nothing is reserved there."""
+    if address.startswith(("http://", "https://")):
+        return [_dashboard(address, subject)]
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            return [
+                Finding("cluster", "missing", f"nothing answers at {address}: {error.strerror or error}", START_RAY)
+            ]
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="ado-doctor")
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return [Finding("cluster", "missing", failures.plain_sentence(reason), START_RAY)]
+    try:
+        return [finding for node in ray.nodes() for finding in _node(node, subject)]
+    finally:
+        ray.shutdown()
+
+
+def _dashboard(address: str, subject: Subject) -> Finding:
+    host = urllib.parse.urlsplit(address).hostname or "HOST"
+    text = f"{address} is the dashboard's address, which takes jobs; from outside the cluster give ray://{host}:10001"
+    again = f"python -m ado_actuators.{subject.plugin}.doctor --address {host}:6379"
+    return Finding("cluster", "missing", text, again)
+
+
+def _node(node: dict[str, Any], subject: Subject) -> Iterator[Finding]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    name = node["NodeManagerHostname"]
+    if not node["Alive"]:
+        yield Finding(name, "note", "was lost")
+        return
+    resources = node["Resources"]
+    types = ", ".join(sorted(key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")))
+    gpus = f", {resources['GPU']:g} GPUs {types}".rstrip() if resources.get("GPU") else ""
+    yield Finding(name, "ok", f"offers {resources.get('CPU', 0):g} CPUs{gpus}")
+    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(examine)
+    try:
+        answered = ray.get(task.remote(subject), timeout=ANSWER_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        yield Finding(name, "missing", f"did not answer within {ANSWER_TIMEOUT_S:g} s", "ray status")
+    except Exception as error:
+        reason = failures.plain_sentence(str(error).strip().rpartition("\n")[2])
+        yield Finding(
+            name, "note",
+            f"cannot be looked at from inside ({reason}); ado ships the plugin with a job, otherwise install it there",
+            f"pip install ./{subject.plugin}   # on {name}",
+        )  # fmt: skip
+    else:
+        yield from (dataclasses.replace(finding, what=f"{name} {finding.what}") for finding in answered)
+
+
+# -- the command ------------------------------------------------------------------------------------------------
+
+
+def main(plugin: str, environment_of: str, arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0 nothing is missing, 1 something is.
+
+    Args:
+        plugin: identifier of the plugin.
+        environment_of: where it trains by default, ``current`` or ``managed``.
+        arguments: of the command line; default: this process's.
+    """
+    parser = _parser(plugin)
+    options = parser.parse_args(arguments)
+    if options.address == "":
+        parser.error("--address is empty; leave it out to look at this machine")
+    subject = Subject(plugin, environment_of, options.state_dir)
+    address = options.address or os.environ.get("RAY_ADDRESS")
+    findings = examine_cluster(address, subject) if address else examine(subject)
+    where = f"the Ray cluster at {address}" if address else f"this machine, {socket.gethostname()}"
+    print(f"{plugin} on {where}\n\n{text(findings)}")
+    return 1 if any(finding.state == "missing" for finding in findings) else 0
+
+
+def text(findings: list[Finding]) -> str:
+    """Return findings for a terminal, and what follows from them."""
+    width = max(len(finding.what) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:<8}{finding.what:<{width}}  {finding.text}")
+        lines += [f"{'':8}{'':<{width}}  $ {finding.remedy}"] if finding.remedy else []
+    return "\n".join([*lines, "", _conclusion(findings)])
+
+
+def _conclusion(findings: list[Finding]) -> str:
+    missing = sum(finding.state == "missing" for finding in findings)
+    if missing:
+        return f"{missing} missing: run the command below each, then doctor again."
+    gpus = sum(finding.what.split()[-1] == "GPU" and finding.state == "ok" for finding in findings)
+    return "Nothing is missing: it can measure on the CPU" + (f" and on {gpus} GPUs." if gpus else ".")
+
+
+def _parser(plugin: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m ado_actuators.{plugin}.doctor",
+        description="Say what can be measured here, what is missing, and the command that mends it.",
+    )
+    parser.add_argument("--address", help="of a Ray cluster to look at (default: RAY_ADDRESS; without it this machine)")
+    parser.add_argument(
+        "--state-dir", type=_directory, default="", metavar="DIR",
+        help="the actuator configuration's state_dir, where managed environments are; each node has its own "
+        "(default: ado-actuators in the user's cache)",
+    )  # fmt: skip
+    return parser
+
+
+def _directory(given: str) -> str:
+    """Return a directory as the configuration has it: from / or ~, which each node replaces, or empty."""
+    try:
+        absolute = Path(given).expanduser().absolute()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{given}: {error}") from None
+    return given if given.startswith("~") or not given else str(absolute)

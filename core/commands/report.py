@@ -1,0 +1,113 @@
+"""The ``report`` command: from ado operations, spaces or exported files to an HTML page and image files.
+
+Plots only once it is asked to; ado is imported only to read its store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import sys
+from pathlib import Path
+
+from ..reporting import page, read
+from ..reporting.rows import Row
+
+LACKS_PLOTTING = "The report draws with matplotlib, which is not installed: pip install './{}[report]'"
+
+
+def main(plugin: str, arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0 written, 2 bad use."""
+    options = _parser(plugin).parse_args(arguments)
+    try:
+        # an operation and its space hold the same measurements
+        rows = _distinct([read.rows(source) for source in options.source])
+        from ..reporting import figures
+    except read.Unreadable as reason:
+        print(reason, file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        print(LACKS_PLOTTING.format(plugin), file=sys.stderr)
+        return 2
+    drawn, left_out = figures.draw(rows)
+    try:
+        written = _write(options.output, options.format, rows, drawn, left_out, _made(plugin, options.source))
+    except OSError as error:
+        print(f"{options.output} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 2
+    lines = [*map(str, written), *(f"{title}: left out, {reason}" for title, reason in left_out)]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # the reader, say ``head``, has seen enough
+        sys.stdout = None  # type: ignore[assignment]
+    return 0
+
+
+def _parser(plugin: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m ado_actuators.{plugin}.report",
+        description="Make one HTML page and image files of measurements.",
+    )
+    parser.add_argument(
+        "source",
+        nargs="+",
+        help="an operation's or a space's identifier, latest, a CSV of ado show measurements, or a YAML file of ado show trace",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("ado-report"),
+        metavar="DIR",
+        help="where to write (default: ado-report)",
+    )
+    parser.add_argument(
+        "--format", choices=("html", "png", "both"), default="both", help="what to write (default: %(default)s)"
+    )
+    return parser
+
+
+def _distinct(sources: list[list[Row]]) -> list[Row]:
+    """Leave out rows that an earlier source has given: two measurements are never equal to the last digit."""
+    first: dict[str, int] = {}
+    return [
+        row
+        for number, rows in enumerate(sources)
+        for row in rows
+        if first.setdefault(repr((row.key, sorted(row.outputs.items()), row.sentence)), number) == number
+    ]
+
+
+def _made(plugin: str, sources: list[str]) -> str:
+    name = f"ado-{plugin.replace('_', '-')}"
+    try:
+        version = f" {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        version = ""
+    now = datetime.datetime.now().astimezone()
+    return f"Made {now:%Y-%m-%d %H:%M %Z} by {name}{version} from {', '.join(sources)}."
+
+
+def _write(
+    directory: Path, form: str, rows: list[Row], drawn: list, left_out: list[tuple[str, str]], made: str
+) -> list[Path]:
+    from ..reporting import figure_style as canvas
+    from ..reporting import figures
+
+    directory.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    if form in ("html", "both"):
+        pictures = [page.Picture(one.name, one.title, one.caption, canvas.render(one, "svg").decode()) for one in drawn]
+        written.append(directory / "report.html")
+        written[-1].write_text(page.html(rows, pictures, left_out, made), encoding="utf-8")
+    if form in ("png", "both"):
+        # a picture of an earlier report that these rows do not give would be taken for one of theirs
+        for name in figures.NAMES:
+            (directory / f"{name}.png").unlink(missing_ok=True)
+        for one in drawn:
+            written.append(directory / f"{one.name}.png")
+            written[-1].write_bytes(canvas.render(one, "png"))
+    return written

@@ -1,0 +1,390 @@
+"""Which Python runs the trainer: this one, one the user names, or one built from a pinned list.
+
+Imports the standard library, ``indexes`` and ``redaction`` only. A managed environment lives in ``<cache_dir>/<list
+name>-<digest>``; the digest covers the list's content, the Python version and the platform, so a changed list is a new
+environment and an unchanged one is reused for ever. It is built beside its place and renamed when complete, under a file
+lock: what bears the name is whole. ``uv`` builds it, with the index settings the user has given uv or pip.
+
+A list may say in comment lines ``# python: 3.11 3.12`` (versions it was made for; this interpreter's if listed, else
+the last) and ``# index: URL`` (where to look as well when a package is found nowhere else).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .. import redaction
+from . import package_indexes as indexes
+
+Progress = Callable[[str], None]
+
+POLL_S = 0.2
+# most seconds to wait for another builder and to build
+BUILD_TIMEOUT_S = 3600.0
+HEARTBEAT_S = 5.0
+OLDEST_PYTHON = (3, 9)
+# asks Linux for SIGKILL when the parent ends, however it ends, and becomes the command. No preexec_fn: in a process with
+# threads that may hang
+DIES_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class EnvironmentProblem(Exception):
+    """No Python to run the trainer with: a sentence of at most 200 characters, and the log of the build if there is one."""
+
+    def __init__(self, sentence: str, log: Path | None = None) -> None:
+        super().__init__(_cut(_redact(sentence), 200))
+        self.log = log
+
+    def __reduce__(self) -> tuple[type, tuple[str, Path | None]]:
+        return type(self), (str(self), self.log)
+
+
+def resolve(
+    environment: str,
+    *,
+    requirements: Path | None,
+    cache_dir: Path,
+    progress: Progress,
+    timeout_s: float = BUILD_TIMEOUT_S,
+) -> Path:
+    """Return the Python interpreter that ``environment`` names, building it first if need be.
+
+    Args:
+        environment: ``current``, ``managed``, or the path of a Python interpreter or of a virtual environment.
+        requirements: the pinned list of a managed environment; None where this plugin has none.
+        cache_dir: directory of managed environments; made if absent. Should be on a disk of this node.
+        progress: called with one line whenever there is something to show.
+        timeout_s: most seconds to wait for another builder and to build.
+
+    Raises:
+        EnvironmentProblem: when there is no such interpreter or it cannot be built.
+    """
+    if environment == "current":
+        if not sys.executable:
+            raise EnvironmentProblem("This process does not know its Python interpreter; name one as environment.")
+        return Path(sys.executable)
+    if environment != "managed":
+        return _named(environment)
+    if requirements is None:
+        raise EnvironmentProblem(
+            "There is no managed environment for this actuator; use environment current or the path of a Python."
+        )
+    try:
+        content = requirements.read_text()
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"The package list {requirements.name} of the environment cannot be read: {error.strerror}."
+        ) from None
+    return _Managed(requirements, content, Path(cache_dir).expanduser().absolute()).python(progress, timeout_s)
+
+
+def built(requirements: Path, cache_dir: Path) -> Path | None:
+    """Return the interpreter of a managed environment that is complete, or None; builds nothing."""
+    return _Managed(requirements, requirements.read_text(), cache_dir).complete()
+
+
+def _named(environment: str) -> Path:
+    try:
+        path = Path(environment).expanduser().absolute()  # not resolved: a virtual environment's Python is a link
+        if path.is_dir():
+            path = path / "bin" / "python"
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # a user without a home is a RuntimeError
+        why = error.strerror if isinstance(error, OSError) else error
+        raise EnvironmentProblem(f"environment {environment!r:.100} cannot be looked up: {why}.") from None
+    if not there:
+        raise EnvironmentProblem(
+            f"environment {environment!r} does not exist; give current, managed or the path of a Python interpreter."
+        )
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise EnvironmentProblem(
+            f"environment {environment!r} is not an executable file; give the path of a Python interpreter."
+        )
+    ask = [str(path), "-I", "-c", "import sys; print('python', *sys.version_info[:2])"]
+    try:
+        answer = subprocess.run(
+            ask, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False
+        ).stdout.split()
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        answer = []
+    if len(answer) != 3 or answer[0] != "python":
+        raise EnvironmentProblem(f"environment {environment!r} is not a Python interpreter.")
+    if (int(answer[1]), int(answer[2])) < OLDEST_PYTHON:
+        raise EnvironmentProblem(
+            f"environment {environment!r} is Python {answer[1]}.{answer[2]}; the trainer needs 3.9 or newer."
+        )
+    return path
+
+
+class _Managed:
+    """One managed environment: its place, its lock and how it is built."""
+
+    def __init__(self, requirements: Path, content: str, cache_dir: Path) -> None:
+        self._requirements = requirements.absolute()
+        self._content = content
+        self._version = _python_version(content)
+        what = "\0".join((content, self._version, sysconfig.get_platform()))
+        self._key = f"{requirements.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+        self._cache_dir = cache_dir
+        self._place = cache_dir / self._key
+        self._log = cache_dir / f"{self._key}.log"
+
+    def complete(self) -> Path | None:
+        """Return the interpreter if it is there."""
+        python = self._place / "bin" / "python"
+        return python if os.access(python, os.X_OK) else None
+
+    def python(self, progress: Progress, timeout_s: float) -> Path:
+        """Return the interpreter; builds, or waits for who builds."""
+        if there := self.complete():
+            return there
+        python = self._place / "bin" / "python"
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._cache_dir.mkdir(parents=True, exist_ok=True)
+            with self._lock(progress, deadline):
+                if not os.access(python, os.X_OK):
+                    self._build(progress, deadline)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"The environment cannot be built in {self._cache_dir}: {error.strerror or error}.", self._log
+            ) from None
+        return python
+
+    @contextlib.contextmanager
+    def _lock(self, progress: Progress, deadline: float) -> Iterator[None]:
+        with (self._cache_dir / f"{self._key}.lock").open("w") as file:
+            waiting = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    pass
+                if not waiting:
+                    progress(f"waiting for another process that builds environment {self._requirements.stem}")
+                    waiting = True
+                if time.monotonic() > deadline:
+                    raise EnvironmentProblem(
+                        f"Another process did not finish building environment {self._requirements.stem} in time.",
+                        self._log,
+                    )
+                time.sleep(POLL_S)
+            yield  # closing the file gives the lock back, and so does the end of this process
+
+    def _build(self, progress: Progress, deadline: float) -> None:
+        # under the lock every unfinished build of this key is one whose builder has gone
+        for left in self._cache_dir.glob(f"{self._key}.building-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if self._place.exists() or self._place.is_symlink():  # complete once, but its base Python has gone
+            shutil.rmtree(self._place)
+        building = Path(tempfile.mkdtemp(prefix=f"{self._key}.building-", dir=self._cache_dir))
+        begin = time.monotonic()
+        progress(f"building environment {self._requirements.stem} with Python {self._version}")
+        try:
+            with self._log.open("w") as log:
+                uv = _Uv(log, self._log, progress, deadline)
+                uv.make_venv(building, self._version)
+                uv.install(building, self._requirements, self._content)
+            building.chmod(0o755)
+            building.rename(self._place)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        progress(f"environment {self._requirements.stem} is ready after {time.monotonic() - begin:.0f} s")
+
+
+class _Uv:
+    """Runs uv with the user's index settings; output goes to the log and, line by line, to ``progress``."""
+
+    def __init__(self, log: object, log_path: Path, progress: Progress, deadline: float) -> None:
+        self._log = log
+        self._log_path = log_path
+        self._progress = progress
+        self._deadline = deadline
+        self._uv = find_uv()
+        self._variables = indexes.variables()
+
+    def make_venv(self, place: Path, version: str) -> None:
+        """Make an empty environment at ``place`` that may be renamed afterwards."""
+        this = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        python = sys.executable if version == this and sys.executable else version
+        output, code = self._run(
+            "venv", "--quiet", "--allow-existing", "--relocatable", "--no-project", "--python", python, str(place)
+        )
+        if code:
+            raise EnvironmentProblem(
+                f"uv cannot make an environment with Python {version}: {_last_line(output)}", self._log_path
+            )
+
+    def install(self, place: Path, requirements: Path, content: str) -> None:
+        """Install exactly the packages of the list."""
+        base = ["pip", "install", "--python", str(place / "bin" / "python"), "--no-deps", "--compile-bytecode"]
+        base += ["--requirement", str(requirements)]
+        base += indexes.options(self._variables)
+        output, code = self._run(*base)
+        index = re.search(r"^# index: (\S+)", content, re.MULTILINE)
+        # asked only when needed: an index that cannot be reached would fail lists that are complete without it
+        if code and index and _lacks(output) and "--no-index" not in base:
+            # as an option it would hide the indexes of the user's variables
+            others = self._variables.get("UV_INDEX", "")
+            self._variables |= {"UV_INDEX": f"{others} {index[1]}".strip(), "UV_INDEX_STRATEGY": "unsafe-best-match"}
+            output, code = self._run(*base)
+        if code:
+            raise EnvironmentProblem(_why(output, content, requirements.stem), self._log_path)
+
+    def _run(self, *arguments: str) -> tuple[str, int]:
+        process = subprocess.Popen(
+            [*_dies_with_this_process(), self._uv, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=self._variables,
+            cwd=self._log_path.parent,  # no project's settings, only the user's
+            start_new_session=True,
+        )
+        lines: queue.Queue[str | None] = queue.Queue()
+        reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
+        reader.start()
+        try:
+            return self._follow(lines), process.wait()
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def _follow(self, lines: queue.Queue[str | None]) -> str:
+        output: list[str] = []
+        last, begin, told = "installing", time.monotonic(), time.monotonic()
+        while True:
+            try:
+                line = lines.get(timeout=POLL_S)
+            except queue.Empty:
+                now = time.monotonic()
+                if now > self._deadline:
+                    raise EnvironmentProblem(
+                        "Building the environment took longer than its time limit.", self._log_path
+                    ) from None
+                if now - told >= HEARTBEAT_S:
+                    told = now
+                    # after installing uv is silent until all byte code is compiled
+                    doing = "compiling byte code" if last.startswith("Installed") else last
+                    self._progress(f"{doing} ({now - begin:.0f} s)")
+                continue
+            if line is None:
+                return "\n".join(output)
+            line = _redact(line.rstrip())
+            output.append(line)
+            print(line, file=self._log, flush=True)  # type: ignore[call-overload]
+            if line.strip() and not line.startswith(("warning:", " ", "Using Python")):
+                last = line.strip()
+                self._progress(last)
+
+
+def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def _dies_with_this_process() -> list[str]:
+    """Return what stands before a command so that it does not outlive this process and meet the next builder."""
+    if sys.platform != "linux" or not sys.executable:
+        return []
+    return [sys.executable, "-I", "-S", "-c", DIES_WITH_PARENT, str(os.getpid())]
+
+
+def find_uv() -> str:
+    """Return the path of uv, which comes with ado-core.
+
+    Raises:
+        EnvironmentProblem: when there is none.
+    """
+    try:
+        from uv import find_uv_bin  # type: ignore[import-not-found,unused-ignore]
+
+        return str(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+    if not found:
+        raise EnvironmentProblem(
+            "A managed environment needs uv, which is not installed: pip install uv, or name a Python as environment."
+        )
+    return found
+
+
+def _python_version(content: str) -> str:
+    this = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    line = re.search(r"^# python: (.+)$", content, re.MULTILINE)
+    versions = line[1].split() if line else [this]
+    return this if this in versions else versions[-1]
+
+
+def _why(output: str, content: str, name: str) -> str:
+    """Return the sentence for a failed installation; names the package when the output does."""
+    if re.search(r"No space left on device", output):
+        return f"Environment {name} cannot be built: the disk of the environments is full (no space left on device)."
+    pins = re.findall(r"^([A-Za-z0-9][\w.-]*)(==[^\s;\\]+)?", content, re.MULTILINE)
+    spoken = re.sub(r"[-_.]+", "-", output[max(output.rfind("error:"), output.rfind("×"), 0) :].lower())
+    for package, version in sorted(pins, key=lambda pin: _where(pin[0], spoken)):
+        if _where(package, spoken) < len(spoken):
+            cause = "is not in the package index" if _lacks(output) else "could not be fetched or installed"
+            remedy = "check UV_INDEX, UV_FIND_LINKS and UV_OFFLINE"
+            if re.search(r"hash mismatch|hashes.*do not match", spoken):
+                cause, remedy = "has another hash than the list allows", "check where UV_INDEX and UV_FIND_LINKS point"
+            return f"Environment {name} cannot be built: package {package}{version} {cause}; {remedy}."
+    return f"Environment {name} cannot be built: {_last_line(output)}"
+
+
+def _where(package: str, spoken: str) -> int:
+    normal = re.sub(r"[-_.]+", "-", package.lower())
+    found = re.search(rf"(?<![\w-]){re.escape(normal)}(?![\w])(?!-[a-z])", spoken)
+    return found.start() if found else len(spoken)
+
+
+def _lacks(output: str) -> bool:
+    return bool(
+        re.search(
+            r"no version of|not found in|no wheels|not available|needs to be downloaded", " ".join(output.split())
+        )
+    )
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip(" ×│├╰─▶") for line in output.splitlines() if line.strip(" ×│├╰─▶")]
+    return lines[-1] if lines else "uv said nothing."
+
+
+def _redact(text: str) -> str:
+    """Hide secrets of the environment, and credentials of URLs: user information and query strings."""
+    text = redaction.hide(text)
+    text = re.sub(r"(\w+://)[^/\s@]*@", r"\1***@", text)
+    return re.sub(r"(\w+://[^\s?`'\"]+)\?[^\s`'\"]+", r"\1?***", text)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,217 @@
+"""Samples GPUs and processes while trainers run; describes the hardware.
+
+Process room: standard library and psutil; GPUs through ``nvml``. Neither ado nor Ray nor torch.
+
+Times are those of ``time.perf_counter``, which on Linux is CLOCK_MONOTONIC and shared by the processes of a node, so that
+the edges of the measured phase can come from the trainers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+
+from ..metrics.device_samples import COUNTERS, GIB, DeviceFacts, DeviceSample, Sample, Samples, summarise
+from .nvml import Device, DeviceSet, MigRefused, Reading, visible_devices
+
+__all__ = [
+    "Device",
+    "DeviceSet",
+    "MigRefused",
+    "ProcessTree",
+    "Reading",
+    "Sampler",
+    "Samples",
+    "describe",
+    "summarise",
+    "visible_devices",
+]
+
+# 12.5 Hz; utilisation and energy of a GPU change hardly faster
+INTERVAL_S = 0.08
+RESCAN_S = 1.0
+# looking for new child processes reads every process of the node: keep it below 1/200 of one core
+RESCAN_COST = 200
+STOP_TIMEOUT_S = 5.0
+
+
+class Sampler:
+    """A thread that reads devices and process trees and sleeps in between. Use it once: ``start``, then ``stop``."""
+
+    def __init__(
+        self,
+        devices: DeviceSet,
+        pids: Iterable[int],
+        *,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            devices: what to read.
+            pids: roots of the process trees.
+            interval_s: from the beginning of a sample to that of the next, seconds.
+            clock: seconds.
+        """
+        self._devices = devices
+        self._tree = ProcessTree(pids)
+        self._interval_s = interval_s
+        self._clock = clock
+        self._facts = [_facts(device) for device in devices]
+        self._samples: list[Sample] = []
+        self._ended = threading.Event()
+        # a daemon: a driver that hangs in a call must not keep the host from ending
+        self._thread = threading.Thread(target=self._run, name="device-sampler", daemon=True)
+
+    def start(self) -> None:
+        """Begin to sample."""
+        self._thread.start()
+
+    def stop(self) -> Samples:
+        """Take a last sample, end the thread and return everything. Without ``start`` this returns what ``take`` took."""
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+        return {"absent": self._devices.absent, "devices": self._facts, "samples": list(self._samples)}
+
+    def take(self) -> None:
+        """Take one sample now."""
+        self._tree.rescan(self._clock())
+        # only now: looking for processes may take long, and the time has to be that of the readings
+        time_s = self._clock()
+        cpu_s, rss_bytes = self._tree.read()
+        readings = [self._read(device, facts) for device, facts in zip(self._devices, self._facts, strict=True)]
+        self._samples.append({"time_s": time_s, "cpu_s": cpu_s, "rss_bytes": rss_bytes, "devices": readings})
+
+    def _run(self) -> None:
+        due = self._clock()
+        while True:
+            self.take()
+            # a sample that came late is not made up for, and devices that answer slowly do not turn this into a busy loop
+            now = self._clock()
+            due = max(due + self._interval_s, now + self._interval_s / 2)
+            if self._ended.wait(due - now):
+                break
+        self.take()
+
+    def _read(self, device: Device, facts: DeviceFacts) -> DeviceSample:
+        time_s = self._clock()
+        try:
+            reading = device.read()
+        except Exception as error:  # whatever a driver does, the measurement goes on without its numbers
+            reading = Reading(missing=dict.fromkeys(COUNTERS, f"{type(error).__name__}: {error}"))
+        for counter, reason in reading.missing.items():
+            facts["missing"].setdefault(counter, reason)
+        return {
+            "time_s": time_s,
+            "utilization_percent": reading.utilization_percent,
+            "memory_used_bytes": reading.memory_used_bytes,
+            "power_watts": reading.power_watts,
+            "energy_joules": reading.energy_joules,
+        }
+
+
+class ProcessTree:
+    """Some processes and all they started, read together."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._roots = set(pids)
+        self._live: list[psutil.Process] = []
+        self._used_s: dict[psutil.Process, float] = {}
+        self._cpu_s = 0.0
+        self._rescan_s = float("-inf")
+
+    def rescan(self, now_s: float) -> None:
+        """Look for processes that began or ended, unless that was done a moment before ``now_s``, seconds."""
+        if now_s >= self._rescan_s:
+            begin = time.perf_counter()
+            self._live = self._scan()
+            self._rescan_s = now_s + max(RESCAN_S, RESCAN_COST * (time.perf_counter() - begin))
+
+    def read(self) -> tuple[float, int | None]:
+        """Return CPU seconds used since the first reading, and the sum of resident sets in bytes, None without processes.
+
+        The first reading has nothing to compare with: it gives 0 and is only a base. A process that ended keeps what it had used.
+        """
+        first = not self._used_s
+        sizes: list[int] = []
+        for process in self._live:
+            try:
+                with process.oneshot():
+                    times, size = process.cpu_times(), process.memory_info().rss
+            except psutil.Error:
+                continue  # it ended
+            used_s = times.user + times.system
+            # what a process that began meanwhile has used, it has used for the tree
+            before = self._used_s.get(process, used_s if first else 0.0)
+            self._cpu_s += max(0.0, used_s - before)
+            self._used_s[process] = used_s
+            if size:  # an ended process that nobody has waited for has none
+                sizes.append(size)
+        return self._cpu_s, sum(sizes) if sizes else None
+
+    def _scan(self) -> list[psutil.Process]:
+        """Return the roots and their descendants, from one pass over the processes of the node."""
+        if not self._roots:
+            return []
+        children: dict[int, list[psutil.Process]] = {}
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            if process.pid in self._roots:
+                found.append(process)
+                continue
+            try:
+                children.setdefault(process.ppid(), []).append(process)
+            except psutil.Error:
+                continue
+        for process in found:  # grows while it is walked
+            found += children.pop(process.pid, [])
+        return found
+
+
+def describe(devices: Iterable[Device]) -> dict[str, object]:
+    """Return what identifies the hardware, for the metadata of a result; JSON can hold it. Memory in GiB, power in W."""
+    devices = list(devices)
+    described: dict[str, object] = {
+        "devices": [
+            {
+                "name": device.name,
+                "uuid": device.uuid,
+                "memory_gib": None if device.memory_total_bytes is None else round(device.memory_total_bytes / GIB, 2),
+                "power_limit_watts": device.power_limit_watts,
+            }
+            for device in devices
+        ],
+        "cpu": _cpu_name(),
+        "logical_cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / GIB, 2),
+    }
+    if devices:
+        described["driver"] = devices[0].driver
+    return described
+
+
+def _facts(device: Device) -> DeviceFacts:
+    return {
+        "name": device.name,
+        "uuid": device.uuid,
+        "memory_total_bytes": device.memory_total_bytes,
+        "power_limit_watts": device.power_limit_watts,
+        "missing": dict(device.missing),
+    }
+
+
+def _cpu_name() -> str:
+    """Return the processor's name as Linux gives it, else the kind of machine."""
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

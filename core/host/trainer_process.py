@@ -1,0 +1,250 @@
+"""One trainer process as its host sees it: start, send, listen, kill. Process room: standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+from io import FileIO
+from pathlib import Path
+from typing import IO, Any
+
+from .. import failures, redaction
+
+TRAINER = Path(__file__).absolute().parent.parent / "trainer"
+# Outlives the host: when its standard input ends, it ends the trainer's process group and removes the run directory it was told
+# last, unless the last word was done. Orphaned, because Ray kills the children of a worker that ends.
+GUARD = """
+exec 3<&0
+{
+  while IFS= read -r line <&3; do last=$line; done
+  [ "$last" = done ] && exit
+  kill -9 -"$0"
+  sleep 1
+  case "$last" in /*) rm -rf -- "$last" ;; esac
+} >/dev/null 2>&1 &
+"""
+LOG_HEAD_BYTES = 8 * 2**20
+LOG_TAIL_BYTES = 2**18
+KILL_TIMEOUT_S = 30.0
+LONGEST_MESSAGE_BYTES = 64 * 2**20
+# Spinning threads cost factors when there are more threads than cores
+QUIET_THREADS = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# glibc adapts these to what a process has freed before, so that by its history a step gives memory back and faults it in again (25,000
+# pages of a model of 5 million parameters, 4 % of a step) or does not. Stated, all trainers are alike; the second is the most it takes.
+STEADY_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+# what a surrounding launcher or Ray worker says of itself is not true of the trainer
+FOREIGN = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+    "PYTHONHOME",
+)
+
+
+class TrainerProcess:
+    """A running trainer; its messages arrive in a queue as ``(local_rank, message)``, and ``(local_rank, None)`` when it ends."""
+
+    def __init__(
+        self,
+        *,
+        python: Path,
+        local_rank: int,
+        threads: int,
+        mask: str,
+        log: Path,
+        messages: queue.Queue[tuple[int, dict[str, Any] | None]],
+        own_environment: bool,
+    ) -> None:
+        self.local_rank = local_rank
+        self.log = log
+        self.ready = False
+        self._messages = messages
+        self._oom_kills = oom_kills()
+        self._garbage = ""
+        try:
+            self._process = subprocess.Popen(
+                [str(python), str(TRAINER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=trainer_environ(threads, mask, own_environment),
+                cwd=log.parent,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise failures.Broken(f"the trainer cannot be started with {python}: {error.strerror}.") from error
+        self._guard = _guard(self._process.pid)
+        self._writer = LogWriter(log)
+        self._threads = [
+            threading.Thread(target=self._listen, name=f"trainer-{local_rank}-messages", daemon=True),
+            threading.Thread(
+                target=self._writer.pump, args=(self._process.stderr,), name=f"trainer-{local_rank}-log", daemon=True
+            ),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also that of its group."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Write one message; a trainer that has ended is noticed by its end of messages."""
+        assert self._process.stdin is not None
+        # what the kernel killed before this job has nothing to do with it
+        self._oom_kills = oom_kills()
+        self._tell_guard(message["job"]["run_dir"])
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """End the whole process group and wait for it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        # a process in an uninterruptible call of a driver cannot be waited for
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=KILL_TIMEOUT_S)
+            # its number may soon be another's
+            self._tell_guard("done")
+        for thread in self._threads:
+            thread.join(timeout=2)
+        read_by = zip((self._process.stdout, self._process.stderr), self._threads, strict=True)
+        # closing a pipe that a thread still reads would wait for it
+        unread = [pipe for pipe, thread in read_by if not thread.is_alive()]
+        for pipe in (self._guard, self._process.stdin, *unread):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+
+    def died(self) -> failures.Failure:
+        """Return why the process ended without being asked to."""
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return failures.Broken("the trainer closed its channel and went on running.")
+        if self._garbage:
+            return failures.Broken(f"the trainer wrote something that is no record: {self._garbage!r}.")
+        for thread in self._threads:
+            thread.join(timeout=2)
+        return failures.from_exit(code, self._writer.tail(), oom_killed=oom_kills() > self._oom_kills)
+
+    def _tell_guard(self, word: str) -> None:
+        with contextlib.suppress(OSError):
+            self._guard.write(word.encode() + b"\n" if "\n" not in word else b"\n")
+
+    def _listen(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        while line := stream.readline(LONGEST_MESSAGE_BYTES):
+            try:
+                message = json.loads(line)
+                message["event"]
+            except (ValueError, TypeError, KeyError):
+                self._garbage = redaction.hide(line[:LOG_TAIL_BYTES].decode(errors="replace"))[:60]
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                break
+            self._messages.put((self.local_rank, message))
+        self._messages.put((self.local_rank, None))
+
+
+def _guard(pid: int) -> IO[bytes]:
+    """Start the guard of a trainer, and return the pipe to it."""
+    started = subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, str(pid)], stdin=subprocess.PIPE, start_new_session=True, bufsize=0
+    )
+    started.wait()
+    assert started.stdin is not None
+    return started.stdin
+
+
+class LogWriter:
+    """Keeps beginning and end of a trainer's output, however much there is, without secrets; goes on when the disk is full."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tail = b""
+        self._written = 0
+        self._dropped = 0
+        self._filter = redaction.Filter()
+
+    def pump(self, stream: IO[bytes]) -> None:
+        """Copy ``stream`` until it ends."""
+        file: FileIO | None = None
+        with contextlib.suppress(OSError):
+            file = self._path.open("wb", buffering=0)
+        with contextlib.suppress(ValueError, OSError):
+            while chunk := os.read(stream.fileno(), 65536):
+                self._keep(self._filter.feed(chunk), file)
+        self._keep(self._filter.end(), file)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                if self._dropped:
+                    kept = self._tail[-self._dropped :]
+                    file.write(b"\n... %d bytes left out ...\n" % (self._dropped - len(kept)) + kept)
+                file.close()
+
+    def _keep(self, chunk: bytes, file: FileIO | None) -> None:
+        self._tail = (self._tail + chunk)[-LOG_TAIL_BYTES:]
+        if file is None or self._dropped or self._written + len(chunk) > LOG_HEAD_BYTES:
+            self._dropped += len(chunk)
+            return
+        with contextlib.suppress(OSError):
+            self._written += file.write(chunk)
+
+    def tail(self) -> str:
+        """Return the last output, at most ``LOG_TAIL_BYTES``."""
+        return self._tail.decode(errors="replace")
+
+
+def trainer_environ(threads: int, mask: str, own_environment: bool) -> dict[str, str]:
+    """Return the environment variables of a trainer.
+
+    Args:
+        threads: CPU threads of its tensor operations.
+        mask: CUDA_VISIBLE_DEVICES.
+        own_environment: the trainer runs in this process's environment, so PYTHONPATH stays; another one must not see it.
+    """
+    environ = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+    if not own_environment:
+        for key in ("PYTHONPATH", "VIRTUAL_ENV"):
+            environ.pop(key, None)
+    return {
+        **environ,
+        **QUIET_THREADS,
+        **STEADY_MEMORY,
+        "OMP_NUM_THREADS": str(threads),
+        "CUDA_VISIBLE_DEVICES": mask,
+        # the order in which NVML and Ray count
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def oom_kills() -> int:
+    """Return how many processes Linux has killed on this node because memory ran out; 0 where that is not told."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -1,0 +1,1 @@
+"""One measurement, from property values to a verdict. Imports neither ado, Ray nor torch."""

@@ -1,0 +1,1 @@
+"""From records to numbers: throughput, FLOPs, memory, stability. No input or output."""

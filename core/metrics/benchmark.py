@@ -1,0 +1,390 @@
+"""From the records of all ranks to the properties of a throughput experiment. Arithmetic: no torch, no clock, no I/O.
+
+Every output is either in ``properties`` or in ``omitted`` with a reason; no 0, -1 or NaN stands for a missing number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from ..protocol.stopping import LEAST_WARMUP
+from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
+from . import accelerators as peaks
+from . import flops, throughput
+from .throughput import ImpossibleRecord
+
+__all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]
+
+GIB = 2**30
+COUNTS = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
+COMPUTE_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
+NO_DEVICE_SAMPLES = "no device was sampled."
+
+
+class Workload(Protocol):
+    """What a report has to know of the workload."""
+
+    @property
+    def number_gpus(self) -> int: ...
+    @property
+    def number_nodes(self) -> int: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def gradient_accumulation_steps(self) -> int: ...
+    @property
+    def distributed_backend(self) -> str: ...
+    @property
+    def r(self) -> int: ...
+    @property
+    def num_virtual_tokens(self) -> int: ...
+    @property
+    def target_modules(self) -> str: ...
+    @property
+    def torch_dtype(self) -> str: ...
+    @property
+    def mixed_precision(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A finished measurement.
+
+    Attributes:
+        properties: values by identifier, in the order of ``outputs``.
+        omitted: for each other identifier of ``outputs`` the reason why it has no value.
+        raw_step_s: duration of every optimizer step, warm-up included, maximum over ranks, seconds.
+        notes: sentences about results that look wrong.
+        outputs: what this kind of experiment returns, identifier to description.
+    """
+
+    properties: dict[str, float | int | str]
+    omitted: dict[str, str]
+    raw_step_s: list[float]
+    notes: tuple[str, ...] = ()
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=lambda: OUTPUTS)
+
+    @classmethod
+    def for_refusal(cls, failure: str, sentence: str = "", outputs: Mapping[str, str] = OUTPUTS) -> Report:
+        """Return the report of a workload that cannot run: ``is_valid`` 0 and ``failure``, for example ``gpu_oom``."""
+        reason = sentence or f"the workload cannot run: {failure}."
+        return cls.complete({"is_valid": 0, "failure": failure}, {}, reason, outputs=outputs)
+
+    @classmethod
+    def complete(
+        cls,
+        properties: Mapping[str, Any],
+        omitted: Mapping[str, str],
+        reason: str,
+        *,
+        steps_s: list[float] | None = None,
+        notes: tuple[str, ...] = (),
+        outputs: Mapping[str, str] = OUTPUTS,
+    ) -> Report:
+        """Return a report in which every output has a value or a reason: that of ``omitted``, else ``reason``."""
+        ordered = {name: properties[name] for name in outputs if name in properties}
+        missing = {name: omitted.get(name, reason) for name in outputs if name not in ordered}
+        return cls(ordered, missing, steps_s or [], notes, outputs)
+
+    def text(self) -> str:
+        """Return the report for a terminal: aligned values with their description, then what is missing and why."""
+        name_width = max(len(name) for name in self.properties)
+        values = {name: _readable(value) for name, value in self.properties.items()}
+        value_width = max(len(value) for value in values.values())
+        lines = [
+            f"{name:<{name_width}}  {value:>{value_width}}  {self.outputs[name]}" for name, value in values.items()
+        ]
+        lines += ["", *self.notes] if self.notes else []
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.omitted.items():
+            by_reason.setdefault(reason, []).append(name)
+        lines += ["", "Not measured:"] if by_reason else []
+        lines += [f"  {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """Return ``text()``."""
+        return self.text()
+
+
+def make(
+    records: Sequence[Mapping[str, Any]],
+    workload: Workload,
+    *,
+    device: Mapping[str, float] | None,
+    device_names: Collection[str],
+    price_usd_per_device_hour: float | None,
+    total_s: float,
+    startup_s: float | None = None,
+    omitted: Mapping[str, str] | None = None,
+) -> Report:
+    """Return the report of a measurement that ran.
+
+    Args:
+        records: one record of docs/architecture.md per rank, in any order.
+        workload: what was trained.
+        device: properties summarised from the samples of the devices, or None.
+        device_names: names of the GPUs as the driver gives them, or ``cpu``.
+        price_usd_per_device_hour: price of a GPU-hour, or of a node-hour without GPUs, or None.
+        total_s: wall time of the whole measurement, seconds.
+        startup_s: wall time until the training processes could take the workload, seconds.
+        omitted: reasons for device properties that are missing.
+
+    Raises:
+        ImpossibleRecord: the records contradict time, arithmetic or each other.
+    """
+    found = _Findings(omitted={**dict.fromkeys(DEVICE_OUTPUTS, NO_DEVICE_SAMPLES), **(omitted or {})})
+    ranks = sorted(records, key=lambda record: record["rank"])
+    measured = _measured(ranks)
+    found.put(is_valid=1, failure="none", first_step_s=measured.steps_s[0])
+    found.put(warmup_steps=measured.skip, steady=int(bool(ranks[0]["steady"])))
+    if measured.skip < LEAST_WARMUP:
+        found.notes.append(
+            f"Too short to be trusted: {len(measured.steps_s)} steps ran, of which {measured.skip} were warm-up."
+        )
+    _note_short_steps(found, measured, ranks, workload)
+    if workload.distributed_backend.startswith("FSDP") and workload.number_gpus == 1:
+        found.notes.append(f"distributed_backend {workload.distributed_backend} shards nothing on one device.")
+    _put_times(found, measured)
+    _put_rates(found, measured, max(1, workload.number_gpus))
+    _put_flops(found, measured, ranks[0], workload, set(device_names))
+    _put_memory(found, ranks, device or {})
+    _put_cost(found, measured, workload, price_usd_per_device_hour)
+    _put_losses(found, ranks, workload)
+    found.put(total_s=total_s, model_load_s=_phase(ranks, "model_load_s"), startup_s=startup_s)
+    if startup_s is None:
+        found.put(startup_s=_phase(ranks, "startup_s"))
+    found.put(
+        model_parameters=ranks[0].get("model_parameters"), trainable_parameters=ranks[0].get("trainable_parameters")
+    )
+    return found.report(measured.steps_s)
+
+
+@dataclasses.dataclass
+class _Findings:
+    omitted: dict[str, str]
+    properties: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def put(self, **properties: Any) -> None:
+        """Take properties; None and what is not finite count as missing."""
+        for name, value in properties.items():
+            if value is None:
+                continue
+            if isinstance(value, float) and not math.isfinite(value):
+                self.omitted[name] = "the value is not finite."
+                continue
+            self.properties[name] = value
+
+    def omit(self, reason: str, *names: str) -> None:
+        self.omitted.update(dict.fromkeys(names, reason))
+
+    def report(self, steps_s: list[float]) -> Report:
+        return Report.complete(
+            self.properties, self.omitted, "the record does not have it.", steps_s=steps_s, notes=tuple(self.notes)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    steps_s: list[float]
+    skip: int
+    times: throughput.StepTimes
+    totals: dict[str, int]
+
+
+def _measured(ranks: Sequence[Mapping[str, Any]]) -> _Measured:
+    steps_s = throughput.slowest([throughput.durations(rank["train_begin_s"], rank["step_end_s"]) for rank in ranks])
+    skips = {int(rank["warmup_steps"]) for rank in ranks}
+    if len(skips) != 1 or not 0 <= min(skips) < max(1, len(steps_s)):
+        raise ImpossibleRecord(f"Warm-up of {sorted(skips)} steps does not fit {len(steps_s)} steps.")
+    skip = skips.pop()
+    totals = {name: throughput.total(name, [rank[name] for rank in ranks], len(steps_s), skip) for name in COUNTS}
+    if totals["real_tokens"] > totals["token_slots"]:
+        raise ImpossibleRecord(
+            f"There are more real tokens ({totals['real_tokens']}) than token slots ({totals['token_slots']})."
+        )
+    return _Measured(steps_s, skip, throughput.summarise(steps_s[skip:]), totals)
+
+
+def _note_short_steps(
+    found: _Findings, measured: _Measured, ranks: Sequence[Mapping[str, Any]], workload: Workload
+) -> None:
+    """Note steps that trained less than the workload says, as at the end of data that are no whole steps."""
+    whole = workload.batch_size * workload.gradient_accumulation_steps
+    samples = [sum(step) for step in zip(*(rank["samples"][measured.skip :] for rank in ranks), strict=True)]
+    short = sum(count < whole for count in samples)
+    if short:
+        found.notes.append(
+            f"{short} of {len(samples)} measured steps had fewer than the {whole} samples of batch_size x "
+            "gradient_accumulation_steps: there the data ended."
+        )
+
+
+def _put_times(found: _Findings, measured: _Measured) -> None:
+    times = measured.times
+    found.put(
+        train_runtime_s=times.total_s,
+        step_time_median_s=times.median_s,
+        step_time_mean_s=times.mean_s,
+        step_time_p95_s=times.p95_s,
+        step_time_cv=times.cv,
+        measured_steps=times.count,
+        throughput_ci95_percent=times.ci95_percent,
+    )
+    if times.cv is None:
+        found.omit("one measured step has no spread.", "step_time_cv", "throughput_ci95_percent")
+
+
+def _put_rates(found: _Findings, measured: _Measured, devices: int) -> None:
+    seconds, totals = measured.times.total_s, measured.totals
+    found.put(
+        train_samples_per_second=throughput.rate(totals["samples"], seconds),
+        train_steps_per_second=throughput.rate(measured.times.count, seconds),
+    )
+    for prefix, count in (("train", "token_slots"), ("dataset", "real_tokens"), ("trained", "trained_tokens")):
+        tokens_per_second = throughput.rate(totals[count], seconds)
+        found.properties[f"{prefix}_tokens_per_second"] = tokens_per_second
+        found.properties[f"{prefix}_tokens_per_second_per_gpu"] = tokens_per_second / devices
+
+
+def _put_flops(
+    found: _Findings, measured: _Measured, record: Mapping[str, Any], workload: Workload, device_names: set[str]
+) -> None:
+    totals = measured.totals
+    if not totals["token_slots"]:
+        found.omit("no token was counted.", "model_flops_per_token", "tflops_per_device", "mfu_percent")
+        return
+    try:
+        per_token = flops.per_token(
+            record.get("architecture") or {},
+            method=workload.method,
+            token_slots=totals["token_slots"],
+            squared_lengths=totals["squared_lengths"],
+            r=workload.r,
+            target_modules=workload.target_modules,
+            samples=totals["samples"],
+            num_virtual_tokens=workload.num_virtual_tokens,
+        )
+    except flops.UnknownArchitecture as unknown:
+        found.omit(str(unknown), "model_flops_per_token", "tflops_per_device", "mfu_percent")
+        return
+    found.put(model_flops_per_token=per_token)
+    device_name, *others = sorted(device_names)
+    if others:
+        mixed = f"devices of several kinds took part: {', '.join((device_name, *others))}."
+        found.omit(mixed, "tflops_per_device", "mfu_percent")
+        return
+    peak, reason = peaks.peak_tflops(device_name, _compute_type(record, workload))
+    if peak is None:
+        found.omit(reason, "tflops_per_device", "mfu_percent")
+        return
+    tflops = per_token * found.properties["train_tokens_per_second_per_gpu"] / 1e12
+    found.put(tflops_per_device=tflops, mfu_percent=100 * tflops / peak)
+
+
+def _compute_type(record: Mapping[str, Any], workload: Workload) -> str:
+    """Return the type products are computed in: autocast's, else that of the weights as read back."""
+    if workload.mixed_precision in COMPUTE_TYPES:
+        return COMPUTE_TYPES[workload.mixed_precision]
+    facts = record.get("facts", {})
+    actual = str(facts.get("dtype", ""))
+    computed = actual if actual in ("float32", "bfloat16", "float16") else workload.torch_dtype
+    return "tf32" if computed == "float32" and facts.get("float32_products") == "tf32" else computed
+
+
+def _put_memory(found: _Findings, ranks: Sequence[Mapping[str, Any]], device: Mapping[str, float]) -> None:
+    found.put(**{name: device[name] for name in DEVICE_OUTPUTS if name in device})
+    for kind in ("allocated", "reserved"):
+        peaks_bytes = [rank.get(f"torch_peak_{kind}_bytes") for rank in ranks]
+        if None in peaks_bytes:
+            found.omit("torch's allocator keeps no peak without a GPU.", f"torch_peak_{kind}_gib")
+        else:
+            found.properties[f"torch_peak_{kind}_gib"] = max(peaks_bytes) / GIB  # type: ignore[type-var,operator]
+    resident = [rank.get("rss_peak_bytes") for rank in ranks]
+    if all(resident):
+        # the kernel's own peak of a process misses nothing between samples; samples see the processes it started
+        seen = found.properties.get("cpu_memory_peak_gib", 0.0)
+        found.put(cpu_memory_peak_gib=max(seen, sum(resident) / GIB))  # type: ignore[arg-type]
+
+
+def _put_cost(found: _Findings, measured: _Measured, workload: Workload, price: float | None) -> None:
+    real = measured.totals["real_tokens"]
+    energy = found.properties.get("energy_joules")
+    if energy is None:
+        found.omit(found.omitted.get("energy_joules", NO_DEVICE_SAMPLES), "energy_joules_per_token")
+    elif real:
+        found.put(energy_joules_per_token=energy / real)
+    if price is None:
+        found.omit("the actuator configuration gives no price_usd_per_device_hour.", "usd_per_million_tokens")
+    elif real:
+        devices = workload.number_gpus or workload.number_nodes
+        found.put(usd_per_million_tokens=price * devices * measured.times.total_s / 3600 / (real / 1e6))
+    if not real:
+        found.omit("no real token was counted.", "energy_joules_per_token", "usd_per_million_tokens")
+
+
+def _put_losses(found: _Findings, ranks: Sequence[Mapping[str, Any]], workload: Workload) -> None:
+    per_rank = [rank.get("losses") or [] for rank in ranks]
+    if not all(per_rank):
+        found.omit("the model gave no loss.", "loss_first", "loss_last", "loss_finite")
+        return
+    diverged = sum(None in step for step in zip(*per_rank, strict=True))
+    found.put(loss_finite=int(not diverged))
+    if diverged:
+        found.notes.append(f"The loss of {diverged} of {len(per_rank[0])} steps is not finite: training diverged.")
+    for name, step in (("loss_first", 0), ("loss_last", -1)):
+        sums = [losses[step] for losses in per_rank]
+        trained = sum(rank["trained_tokens"][step] for rank in ranks)
+        if None in sums:
+            found.omit("the loss is not finite.", name)
+        elif not trained:
+            found.omit("no token of this step carries loss.", name)
+        else:
+            found.properties[name] = math.fsum(sums) / trained
+    _note_first_loss(found, ranks[0], workload)
+
+
+def _note_first_loss(found: _Findings, record: Mapping[str, Any], workload: Workload) -> None:
+    expected = first_loss_of_random_weights(record.get("architecture") or {})
+    first = found.properties.get("loss_first")
+    if workload.weights != "random" or expected is None or first is None:
+        return
+    if abs(first - expected) > 0.5:
+        found.notes.append(
+            f"The first loss, {first:.3f}, is not that of random weights of this architecture, {expected:.3f} ± 0.5."
+        )
+
+
+def first_loss_of_random_weights(architecture: Mapping[str, Any]) -> float | None:
+    """Return the loss that untrained weights give, or None where the vocabulary is not known.
+
+    Uniform guessing costs ln(vocabulary). Logits are sums over the hidden size of a normalised activation times an
+    output weight, so their variance is hidden_size · initializer_range², and the mean of ln Σ exp of normal logits is
+    higher by half of it.
+    """
+    vocabulary = architecture.get("vocab_size")
+    if not vocabulary:
+        return None
+    deviation = (architecture.get("initializer_range") or 0.0) / (architecture.get("logits_scaling") or 1.0)
+    return math.log(vocabulary) + (architecture.get("hidden_size") or 0) * deviation**2 / 2
+
+
+def _phase(ranks: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    times = [rank["phases"][name] for rank in ranks if name in rank.get("phases", {})]
+    return max(times) if times else None
+
+
+def _readable(value: float | int | str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"

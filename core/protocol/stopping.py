@@ -1,0 +1,146 @@
+"""When warm-up ends and when enough has been measured: fed with step times, knows no clock. Standard library only.
+
+Warm-up lasts at least 3 steps. It has ended when the median of the last five steps differs by less than 3 % from the
+median of the five one step earlier; the five that show it count as measured. It takes at most 40 % of the budget,
+``max_steps`` or ``stop_after_seconds``, whichever is used up first (but never fewer than 3 steps), and always leaves
+a step to measure: of three steps one is measured, and where only one step ran it is that one, without warm-up.
+
+Measuring stops when the confidence interval of the mean step time is narrower than the target, both with and without
+the last tenth of the measured steps, and with at least ten; or at ``max_steps``; or after ``stop_after_seconds``.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+from .confidence import half_width_percent
+
+WINDOW = 5
+LEAST_WARMUP = 3
+LEAST_MEASURED = 10
+SETTLED = 0.03
+WARMUP_SHARE = 0.4
+# up to this step checks are as near as they may be, then a tenth apart
+DENSE_CHECKS = 12
+# steps from one check to the next where ranks have to talk to each other
+APART_FOR_RANKS = 4
+
+
+class Protocol:
+    """Follows one measurement.
+
+    Args:
+        target_ci_percent: half-width of the 95 % confidence interval, percent of the mean, at which to stop; 0: never.
+        max_steps: most optimizer steps, warm-up included, as in ``transformers.TrainingArguments``.
+        stop_after_seconds: most seconds since training began, warm-up included; None sets no limit.
+        checks_apart: fewest steps from one check to the next; ranks have to agree at each.
+    """
+
+    def __init__(
+        self,
+        target_ci_percent: float = 2.0,
+        max_steps: int | None = None,
+        stop_after_seconds: float | None = None,
+        checks_apart: int = 1,
+    ) -> None:
+        self._target_percent = target_ci_percent
+        self._max_steps = max_steps
+        self._limit_s = stop_after_seconds
+        self._checks_apart = checks_apart
+        self._durations: list[float] = []
+        self._elapsed_s = 0.0
+        self._warmup: int | None = None
+
+    def add(self, duration_s: float) -> None:
+        """Take the duration of the next optimizer step in seconds, the first one included.
+
+        Raises:
+            ValueError: the duration is not positive.
+        """
+        if not duration_s > 0:
+            raise ValueError(f"step {len(self._durations) + 1} cannot take {duration_s} s")
+        self._durations.append(duration_s)
+        self._elapsed_s += duration_s
+        if self._warmup is None:
+            self._look_for_end_of_warmup()
+
+    @property
+    def warm(self) -> bool:
+        """Whether warm-up has ended."""
+        return self._warmup is not None
+
+    @property
+    def warmup_steps(self) -> int:
+        """Leading steps that are not measured, if measuring stopped now; once a step ran, at least one is measured."""
+        ran = len(self._durations)
+        warmup = self._warmup if self._warmup is not None else max(LEAST_WARMUP, int(WARMUP_SHARE * ran))
+        return max(0, min(warmup, ran - 1))
+
+    @property
+    def measured(self) -> list[float]:
+        """Durations of the measured steps so far, seconds."""
+        return self._durations[self.warmup_steps :]
+
+    @property
+    def steady(self) -> bool:
+        """Whether the rate has converged.
+
+        At least ten steps are measured, the medians of their halves differ by less than 3 %, and the interval is no wider than
+        that of ten even steps.
+        """
+        measured = self.measured
+        if len(measured) < LEAST_MEASURED or half_width_percent(measured) > half_width_percent([1.0] * LEAST_MEASURED):
+            return False
+        half = len(measured) // 2
+        return _close(statistics.median(measured[:half]), statistics.median(measured[-half:]))
+
+    def should_stop(self) -> str | None:
+        """Return why to stop now: ``confidence``, ``max_steps`` or ``stop_after_seconds``; None to go on."""
+        if self._confident():
+            return "confidence"
+        if self._max_steps is not None and len(self._durations) >= self._max_steps:
+            return "max_steps"
+        if self._limit_s is not None and self._elapsed_s >= self._limit_s:
+            return "stop_after_seconds"
+        return None
+
+    def check_steps(self, step: int) -> bool:
+        """Whether the ranks exchange a decision after this step (counted from 1): the same answer on every rank."""
+        return is_check(step, self._checks_apart) or (self._max_steps is not None and step >= self._max_steps)
+
+    def _confident(self) -> bool:
+        if self._target_percent <= 0 or self._warmup is None:
+            return False
+        measured = self.measured
+        earlier = measured[: -max(1, len(measured) // 10)]
+        if len(earlier) < LEAST_MEASURED:
+            return False
+        return all(half_width_percent(steps) <= self._target_percent for steps in (measured, earlier))
+
+    def _look_for_end_of_warmup(self) -> None:
+        steps = self._durations
+        if len(steps) >= LEAST_WARMUP + WINDOW and _close(
+            statistics.median(steps[-WINDOW - 1 : -1]), statistics.median(steps[-WINDOW:])
+        ):
+            self._warmup = len(steps) - WINDOW
+        elif len(steps) >= LEAST_WARMUP and self._share_used_up():
+            self._warmup = len(steps)
+
+    def _share_used_up(self) -> bool:
+        steps_left = self._max_steps is None or len(self._durations) + 1 <= WARMUP_SHARE * self._max_steps
+        time_left = self._limit_s is None or self._elapsed_s < WARMUP_SHARE * self._limit_s
+        return not (steps_left and time_left)
+
+
+def is_check(step: int, apart: int = 1) -> bool:
+    """Whether ``step`` (from 1) is in the schedule: each ``apart`` steps up to 12, then each a tenth after the one before."""
+    if step <= DENSE_CHECKS:
+        return step % apart == 0
+    check = DENSE_CHECKS
+    while check < step:
+        check += max(apart, check // 10)
+    return check == step
+
+
+def _close(before: float, after: float) -> bool:
+    return abs(after - before) < SETTLED * before

@@ -1,0 +1,1 @@
+"""Predicts the memory of a training run by tracing it on tensors without data."""

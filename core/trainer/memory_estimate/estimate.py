@@ -1,0 +1,256 @@
+"""The memory of a workload without a GPU and without weights: traces, what a device holds of them, the largest batch. Trainer room.
+
+The trace is that of one process. What several devices share, or hold besides, is arithmetic on it:
+
+- DDP keeps a copy of the gradients in its buckets.
+- FSDP divides parameters, gradients and optimizer state. Whole at one time are the modules outside the wrapped layers,
+  and two layers (the one at work and the one that is fetched), or all of them under SHARD_GRAD_OP; and their gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...protocol import traceable
+from .. import fsdp
+from ..errors import Refused
+from . import attention
+from . import largest_batch as batches
+from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
+
+CUDA_BLOCK_BYTES = 512
+# cuBLAS's workspace on the newest devices, which torch's allocator provides
+CUDA_WORKSPACE_BYTES = 32 * 2**20
+COMPUTE_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
+# the property's bound, and what a trace can know the padding of
+MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
+
+
+def record(stack: Any, job: dict[str, Any], tell: Callable[..., None]) -> dict[str, Any]:
+    """Return the estimate's part of the record.
+
+    Args:
+        stack: the module that trains.
+        job: the job of docs/architecture.md, with ``capacity_bytes`` of a device, or None.
+        tell: takes news of the progress.
+
+    Raises:
+        Refused: the workload cannot be traced.
+    """
+    if sentence := traceable.refusal(job["workload"]):
+        raise Refused(sentence)
+    begin = time.perf_counter()
+    estimator = Estimator(stack, job, tell)
+    processes, batch = estimator.processes, job["workload"]["batch_size"] // estimator.processes
+    try:
+        peaks = estimator.peaks(batch)
+    except RuntimeError as error:
+        if "BF16 type" in str(error):
+            # torch's stand-in for the product of grouped matrices knows no other type
+            raise Refused(
+                "finetune_memory_estimate traces experts in bfloat16 only: use torch_dtype bfloat16 or mixed_precision bf16."
+            ) from error
+        raise
+    capacity = job["capacity_bytes"] if estimator.cuda else None
+    largest = None
+    if capacity is not None:
+        most = min(MOST_SAMPLES // processes, MOST_TOKENS // job["workload"]["model_max_length"])
+        largest = processes * batches.largest(batch, capacity, estimator.totals, most=max(most, batch))
+    end = time.perf_counter()
+    return {
+        # what a host expects of a record: when it was measured
+        "train_begin_s": begin,
+        "step_end_s": [end],
+        "warmup_steps": 0,
+        "phases": {"measurement_s": end - begin},
+        "peaks_bytes": {phase: dict(peak.parts) for phase, peak in peaks.items()},
+        "largest_batch_size": largest,
+        "traced_batches": sorted(processes * size for size in estimator.traced),
+        **estimator.counts,
+    }
+
+
+class Estimator:
+    """Peaks of one workload at any batch, each traced once."""
+
+    def __init__(self, stack: Any, job: dict[str, Any], tell: Callable[..., None]) -> None:
+        workload = job["workload"]
+        self._stack = stack
+        self._job = job
+        self._tell = tell
+        self.cuda = workload["number_gpus"] > 0
+        self._peaks: dict[int, dict[str, Peak]] = {}
+        self.processes = workload["number_gpus"] or workload["number_nodes"]
+        self.counts: dict[str, Any] = {}
+
+    @property
+    def traced(self) -> list[int]:
+        """The batches of one device that were traced."""
+        return list(self._peaks)
+
+    def totals(self, batch: int) -> dict[str, int]:
+        """Return the peak bytes of each phase at a batch of one device, and the ``floor`` under that of the passes.
+
+        What always lives and the most that passes by: unlike the peak it grows with the batch from the first sample on.
+        """
+        peaks = self.peaks(batch)
+        passes = peaks[PASSES]
+        floor = passes.parts["parameters"] + passes.parts["optimizer"] + passes.passing
+        return {**{phase: peak.total for phase, peak in peaks.items()}, "floor": floor}
+
+    def peaks(self, batch: int) -> dict[str, Peak]:
+        """Return the fullest moment of each phase at a batch of one device."""
+        if batch not in self._peaks:
+            self._tell(state=f"tracing a batch of {batch} per device")
+            self._peaks[batch] = self._further(batch) if self._peaks else self._first(batch)
+        return self._peaks[batch]
+
+    def _first(self, batch: int) -> dict[str, Peak]:
+        ledger, model, shared = self._trace(batch, update=True)
+        parameters = list(model.parameters())
+        self.counts = {
+            "model_parameters": sum(parameter.numel() for parameter in parameters),
+            "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            "architecture": model.config.to_dict(),
+            "facts": {
+                "attn_implementation": self._named(model.config._attn_implementation),
+                "device": "cuda" if self.cuda else "cpu",
+            },
+        }
+        return ledger.peaks(shared)
+
+    def _named(self, attention_of_the_trace: str) -> str:
+        asked: str = self._job["workload"]["attn_implementation"]
+        return asked if attention_of_the_trace == attention.FLASH else attention_of_the_trace
+
+    def _further(self, batch: int) -> dict[str, Peak]:
+        """Trace the passes alone: the update does not depend on the batch, and the optimizer's state is known."""
+        ledger, _, shared = self._trace(batch, update=False)
+        peak = ledger.peaks(shared)[PASSES]
+        passes = dict(peak.parts)
+        first = next(iter(self._peaks.values()))
+        passes["optimizer"] = first[PASSES].parts["optimizer"]
+        return {PASSES: Peak(passes, peak.passing), UPDATE: first[UPDATE]}
+
+    def _trace(self, batch: int, *, update: bool) -> tuple[Ledger, torch.nn.Module, Sharing]:
+        # known only where torch is
+        from .tracing import trace
+
+        ledger, model = trace(self._stack, alone(self._job, batch), cuda=self.cuda, update=update)
+        return ledger, model, sharing(self._job["workload"], model)
+
+
+def alone(job: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Return the job of one process without GPU that allocates what a device of ``job`` does with ``batch`` samples."""
+    traced = copy.deepcopy(job)
+    workload = traced["workload"]
+    changes: dict[str, Any] = {
+        "batch_size": batch,
+        "number_gpus": 0,
+        "number_nodes": 1,
+        "gpu_model": "any",
+        "distributed_backend": "DDP",
+        "weights": "random",
+        # after the second pass each further one is like it
+        "gradient_accumulation_steps": min(2, workload["gradient_accumulation_steps"]),
+    }
+    if workload["mixed_precision"] == "fp16":
+        # the gradient scaler needs CUDA and holds two numbers; bfloat16 is as large
+        changes["mixed_precision"] = "bf16"
+    if workload["attn_implementation"] == "flash_attention_2":
+        changes["attn_implementation"] = attention.FLASH
+    if _is_sharded(workload) and workload["mixed_precision"] != "no":
+        # FSDP gathers parameters in the computing type: no copies are made of them as autocast does
+        changes |= {"torch_dtype": COMPUTE_TYPES[workload["mixed_precision"]], "mixed_precision": "no"}
+    workload.update(changes)
+    traced |= {"world_size": 1, "rank": 0, "local_rank": 0, "local_world_size": 1}
+    return traced
+
+
+def sharing(workload: dict[str, Any], model: torch.nn.Module) -> Sharing:
+    """Return what one device of a workload holds of the trace of ``model``."""
+    cuda = workload["number_gpus"] > 0
+    block = CUDA_BLOCK_BYTES if cuda else 1
+    extra: dict[str, dict[str, int]] = {
+        phase: {"temporaries": CUDA_WORKSPACE_BYTES if cuda else 0} for phase in (PASSES, UPDATE)
+    }
+    if _is_sharded(workload):
+        return _sharded(workload, layer_bytes(model, workload), block, extra)
+    if (workload["number_gpus"] or workload["number_nodes"]) > 1 and workload["distributed_backend"] == "DDP":
+        buckets = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+        for phase in (PASSES, UPDATE):
+            extra[phase]["gradients"] = buckets
+    return Sharing(extra_bytes=extra, block_bytes=block)
+
+
+def layer_bytes(model: torch.nn.Module, workload: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return bytes of all parameters and of trainable ones: of the ``model``, its largest ``layer``, and the ``rest`` outside layers."""
+    asked = workload["fsdp_transformer_layer_cls_to_wrap"]
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = set(getattr(base, "_no_split_modules", None) or ()) if asked == "auto" else set(fsdp.layer_classes(asked))
+    layers = [_both(module) for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise Refused(f"fsdp_transformer_layer_cls_to_wrap {asked} names no layer of this model; auto takes its own.")
+    whole = _both(model)
+    inside = (sum(layer[0] for layer in layers), sum(layer[1] for layer in layers))
+    return {
+        "model": whole,
+        "layer": max(layers, default=(0, 0)),
+        "rest": (whole[0] - inside[0], whole[1] - inside[1]),
+    }
+
+
+def _sharded(
+    workload: dict[str, Any], sizes: dict[str, tuple[int, int]], block: int, extra: dict[str, dict[str, int]]
+) -> Sharing:
+    strategy = workload["fsdp_sharding_strategy"]
+    devices = workload["number_gpus"]
+    if strategy.startswith("HYBRID"):
+        devices //= workload["number_nodes"]
+    # the trace was made in the computing type; shards are kept in that of the weights, and with mixed precision accelerate keeps
+    # those of what is trained, and so gradients and optimizer state, in float32
+    computed = _width(COMPUTE_TYPES.get(workload["mixed_precision"], workload["torch_dtype"]))
+    kept = _width(workload["torch_dtype"] if workload["mixed_precision"] == "no" else "float32") / computed
+    whole, trained = sizes["model"]
+    frozen = _width(workload["torch_dtype"]) / computed
+    ratios = {
+        "parameters": (trained * kept + (whole - trained) * frozen) / whole,
+        "gradients": kept,
+        "optimizer": kept,
+    }
+    here = 0.0 if workload["fsdp_cpu_offload"] else 1 / devices
+    keeps = strategy in ("SHARD_GRAD_OP", "HYBRID_SHARD_ZERO2")
+    extra[PASSES]["parameters"] = sizes["model"][0] if keeps else sizes["rest"][0] + 2 * sizes["layer"][0]
+    extra[PASSES]["gradients"] = sizes["rest"][1] + 2 * sizes["layer"][1]
+    return Sharing(
+        shares={kind: ratio * here for kind, ratio in ratios.items()},
+        update_share=kept * here,
+        extra_bytes=extra,
+        block_bytes=block,
+    )
+
+
+def _is_sharded(workload: dict[str, Any]) -> bool:
+    return (
+        workload["distributed_backend"] in ("FSDP", "FSDP2")
+        and workload["number_gpus"] > 1
+        and workload["fsdp_sharding_strategy"] != "NO_SHARD"
+    )
+
+
+def _both(module: torch.nn.Module) -> tuple[int, int]:
+    parameters = list(module.parameters())
+    return sum(map(_bytes, parameters)), sum(_bytes(one) for one in parameters if one.requires_grad)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _width(name: str) -> int:
+    return 4 if name == "float32" else 2

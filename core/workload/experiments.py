@@ -1,0 +1,98 @@
+"""The kinds of experiment: what each is for, sets by itself and returns, and which properties it has. Arithmetic room.
+
+A new kind is a new entry here; ``catalog`` makes ado's experiment of it, and an actuator names the kinds it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from .fields import Workload
+from .outputs import MEMORY_OUTPUTS, OUTPUTS, STABILITY_OUTPUTS
+
+Task = Literal["benchmark", "stability", "memory_estimate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of experiment.
+
+    Attributes:
+        description: one sentence for ``ado describe experiment``.
+        sets: workload properties that the experiment sets by itself; users cannot give them.
+        task: what is done with the workload.
+        outputs: the properties it returns, identifier to description.
+        runs: how often the workload runs; more than once: each time in fresh processes.
+        limits: for a property the values it can have here, where they are fewer than a workload's.
+    """
+
+    description: str
+    sets: Mapping[str, Any]
+    task: Task = "benchmark"
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=lambda: OUTPUTS)
+    runs: int = 1
+    limits: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+
+KINDS: Mapping[str, Kind] = {
+    "finetune_full_benchmark": Kind(
+        "Fine-tunes every parameter and measures throughput, memory, utilisation and energy.", {"method": "full"}
+    ),
+    "finetune_lora_benchmark": Kind(
+        "Fine-tunes low-rank adapters (LoRA) and measures throughput, memory, utilisation and energy.",
+        {"method": "lora"},
+    ),
+    "finetune_qlora_benchmark": Kind(
+        "Fine-tunes low-rank adapters over weights quantised to 4 bits (NF4) and measures throughput and memory.",
+        {"method": "qlora"},
+    ),
+    "finetune_gptq_lora_benchmark": Kind(
+        "Fine-tunes low-rank adapters over a model quantised with GPTQ and measures throughput and memory.",
+        {"method": "gptq_lora"},
+    ),
+    "finetune_prompt_tuning_benchmark": Kind(
+        "Tunes virtual tokens before a frozen model and measures throughput, memory, utilisation and energy.",
+        {"method": "prompt_tuning"},
+    ),
+    "finetune_full_stability": Kind(
+        "Runs five steps of full fine-tuning five times, each in fresh processes, and counts how often that works.",
+        {"method": "full", "max_steps": 5, "num_train_epochs": 0, "stop_after_seconds": 0.0, "target_ci_percent": 0.0},
+        task="stability",
+        outputs=STABILITY_OUTPUTS,
+        runs=5,
+    ),
+    "finetune_memory_estimate": Kind(
+        "Predicts the peak memory of each device and the largest batch that fits, without a GPU and without weights.",
+        # a trace sees token ids only
+        {"dataset_image_field": ""},
+        task="memory_estimate",
+        outputs=MEMORY_OUTPUTS,
+        limits={"method": ("full", "lora", "prompt_tuning")},
+    ),
+}
+
+
+def fields(actuator: str, kind: Kind) -> dict[str, FieldInfo]:
+    """Return the properties that a kind of experiment has in an actuator, by name."""
+    method = kind.sets.get("method")
+    return {
+        name: field
+        for name, field in Workload.model_fields.items()
+        if name not in kind.sets
+        and _applies(field, "stacks", actuator)
+        and (method is None or _applies(field, "methods", method))
+    }
+
+
+def extra(field: FieldInfo) -> dict[str, Any]:
+    """Return what a field of ``Workload`` says beside its type."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _applies(field: FieldInfo, key: str, value: str) -> bool:
+    allowed = extra(field).get(key)
+    return not allowed or value in allowed

@@ -1,0 +1,354 @@
+"""What to train: the properties of a fine-tuning workload. Imports pydantic, and ``rules`` for what holds across properties.
+
+A field says here, once, its bounds, default and description; ``catalog`` derives ado's domains from it and the
+documentation its tables. ``methods`` and ``stacks`` in a field's extra say where it applies; without them it applies everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from ..failures import InvalidConfiguration
+from . import validation as rules
+
+Method = Literal["full", "lora", "qlora", "prompt_tuning", "gptq_lora"]
+ADAPTERS = ("lora", "qlora", "gptq_lora")
+TRL = ("sfttrainer",)
+FMS = ("fms_hf_tuning",)
+
+
+def _where(
+    methods: tuple[str, ...] = (), stacks: tuple[str, ...] = (), examples: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    return {"methods": list(methods), "stacks": list(stacks), "values": list(examples)}
+
+
+class Workload(pydantic.BaseModel):
+    """One fine-tuning run, independent of where it runs. Construct it with ``parse``, which turns errors into a sentence."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
+
+    method: Annotated[Method, pydantic.Field(description="Fine-tuning method.")] = "full"
+
+    model_name: Annotated[
+        str,
+        pydantic.Field(
+            min_length=1,
+            max_length=4096,
+            description="Model: a name of the catalogue, a directory with a config.json, or a hub id.",
+        ),
+    ]
+    model_max_length: Annotated[
+        int, pydantic.Field(ge=2, le=131072, description="Length of a sample in tokens; longer ones are truncated.")
+    ]
+    batch_size: Annotated[
+        int,
+        pydantic.Field(
+            ge=1, le=65536, description="Samples in one forward and backward pass, summed over all devices."
+        ),
+    ]
+    number_gpus: Annotated[
+        int, pydantic.Field(ge=0, le=4096, description="GPUs in total, over all nodes; 0 trains on the CPU.")
+    ]
+
+    gpu_model: Annotated[
+        str,
+        pydantic.Field(
+            min_length=1,
+            max_length=256,
+            description="GPU type, as Ray's accelerator type or a node label names it; any takes what the cluster has.",
+            json_schema_extra=_where(
+                examples=(
+                    "any",
+                    "NVIDIA-A100-80GB-PCIe",
+                    "NVIDIA-A100-SXM4-80GB",
+                    "NVIDIA-H100-PCIe",
+                    "NVIDIA-H100-80GB-HBM3",
+                    "L40S",
+                    "Tesla-V100-PCIE-16GB",
+                    "Tesla-T4",
+                )
+            ),
+        ),
+    ] = "any"
+    number_nodes: Annotated[
+        int,
+        pydantic.Field(
+            ge=1, le=512, description="Nodes. Without GPUs: training processes, one a node while nodes last."
+        ),
+    ] = 1
+    cpus_per_process: Annotated[
+        int,
+        pydantic.Field(
+            ge=0, le=1024, description="CPUs and CPU threads of each training process; 0 shares a node's evenly."
+        ),
+    ] = 0
+    weights: Annotated[
+        Literal["random", "pretrained"],
+        pydantic.Field(
+            description="random builds the architecture with its own initialiser and downloads nothing; pretrained loads."
+        ),
+    ] = "random"
+    dataset_id: Annotated[
+        str,
+        pydantic.Field(
+            min_length=1,
+            max_length=4096,
+            description="Synthetic tokens by name of a length distribution, or the path of a .jsonl or .parquet file on every node.",
+            json_schema_extra=_where(examples=("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")),
+        ),
+    ] = "synthetic-fixed"
+    torch_dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], pydantic.Field(description="Type of the model's weights.")
+    ] = "float32"
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"], pydantic.Field(description="Autocast type of the forward pass.")
+    ] = "no"
+    gradient_accumulation_steps: Annotated[
+        int, pydantic.Field(ge=1, le=4096, description="Passes of batch_size samples in one optimizer step.")
+    ] = 1
+    gradient_checkpointing: Annotated[
+        bool, pydantic.Field(description="Recompute activations in the backward pass to save memory.")
+    ] = False
+    gradient_checkpointing_use_reentrant: Annotated[
+        bool, pydantic.Field(description="Use PyTorch's reentrant form of gradient checkpointing.")
+    ] = False
+    optim: Annotated[
+        Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"],
+        pydantic.Field(description="Optimizer, by its name in TrainingArguments."),
+    ] = "adamw_torch"
+    attn_implementation: Annotated[
+        Literal["auto", "eager", "sdpa", "flash_attention_2"],
+        pydantic.Field(description="Attention implementation; auto leaves it to transformers."),
+    ] = "auto"
+    packing: Annotated[bool, pydantic.Field(description="Fill samples of model_max_length with several documents.")] = (
+        False
+    )
+    padding_free: Annotated[
+        bool, pydantic.Field(description="Flatten a batch into one sequence without padding; needs flash attention.")
+    ] = False
+    max_steps: Annotated[
+        int, pydantic.Field(ge=1, le=1_000_000, description="Most optimizer steps, warm-up included.")
+    ] = 100
+    num_train_epochs: Annotated[
+        int, pydantic.Field(ge=0, le=10_000, description="Most passes over the data; 0 repeats it as long as needed.")
+    ] = 0
+    stop_after_seconds: Annotated[
+        float,
+        pydantic.Field(ge=0, le=604_800, allow_inf_nan=False, description="Most seconds of training; 0 sets no limit."),
+    ] = 120.0
+    target_ci_percent: Annotated[
+        float,
+        pydantic.Field(
+            ge=0,
+            le=100,
+            allow_inf_nan=False,
+            description="Stop when the 95 % confidence interval of the mean step time is this narrow (half-width, %); 0 never.",
+        ),
+    ] = 2.0
+    distributed_backend: Annotated[
+        Literal["None", "DDP", "FSDP", "FSDP2"],
+        pydantic.Field(
+            description="How several devices share the work; DDP on one device wraps nothing.",
+        ),
+    ] = "DDP"
+    fsdp_sharding_strategy: Annotated[
+        Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"],
+        pydantic.Field(
+            description="What FSDP shards; FSDP2 knows FULL_SHARD and SHARD_GRAD_OP.",
+        ),
+    ] = "FULL_SHARD"
+    fsdp_state_dict_type: Annotated[
+        Literal["FULL_STATE_DICT", "LOCAL_STATE_DICT", "SHARDED_STATE_DICT"],
+        pydantic.Field(description="State dictionary form of FSDP."),
+    ] = "FULL_STATE_DICT"
+    fsdp_use_orig_params: Annotated[
+        bool,
+        pydantic.Field(description="Keep original parameters under FSDP (v1)."),
+    ] = True
+    fsdp_transformer_layer_cls_to_wrap: Annotated[
+        str,
+        pydantic.Field(
+            min_length=1,
+            max_length=256,
+            description="Layer class FSDP wraps; auto takes the model's own.",
+            json_schema_extra=_where(examples=("auto",)),
+        ),
+    ] = "auto"
+    fsdp_cpu_offload: Annotated[bool, pydantic.Field(description="Keep FSDP's shards in host memory.")] = False
+    enable_roce: Annotated[bool, pydantic.Field(description="RDMA over Converged Ethernet between nodes.")] = False
+    # ado lists every value of a discrete domain when a space has the property: 2**31 of them would take all memory
+    seed: Annotated[int, pydantic.Field(ge=0, le=65_535, description="Seed of weights and data.")] = 42
+
+    r: Annotated[
+        int, pydantic.Field(ge=1, le=4096, description="LoRA rank.", json_schema_extra=_where(methods=ADAPTERS))
+    ] = 8
+    lora_alpha: Annotated[
+        int, pydantic.Field(ge=1, le=65536, description="LoRA scaling.", json_schema_extra=_where(methods=ADAPTERS))
+    ] = 16
+    lora_dropout: Annotated[
+        float,
+        pydantic.Field(
+            ge=0,
+            lt=1,
+            allow_inf_nan=False,
+            description="LoRA dropout probability.",
+            json_schema_extra=_where(methods=ADAPTERS),
+        ),
+    ] = 0.0
+    target_modules: Annotated[
+        str,
+        pydantic.Field(
+            min_length=1,
+            max_length=1024,
+            description="Modules LoRA adapts: all-linear, or names separated by commas.",
+            json_schema_extra=_where(
+                methods=ADAPTERS, examples=("all-linear", "q_proj,v_proj", "q_proj,k_proj,v_proj,o_proj")
+            ),
+        ),
+    ] = "all-linear"
+    num_virtual_tokens: Annotated[
+        int,
+        pydantic.Field(
+            ge=1,
+            le=8192,
+            description="Prompt length in virtual tokens.",
+            json_schema_extra=_where(methods=("prompt_tuning",)),
+        ),
+    ] = 8
+
+    use_liger_kernel: Annotated[
+        bool, pydantic.Field(description="Liger's fused kernels; need a GPU.", json_schema_extra=_where(stacks=TRL))
+    ] = False
+    torch_compile: Annotated[
+        bool, pydantic.Field(description="Compile the model with torch.compile.", json_schema_extra=_where(stacks=TRL))
+    ] = False
+    packing_strategy: Annotated[
+        Literal["bfd", "wrapped"],
+        pydantic.Field(
+            description="How packing fills samples: best fit decreasing, or cut anywhere.",
+            json_schema_extra=_where(stacks=TRL),
+        ),
+    ] = "bfd"
+
+    fms_hf_tuning_version: Annotated[
+        str,
+        pydantic.Field(
+            pattern=r"^[0-9]+(\.[0-9]+)*[a-z0-9.]*$",
+            max_length=32,
+            description="Release of the fms-hf-tuning library.",
+            json_schema_extra=_where(stacks=FMS, examples=("3.2.2", "3.1.0")),
+        ),
+    ] = "3.2.2"
+    fast_moe: Annotated[
+        int,
+        pydantic.Field(
+            ge=0,
+            le=1024,
+            description="Expert parallel degree of the library's fast mixture of experts; 0 leaves it off.",
+            json_schema_extra=_where(stacks=FMS),
+        ),
+    ] = 0
+    fast_kernels: Annotated[
+        bool,
+        pydantic.Field(
+            description="The library's fused loss, norm and rotary kernels; need a GPU.",
+            json_schema_extra=_where(stacks=FMS),
+        ),
+    ] = False
+    dataset_text_field: Annotated[
+        str,
+        pydantic.Field(
+            min_length=1,
+            max_length=256,
+            description="Column of the data set that holds the text.",
+            json_schema_extra=_where(stacks=FMS, examples=("text",)),
+        ),
+    ] = "text"
+    dataset_image_field: Annotated[
+        str,
+        pydantic.Field(
+            max_length=256,
+            description="Column of the .parquet data set that holds the image; any name for synthetic-image; empty: no images.",
+            json_schema_extra=_where(methods=("full", "lora"), stacks=FMS, examples=("", "image")),
+        ),
+    ] = ""
+    multipack: Annotated[
+        bool,
+        pydantic.Field(
+            description="Balance the tokens of batches over devices; needs padding_free.",
+            json_schema_extra=_where(stacks=FMS),
+        ),
+    ] = False
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("a number is needed")
+        return value
+
+    @pydantic.field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _word_no(cls, value: Any) -> Any:
+        # what YAML makes of an unquoted no
+        return "no" if value is False else value
+
+    @property
+    def processes(self) -> int:
+        """Training processes over all nodes: one a GPU, or one a node on CPU."""
+        return self.number_gpus or self.number_nodes
+
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs of each node."""
+        return self.number_gpus // self.number_nodes
+
+    @property
+    def device_batch_size(self) -> int:
+        """Samples of one pass on one device (the micro-batch)."""
+        return self.batch_size // self.processes
+
+    @property
+    def patches_libraries(self) -> bool:
+        """Whether training changes the libraries themselves, so that its process can measure nothing else afterwards."""
+        # what torch.compile has compiled, and how often, is kept for the whole process
+        return self.use_liger_kernel or self.torch_compile or self.fast_kernels or self.fast_moe > 0
+
+
+def parse(values: dict[str, Any]) -> Workload:
+    """Make a ``Workload`` of property values.
+
+    Raises:
+        InvalidConfiguration: with one sentence, when a value or a combination of values is impossible.
+    """
+    try:
+        workload = Workload.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise InvalidConfiguration(first_sentence(error, "a workload")) from None
+    sentence = rules.broken(workload)
+    if sentence:
+        raise InvalidConfiguration(sentence)
+    return workload
+
+
+def first_sentence(error: pydantic.ValidationError, what: str) -> str:
+    """Return the first problem of ``what``, say ``a workload``, as a sentence that names the value and what was expected."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
+    if first["type"] == "missing":
+        return f"{name} is missing."
+    if first["type"] == "extra_forbidden":
+        return f"{name} is not a property of {what}."
+    value, expected = _shown(first["input"]), first["msg"].removeprefix("Value error, ")
+    return f"{name} {value} is impossible: {expected[0].lower()}{expected[1:]}."
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        return f"of type {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,102 @@
+"""Every rule across the properties of a workload, each with its sentence. Standard library only.
+
+What one property may be by itself says its field in ``workload``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .fields import Workload
+
+
+def broken(workload: Workload) -> str | None:
+    """Return the sentence of the first rule that ``workload`` breaks, or None."""
+    return next((sentence for breaks, sentence in _rules(workload) if breaks), None)
+
+
+def _rules(w: Workload) -> list[tuple[bool, str]]:
+    gpus, nodes, processes = w.number_gpus, w.number_nodes, w.processes
+    cpu, fsdp = gpus == 0, w.distributed_backend in ("FSDP", "FSDP2")
+    devices = f"{processes} devices" if gpus else f"{processes} processes"
+    return [
+        (gpus > 0 and gpus % nodes != 0, f"number_gpus {gpus} is not divisible by number_nodes {nodes}."),
+        (w.batch_size % processes != 0, f"batch_size {w.batch_size} is not divisible by {devices}."),
+        (cpu and w.gpu_model != "any", f"gpu_model {w.gpu_model!r} needs number_gpus of at least 1."),
+        (
+            cpu and fsdp,
+            f"distributed_backend {w.distributed_backend} needs GPUs: on CPU the trainer would run DDP instead.",
+        ),
+        (
+            processes > 1 and w.distributed_backend == "None",
+            f"{devices} need distributed_backend DDP, FSDP or FSDP2, not None.",
+        ),
+        (
+            w.distributed_backend == "FSDP2" and w.fsdp_sharding_strategy not in ("FULL_SHARD", "SHARD_GRAD_OP"),
+            f"fsdp_sharding_strategy {w.fsdp_sharding_strategy} does not exist in FSDP2; use FULL_SHARD or SHARD_GRAD_OP.",
+        ),
+        (
+            w.distributed_backend == "FSDP2" and w.fsdp_state_dict_type == "LOCAL_STATE_DICT",
+            "fsdp_state_dict_type LOCAL_STATE_DICT does not exist in FSDP2; use FULL_STATE_DICT or SHARDED_STATE_DICT.",
+        ),
+        (
+            w.method in ("qlora", "gptq_lora") and fsdp and processes > 1,
+            f"method {w.method} is not measured with {w.distributed_backend}: use distributed_backend DDP.",
+        ),
+        (cpu and w.mixed_precision == "fp16", "mixed_precision fp16 needs a GPU; use bf16 or no."),
+        (
+            # adapters are kept in float32 whatever the weights are
+            w.mixed_precision == "fp16" and w.torch_dtype != "float32" and w.method in ("full", "prompt_tuning"),
+            f"mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale {w.torch_dtype}.",
+        ),
+        (
+            cpu and w.attn_implementation == "flash_attention_2",
+            "attn_implementation flash_attention_2 needs a GPU; use sdpa or eager.",
+        ),
+        (
+            w.attn_implementation == "flash_attention_2" and w.torch_dtype == "float32" and w.mixed_precision == "no",
+            "attn_implementation flash_attention_2 needs torch_dtype bfloat16 or float16, or mixed_precision.",
+        ),
+        (
+            w.fsdp_cpu_offload and not (fsdp and processes > 1),
+            "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
+        ),
+        (
+            w.padding_free and w.attn_implementation != "flash_attention_2",
+            "padding_free needs attn_implementation flash_attention_2.",
+        ),
+        (cpu and w.use_liger_kernel, "use_liger_kernel needs a GPU."),
+        (cpu and w.fast_moe > 0, f"fast_moe {w.fast_moe} needs a GPU."),
+        (
+            w.fast_moe > 0 and gpus % w.fast_moe != 0,
+            f"fast_moe {w.fast_moe} does not divide number_gpus {gpus}.",
+        ),
+        (w.enable_roce and nodes == 1, "enable_roce needs number_nodes of at least 2."),
+        (w.enable_roce and cpu, "enable_roce needs GPUs: gloo does not use RDMA."),
+        *_image_rules(w),
+    ]
+
+
+def _image_rules(w: Workload) -> list[tuple[bool, str]]:
+    if not w.dataset_image_field:
+        return [
+            (
+                w.dataset_id == "synthetic-image",
+                "dataset_id synthetic-image needs dataset_image_field, a property of the fms_hf_tuning actuator.",
+            )
+        ]
+    # padding is all the library can do with images, and it loads vision models around its acceleration plugins
+    asked = next((name for name in ("packing", "padding_free", "fast_kernels", "fast_moe") if getattr(w, name)), "")
+    synthetic = w.dataset_id.startswith("synthetic-") and w.dataset_id != "synthetic-image"
+    return [
+        (bool(asked), f"{asked} excludes dataset_image_field: fms-hf-tuning does not support it with images."),
+        (
+            w.method not in ("full", "lora"),
+            f"method {w.method} is not measured with images; use full or lora, or leave dataset_image_field out.",
+        ),
+        (
+            synthetic,
+            f"dataset_id {w.dataset_id} has no images; use synthetic-image, or leave dataset_image_field out.",
+        ),
+    ]

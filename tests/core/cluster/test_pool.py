@@ -1,0 +1,396 @@
+"""Leases of hosts on a real Ray instance with two CPUs and GPUs that exist for scheduling only."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group_table
+
+from ado_actuators.sfttrainer.core import failures
+from ado_actuators.sfttrainer.core.cluster import nodes as cluster
+from ado_actuators.sfttrainer.core.cluster.pool import Pool, Shape
+from ado_actuators.sfttrainer.core.host.host import HostSpec
+from ado_actuators.sfttrainer.core.workload.fields import parse
+
+pytestmark = pytest.mark.timeout(180)
+
+SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 8, "number_gpus": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_instance(own_home: Path) -> Iterator[None]:
+    """Start Ray with two CPUs, four GPUs of a type and no dashboard; shut it down afterwards."""
+    ray.init(
+        num_cpus=2,
+        num_gpus=4,
+        resources={"accelerator_type:TestGPU": 4},
+        labels={"nvidia.com/gpu.product": "NVIDIA-TEST"},
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+def shape(tmp_path: Path, cpus: int, nodes: int = 1, name: str = "current") -> Shape:
+    """Return a shape of CPU hosts."""
+    spec = HostSpec(name, None, processes=1, gpus=0, threads=cpus, state_dir=str(tmp_path))
+    return Shape(host=spec, nodes=nodes, cpus=cpus, gpu_model="any")
+
+
+def run(scenario: Coroutine[Any, Any, Any]) -> Any:
+    """Run a scenario in an event loop."""
+    return asyncio.run(scenario)
+
+
+def test_what_fits_runs_side_by_side_and_the_rest_queues(tmp_path: Path) -> None:
+    """Four leases of one CPU on two CPUs: never more than two at a time, all served, by two hosts."""
+
+    async def scenario() -> tuple[int, int]:
+        pool, held, most, hosts = Pool(60), 0, 0, set()
+
+        async def use() -> None:
+            nonlocal held, most
+            lease = await pool.acquire(shape(tmp_path, 1), 60)
+            held += 1
+            most = max(most, held)
+            hosts.add(id(lease))
+            await asyncio.sleep(1.0)
+            held -= 1
+            pool.give_back(lease, keep=True)
+
+        await asyncio.gather(*(use() for _ in range(4)))
+        pool.close()
+        return most, len(hosts)
+
+    assert run(scenario()) == (2, 2)
+
+
+def test_idle_hosts_make_room_for_another_shape(tmp_path: Path) -> None:
+    """A host that holds every CPU and is idle does not keep another shape waiting."""
+
+    async def scenario() -> float:
+        pool = Pool(600)
+        first = await pool.acquire(shape(tmp_path, 2), 60)
+        pool.give_back(first, keep=True)
+        begin = time.monotonic()
+        second = await pool.acquire(shape(tmp_path, 1), 60)
+        pool.give_back(second, keep=False)
+        pool.close()
+        return time.monotonic() - begin
+
+    assert run(scenario()) < 20
+
+
+def test_idle_hosts_are_given_up_after_a_while(tmp_path: Path) -> None:
+    """After idle_timeout_s the CPUs are free again."""
+
+    async def scenario() -> float:
+        pool = Pool(1.0)
+        pool.give_back(await pool.acquire(shape(tmp_path, 2), 60), keep=True)
+        deadline = time.monotonic() + 30
+        while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+            await asyncio.sleep(0.2)
+        return ray.available_resources().get("CPU", 0)
+
+    assert run(scenario()) == 2
+
+
+def test_idle_hosts_make_room_for_another_pool(tmp_path: Path) -> None:
+    """A study with two actuators has two pools: the idle host of one does not keep the other waiting."""
+
+    async def scenario() -> float:
+        one, other = Pool(600), Pool(600)
+        one.give_back(await one.acquire(shape(tmp_path, 2), 60), keep=True)
+        begin = time.monotonic()
+        other.give_back(await other.acquire(shape(tmp_path, 2), 60), keep=False)
+        one.close()
+        return time.monotonic() - begin
+
+    assert run(scenario()) < 20
+
+
+def test_waiting_has_a_limit(tmp_path: Path) -> None:
+    """What does not become free within pending_timeout_s ends in a sentence."""
+
+    async def scenario() -> str:
+        pool = Pool(600)
+        lease = await pool.acquire(shape(tmp_path, 2), 60)
+        with pytest.raises(failures.Broken) as caught:
+            await pool.acquire(shape(tmp_path, 1), 1.0)
+        pool.give_back(lease, keep=False)
+        return str(caught.value)
+
+    assert run(scenario()) == "the CPUs and GPUs it needs did not become free within pending_timeout_s 1 s."
+
+
+async def pending() -> int:
+    """Return how many placement groups wait for resources."""
+    groups = await asyncio.to_thread(placement_group_table)
+    return sum(group["state"] == "PENDING" for group in groups.values())
+
+
+async def free_cpus(wanted: float) -> float:
+    """Return the free CPUs once they are ``wanted``, or after half a minute."""
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) != wanted and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+    return ray.available_resources().get("CPU", 0)
+
+
+def test_three_hundred_requests_at_once_are_served_in_order(tmp_path: Path) -> None:
+    """They ask Ray for one placement group at a time, and use the hosts of those before them."""
+
+    async def scenario() -> tuple[list[int], int, int]:
+        pool, served, hosts = Pool(60), list[int](), set[int]()
+
+        async def use(number: int) -> None:
+            lease = await pool.acquire(shape(tmp_path, 2), 120)
+            served.append(number)
+            hosts.add(id(lease))
+            await asyncio.sleep(0)
+            pool.give_back(lease, keep=True)
+
+        first = await pool.acquire(shape(tmp_path, 2), 120)
+        waiting = [asyncio.create_task(use(number)) for number in range(300)]
+        await asyncio.sleep(1.0)
+        asked = await pending()
+        pool.give_back(first, keep=True)
+        await asyncio.gather(*waiting)
+        pool.close()
+        return served, len(hosts), asked
+
+    assert run(scenario()) == (list(range(300)), 1, 1)
+
+
+def test_a_host_that_died_while_idle_is_not_handed_out(tmp_path: Path) -> None:
+    """Its lease is ended, and the request gets a new one without a second attempt."""
+
+    async def scenario() -> bool:
+        pool = Pool(600)
+        first = await pool.acquire(shape(tmp_path, 2), 60)
+        assert await first.answers()
+        pool.give_back(first, keep=True)
+        ray.kill(first.hosts[0])
+        second = await pool.acquire(shape(tmp_path, 2), 60)
+        answers = second is not first and await second.answers()
+        pool.close()
+        return answers
+
+    assert run(scenario())
+
+
+def test_a_cancelled_wait_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither a placement group that waits nor a lease that nobody has."""
+
+    async def scenario() -> tuple[int, float]:
+        pool = Pool(600)
+        lease = await pool.acquire(shape(tmp_path, 2), 60)
+        waiting = asyncio.create_task(pool.acquire(shape(tmp_path, 1), 60))
+        await asyncio.sleep(0.5)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        still = await pending()
+        pool.give_back(lease, keep=False)
+        return still, await free_cpus(2)
+
+    assert run(scenario()) == (0, 2)
+
+
+def test_a_lease_that_nobody_takes_any_more_goes_to_the_next(tmp_path: Path) -> None:
+    """A wait that is cancelled in the moment it is over does not keep the lease."""
+
+    async def scenario() -> bool:
+        pool = Pool(600)
+        lease = await pool.acquire(shape(tmp_path, 2), 60)
+        cancelled, other = (asyncio.create_task(pool.acquire(shape(tmp_path, 2), 60)) for _ in range(2))
+        await asyncio.sleep(0)
+        pool.give_back(lease, keep=True)
+        cancelled.cancel()
+        got = await asyncio.wait_for(other, 10)
+        pool.close()
+        return got is lease
+
+    assert run(scenario())
+
+
+def test_closing_ends_every_wait(tmp_path: Path) -> None:
+    """Who waits for CPUs when the operation ends is told so at once."""
+
+    async def scenario() -> tuple[str, float]:
+        pool = Pool(600)
+        await pool.acquire(shape(tmp_path, 2), 60)
+        waiting = asyncio.create_task(pool.acquire(shape(tmp_path, 1), 600))
+        await asyncio.sleep(0.5)
+        pool.close()
+        (error,) = await asyncio.wait_for(asyncio.gather(waiting, return_exceptions=True), 10)
+        return str(error), await free_cpus(2)
+
+    assert run(scenario()) == ("the operation has ended.", 2)
+
+
+def test_no_more_idle_hosts_are_given_up_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request for one CPU ends one of two idle hosts that hold one each."""
+    # however long Ray takes here to free what a host held that may still have been starting
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.cluster.pool.ROOM_S", 60.0)
+
+    async def scenario() -> int:
+        pool = Pool(600)
+        for lease in [await pool.acquire(shape(tmp_path, 1), 60) for _ in range(2)]:
+            pool.give_back(lease, keep=True)
+        await pool.acquire(shape(tmp_path, 1, name="another"), 60)
+        left = len(pool._idle)
+        pool.close()
+        return left
+
+    assert run(scenario()) == 1
+
+
+def test_a_shape_that_waits_for_long_gets_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one shape is asked for again and again, its lease is given up once another has waited long enough."""
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.cluster.pool.PATIENCE_S", 1.0)
+
+    async def scenario() -> list[str]:
+        leases, served = Pool(600), []
+
+        async def use(name: str) -> None:
+            lease = await leases.acquire(shape(tmp_path, 2, name=name), 100)
+            served.append(name)
+            await asyncio.sleep(0.5)
+            leases.give_back(lease, keep=True)
+
+        first = [asyncio.create_task(use("first")) for _ in range(12)]
+        await asyncio.sleep(0.1)
+        await asyncio.gather(use("second"), *first)
+        leases.close()
+        return served
+
+    served = run(scenario())
+    assert sorted(served) == ["first"] * 12 + ["second"]
+    assert served[-1] == "first"
+
+
+def test_a_shape_with_gpus_gets_its_turn_among_shapes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPUs are free, and the CPUs it needs as well are held by a shape without; it would wait for all twelve otherwise."""
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.cluster.pool.PATIENCE_S", 1.0)
+    with_gpus = dataclasses.replace(shape(tmp_path, 2), host=dataclasses.replace(shape(tmp_path, 2).host, gpus=1))
+
+    async def scenario() -> list[int]:
+        leases, served = Pool(600), []
+
+        async def use(wanted: Shape) -> None:
+            lease = await leases.acquire(wanted, 100)
+            served.append(wanted.host.gpus)
+            await asyncio.sleep(0.5)
+            leases.give_back(lease, keep=True)
+
+        first = [asyncio.create_task(use(shape(tmp_path, 2))) for _ in range(12)]
+        await asyncio.sleep(0.1)
+        await asyncio.gather(use(with_gpus), *first)
+        leases.close()
+        return served
+
+    assert run(scenario())[-1] == 0
+
+
+def test_knowledge_of_one_gpu_is_knowledge_of_all_where_they_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two types of GPU: what a small one cannot hold a large one may."""
+    small = {"Alive": True, "Resources": {"GPU": 4.0, "accelerator_type:T4": 1.0}, "Labels": {}}
+    large = {"Alive": True, "Resources": {"GPU": 4.0, "accelerator_type:A100": 1.0}, "Labels": {}}
+    none = {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": {}}
+    for nodes, same in (([small, none], True), ([none], True), ([small, large], False)):
+        monkeypatch.setattr(cluster.ray, "nodes", lambda nodes=nodes: nodes)
+        assert cluster.alike() is same
+
+
+def test_a_closed_pool_starts_nothing(tmp_path: Path) -> None:
+    """What is repeated after the operation has ended gets no new hosts."""
+
+    async def scenario() -> str:
+        pool = Pool(600)
+        pool.close()
+        with pytest.raises(failures.Broken) as caught:
+            await pool.acquire(shape(tmp_path, 1), 5)
+        return str(caught.value)
+
+    assert run(scenario()) == "the operation has ended."
+
+
+def test_a_gpu_type_nobody_has_fails_at_once() -> None:
+    """The sentence says what the cluster has."""
+    begin = time.monotonic()
+    with pytest.raises(failures.Broken) as caught:
+        cluster.check(parse({**SMALL, "number_gpus": 2, "gpu_model": "H100"}), autoscaling=False)
+    assert str(caught.value) == "no node with 2 GPUs of type H100; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    assert time.monotonic() - begin < 1
+
+
+def test_a_gpu_type_that_only_a_node_label_names(tmp_path: Path) -> None:
+    """Hosts are placed by the label, and never on a node that lacks it."""
+
+    async def scenario() -> tuple[str, str]:
+        pool = Pool(60)
+        spec = HostSpec("current", None, processes=1, gpus=1, threads=1, state_dir=str(tmp_path))
+        lease = await pool.acquire(Shape(host=spec, nodes=1, cpus=1, gpu_model="NVIDIA-TEST"), 60)
+        group = placement_group_table(lease.group)
+        pool.close()
+        (node,) = [node for node in ray.nodes() if node["NodeID"] == group["bundles_to_node_id"][0]]
+        with pytest.raises(failures.Broken) as caught:
+            cluster.check(parse({**SMALL, "number_gpus": 1, "gpu_model": "NVIDIA-OTHER"}), autoscaling=False)
+        return node["Labels"]["nvidia.com/gpu.product"], str(caught.value)
+
+    sentence = "no node with 1 GPUs of type NVIDIA-OTHER; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    assert run(scenario()) == ("NVIDIA-TEST", sentence)
+
+
+def test_roce_is_asked_for_where_nodes_say_that_they_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a node that has the resource RoCE, RDMA needs it; where no node has it, nodes are not told apart."""
+    plain = {"Alive": True, "Resources": {"GPU": 4.0}, "Labels": {}}
+    rdma = {"Alive": True, "Resources": {"GPU": 4.0, "RoCE": 1.0}, "Labels": {}}
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [plain, rdma])
+    assert cluster.marks("any", roce=True) == cluster.Marks(("RoCE",))
+    assert [cluster.marks("any", roce=True).on(node) for node in (plain, rdma)] == [False, True]
+    assert cluster.marks("any") == cluster.Marks()
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [plain])
+    assert cluster.marks("any", roce=True) == cluster.Marks()
+
+
+def test_more_gpus_than_a_node_has_fail_at_once() -> None:
+    """Eight GPUs on one node are impossible where the nodes have four."""
+    with pytest.raises(
+        failures.Broken, match="no node with 8 GPUs; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU"
+    ):
+        cluster.check(parse({**SMALL, "number_gpus": 8}), autoscaling=False)
+
+
+def test_more_processes_than_cpus_fail_at_once() -> None:
+    """Four processes need four CPUs; waiting for two of them would not end."""
+    with pytest.raises(failures.Broken, match="no room for 4 x 1 CPUs; the cluster has: 2 CPUs"):
+        cluster.check(parse({**SMALL, "number_nodes": 4}), autoscaling=False)
+
+
+def test_more_cpus_than_a_node_with_gpus_has_fail_at_once() -> None:
+    """Two processes of eight CPUs each do not fit beside two GPUs on a node of two CPUs."""
+    with pytest.raises(failures.Broken, match="no node with 2 GPUs and 16 CPUs; the cluster has: 2 CPUs"):
+        cluster.check(parse({**SMALL, "number_gpus": 2, "cpus_per_process": 8}), autoscaling=False)
+
+
+def test_an_autoscaling_cluster_may_get_what_it_lacks() -> None:
+    """With autoscaling the type may come."""
+    cluster.check(parse({**SMALL, "number_gpus": 2, "gpu_model": "H100"}), autoscaling=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "cpus"),
+    [({}, 2), ({"number_nodes": 2}, 1), ({"cpus_per_process": 1}, 1), ({"number_gpus": 2, "gpu_model": "TestGPU"}, 1)],
+)
+def test_cpus_are_divided_not_oversubscribed(change: dict[str, Any], cpus: int) -> None:
+    """A CPU run takes the node, several processes share it, GPUs take their share."""
+    assert cluster.cpus_per_host(parse({**SMALL, **change})) == cpus

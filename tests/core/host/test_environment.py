@@ -1,0 +1,290 @@
+"""The Python of the trainer: found, or really built by uv, also when several want it or a build is killed."""
+
+from __future__ import annotations
+
+import ensurepip
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ado_actuators.sfttrainer.core.host import environment
+from ado_actuators.sfttrainer.core.host.environment import EnvironmentProblem
+
+pytestmark = pytest.mark.timeout(120)
+
+# a process of its own that resolves a list and prints where the interpreter is
+BUILDER = """
+import sys
+from pathlib import Path
+from ado_actuators.sfttrainer.core.host import environment
+print(environment.resolve("managed", requirements=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]),
+                          progress=lambda line: print("|", line, flush=True)))
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that resolves a list of packages in a cache of this test."""
+
+    def resolve(content: str, progress: Callable[[str], None] = lambda line: None) -> Path:
+        path = tmp_path / "list.txt"
+        path.write_text(content)
+        return environment.resolve("managed", requirements=path, cache_dir=tmp_path / "cache", progress=progress)
+
+    return resolve
+
+
+def start_builder(tmp_path: Path, content: str) -> subprocess.Popen[str]:
+    """Start a process that resolves ``content``."""
+    path = tmp_path / "list.txt"
+    path.write_text(content)
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(path), str(tmp_path / "cache")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+    )
+
+
+def test_current_is_this_interpreter(tmp_path: Path) -> None:
+    """``current`` is the Python that asks."""
+    found = environment.resolve("current", requirements=None, cache_dir=tmp_path, progress=print)
+    assert found == Path(sys.executable)
+
+
+def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+    """An interpreter, also by the directory of its virtual environment, is returned without following links."""
+    place = tmp_path / "venv" / "bin"
+    place.mkdir(parents=True)
+    (place / "python").symlink_to(sys.executable)
+    for name in (place / "python", tmp_path / "venv"):
+        assert environment.resolve(str(name), requirements=None, cache_dir=tmp_path, progress=print) == place / "python"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "says"),
+    [
+        ("absent", None, "does not exist"),
+        ("text", 0o644, "is not an executable file"),
+        ("script", 0o755, "is not a Python interpreter"),
+    ],
+)
+def test_a_wrong_path_is_one_sentence(tmp_path: Path, name: str, mode: int | None, says: str) -> None:
+    """What is no Python is named, with the reason."""
+    path = tmp_path / name
+    if mode is not None:
+        path.write_text("#!/bin/sh\necho hello\n")
+        path.chmod(mode)
+    with pytest.raises(EnvironmentProblem, match=says) as problem:
+        environment.resolve(str(path), requirements=None, cache_dir=tmp_path, progress=print)
+    assert str(path)[-20:] in str(problem.value)
+    assert len(str(problem.value)) <= 200
+
+
+def test_managed_needs_a_list(tmp_path: Path) -> None:
+    """An actuator without a list has no managed environment."""
+    with pytest.raises(EnvironmentProblem, match="no managed environment"):
+        environment.resolve("managed", requirements=None, cache_dir=tmp_path, progress=print)
+
+
+def test_a_list_becomes_an_environment(make: Callable[..., Path]) -> None:
+    """Exactly the packages of the list are installed, compiled, and progress is told."""
+    lines: list[str] = []
+    python = make("six==1.17.0\n", lines.append)
+    told = subprocess.run(
+        [python, "-I", "-c", "import six, sys; print(six.__version__, six.__cached__); print(sys.prefix)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert told[0] == "1.17.0"
+    assert Path(told[1]).exists()
+    assert Path(told[2]) == python.parent.parent
+    assert lines[0].startswith("building environment list")
+    assert lines[-1].startswith("environment list is ready")
+
+
+def test_the_second_use_costs_nothing(make: Callable[..., Path]) -> None:
+    """A built environment is found in milliseconds, without a word."""
+    first = make("six==1.17.0\n")
+    lines: list[str] = []
+    times = []
+    # the best of some: a scheduler may take a hundred milliseconds away from any
+    for _ in range(5):
+        begin = time.perf_counter()
+        assert make("six==1.17.0\n", lines.append) == first
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.05
+    assert lines == []
+
+
+def test_another_list_is_another_environment(make: Callable[..., Path]) -> None:
+    """A changed list leaves the environment of the old one alone."""
+    old, new = make("six==1.17.0\n"), make("six==1.16.0\n")
+    assert old != new
+    assert old.exists()
+
+
+def test_two_at_once_build_once(tmp_path: Path) -> None:
+    """Of processes that start together one builds; the others wait and get the same environment."""
+    builders = [start_builder(tmp_path, "six==1.17.0\nidna==3.10\n") for _ in range(3)]
+    outputs = [builder.communicate(timeout=60)[0].splitlines() for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0, 0]
+    assert len({output[-1] for output in outputs}) == 1
+    assert sum(line.startswith("| building") for output in outputs for line in output) == 1
+
+
+def test_a_killed_build_is_repaired(tmp_path: Path, make: Callable[..., Path]) -> None:
+    """A builder killed half-way leaves nothing that is taken for an environment, and the next one builds."""
+    content = "six==1.17.0\nidna==3.10\n"
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
+        # it waits for an answer that never comes, so that half-way lasts
+        patch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        patch.setenv("UV_FIND_LINKS", "")
+        builder = start_builder(tmp_path, content)
+        silent.settimeout(60)
+        silent.accept()
+        assert list((tmp_path / "cache").glob("*.building-*"))
+        builder.send_signal(signal.SIGKILL)
+        builder.wait(timeout=10)
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir() and ".building-" not in path.name] == []
+    python = make(content)
+    subprocess.run([python, "-I", "-c", "import six, idna"], check=True)
+    assert list((tmp_path / "cache").glob("*.building-*")) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_uv_ends_with_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed builder leaves no uv that would go on writing where the next builder works."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        monkeypatch.setenv("UV_FIND_LINKS", "")
+        builder = start_builder(tmp_path, "surely-no-such-package-of-anyone==1.0\n")
+        # asks, and waits for an answer that never comes
+        silent.settimeout(60)
+        silent.accept()
+        (uv,) = psutil.Process(builder.pid).children()
+        builder.kill()
+        builder.wait(timeout=10)
+        uv.wait(timeout=10)
+
+
+def test_an_environment_that_lost_its_python_is_built_anew(make: Callable[..., Path]) -> None:
+    """When the base interpreter has gone, the environment is replaced."""
+    python = make("six==1.17.0\n")
+    python.unlink()
+    assert make("six==1.17.0\n") == python
+    assert os.access(python, os.X_OK)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/bin/python", "x" * 300])
+def test_a_path_that_cannot_be_looked_up_is_a_sentence(name: str, tmp_path: Path) -> None:
+    """A home that nobody has, and a name that no file system holds."""
+    with pytest.raises(EnvironmentProblem, match="cannot be looked up") as problem:
+        environment.resolve(name, requirements=None, cache_dir=tmp_path, progress=lambda line: None)
+    assert len(str(problem.value)) <= 200
+
+
+@pytest.mark.parametrize("package", ["six==99.0", "surely-no-such-package-of-anyone==1.0"])
+def test_a_package_that_cannot_be_had_is_named(make: Callable[..., Path], package: str) -> None:
+    """The sentence names the package; the log keeps what uv said; nothing half-built stays."""
+    with pytest.raises(EnvironmentProblem) as problem:
+        make(f"idna==3.10\n{package}\n")
+    assert str(problem.value).startswith(
+        f"Environment list cannot be built: package {package} is not in the package index"
+    )
+    assert problem.value.log is not None
+    assert package.partition("==")[0] in problem.value.log.read_text()
+    assert [path for path in problem.value.log.parent.iterdir() if path.is_dir()] == []
+
+
+def test_no_credential_is_told(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """User, password and token of an index stay out of sentence, progress and log."""
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://someone:hunter2@127.0.0.1:9/simple?token=hunter2")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setenv("UV_FIND_LINKS", "")
+    lines: list[str] = []
+    with pytest.raises(EnvironmentProblem, match=r"package six==1\.13\.0 could not be fetched") as problem:
+        make("six==1.13.0\n", lines.append)
+    assert problem.value.log is not None
+    everything = "\n".join([str(problem.value), *lines, problem.value.log.read_text()])
+    assert "hunter2" not in everything
+    assert "127.0.0.1" in problem.value.log.read_text()
+
+
+def make_wheel(place: Path, name: str = "tiny_thing") -> Path:
+    """Write a wheel of one empty module."""
+    info = f"{name}-1.0.dist-info"
+    path = place / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return path
+
+
+def make_index(place: Path, name: str) -> str:
+    """Write an index with one package of one wheel and return its URL."""
+    page = place / name.replace("_", "-") / "index.html"
+    page.parent.mkdir(parents=True)
+    wheel = make_wheel(page.parent, name).name
+    page.write_text(f'<!DOCTYPE html><html><body><a href="{wheel}">{wheel}</a></body></html>')
+    return place.as_uri()
+
+
+def test_find_links_of_pip_are_honoured(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any index, a wheel in pip's find-links directory is found."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    make_wheel(wheels)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    python = make("tiny-thing==1.0\n")
+    subprocess.run([python, "-I", "-c", "import tiny_thing"], check=True)
+
+
+def test_pips_configuration_file_is_honoured(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror that only a pip.conf names serves a managed environment too."""
+    (tmp_path / "wheels").mkdir()
+    make_wheel(tmp_path / "wheels")
+    (tmp_path / "pip.conf").write_text(
+        f"[global]\nno-index = true\n[install]\nfind-links =\n    {tmp_path / 'wheels'}\n"
+    )
+    # the wheel from which Python installs pip is a pip that works
+    (pip,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
+    monkeypatch.setenv("PYTHONPATH", str(pip))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    python = make("tiny-thing==1.0\n")
+    subprocess.run([python, "-I", "-c", "import tiny_thing"], check=True)
+
+
+def test_the_index_of_a_list_joins_those_of_the_user(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One package is on the user's extra index, the other only where the list says."""
+    monkeypatch.setenv("UV_INDEX", make_index(tmp_path / "users", "tiny_thing"))
+    python = make(f"# index: {make_index(tmp_path / 'lists', 'tiny_other')}\ntiny-thing==1.0\ntiny-other==1.0\n")
+    subprocess.run([python, "-I", "-c", "import tiny_thing, tiny_other"], check=True)
+
+
+def test_a_problem_travels_between_processes() -> None:
+    """A problem keeps its sentence and its log when Ray carries it."""
+    problem = pickle.loads(pickle.dumps(EnvironmentProblem("No.", Path("/log"))))
+    assert (str(problem), problem.log) == ("No.", Path("/log"))

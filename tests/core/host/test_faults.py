@@ -1,0 +1,497 @@
+"""What a host does when its trainers misbehave: real processes of a stack that does what a job's ``dataset_id`` tells it.
+
+The stack lies in a throw-away plugin of the same shape as the real ones, whose core is a link to the real core.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+
+CORE = Path(__file__).parents[3] / "core"
+STACK = Path(__file__).with_name("faulty") / "stack.py"
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """Make the throw-away plugin and import its core."""
+    root = tmp_path_factory.mktemp("plugin")
+    package = root / "ado_actuators" / "faulty"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('"""A plugin for tests."""\n')
+    shutil.copy(STACK, package)
+    (package / "core").symlink_to(CORE)
+    sys.path.insert(0, str(root))
+    # by this whatever is started here is found, whoever is its parent by then
+    os.environ["FAULTY"] = str(root)
+    importlib.invalidate_caches()
+    import ado_actuators
+
+    ado_actuators.__path__ = [*ado_actuators.__path__, str(package.parent)]  # type: ignore[assignment]
+    modules = {
+        name.rpartition(".")[2]: importlib.import_module(f"ado_actuators.faulty.core.{name}")
+        for name in ("host.host", "workload.fields", "failures", "host.environment")
+    }
+    yield SimpleNamespace(**modules, root=root)
+    sys.path.remove(str(root))
+    del os.environ["FAULTY"]
+
+
+@pytest.fixture
+def make_host(faulty: SimpleNamespace, tmp_path: Path) -> Iterator[Any]:
+    """Make hosts that are closed after the test."""
+    hosts: list[Any] = []
+
+    def make(processes: int = 1) -> Any:
+        spec = faulty.host.HostSpec(
+            "current", None, processes=processes, gpus=0, threads=1, state_dir=str(tmp_path / "state")
+        )
+        hosts.append(faulty.host.Host(spec))
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        host.close()
+
+
+def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes: int = 1) -> dict[str, Any]:
+    """Return a job for the misbehaving stack."""
+    workload = faulty.fields.parse(
+        {
+            "model_name": "m",
+            "model_max_length": 8,
+            "batch_size": processes,
+            "number_gpus": 0,
+            "number_nodes": processes,
+            "dataset_id": what,
+            "max_steps": 25,
+            "target_ci_percent": 0,
+        }
+    )
+    return {
+        "id": "t", "run_dir": str(tmp_path / "run"), "workload": workload.model_dump(), "architecture": None, "source": None,
+        "rank": 0, "world_size": 1, "local_world_size": 1, "master_addr": "127.0.0.1", "master_port": host.address()[1],
+        "threads": 1, "trust_remote_code": False, "task": "benchmark", "alone": False,
+    }  # fmt: skip
+
+
+def descendants() -> list[psutil.Process]:
+    """Return the live processes that these tests have started, orphans among them, but for guards, which end a moment later."""
+    ours = []
+    for process in psutil.process_iter(["environ", "cmdline"]):
+        if (process.info["environ"] or {}).get("FAULTY") == os.environ["FAULTY"] and alive(process):
+            ours.append(process)
+    return [process for process in ours if (process.info["cmdline"] or [""])[0] != "/bin/sh"]
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; it may end while it is looked at."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def measure(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, what: str, processes: int = 1, limit_s: float = 60.0
+) -> tuple[Any, float]:
+    """Measure once; return the outcome and the seconds it took once the trainers were ready."""
+    host = make_host(processes)
+    outcome = host.measure(job(faulty, tmp_path, what, host, processes), limit_s)
+    return outcome, outcome.total_s - outcome.startup_s
+
+
+def test_a_quiet_measurement(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The control: without a fault there is a record and no cause."""
+    outcome, _ = measure(faulty, tmp_path, make_host, "none")
+    assert outcome.cause is None
+    assert len(outcome.records[0]["step_end_s"]) == 25
+
+
+# what is injected; the class it must end in; what the table of docs/reliability.md calls it
+FAULTS = {
+    "kill while loading": ("transient", "trainer killed while it loads the model"),
+    "kill in step 1": ("transient", "trainer killed in step 1"),
+    "kill in step 20": ("transient", "trainer killed in step 20"),
+    "kill while reporting": ("transient", "trainer killed while it reports"),
+    "segfault": ("transient", "segmentation fault"),
+    "garbage": ("broken", "garbage where a record is expected"),
+    "oom": ("cannot run", "CUDA out of memory (its text)"),
+    "address space": ("cannot run", "host out of memory (address-space limit)"),
+}
+
+
+@pytest.fixture(scope="module")
+def lasting(faulty: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Give one host to all these faults, one after the other."""
+    state = tmp_path_factory.mktemp("state")
+    host = faulty.host.Host(faulty.host.HostSpec("current", None, processes=1, gpus=0, threads=1, state_dir=str(state)))
+    yield host
+    host.close()
+
+
+def note(record: Any, place: Path, fault: str, outcome: Any, seconds: float) -> None:
+    """Record a row of the table in docs/reliability.md, after a look at what is left."""
+    assert descendants() == []
+    assert not (place / "run").exists()
+    group = outcome.cause.group if outcome.cause else "measured"
+    for name, value in (("fault", fault), ("outcome", group), ("seconds", round(seconds, 1)), ("left", "nothing")):
+        record(name, value)
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_trainer_that_fails_is_noticed_at_once(
+    faulty: SimpleNamespace, tmp_path: Path, lasting: Any, what: str, record_property: Any
+) -> None:
+    """Killed, crashed, talking nonsense or out of memory: the right class, one sentence, quickly, and nothing stays behind."""
+    group, name = FAULTS[what]
+    outcome = lasting.measure(job(faulty, tmp_path, what, lasting), 60)
+    seconds = outcome.total_s - outcome.startup_s
+    assert outcome.cause is not None
+    assert outcome.cause.group == group, outcome.cause
+    assert 0 < len(outcome.cause.sentence) <= 200
+    assert seconds < 15
+    assert descendants() == []
+    assert not (tmp_path / "run").exists()
+    note(record_property, tmp_path, name, outcome, seconds)
+
+
+def test_the_host_of_all_these_faults_still_measures(faulty: SimpleNamespace, tmp_path: Path, lasting: Any) -> None:
+    """However often its trainers failed, the same host measures what can be measured."""
+    assert lasting.measure(job(faulty, tmp_path, "none", lasting), 60).cause is None
+    lasting.close()
+
+
+def test_a_trainer_killed_while_importing(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch, record_property: Any
+) -> None:
+    """Noticed while the host still waits for it to be ready; the next one starts in its place."""
+    monkeypatch.setenv("FAULTY_IMPORT", "1")
+    host = make_host()
+    outcome = host.measure(job(faulty, tmp_path, "none", host), 60)
+    assert outcome.cause.group == "transient"
+    assert descendants() == []
+    note(record_property, tmp_path, "trainer killed while it imports", outcome, outcome.total_s)
+    monkeypatch.delenv("FAULTY_IMPORT")
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).cause is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of 256 kB; skip where that is not permitted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_costs_the_log_only(
+    faulty: SimpleNamespace, tmp_path: Path, small_disk: Path, record_property: Any
+) -> None:
+    """The log stops where the disk is full; the measurement is none the worse."""
+    spec = faulty.host.HostSpec("current", None, processes=1, gpus=0, threads=1, state_dir=str(small_disk))
+    host = faulty.host.Host(spec)
+    outcome = host.measure(job(faulty, tmp_path, "flood", host), 60)
+    host.close()
+    assert outcome.cause is None
+    assert shutil.disk_usage(small_disk).free == 0
+    note(record_property, tmp_path, "disk full in the log", outcome, outcome.total_s - outcome.startup_s)
+
+
+def test_a_full_disk_in_the_environment_cache(
+    faulty: SimpleNamespace, small_disk: Path, tmp_path: Path, record_property: Any
+) -> None:
+    """One sentence that says so, and nothing that could be taken for an environment."""
+    requirements = tmp_path / "list.txt"
+    requirements.write_text("six==1.17.0\nidna==3.10\n")
+    begin = time.perf_counter()
+    with pytest.raises(faulty.environment.EnvironmentProblem, match=r"[Nn]o space left on device") as problem:
+        faulty.environment.resolve(
+            "managed", requirements=requirements, cache_dir=small_disk, progress=lambda line: None, timeout_s=60
+        )
+    assert len(str(problem.value)) <= 200
+    assert [path for path in small_disk.iterdir() if path.is_dir()] == []
+    assert descendants() == []
+    cause = SimpleNamespace(cause=SimpleNamespace(group="broken"))
+    note(record_property, tmp_path, "disk full in the environment cache", cause, time.perf_counter() - begin)
+
+
+def test_a_trainer_that_hangs_meets_the_limit(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """A stopped process is killed at run_timeout_s."""
+    outcome, seconds = measure(faulty, tmp_path, make_host, "hang", limit_s=4)
+    assert outcome.cause.sentence == "the measurement took longer than run_timeout_s 4 s."
+    assert 4 <= seconds < 10
+    assert descendants() == []
+    note(record_property, tmp_path, "trainer hangs (SIGSTOP), run_timeout_s 4", outcome, seconds)
+
+
+def test_children_of_a_trainer_end_with_it(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The whole process group is killed."""
+    (faulty.root / "child").unlink(missing_ok=True)
+    measure(faulty, tmp_path, make_host, "child", limit_s=4)
+    child = int((faulty.root / "child").read_text())
+    assert not psutil.pid_exists(child) or not alive(psutil.Process(child))
+    assert descendants() == []
+
+
+def test_a_flood_of_output_is_cut(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """1 GB of output leaves a log of a few MB, and the measurement is none the worse."""
+    host = make_host()
+    outcome = host.measure(job(faulty, tmp_path, "flood", host), 60)
+    host.close()
+    assert outcome.cause is None
+    assert Path(outcome.log).stat().st_size < 10 * 2**20
+    assert b"bytes left out" in Path(outcome.log).read_bytes()
+    note(record_property, tmp_path, "trainer floods its output (1 GB)", outcome, outcome.total_s - outcome.startup_s)
+
+
+def test_one_of_two_processes_out_of_memory(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """Out of memory on one rank is out of memory; the other rank is not waited for."""
+    outcome, seconds = measure(faulty, tmp_path, make_host, "oom@1", processes=2)
+    assert outcome.cause.what == "gpu_oom"
+    assert seconds < 15
+    assert descendants() == []
+    note(record_property, tmp_path, "one rank of two out of GPU memory", outcome, seconds)
+
+
+def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """Its peer loses the connection and may say so first: it is out of memory all the same, with the log of who ran out."""
+    host = make_host(2)
+    made = job(faulty, tmp_path, "oom among peers", host, 2) | {"world_size": 2, "local_world_size": 2}
+    outcome = host.measure(made, 60)
+    assert outcome.cause.what == "gpu_oom", outcome.cause
+    assert "CUDA out of memory" in Path(outcome.log).read_text()
+    note(
+        record_property, tmp_path, "one rank of two out of GPU memory, the other in an all-reduce", outcome,
+        outcome.total_s - outcome.startup_s,
+    )  # fmt: skip
+
+
+def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """Whoever speaks first: it is no transient failure, and the log is that of the rank that has the error."""
+    host = make_host(2)
+    made = job(faulty, tmp_path, "error among peers", host, 2) | {"world_size": 2, "local_world_size": 2}
+    outcome = host.measure(made, 60)
+    assert (outcome.cause.group, outcome.cause.sentence) == ("broken", "ValueError: rank 1 has no data.")
+    assert "rank 1 has no data" in Path(outcome.log).read_text()
+    seconds = outcome.total_s - outcome.startup_s
+    note(record_property, tmp_path, "one rank of two raises an error, the other in an all-reduce", outcome, seconds)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_ranks_that_fail_together_the_one_with_an_error_of_its_own_counts(
+    faulty: SimpleNamespace, make_host: Any, order: tuple[int, int]
+) -> None:
+    """In either order of their words."""
+    host = make_host(2)
+    host._trainers = [None, None]
+    said = [
+        {"event": "failure", "kind": "exception", "type": "RuntimeError", "text": "Gloo: Connection closed by peer"},
+        {
+            "event": "failure",
+            "kind": "exception",
+            "type": "RuntimeError",
+            "text": "CUDA error: an illegal memory access",
+        },
+    ]
+    first, second = order
+    host._messages.put((second, said[second]))
+    failure = host._first_cause(host._failure(first, said[first]))
+    assert (failure.cause.group, host._failed_rank) == ("broken", 1)
+    host._trainers = []
+
+
+def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The reader of a pipe has gone: the measurement goes on."""
+
+    def broken(news: dict[str, Any]) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "none", host), 60, broken).cause is None
+
+
+def test_a_record_that_is_none_is_a_failure(
+    faulty: SimpleNamespace, make_host: Any, tmp_path: Path, record_property: Any
+) -> None:
+    """JSON of another meaning than a record's: a sentence, and the trainers are replaced."""
+    host = make_host()
+    outcome = host.measure(job(faulty, tmp_path, "empty record", host), 60)
+    assert outcome.cause.group == "broken"
+    assert host._trainers == []
+    note(record_property, tmp_path, "JSON that is no record", outcome, outcome.total_s - outcome.startup_s)
+
+
+def test_a_trainer_that_leaks_is_replaced(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """900 MiB more than before its first measurement: the next one is made by a fresh process."""
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "leak", host), 60).cause is None
+    after = host.measure(job(faulty, tmp_path, "none", host), 60)
+    assert (after.cause, after.reused) == (None, False)
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).reused
+
+
+def test_a_python_that_is_none_is_a_sentence(faulty: SimpleNamespace, tmp_path: Path) -> None:
+    """What cannot be started is named, and no directory is blamed for it."""
+    with pytest.raises(
+        faulty.failures.Broken, match=r"the trainer cannot be started with /dev/null: Permission denied\."
+    ):
+        importlib.import_module("ado_actuators.faulty.core.host.trainer_process").TrainerProcess(
+            python=Path("/dev/null"), local_rank=0, threads=1, mask="", log=tmp_path / "log",
+            messages=queue.Queue(), own_environment=True,
+        )  # fmt: skip
+
+
+def test_one_of_two_processes_killed(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
+) -> None:
+    """A killed rank fails the measurement in under 15 s and frees everything."""
+    outcome, seconds = measure(faulty, tmp_path, make_host, "kill@1", processes=2)
+    assert outcome.cause.group == "transient"
+    assert seconds < 15
+    assert descendants() == []
+    note(record_property, tmp_path, "one rank of two killed", outcome, seconds)
+
+
+def test_a_host_goes_on_after_a_failure(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The trainer is replaced and the next measurement is a clean one."""
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "kill", host), 60).cause is not None
+    after = host.measure(job(faulty, tmp_path, "none", host), 60)
+    assert after.cause is None
+    assert not after.reused
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).reused
+
+
+def test_a_trainer_that_ends_while_idle_is_replaced(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """The next measurement is made by a new one, and is no second attempt."""
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).cause is None
+    (trainer,) = descendants()
+    trainer.kill()
+    psutil.wait_procs([trainer], timeout=10)
+    after = host.measure(job(faulty, tmp_path, "none", host), 60)
+    assert (after.cause, after.reused) == (None, False)
+
+
+@pytest.mark.parametrize("what", ["child", "busy child", "hang"])
+def test_what_a_killed_host_leaves_is_ended(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, what: str, record_property: Any
+) -> None:
+    """A host that vanishes (SIGKILL) leaves no trainer, sleeping, busy or stopped, no child of one, and no run directory."""
+    made = job(faulty, tmp_path, what, make_host())
+    code = (
+        "import json, sys; import ado_actuators.faulty.core.host.host as h\n"
+        f"s = h.HostSpec('current', None, processes=1, gpus=0, threads=1, state_dir={str(tmp_path)!r})\n"
+        "host = h.Host(s); host.start(); print(host._trainers[0].pid, flush=True)\n"
+        "host.measure(json.loads(sys.argv[1]), 60)"
+    )
+    paths = os.pathsep.join([str(faulty.root), *sys.path])
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(made)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert keeper.stdout is not None
+    trainer = psutil.Process(int(keeper.stdout.readline()))
+    deadline = time.monotonic() + 60
+    while not is_under_way(trainer, what) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes = [trainer, *trainer.children(recursive=True)]
+    assert len(processes) == (1 if what == "hang" else 2)
+    assert (tmp_path / "run").exists()
+    begin = time.perf_counter()
+    keeper.kill()
+    keeper.wait()
+    gone, left = psutil.wait_procs(processes, timeout=10)
+    while (tmp_path / "run").exists() and time.perf_counter() - begin < 10:
+        time.sleep(0.1)
+    for process in left:
+        process.kill()
+    assert len(gone) == len(processes)
+    assert not (tmp_path / "run").exists()
+    if what == "busy child":
+        ended = SimpleNamespace(cause=SimpleNamespace(group="its trainer and what that started are ended"))
+        note(
+            record_property, tmp_path, "host killed, its trainer busy, with a child", ended, time.perf_counter() - begin
+        )
+
+
+def is_under_way(trainer: psutil.Process, what: str) -> bool:
+    """Whether a trainer has come to what it was told to do."""
+    return trainer.status() == psutil.STATUS_STOPPED if what == "hang" else bool(trainer.children())
+
+
+def test_a_host_can_be_closed_while_it_measures(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """Killing the trainers from another thread ends the measurement instead of hanging it."""
+    host = make_host()
+    host.start()
+    trainer = psutil.Process(host._trainers[0].pid)
+
+    def kill() -> None:
+        while trainer.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.1)
+        os.killpg(trainer.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    outcome = host.measure(job(faulty, tmp_path, "hang", host), 60)
+    assert outcome.cause.group == "transient"
+
+
+def test_ranks_that_report_apart_keep_their_trainers(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a rank says after its own record, while another still trains, is heard: nobody waits for it again."""
+    monkeypatch.setattr(faulty.host, "RELEASE_TIMEOUT_S", 20.0)
+    host = make_host(2)
+    outcome = host.measure(job(faulty, tmp_path, "late@1", host, 2), 60)
+    assert outcome.cause is None
+    assert host.measure(job(faulty, tmp_path, "none", host, 2), 60).reused
+
+
+def test_building_an_environment_is_no_late_start(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit for starting counts from the moment the trainers start, however long their environment was built."""
+    resolve = faulty.host.environment.resolve
+
+    def slowly(*given: Any, **named: Any) -> Path:
+        begin = time.perf_counter()
+        monkeypatch.setattr(faulty.host.time, "perf_counter", lambda: time_of() + 3600)
+        assert begin < time.perf_counter()
+        return resolve(*given, **named)
+
+    time_of = time.perf_counter
+    monkeypatch.setattr(faulty.host.environment, "resolve", slowly)
+    host = make_host()
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).cause is None

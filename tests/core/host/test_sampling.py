@@ -1,0 +1,154 @@
+"""The sampler and the process tree it watches: with real processes, and devices that misbehave."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from ado_actuators.sfttrainer.core.host import sampler as devices
+
+pytestmark = pytest.mark.timeout(60)
+
+BURN = """
+import json, sys, time
+held = bytearray(200 * 10**6)
+print("ready", flush=True)
+sys.stdin.readline()
+begin_s, cpu_s = time.perf_counter(), time.process_time()
+while time.perf_counter() < begin_s + 1:
+    pass
+print(json.dumps([begin_s, time.perf_counter(), time.process_time() - cpu_s]), flush=True)
+sys.stdin.readline()
+"""
+PARENT = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
+
+
+@pytest.fixture
+def burner() -> Iterator[subprocess.Popen[str]]:
+    """Give a process whose child holds 200 MB, burns a CPU for 1 s once it is told to, and says when it did."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children():
+            child.kill()
+        process.kill()
+    process.communicate()
+
+
+def tell(process: subprocess.Popen[str]) -> list[float]:
+    """Let the process burn; return begin and end on the clock of all processes, and the CPU seconds it used."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return list(json.loads(process.stdout.readline()))
+
+
+def test_process_tree_is_measured_at_ten_hertz(burner: subprocess.Popen[str]) -> None:
+    """CPU time and memory of a child's child, clipped to the phase it names by the shared clock."""
+    sampler = devices.Sampler(devices.DeviceSet(), [burner.pid])
+    sampler.start()
+    time.sleep(0.3)
+    begin_s, end_s, cpu_s = tell(burner)
+    samples = sampler.stop()
+    found, omitted = devices.summarise(samples, begin_s, end_s)
+    assert found["cpu_compute_utilization"] == pytest.approx(100 * cpu_s / (end_s - begin_s), abs=10)
+    assert 200e6 < found["cpu_memory_peak_gib"] * 2**30 < 300e6
+    assert omitted["gpu_memory_peak_gib"] == "no GPU is visible to the trainers."
+    times = sorted(sample["time_s"] for sample in samples["samples"])
+    gaps = sorted(after - before for before, after in itertools.pairwise(times))
+    assert gaps[len(gaps) // 2] <= 0.1
+    assert samples["samples"][0]["cpu_s"] == 0.0
+    assert samples["samples"][-1]["time_s"] >= end_s
+
+
+def test_sampler_sleeps(burner: subprocess.Popen[str]) -> None:
+    """Sampling for a second costs this process less than a tenth of a core."""
+    sampler = devices.Sampler(devices.DeviceSet(), [burner.pid])
+    before = time.process_time()
+    sampler.start()
+    time.sleep(1)
+    sampler.stop()
+    assert time.process_time() - before < 0.1
+
+
+def test_processes_that_vanish_are_tolerated(burner: subprocess.Popen[str]) -> None:
+    """Sampling goes on after the processes; what they used stays counted."""
+    sampler = devices.Sampler(devices.DeviceSet(), [burner.pid, 2**22 + 1], interval_s=0.02)
+    sampler.start()
+    tell(burner)
+    time.sleep(0.1)
+    burner.communicate("\n")
+    ended_s = time.perf_counter()
+    time.sleep(0.2)
+    samples = sampler.stop()["samples"]
+    after = [sample for sample in samples if sample["time_s"] > ended_s]
+    assert len(after) > 2
+    assert {sample["rss_bytes"] for sample in after} == {None}
+    assert after[-1]["cpu_s"] == max(sample["cpu_s"] for sample in samples) > 0.3
+
+
+def test_later_child_counts_with_all_it_used() -> None:
+    """A process that the tree starts between two looks is found, and its CPU time is not lost."""
+    tree = devices.ProcessTree([psutil.Process().pid])
+    tree.rescan(0.0)
+    base = tree.read()
+    child = subprocess.Popen([sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        cpu_s = tell(child)[2]
+        tree.rescan(float("inf"))
+        used_s, rss_bytes = tree.read()
+    finally:
+        child.kill()
+        child.communicate()
+    assert base[0] == 0.0
+    assert used_s > cpu_s - 0.02
+    assert rss_bytes is not None
+    assert base[1] is not None
+    assert rss_bytes - base[1] > 150e6
+
+
+def test_device_that_fails_is_noted() -> None:
+    """Whatever a driver raises, sampling goes on and the reason is in the samples."""
+
+    class Lost(devices.Device):
+        def read(self) -> devices.Reading:
+            raise OSError("the bus hung")
+
+    lost = Lost("GPU", "GPU-0", 2**30, "1", 100.0, {})
+    sampler = devices.Sampler(devices.DeviceSet((lost,), ""), [psutil.Process().pid], interval_s=0.02)
+    sampler.start()
+    time.sleep(0.2)
+    samples = sampler.stop()
+    found, omitted = devices.summarise(samples, samples["samples"][1]["time_s"], samples["samples"][-1]["time_s"])
+    assert set(found) == {"cpu_compute_utilization", "cpu_memory_peak_gib"}
+    assert omitted["gpu_power_watts_avg"] == "GPU GPU-0 gives no power: OSError: the bus hung."
+
+
+def test_slow_device_does_not_turn_sampling_into_a_busy_loop() -> None:
+    """Between two samples there is always a sleep of at least half the interval."""
+
+    class Slow(devices.Device):
+        def read(self) -> devices.Reading:
+            time.sleep(0.05)
+            return devices.Reading()
+
+    slow = Slow("GPU", "GPU-0", None, "1", None, {})
+    sampler = devices.Sampler(devices.DeviceSet((slow,), ""), [], interval_s=0.04)
+    sampler.start()
+    time.sleep(0.4)
+    times = [sample["time_s"] for sample in sampler.stop()["samples"]]
+    assert min(after - before for before, after in itertools.pairwise(times[:-1])) >= 0.065

@@ -1,0 +1,86 @@
+"""The state directory when it cannot be used, and when two users share one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ado_actuators.sfttrainer.actuator import SFTTrainer
+from ado_actuators.sfttrainer.core.host import environment
+from ado_actuators.sfttrainer.core.host.local import Local
+from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
+
+pytestmark = pytest.mark.timeout(120)
+
+WORKLOAD = {"model_name": "tiny-llama-5m", "model_max_length": 16, "batch_size": 1, "number_gpus": 0}
+NOBODY = 65534
+
+
+def test_a_state_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file where the directory should be: a sentence that names it, and no second attempt."""
+    state = tmp_path / "state"
+    state.write_text("")
+    plan = measurement.plan("sfttrainer", "finetune_full_benchmark", WORKLOAD)
+    with Local(SFTTrainer.plugin(), SFTTrainerParameters(), state) as local:
+        verdict = local.measure(plan)
+    assert verdict.sentence == f"nothing can be written in {state}: Not a directory."
+    assert verdict.metadata["attempts"] == 1
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Make a directory that all users of this machine can read and only this one can write."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be two users")
+    with tempfile.TemporaryDirectory(prefix="shared-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        (Path(name) / "list.txt").write_text("six==1.17.0\n")
+        yield Path(name)
+
+
+def as_nobody(shared: Path) -> str:
+    """Resolve the shared list in a child process of another user; return the interpreter or the sentence."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        try:
+            answer = str(resolve(shared))
+        except BaseException as problem:
+            answer = str(problem)
+        os.write(write, answer.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as answers:
+        return answers.read()
+
+
+def resolve(shared: Path) -> Path:
+    """Return the interpreter of the shared list's environment."""
+    return environment.resolve(
+        "managed", requirements=shared / "list.txt", cache_dir=shared / "cache", progress=lambda line: None
+    )
+
+
+def test_two_users_share_a_built_environment(shared: Path) -> None:
+    """What one user has built another one uses, without write access."""
+    python = Path(os.path.realpath(sys.executable))
+    if not all(place.stat().st_mode & 0o001 for place in (python, *python.parents)):
+        pytest.skip("this Python is its owner's alone, so an environment made of it is too")
+    built = resolve(shared)
+    assert as_nobody(shared) == str(built)
+
+
+def test_another_user_cannot_build_where_he_may_not_write(shared: Path) -> None:
+    """An environment that is missing in somebody else's cache: one sentence."""
+    (shared / "cache").mkdir(mode=0o755)
+    assert as_nobody(shared) == f"The environment cannot be built in {shared / 'cache'}: Permission denied."

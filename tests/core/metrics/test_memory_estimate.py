@@ -1,0 +1,154 @@
+"""Capacity of devices, what devices share, and the report of an estimate: exact numbers, no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ado_actuators.sfttrainer.core.measurement.attempts import Knowledge
+from ado_actuators.sfttrainer.core.metrics import capacity
+from ado_actuators.sfttrainer.core.metrics import memory_estimate as memory_report
+from ado_actuators.sfttrainer.core.workload import fields as workload
+
+GIB = 2**30
+VALUES = {
+    "model_name": "tiny-llama-5m",
+    "model_max_length": 128,
+    "batch_size": 8,
+    "number_gpus": 2,
+    "gpu_model": "NVIDIA-A100-80GB-PCIe",
+}
+
+
+def made(**change: Any) -> workload.Workload:
+    """Return a workload."""
+    return workload.parse({**VALUES, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("NVIDIA-A100-80GB-PCIe", 80.0),
+        ("NVIDIA-A100-SXM4-80GB", 80.0),
+        ("A100-40G", 40.0),
+        ("NVIDIA-H100-PCIe", 80.0),
+        ("NVIDIA-H100-80GB-HBM3", 80.0),
+        ("NVIDIA H100 NVL", 94.0),
+        ("L40S", 45.0),
+        ("Tesla-V100-PCIE-16GB", 16.0),
+        ("Tesla-T4", 15.0),
+    ],
+)
+def test_memory_of_known_devices(name: str, gib: float) -> None:
+    """Names as Ray and node labels spell them; cards with GDDR lose a sixteenth to error correction."""
+    assert capacity.device_memory_gib(name) == (gib, "")
+    assert capacity.usable_bytes(name) == int((0.988 * gib - 0.5) * GIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen_gib"), [("NVIDIA H200", 139.8), ("NVIDIA-H100-80GB-HBM3", 79.1), ("L40S", 44.4), ("Tesla-T4", 14.6)]
+)
+def test_no_device_has_more_than_torch_sees_of_it(name: str, seen_gib: float) -> None:
+    """A context of CUDA has to fit beside what training can use, and at most a twentieth goes unused."""
+    usable = capacity.usable_bytes(name)
+    assert usable is not None
+    assert 0.95 * seen_gib * GIB < usable < (seen_gib - 0.25) * GIB
+
+
+@pytest.mark.parametrize("name", ["any", "A100", "V100", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "Abacus 3"])
+def test_memory_that_is_not_known(name: str) -> None:
+    """A name that fits several sizes, a part of a GPU, or none: a sentence, no guess."""
+    gib, reason = capacity.device_memory_gib(name)
+    assert gib is None
+    assert reason.endswith(".")
+    assert capacity.usable_bytes(name) is None
+
+
+def record(passes_gib: float, update_gib: float) -> dict[str, Any]:
+    """Return a record with these peaks."""
+    names = ("parameters", "gradients", "optimizer", "activations", "temporaries")
+    shares = dict(zip(names, (0.5, 0.25, 0.125, 0.0625, 0.0625), strict=True))
+    peaks = {"passes": passes_gib, "update": update_gib}
+    return {
+        "peaks_bytes": {
+            phase: {name: int(share * gib * GIB) for name, share in shares.items()} for phase, gib in peaks.items()
+        },
+        "largest_batch_size": 24,
+    }
+
+
+def test_the_report_of_an_estimate() -> None:
+    """The fuller phase counts, with its parts; it fits if torch can have so much."""
+    got = memory_report.make(record(64, 32), made(), total_s=3.0)
+    assert got.properties == {
+        "is_valid": 1,
+        "failure": "none",
+        "memory_estimate_gib": 64.0,
+        "memory_parameters_gib": 32.0,
+        "memory_gradients_gib": 16.0,
+        "memory_optimizer_gib": 8.0,
+        "memory_activations_gib": 4.0,
+        "memory_temporaries_gib": 4.0,
+        "device_memory_gib": 80.0,
+        "fits": 1,
+        "largest_batch_size": 24,
+        "total_s": 3.0,
+    }
+    assert got.omitted == {}
+
+
+def test_what_the_context_of_cuda_takes_is_not_there() -> None:
+    """79.5 GiB do not fit a device of 80 GiB."""
+    assert memory_report.make(record(1, 79.5), made(), total_s=3.0).properties["fits"] == 0
+
+
+def test_an_unknown_device_gives_no_verdict() -> None:
+    """What depends on the device is left out, with the reason."""
+    got = memory_report.make(record(64, 32), made(gpu_model="any"), total_s=3.0)
+    reason = "gpu_model any names no device."
+    assert got.omitted == dict.fromkeys(("device_memory_gib", "fits", "largest_batch_size"), reason)
+
+
+def test_a_workload_without_gpus_gives_no_verdict() -> None:
+    """The memory of a host is not known."""
+    got = memory_report.make(record(64, 32), made(gpu_model="any", number_gpus=0), total_s=3.0)
+    assert set(got.omitted) == {"device_memory_gib", "fits", "largest_batch_size"}
+
+
+@pytest.mark.parametrize(("gib", "certain"), [(79.0, False), (87.2, False), (87.4, True)])
+def test_only_what_exceeds_the_known_error_is_certain(gib: float, certain: bool) -> None:
+    """78.54 GiB can be had: 87.2 GiB may be 78.48 in truth, 87.4 are at least 78.66."""
+    sentence = memory_report.certainly_too_large(record(1, gib), made())
+    assert (sentence is not None) == certain
+    assert sentence is None or len(sentence) <= 200
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({}, True),
+        ({"batch_size": 16}, True),
+        ({"model_max_length": 256}, True),
+        ({"batch_size": 16, "model_max_length": 64}, False),
+        ({"batch_size": 6}, False),
+        ({"batch_size": 16, "gradient_checkpointing": True}, False),
+        ({"batch_size": 16, "number_gpus": 4}, False),
+        ({"batch_size": 16, "method": "lora"}, False),
+    ],
+)
+def test_what_did_not_fit_does_not_fit_when_larger(change: dict[str, Any], known: bool) -> None:
+    """As large or larger in batch and length, with everything else equal."""
+    knowledge = Knowledge()
+    knowledge.note(made(), "gpu_oom")
+    sentence = knowledge.too_large(made(**change))
+    assert (sentence is not None) == known
+    assert sentence is None or "batch_size 8 and model_max_length 128" in sentence
+
+
+@pytest.mark.parametrize("failure", ["none", "host_oom", "invalid_configuration", None])
+def test_only_running_out_of_gpu_memory_teaches(failure: str | None) -> None:
+    """Other ends say nothing about larger workloads."""
+    knowledge = Knowledge()
+    knowledge.note(made(), failure)
+    assert knowledge.too_large(made(batch_size=16)) is None

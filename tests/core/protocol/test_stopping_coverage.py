@@ -1,0 +1,130 @@
+"""How often the interval reported at the moment of stopping covers the truth: the property the stopping rule promises.
+
+The truth is the mean of the process that makes the steps; where it drifts, the mean of its trend over the measured steps.
+Stalls too rare to happen while it watches, and dear, cannot be known; they are among the series nevertheless, and
+count in the share of all series, but are not asked to reach it by themselves.
+"""
+
+import math
+import random
+
+import pytest
+
+from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
+from ado_actuators.sfttrainer.core.protocol.stopping import Protocol
+
+MOST_STEPS = 1200
+SERIES = 60
+
+
+def noise(spread):
+    """Independent steps."""
+    return lambda rng: ([1 + rng.gauss(0, spread) for _ in range(MOST_STEPS)], [1.0] * MOST_STEPS)
+
+
+def drift(slope, spread):
+    """Steps whose mean moves by ``slope`` of the first step with each step."""
+
+    def series(rng):
+        trend = [1 + slope * step for step in range(MOST_STEPS)]
+        return [mean * (1 + rng.gauss(0, spread)) for mean in trend], trend
+
+    return series
+
+
+def spikes(chance, size):
+    """Steps of which some take longer by ``size`` steps."""
+
+    def series(rng):
+        steps = [1 + rng.gauss(0, 0.01) + size * (rng.random() < chance) for _ in range(MOST_STEPS)]
+        return steps, [1 + chance * size] * MOST_STEPS
+
+    return series
+
+
+def every(period, size):
+    """Steps of which each ``period``-th takes longer by ``size`` steps, as with logging or garbage collection."""
+
+    def series(rng):
+        offset = rng.randrange(period)
+        steps = [1 + rng.gauss(0, 0.01) + size * ((step + offset) % period == 0) for step in range(MOST_STEPS)]
+        return steps, [1 + size / period] * MOST_STEPS
+
+    return series
+
+
+def autocorrelation(rho, spread):
+    """A first-order autoregression."""
+
+    def series(rng):
+        value, steps = rng.gauss(0, spread), []
+        for _ in range(MOST_STEPS):
+            steps.append(1 + value)
+            value = rho * value + math.sqrt(1 - rho * rho) * rng.gauss(0, spread)
+        return steps, [1.0] * MOST_STEPS
+
+    return series
+
+
+KINDS = {
+    "noise": [noise(0.0005), noise(0.02), noise(0.05), noise(0.1), noise(0.15)],
+    "drift": [drift(1e-4, 0.01), drift(1e-3, 0.02), drift(-3e-4, 0.05), drift(3e-4, 0.1)],
+    "spikes": [
+        spikes(0.02, 0.2),
+        spikes(0.1, 0.2),
+        spikes(0.02, 0.5),
+        spikes(0.1, 1.0),
+        every(10, 0.5),
+    ],
+    "rare spikes": [spikes(0.01, 2.0), spikes(0.05, 0.5)],
+    "autocorrelation": [
+        autocorrelation(0.3, 0.05),
+        autocorrelation(0.5, 0.1),
+        autocorrelation(0.7, 0.05),
+        autocorrelation(0.8, 0.03),
+        autocorrelation(0.9, 0.02),
+    ],
+}
+
+
+def covered(steps, truth):
+    """Whether the interval at the moment of stopping covers the mean of ``truth`` over the measured steps."""
+    protocol = Protocol(target_ci_percent=2.0, max_steps=MOST_STEPS)
+    for step, duration in enumerate(steps, start=1):
+        protocol.add(max(duration, 0.05))
+        if protocol.check_steps(step) and protocol.should_stop():
+            break
+    measured = protocol.measured
+    mean = sum(measured) / len(measured)
+    true_mean = sum(truth[protocol.warmup_steps :][: len(measured)]) / len(measured)
+    return abs(mean - true_mean) <= half_width_percent(measured) / 100 * mean
+
+
+@pytest.fixture(scope="module")
+def shares():
+    """The share of series that is covered, by kind."""
+    found = {}
+    for kind, makers in KINDS.items():
+        rng = random.Random(kind)
+        outcomes = [covered(*make(rng)) for make in makers for _ in range(SERIES)]
+        found[kind] = sum(outcomes) / len(outcomes)
+    return found
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("rare")])
+def test_interval_covers_the_truth_in_93_percent_of_series(shares, kind):
+    """Of each kind, at the step at which the rule stops for a target of 2 %."""
+    assert shares[kind] >= 0.93, shares
+
+
+def test_dear_stalls_that_are_rare_are_covered_less_often(shares):
+    """As docs/metrics.md says: 33 % where one in a hundred costs two steps, 83 % where one in twenty costs half a step."""
+    assert shares["rare spikes"] == pytest.approx((0.33 + 0.83) / 2, abs=0.1)
+
+
+def test_interval_covers_the_truth_in_93_percent_of_all_series(shares):
+    """All kinds together, those with stalls that are rare and dear included."""
+    series = {kind: len(makers) for kind, makers in KINDS.items()}
+    covered_series = sum(shares[kind] * count for kind, count in series.items())
+    assert covered_series / sum(series.values()) >= 0.93, shares

@@ -1,0 +1,46 @@
+"""Rows to report on: of a real operation, and made by hand where a CPU cannot give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ado_actuators.sfttrainer.core.reporting import read
+from ado_actuators.sfttrainer.core.reporting.rows import Row
+
+RECORDINGS = Path(__file__).parents[2] / "recordings"
+
+
+@pytest.fixture(scope="session")
+def recorded() -> list[Row]:
+    """Ten results of a real operation on two cores, with metadata: six measured, three refused, one failed."""
+    return read.rows(str(RECORDINGS / "operation.yaml"))
+
+
+@pytest.fixture(scope="session")
+def row() -> Callable[..., Row]:
+    """Make a row of a workload on GPUs; ``tokens`` is its throughput, ``oom`` that it did not fit."""
+
+    def make(
+        tokens: float | None = None, ci: float | None = 1.0, *, oom: bool = False, failed: str = "", **given: Any
+    ) -> Row:
+        source, actuator = given.pop("source", "test"), given.pop("actuator", "sfttrainer")
+        experiment = given.pop("experiment", "finetune_full_benchmark")
+        memory, metadata = given.pop("memory", None), given.pop("metadata", {})
+        extra = given.pop("outputs", {})
+        workload = {"model_name": "m", "model_max_length": 1024, "batch_size": 8, "number_gpus": 1, **given}
+        if failed:
+            return Row(source, actuator, experiment, workload, {}, failed, metadata)
+        if oom:
+            return Row(source, actuator, experiment, workload, {"is_valid": 0, "failure": "gpu_oom"}, "", metadata)
+        outputs = {"is_valid": 1, "failure": "none", "dataset_tokens_per_second": tokens, **extra}
+        if ci is not None:
+            outputs["throughput_ci95_percent"] = ci
+        if memory is not None:
+            outputs["gpu_memory_peak_gib"] = memory
+        return Row(source, actuator, experiment, workload, outputs, "", metadata)
+
+    return make

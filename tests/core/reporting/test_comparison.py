@@ -1,0 +1,167 @@
+"""Two sets of measurements compared: verdicts, and the command's exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ado_actuators.fms_hf_tuning.core.commands import compare as other_command
+from ado_actuators.sfttrainer.core.commands import compare as command
+from ado_actuators.sfttrainer.core.reporting.comparison import Tolerance, compare
+from ado_actuators.sfttrainer.core.reporting.rows import Row
+
+from .conftest import RECORDINGS
+
+Make = Callable[..., Row]
+
+
+def verdict(before: Row, after: Row, tolerance: Tolerance = Tolerance(3.0, 5.0)) -> tuple[str, str]:  # noqa: B008
+    """Return verdict and reason of one workload."""
+    (pair,) = compare([before], [after], tolerance).pairs
+    return pair.verdict, pair.why
+
+
+def test_noise_is_no_regression(row: Make) -> None:
+    """5 % slower, but each side is sure of 2 % only: with 3 % of tolerance that may be nothing."""
+    assert verdict(row(100.0, 2.0), row(95.0, 2.0)) == ("same", "")
+
+
+def test_slower_beyond_noise_is_a_regression(row: Make) -> None:
+    """10 % slower with the same intervals."""
+    assert verdict(row(100.0, 2.0), row(90.0, 2.0)) == ("regression", "slower by 10.0 %.")
+
+
+def test_the_tolerance_decides_what_is_noise_between_runs(row: Make) -> None:
+    """The same pair passes a wider tolerance."""
+    assert verdict(row(100.0, 2.0), row(90.0, 2.0), Tolerance(10.0, 5.0))[0] == "same"
+
+
+def test_faster_beyond_noise_is_an_improvement(row: Make) -> None:
+    """10 % faster."""
+    assert verdict(row(100.0, 2.0), row(110.0, 2.0)) == ("improvement", "faster by 10.0 %.")
+
+
+def test_what_ran_and_cannot_run_now_is_a_regression(row: Make) -> None:
+    """An upgrade that no longer fits is worse than a slow one."""
+    assert verdict(row(100.0), row(oom=True)) == (
+        "regression", "ran before, cannot run (gpu_oom) now: no reason is known."
+    )  # fmt: skip
+    assert verdict(row(100.0), row(failed="it broke.")) == ("regression", "ran before, failed now: it broke.")
+    assert verdict(row(oom=True), row(100.0)) == ("improvement", "could not run before, runs now.")
+
+
+def test_more_allocated_memory_is_a_regression(row: Make) -> None:
+    """Allocators repeat to the byte: 6 % more is no noise."""
+    before = row(100.0, outputs={"torch_peak_allocated_gib": 50.0})
+    after = row(100.0, outputs={"torch_peak_allocated_gib": 53.0})
+    assert verdict(before, after) == ("regression", "allocates 6.0 % more memory.")
+
+
+def test_fewer_runs_that_end_well_are_a_regression(row: Make) -> None:
+    """A stability experiment has no throughput: the fraction of runs that ended well decides."""
+    well, half, none = (row(outputs={"f_gpu_oom": 1 - share, "f_no_error": share}) for share in (1, 0.5, 0))
+    assert verdict(well, none) == ("regression", "100 % of the runs ended well before, 0 % do now.")
+    assert verdict(half, well) == ("improvement", "50 % of the runs ended well before, 100 % do now.")
+    assert verdict(none, none) == ("same", "0 % of the runs end well, as before.")
+
+
+def test_a_higher_memory_estimate_is_a_regression(row: Make) -> None:
+    """It has no throughput either; the tolerance of memory holds for what is predicted."""
+    low, high = row(outputs={"memory_estimate_gib": 50.0}), row(outputs={"memory_estimate_gib": 53.0})
+    assert verdict(low, high) == ("regression", "50 GiB were predicted before, 53 GiB are now.")
+    assert verdict(high, low) == ("improvement", "53 GiB were predicted before, 50 GiB are now.")
+    assert verdict(low, high, Tolerance(3.0, 10.0))[0] == "same"
+
+
+def test_without_an_interval_nothing_is_claimed(row: Make) -> None:
+    """Half the speed, but nobody knows how noisy it was."""
+    assert verdict(row(100.0, None), row(50.0, 1.0)) == ("unknown", "a side lacks the throughput or its interval.")
+
+
+def test_workloads_without_partner_are_named(row: Make) -> None:
+    """The join is by workload, wherever it was measured; of repetitions the last one counts."""
+    before = [row(50.0, source="a"), row(100.0, source="a"), row(1.0, batch_size=2)]
+    found = compare(before, [row(100.0, source="b"), row(1.0, batch_size=4)], Tolerance())
+    assert [pair.verdict for pair in found.pairs] == ["same"]
+    assert (found.only_before, found.only_after) == (["batch 2"], ["batch 4"])
+
+
+def slowed(factor: float, directory: Path) -> str:
+    """Write the recorded operation with another throughput in every row; return the file's name."""
+    lines = (RECORDINGS / "operation.csv").read_text().splitlines()
+    heads = lines[0].split(",")
+    rate, interval = heads.index("dataset_tokens_per_second"), heads.index("throughput_ci95_percent")
+    changed = [lines[0]]
+    for line in lines[1:]:
+        cells = line.split(",")
+        if cells[rate] != "not_measured":
+            cells[rate], cells[interval] = str(float(cells[rate]) * factor), "1.0"
+        changed.append(",".join(cells))
+    (directory / f"{factor}.csv").write_text("\n".join(changed))
+    return str(directory / f"{factor}.csv")
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (0.9, 1), (1.2, 0)])
+def test_the_exit_status_says_whether_there_is_a_regression(
+    factor: float, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0 and 1; all ten workloads of the recorded operation are in the table."""
+    assert command.main("sfttrainer", [slowed(1, tmp_path), slowed(factor, tmp_path)]) == status
+    assert "10 workloads compared" in capsys.readouterr().out
+
+
+def test_the_table_says_what_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line as a user reads it."""
+    command.main("sfttrainer", [slowed(1, tmp_path), slowed(0.9, tmp_path)])
+    assert (
+        "- tiny-llama-5m, length 32, batch 4, 1 node    539.0  485.1  0.900  0.887 to 0.913"
+        "  regression: slower by 10.0 %."
+    ) in capsys.readouterr().out.splitlines()
+
+
+def test_json_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For programs."""
+    command.main("sfttrainer", ["--json", slowed(1, tmp_path), slowed(0.9, tmp_path)])
+    first = json.loads(capsys.readouterr().out)["pairs"][0]
+    assert (first["verdict"], first["why"]) == ("regression", "slower by 10.0 %.")
+
+
+def test_where_no_workload_has_an_answer_the_status_is_bad_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table is there, but no job passes because nothing is known."""
+    file = tmp_path / "short.csv"
+    file.write_text(
+        "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,is_valid,dataset_tokens_per_second\n"
+        "e,sfttrainer.finetune_full_benchmark@1.0.0,m,32,4,0,1,50\n"
+    )
+    assert command.main("sfttrainer", [str(file), str(file)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "No workload can be compared: each has a side without a throughput and its interval.\n"
+    assert "? m, length 32, batch 4" in printed.out
+    assert "1 workload compared: 1 unknown." in printed.out
+
+
+@pytest.mark.parametrize("given", ["abc", "nan", "100"])
+def test_a_tolerance_that_is_no_percentage_is_answered_with_a_sentence(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usage, and what was expected."""
+    with pytest.raises(SystemExit, match="2"):
+        command.main("sfttrainer", ["a", "b", "--tolerance", given])
+    sentence = f"error: argument --tolerance: {given} is no percentage from 0 to below 100.\n"
+    assert capsys.readouterr().err.endswith(sentence)
+
+
+def test_nothing_to_compare_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file, and files without a common workload, end with 2 and a sentence."""
+    assert other_command.main("fms_hf_tuning", [str(tmp_path / "absent.csv"), slowed(1, tmp_path)]) == 2
+    assert "absent.csv is no file" in capsys.readouterr().err
+    other = tmp_path / "other.csv"
+    lines = (RECORDINGS / "operation.csv").read_text().splitlines(keepends=True)
+    other.write_text("".join([lines[0], lines[1].replace("tiny-llama-5m", "another")]))
+    assert command.main("sfttrainer", [slowed(1, tmp_path), str(other)]) == 2
+    assert capsys.readouterr().err.endswith("have no workload in common.\n")

@@ -1,0 +1,366 @@
+"""The report as a user gets it: figures, page, files, and a look at it in a real browser."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ado_actuators.sfttrainer.core.commands import report
+from ado_actuators.sfttrainer.core.reporting import figure_style as canvas
+from ado_actuators.sfttrainer.core.reporting import figures, page
+from ado_actuators.sfttrainer.core.reporting.rows import Row
+
+from .conftest import RECORDINGS
+
+Make = Callable[..., Row]
+FIGURES = [
+    *("throughput-actuator", "throughput-batch-size", "throughput-model-max-length", "throughput-number-gpus"),
+    *("stacks", "memory", "frontier", "pareto", "scaling-strong", "scaling-weak", "cost", "energy", "traces"),
+]
+QUIET = [
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
+    *("--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1280,3200"),
+]
+# the page has no script of its own; this one reports the size that each drawing got
+MEASURE = """<script>
+addEventListener("load", () => {
+  document.title = [...document.querySelectorAll("figure")].map((figure) => {
+    const drawn = [...figure.querySelectorAll("svg path, svg text")].filter((part) => !part.closest("defs"));
+    const boxes = drawn.map((part) => part.getBoundingClientRect());
+    const whole = figure.querySelector("svg").getBoundingClientRect();
+    const out = boxes.filter((box) => box.right > whole.right + 2 || box.left < whole.left - 2);
+    return [figure.id, Math.round(whole.width), Math.round(whole.height), boxes.length, out.length].join(":");
+  }).join(" ");
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def everything(row: Make) -> list[Row]:
+    """Measurements that give every figure: two stacks, lengths, batches and GPUs, some out of memory."""
+    rows = []
+    for actuator, factor in (("sfttrainer", 1.0), ("fms_hf_tuning", 0.9)):
+        for length in (512, 2048):
+            for gpus in (1, 2):
+                for batch in (4, 8, 16):
+                    fits = batch * length <= 16384 * gpus
+                    given = {"actuator": actuator, "model_max_length": length, "batch_size": batch, "number_gpus": gpus}
+                    outputs = {"energy_joules_per_token": 0.2, "usd_per_million_tokens": 0.1 / factor}
+                    metadata = {"step_s": [2.0, 1.1, 1.0, 1.2], "steps": {"warmup": 1}}
+                    rows.append(
+                        row(1e4 * factor * gpus**0.9 * batch**0.1, 1.5, memory=4 + batch * length / 512, outputs=outputs,
+                            metadata=metadata, **given)
+                        if fits else row(oom=True, **given)
+                    )  # fmt: skip
+    return rows
+
+
+def html_of(rows: list[Row]) -> str:
+    """Return the page of some rows."""
+    drawn, left_out = figures.draw(rows)
+    pictures = [page.Picture(one.name, one.title, one.caption, canvas.render(one, "svg").decode()) for one in drawn]
+    return page.html(rows, pictures, left_out, "Made by a test.")
+
+
+@pytest.fixture(scope="module")
+def full_page(everything: list[Row]) -> str:
+    """The page with every figure."""
+    return html_of(everything)
+
+
+def test_full_data_give_every_figure(everything: list[Row]) -> None:
+    """None is left out, and each has a name of its own."""
+    drawn, left_out = figures.draw(everything)
+    assert left_out == []
+    assert sorted(one.name for one in drawn) == sorted(FIGURES)
+    assert set(FIGURES) <= set(figures.NAMES)
+
+
+def test_every_axis_has_a_title(everything: list[Row]) -> None:
+    """With its unit, where it has one; bars have labels instead of a title."""
+    drawn, _ = figures.draw(everything)
+    titles = {one.name: (axes.get_xlabel(), axes.get_ylabel()) for one in drawn for axes in one.figure.axes[-1:]}
+    assert titles["throughput-batch-size"] == ("batch_size (samples)", "real tokens per second")
+    assert titles["pareto"] == ("peak memory of a GPU (GiB)", "real tokens per second")
+    assert titles["energy"] == ("kWh per million real tokens", "")
+    assert all(x for x, _ in titles.values())
+
+
+def test_the_energy_of_a_million_tokens_is_in_kilowatt_hours(row: Make) -> None:
+    """3.6 J per token are 3.6 MJ per million tokens: 1 kWh."""
+    rows = [row(1.0, outputs={"energy_joules_per_token": 3.6}), row(1.0, batch_size=4)]
+    (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "energy"]
+    assert [patch.get_width() for patch in drawing.figure.axes[0].patches] == [1.0]
+    assert drawing.caption == "In kWh per million real tokens, lowest first."
+
+
+def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
+    """5 % of 200 are 10, to both sides."""
+    drawing = next(one for one in figures.draw([row(200.0, 5.0, batch_size=4), row(300.0, 0.0)])[0])
+    (segments,) = [line.get_segments() for line in drawing.figure.axes[0].collections]
+    assert segments[0].tolist() == [[4.0, 190.0], [4.0, 210.0]]
+
+
+def test_what_has_no_room_is_counted_in_the_caption(row: Make) -> None:
+    """Frontiers, scalings, bars and pairs are drawn as far as there is room, and the rest is not kept secret."""
+    prices = {"usd_per_million_tokens": 1.0}
+    rows = [
+        row(1.0, model_name=f"m{index}", number_gpus=gpus, actuator=actuator, outputs=prices)
+        for index in range(17) for gpus in (1, 2) for actuator in ("sfttrainer", "fms_hf_tuning")
+    ]  # fmt: skip
+    rows += [row(oom=True, model_name=f"m{index}", batch_size=16) for index in range(17)]
+    ends = {one.name: one.caption.rpartition(". ")[2] for one in figures.draw(rows)[0]}
+    assert ends["frontier"] == "The first 6 of 17 kinds of workload."
+    assert ends["scaling-strong"] == "The first 6 of 34 kinds of workload."
+    assert ends["cost"] == "The first 20 of 68 workloads."
+    assert ends["stacks"] == "The first 16 of 34 workloads."
+
+
+def test_memory_of_another_kind_is_counted(row: Make) -> None:
+    """A GPU's memory and a process's cannot be compared: of a mixed report the captions and the table say what lacks."""
+    rows = [row(1.0, memory=10.0), row(2.0, memory=20.0, batch_size=4)]
+    resident = [row(3.0, number_gpus=0, outputs={"cpu_memory_peak_gib": size}) for size in (1.0, 2.0)]
+    captions = {one.name: one.caption for one in figures.draw([*rows, *resident])[0]}
+    for name in ("memory", "pareto"):
+        assert captions[name].endswith(" 2 measurements without gpu_memory_peak_gib are left out.")
+    table = "The memory is gpu_memory_peak_gib; that of 2 measurements without it is left out."
+    assert table in html_of([*rows, *resident])
+    captions = {one.name: one.caption for one in figures.draw(rows)[0]}
+    assert captions["memory"] == "The peak memory of a GPU, gpu_memory_peak_gib."
+    assert "without it" not in html_of(rows)
+
+
+def test_both_stacks_are_drawn_of_two_sources(row: Make) -> None:
+    """Each stack has a file of its own; labels name the workload and no file."""
+    rows = [row(1.0, source="a", batch_size=4), row(1.0, source="a", batch_size=8)]
+    rows += [row(2.0, source="b", actuator="fms_hf_tuning", batch_size=batch) for batch in (4, 8)]
+    (drawing,) = (one for one in figures.draw(rows)[0] if one.name == "stacks")
+    assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == ["batch 4", "batch 8"]
+    assert "<th>batch 4</th>" in html_of(rows)
+
+
+def test_a_name_with_dollars_is_no_formula(row: Make) -> None:
+    """Between two of them stands what a user wrote; as mathematics it could not even be drawn."""
+    drawn, _ = figures.draw([row(1.0, model_name=r"$\nothing$"), row(2.0, model_name="m", batch_size=4)])
+    for one in drawn:
+        canvas.render(one, "png")
+    assert r"$\nothing$" in canvas.render(drawn[0], "svg").decode()
+
+
+def test_a_single_step_can_be_seen(row: Make) -> None:
+    """A line through one point is none: few steps have markers, and an axis that has room for them."""
+    drawing = next(one for one in figures.draw([row(1.0, metadata={"step_s": [2.0]})])[0] if one.name == "traces")
+    (axes,) = drawing.figure.axes
+    assert [line.get_marker() for line in axes.lines] == ["o"]
+    assert axes.get_xlim() == (0.5, 1.5)
+
+
+def test_one_best_workload_is_no_line(row: Make) -> None:
+    """Where one beats all others in both there is no front to draw, and the caption names it."""
+    rows = [row(200.0, memory=1.0, batch_size=4), row(100.0, memory=2.0)]
+    (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "pareto"]
+    (axes,) = drawing.figure.axes
+    assert "front" not in [line.get_label() for line in axes.lines]
+    assert drawing.caption == "Up and left is better: nothing beats batch 4 in either."
+
+
+def test_what_the_data_lack_is_left_out_with_a_reason() -> None:
+    """An exported CSV from a CPU has no traces, no energy and no out-of-memory."""
+    rows = report.read.rows(str(RECORDINGS / "operation.csv"))
+    assert [title for title, _ in figures.draw(rows)[1]] == [
+        "Both stacks", "Out-of-memory frontier", "Energy", "Step times",
+    ]  # fmt: skip
+
+
+def test_rows_without_any_number_still_make_a_page(row: Make) -> None:
+    """Everything failed: no figure, but the sentence is there."""
+    text = html_of([row(failed="the disk is full."), row(failed="the disk is full.", batch_size=1)])
+    assert "<figure" not in text
+    assert "the disk is full." in text
+
+
+def test_labels_of_an_axis_keep_apart() -> None:
+    """Of many values those are written that have room; on a logarithmic axis others than on a linear one."""
+    assert canvas.sparse([1, 2, 50, 51, 100], float) == [1, 50, 100]
+    assert canvas.sparse([1, 2, 4, 8, 15, 16], math.log) == [1, 2, 4, 8, 15]
+
+
+def test_numbers_of_other_experiments_are_in_the_table() -> None:
+    """A stability experiment has fractions instead of rates."""
+    outputs = {"is_valid": 1, "failure": "none", "f_gpu_oom": 0.4, "f_no_error": 0.6}
+    text = html_of([Row("s", "sfttrainer", "finetune_full_stability", {"batch_size": 4}, outputs)])
+    assert "<th class=number>f_no_error</th>" in text
+    assert "<td class=number>0.6</td>" in text
+
+
+def test_one_workload_is_counted_in_the_singular(row: Make) -> None:
+    """In the first tile of the page."""
+    assert "<b>1</b><span>of 1 workload measured</span>" in html_of([row(1.0)])
+    assert "<b>2</b><span>of 2 workloads measured</span>" in html_of([row(1.0), row(2.0)])
+
+
+def test_colours_of_a_drawing_come_from_the_page(full_page: str) -> None:
+    """One drawing is right in light and dark: no colour is fixed in it, and it is well-formed."""
+    drawings = re.findall(r"<svg .*?</svg>", full_page, re.DOTALL)
+    assert len(drawings) == len(FIGURES)
+    for svg in drawings:
+        ElementTree.fromstring(svg)
+        assert set(re.findall(r"#[0-9a-fA-F]{6}\b", svg)) <= {"#000000"}
+        assert "var(--ink)" in svg
+
+
+def test_texts_are_escaped(row: Make) -> None:
+    """Nothing a user or a library wrote becomes markup, in the page and in its drawings."""
+    evil = "<script>alert(1)</script>&\"'"
+    rows = [
+        row(1.0, model_name=evil), row(2.0), row(failed=evil, batch_size=3), row(3.0, source=evil),
+        row(4.0, metadata={"hosts": [evil], "versions": {evil: evil}}),
+    ]  # fmt: skip
+    text = html_of(rows)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_the_page_asks_for_nothing(full_page: str) -> None:
+    """No address but XML's name spaces, no import, no source."""
+    assert set(re.findall(r"https?://[^\s\"'<]+", full_page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert not re.search(r"@import|\bsrc=|url\((?!#)", full_page)
+
+
+def test_the_command_writes_page_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it prints exists, and the images are as wide as a figure at 160 dots an inch."""
+    assert report.main("sfttrainer", [str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path / "a" / "b")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    files = [Path(line) for line in printed if line.startswith(str(tmp_path))]
+    assert files[0].name == "report.html"
+    assert "<title>Fine-tuning measurements of operation.yaml</title>" in files[0].read_text()
+    assert {file.name for file in files} == {file.name for file in (tmp_path / "a" / "b").iterdir()}
+    image = next(file for file in files if file.name == "memory.png").read_bytes()
+    assert struct.unpack(">II", image[16:24]) == (1024, 592)
+    assert "Both stacks: left out, no workload was measured with both actuators." in printed
+
+
+def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    """A CSV gives no step times: what is left of them goes, and what is not ours stays."""
+    for name in ("traces.png", "throughput-packing.png", "mine.png"):
+        (tmp_path / name).touch()
+    assert report.main("sfttrainer", ["--format", "png", "-o", str(tmp_path), str(RECORDINGS / "operation.csv")]) == 0
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names & {"traces.png", "throughput-packing.png", "mine.png", "memory.png"} == {"mine.png", "memory.png"}
+
+
+def test_what_to_write_can_stand_before_the_source(tmp_path: Path) -> None:
+    """The option takes one word, so what follows it is a source."""
+    source = str(RECORDINGS / "operation.csv")
+    assert report.main("sfttrainer", ["-o", str(tmp_path), "--format", "html", source]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_without_matplotlib_the_command_says_what_to_install() -> None:
+    """The sentence names the extra; nothing else of the plugin needs it."""
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from ado_actuators.fms_hf_tuning.core.commands.report import main; "
+        f"sys.exit(main('fms_hf_tuning', [{str(RECORDINGS / 'operation.csv')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == report.LACKS_PLOTTING.format("fms_hf_tuning") + "\n"
+
+
+def test_a_source_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence, status 2."""
+    assert report.main("sfttrainer", ["absent.csv"]) == 2
+    assert capsys.readouterr().err.startswith("absent.csv is no file; export one with")
+
+
+# -- in a browser -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    """Path of Chromium, which is installed where that is possible."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if not found and os.geteuid() == 0 and shutil.which("apt-get"):
+        install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "chromium"]
+        subprocess.run(install, capture_output=True, timeout=240, check=False)
+        found = shutil.which("chromium")
+    if not found:
+        pytest.skip("no Chromium here, and it could not be installed")
+    return found
+
+
+def browse(browser: str, address: Path, profile: Path, *arguments: str) -> str:
+    """Open a file in a browser of its own; return what it printed."""
+    done = subprocess.run(
+        [browser, *QUIET, f"--user-data-dir={profile}", *arguments, address.as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(400)
+def test_a_browser_shows_every_figure(browser: str, full_page: str, tmp_path: Path) -> None:
+    """Each has a size and parts, and none of them sticks out at a side."""
+    file = tmp_path / "report.html"
+    file.write_text(full_page.replace("</body>", MEASURE + "</body>"))
+    shown = browse(browser, file, tmp_path / "profile", "--dump-dom")
+    sizes = re.search(r"<title>(.*?)</title>", shown)
+    assert sizes is not None
+    found = {name: [int(number) for number in rest.split(":")] for name, _, rest in
+             (one.partition(":") for one in sizes[1].split())}  # fmt: skip
+    assert sorted(found) == sorted(FIGURES)
+    for name, (width, height, parts, outside) in found.items():
+        assert (width > 400, height > 150, parts > 15, outside) == (True, True, True, 0), name
+
+
+@pytest.mark.timeout(400)
+def test_the_heads_of_a_table_are_underlined_and_its_states_on_one_line(
+    browser: str, recorded: list[Row], tmp_path: Path
+) -> None:
+    """The last line of a table has no rule below it, but its heads are the last line of nothing."""
+    script = """<script>
+    const style = (query) => getComputedStyle(document.querySelector("#failures-section " + query));
+    document.title = [style("thead th").borderBottomWidth, style("tbody tr:last-child td").borderBottomWidth,
+                      style("tbody th").whiteSpace].join(" ");
+    </script>"""
+    file = tmp_path / "report.html"
+    file.write_text(html_of(recorded).replace("</body>", script + "</body>"))
+    assert "<title>1px 0px nowrap</title>" in browse(browser, file, tmp_path / "profile", "--dump-dom")
+
+
+@pytest.mark.timeout(400)
+def test_the_page_follows_the_readers_colour_scheme(browser: str, recorded: list[Row], tmp_path: Path) -> None:
+    """Light on one screenshot, dark on the other."""
+    image = pytest.importorskip("matplotlib.image")
+    file = tmp_path / "report.html"
+    file.write_text(html_of(recorded))
+    brightness = {}
+    for scheme, number in (("dark", 0), ("light", 1)):
+        shot = tmp_path / f"{scheme}.png"
+        settings = f"--blink-settings=preferredColorScheme={number}"
+        browse(browser, file, tmp_path / f"profile-{scheme}", settings, f"--screenshot={shot}")
+        brightness[scheme] = float(image.imread(shot)[..., :3].mean())
+    assert brightness["dark"] < 0.25
+    assert brightness["light"] > 0.8

@@ -1,0 +1,182 @@
+"""What one device holds of a trace, and which kernel attention takes on CUDA: exact numbers on a model of two layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from ado_actuators.sfttrainer.core.protocol import traceable  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import Refused  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate import attention, estimate  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE  # noqa: E402
+from ado_actuators.sfttrainer.core.workload import fields as workload  # noqa: E402
+
+WORKSPACE = 32 * 2**20
+# 4 bytes × (10 × 10) each: two layers, and an embedding outside them
+LAYER, REST = 400, 1200
+
+
+class Layer(torch.nn.Module):
+    """What FSDP wraps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(10, 10, bias=False)
+
+
+class Model(torch.nn.Module):
+    """An embedding and two layers."""
+
+    _no_split_modules = ("Layer",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(30, 10)
+        self.layers = torch.nn.ModuleList([Layer(), Layer()])
+
+
+def asked(**change: Any) -> dict[str, Any]:
+    """Return a workload as a job has it."""
+    values = {"model_name": "tiny-llama-5m", "model_max_length": 16, "batch_size": 8, "number_gpus": 4}
+    return workload.parse({**values, **change}).model_dump()
+
+
+def test_one_gpu_holds_everything() -> None:
+    """Nothing is divided; cuBLAS's workspace comes on top."""
+    got = estimate.sharing(asked(number_gpus=1), Model())
+    assert (got.shares, got.update_share, got.block_bytes) == ({}, 1.0, 512)
+    assert got.extra_bytes == {PASSES: {"temporaries": WORKSPACE}, UPDATE: {"temporaries": WORKSPACE}}
+
+
+def test_ddp_holds_its_gradients_twice() -> None:
+    """Buckets are as large as the gradients of what is trained."""
+    model = Model()
+    model.embedding.weight.requires_grad = False
+    got = estimate.sharing(asked(), model)
+    assert got.extra_bytes[PASSES]["gradients"] == got.extra_bytes[UPDATE]["gradients"] == 2 * LAYER
+    assert got.shares == {}
+
+
+def test_full_shard_gathers_two_layers() -> None:
+    """A quarter of everything, the rest and two layers whole in passes, nothing whole in the update."""
+    got = estimate.sharing(asked(distributed_backend="FSDP"), Model())
+    assert got.shares == {"parameters": 0.25, "gradients": 0.25, "optimizer": 0.25}
+    assert got.update_share == 0.25
+    whole = REST + 2 * LAYER
+    assert got.extra_bytes[PASSES] == {"temporaries": WORKSPACE, "parameters": whole, "gradients": whole}
+    assert got.extra_bytes[UPDATE] == {"temporaries": WORKSPACE}
+
+
+def test_shard_grad_op_keeps_what_it_has_gathered() -> None:
+    """All parameters are whole during the passes."""
+    model = Model()
+    model.layers.append(Layer())
+    got = estimate.sharing(asked(distributed_backend="FSDP2", fsdp_sharding_strategy="SHARD_GRAD_OP"), model)
+    assert got.extra_bytes[PASSES]["parameters"] == REST + 3 * LAYER
+    assert got.extra_bytes[PASSES]["gradients"] == REST + 2 * LAYER
+
+
+def test_hybrid_shards_within_a_node() -> None:
+    """Each node of two GPUs holds everything once."""
+    change = {"distributed_backend": "FSDP", "fsdp_sharding_strategy": "HYBRID_SHARD", "number_nodes": 2}
+    assert estimate.sharing(asked(**change), Model()).shares["optimizer"] == 0.5
+
+
+def test_shards_keep_the_type_of_the_weights() -> None:
+    """The trace of mixed precision is made in the computing type, half as wide as the shards."""
+    change = {"distributed_backend": "FSDP", "mixed_precision": "bf16"}
+    assert estimate.sharing(asked(**change), Model()).shares["parameters"] == 0.5
+    traced = estimate.alone({"workload": asked(**change)}, 2)["workload"]
+    assert (traced["torch_dtype"], traced["mixed_precision"]) == ("bfloat16", "no")
+
+
+def test_what_is_trained_in_mixed_precision_has_shards_in_float32() -> None:
+    """Whatever the type of the weights: accelerate widens it. Frozen weights keep theirs; here half of the bytes are trained."""
+    change = {"distributed_backend": "FSDP", "mixed_precision": "bf16", "torch_dtype": "bfloat16"}
+    got = estimate.sharing(asked(**change), Model())
+    assert got.shares == {"parameters": 0.5, "gradients": 0.5, "optimizer": 0.5}
+    assert got.update_share == 0.5
+    model = Model()
+    model.embedding.weight.requires_grad = False
+    got = estimate.sharing(asked(**change), model)
+    assert got.shares["parameters"] == pytest.approx((2 * LAYER * 2 + REST) / (2 * LAYER + REST) / 4)
+    assert got.shares["optimizer"] == 0.5
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    """Nothing would be wrapped, and the estimate be that of no sharding; of several classes each is looked for."""
+    change = {"distributed_backend": "FSDP", "fsdp_transformer_layer_cls_to_wrap": "Nope"}
+    with pytest.raises(Refused, match="Nope names no layer of this model"):
+        estimate.sharing(asked(**change), Model())
+    both = estimate.sharing(asked(**change | {"fsdp_transformer_layer_cls_to_wrap": "Nope, Layer"}), Model())
+    assert both == estimate.sharing(asked(distributed_backend="FSDP"), Model())
+
+
+def test_offloaded_shards_are_not_on_the_device() -> None:
+    """What is gathered is."""
+    got = estimate.sharing(asked(distributed_backend="FSDP", fsdp_cpu_offload=True), Model())
+    assert got.shares["parameters"] == 0.0
+    assert got.extra_bytes[PASSES]["parameters"] == REST + 2 * LAYER
+
+
+def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
+    """The batch of a device, and at most two micro-batches."""
+    change = {"gpu_model": "L40S", "weights": "pretrained", "gradient_accumulation_steps": 16}
+    traced = estimate.alone({"workload": asked(**change)}, 2)
+    got = traced["workload"]
+    assert (got["batch_size"], got["number_gpus"], got["gradient_accumulation_steps"]) == (2, 0, 2)
+    assert (got["weights"], traced["world_size"]) == ("random", 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "qlora"},
+        {"use_liger_kernel": True},
+        {"torch_compile": True},
+        {"padding_free": True, "attn_implementation": "flash_attention_2", "torch_dtype": "bfloat16"},
+    ],
+)
+def test_what_cannot_be_traced_is_said(change: dict[str, Any]) -> None:
+    """One sentence instead of a wrong number."""
+    sentence = traceable.refusal(asked(**change))
+    assert sentence is not None
+    assert len(sentence) <= 200
+    assert next(iter(change)) in sentence
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mask", "grouped", "expected"),
+    [
+        ("bfloat16", False, True, "flash"),
+        ("float16", False, False, "flash"),
+        ("bfloat16", True, False, "efficient"),
+        ("float32", False, False, "efficient"),
+        ("float32", False, True, "math"),
+        ("bfloat16", True, True, "math"),
+    ],
+)
+def test_the_kernel_of_attention(dtype: str, mask: bool, grouped: bool, expected: str) -> None:
+    """Flash needs half precision and no mask; the memory-efficient kernel as many heads of keys as of queries."""
+    assert attention.kernel(getattr(torch, dtype), 64, mask=mask, grouped=grouped) == expected
+
+
+def test_fused_attention_holds_no_matrix_of_lengths() -> None:
+    """Shapes and gradients are those of real attention; what is kept grows with the length, not with its square."""
+    query = torch.randn(2, 4, 128, 16, dtype=torch.bfloat16, requires_grad=True)
+    key, value = (torch.randn(2, 2, 128, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    kept = []
+    with (
+        attention.kernels_of_cuda(),
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ),
+    ):
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    out.sum().backward()
+    assert (out.shape, query.grad.shape, key.grad.shape) == (query.shape, query.shape, key.shape)
+    assert sum(kept) == 2 * query.numel() + 2 * key.numel() + 2 * 4 * 128

@@ -1,0 +1,300 @@
+"""Data sets of a job: synthetic ones, files of the user, bad files, and the tool that writes files."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+numpy = pytest.importorskip("numpy")
+pytest.importorskip("datasets")
+transformers = pytest.importorskip("transformers")
+parquet = pytest.importorskip("pyarrow.parquet")
+pyarrow = pytest.importorskip("pyarrow")
+
+from ado_actuators.sfttrainer.core.commands import dataset as make_dataset  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import data, model  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import Broken, Refused  # noqa: E402
+
+pytestmark = pytest.mark.timeout(120)
+
+WORKLOAD = {
+    "dataset_id": "synthetic-fixed",
+    "dataset_text_field": "text",
+    "model_max_length": 16,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 3,
+    "num_train_epochs": 0,
+    "packing": False,
+    "seed": 42,
+}
+CONFIG = transformers.LlamaConfig(vocab_size=300)
+END = 1
+
+
+def build(tokenizer: Any = None, **change: Any) -> data.DataSet:
+    """Build the data set of a changed workload."""
+    return data.build({"workload": {**WORKLOAD, **change}}, tokenizer or model.byte_tokenizer(16), CONFIG)
+
+
+def encode(text: str) -> list[int]:
+    """Return the byte tokenizer's ids."""
+    return list(model.byte_tokenizer(16)(text)["input_ids"])
+
+
+def write(path: Path, *rows: object) -> str:
+    """Write rows as JSON lines; text goes in as it is."""
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_fixed_samples_have_the_wanted_length() -> None:
+    """3 steps of 8 samples of 16 tokens, every token with loss, no special token."""
+    made = build()
+    assert made.lengths == [16] * 24
+    assert made.dataset.column_names == ["input_ids", "labels"]
+    for sample in made.dataset:
+        assert sample["labels"] == sample["input_ids"]
+        assert min(sample["input_ids"]) >= 3
+        assert max(sample["input_ids"]) < 300
+
+
+@pytest.mark.parametrize("name", data.SYNTHETIC)
+def test_equal_seeds_give_equal_data(name: str) -> None:
+    """A measurement can be repeated; another seed gives other data."""
+    first, again, other = (build(dataset_id=name, seed=seed).dataset[:] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_uniform_lengths() -> None:
+    """Lengths lie between 2 and L; their mean is that of the distribution."""
+    lengths = build(dataset_id="synthetic-uniform", model_max_length=64, max_steps=1000).lengths
+    assert (min(lengths), max(lengths)) == (2, 64)
+    assert numpy.mean(lengths) == pytest.approx(33, rel=0.02)
+
+
+def test_lognormal_lengths() -> None:
+    """The median is L/4 and the deviation of the logarithm 0.8, so that about 4 % are cut at L."""
+    lengths = build(dataset_id="synthetic-lognormal", model_max_length=1024, batch_size=8, max_steps=120).lengths
+    assert numpy.median(lengths) == pytest.approx(256, rel=0.1)
+    assert numpy.mean(numpy.array(lengths) == 1024) == pytest.approx(0.0416, abs=0.015)
+    uncut = numpy.log(numpy.array(lengths)[numpy.array(lengths) < 1024])
+    assert numpy.percentile(uncut, 50) - numpy.percentile(uncut, 16) == pytest.approx(0.8, rel=0.12)
+    assert math.log(2) <= uncut.min()
+
+
+@pytest.mark.parametrize(("length", "batch"), [(16, 4), (512, 16), (8192, 64), (131072, 1)])
+def test_preparation_stays_short(length: int, batch: int) -> None:
+    """However many steps are asked for, a data set of whole steps is made in a fraction of a second."""
+    begin = time.process_time()
+    made = build(model_max_length=length, batch_size=batch, gradient_accumulation_steps=1, max_steps=1_000_000)
+    assert time.process_time() - begin < 3  # 0.1 s on a quiet machine
+    assert len(made.lengths) % batch == 0
+    assert sum(made.lengths) <= max(data.MOST_TOKENS, batch * length)
+    assert len(made.lengths) <= data.MOST_SAMPLES
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+@pytest.mark.parametrize("name", data.SYNTHETIC)
+@pytest.mark.parametrize(("length", "batch", "accumulation"), [(16, 4, 2), (2048, 32, 1), (8192, 64, 4)])
+def test_packs_are_enough_for_a_step(name: str, length: int, batch: int, accumulation: int, strategy: str) -> None:
+    """As TRL packs them, documents of any lengths make at least the samples of one optimizer step."""
+    trl = pytest.importorskip("trl")
+    change = {"model_max_length": length, "batch_size": batch, "gradient_accumulation_steps": accumulation}
+    made = build(dataset_id=name, packing=True, max_steps=1_000_000, **change)
+    packed = trl.pack_dataset(made.dataset, length, strategy)
+    assert len(packed) >= batch * accumulation
+    assert sum(made.lengths) < max(data.MOST_TOKENS, length * batch * accumulation) + length
+
+
+def test_a_file_is_repeated_until_it_fills_the_packs(tmp_path: Path) -> None:
+    """Three steps of eight packs of 16 tokens take 96 texts of four tokens, or 24 that are longer than a pack."""
+    short = write(tmp_path / "short.jsonl", {"text": "abc"}, {"text": "def"})
+    assert build(dataset_id=short, packing=True).lengths == [4] * 96
+    assert build(dataset_id=write(tmp_path / "d.jsonl", {"text": "a" * 40}), packing=True).lengths == [41] * 24
+    assert build(dataset_id=short, packing=True, num_train_epochs=1).lengths == [4] * 2
+
+
+def test_a_sample_of_one_token_is_refused() -> None:
+    """There is nothing to predict in it."""
+    with pytest.raises(Refused, match="model_max_length 1"):
+        build(model_max_length=1)
+
+
+def test_text_is_tokenized_ended_and_repeated(tmp_path: Path) -> None:
+    """Each text ends with the end token; two texts are repeated to three steps of eight samples."""
+    made = build(dataset_id=write(tmp_path / "d.jsonl", {"text": "ab"}, {"text": "cde"}))
+    assert made.dataset[0] == {"input_ids": [*encode("ab"), END], "labels": [*encode("ab"), END]}
+    assert made.dataset[23]["input_ids"] == [*encode("cde"), END]
+    assert (made.distinct, made.dropped, made.lengths) == (2, 0, [3, 4] * 12)
+
+
+def test_epochs_go_once_over_the_file(tmp_path: Path) -> None:
+    """With passes over the data wanted, nothing is repeated and nothing left out."""
+    path = write(tmp_path / "d.jsonl", *({"text": "a" * (1 + n % 5)} for n in range(50)))
+    made = build(dataset_id=path, num_train_epochs=1)
+    assert made.lengths == [2 + n % 5 for n in range(50)]
+
+
+def test_only_what_the_steps_need_is_read(tmp_path: Path) -> None:
+    """A long file costs what its beginning costs: the malformed line 25 is never reached."""
+    path = write(tmp_path / "d.jsonl", *({"text": "ab"} for _ in range(24)), "{")
+    assert build(dataset_id=path).distinct == 24
+    with pytest.raises(data.DataError, match="line 25"):
+        build(dataset_id=path, num_train_epochs=1)
+
+
+def test_a_prompt_carries_no_loss(tmp_path: Path) -> None:
+    """Labels are -100 over the prompt; the completion ends with the end token."""
+    made = build(dataset_id=write(tmp_path / "d.jsonl", {"prompt": "ab", "completion": "cd"}))
+    assert made.dataset[0] == {"input_ids": [*encode("abcd"), END], "labels": [-100, -100, *encode("cd"), END]}
+
+
+def test_the_text_may_have_another_column(tmp_path: Path) -> None:
+    """The named column is trained on; a file without it is answered with what it has."""
+    path = write(tmp_path / "d.jsonl", {"text": "no", "story": "yes"})
+    assert build(dataset_id=path, dataset_text_field="story").lengths == [4] * 24
+    with pytest.raises(data.DataError, match=r"line 1 of data set .* needs tale, prompt and completion"):
+        build(dataset_id=path, dataset_text_field="tale")
+
+
+def test_chat_goes_through_the_template(tmp_path: Path) -> None:
+    """Messages are rendered by the tokenizer's own template."""
+    tokenizer = model.byte_tokenizer(64)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+    rows = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    made = build(tokenizer, dataset_id=write(tmp_path / "d.jsonl", rows))
+    assert made.dataset[0]["input_ids"] == encode("u:hi;a:yo;")
+
+
+def test_long_samples_are_cut(tmp_path: Path) -> None:
+    """Not more than model_max_length tokens remain; packing does its own cutting."""
+    path = write(tmp_path / "d.jsonl", {"text": "a" * 40})
+    assert set(build(dataset_id=path).lengths) == {16}
+    assert set(build(dataset_id=path, packing=True).lengths) == {41}
+
+
+def test_samples_without_loss_after_the_cut_are_dropped(tmp_path: Path) -> None:
+    """A prompt that fills the sample leaves nothing to learn."""
+    long = {"prompt": "a" * 16, "completion": "b"}
+    made = build(dataset_id=write(tmp_path / "d.jsonl", long, {"text": "ab"}))
+    assert (made.dropped, made.distinct) == (1, 1)
+    with pytest.raises(data.DataError, match="no sample with a token to learn within 16 tokens"):
+        build(dataset_id=write(tmp_path / "e.jsonl", long))
+
+
+def test_parquet_equals_json_lines(tmp_path: Path) -> None:
+    """The same rows give the same data set."""
+    rows = [{"prompt": "ab", "completion": "c"}, {"prompt": "d", "completion": "ef"}]
+    parquet.write_table(pyarrow.Table.from_pylist([{**row, "extra": 1} for row in rows]), tmp_path / "d.parquet")
+    first = build(dataset_id=str(tmp_path / "d.parquet"))
+    assert first.dataset[:] == build(dataset_id=write(tmp_path / "d.jsonl", *rows)).dataset[:]
+
+
+def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
+    """Line numbers are the editor's."""
+    with pytest.raises(data.DataError, match=r"^line 4 of data set .*d\.jsonl' is not valid JSON\.$"):
+        build(dataset_id=write(tmp_path / "d.jsonl", {"text": "a"}, "", {"text": "b"}, '{"text": '))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("d.jsonl", b"", "is empty"),
+        ("d.jsonl", b"\n\n", "is empty"),
+        ("d.jsonl", b'["text"]\n', "line 1"),
+        ("d.jsonl", b'{"text": 5}\n', "line 1"),
+        ("d.jsonl", b'{"words": "a"}\n', "its columns: words"),
+        ("d.jsonl", b'{"prompt": "a"}\n', "its columns: prompt"),
+        ("d.jsonl", b'{"text": "\xff"}\n', "line 1"),
+        ("d.jsonl", b"[" * 100_000 + b"\n", "line 1"),
+        ("d.jsonl", b'{"messages": [{"role": "user", "content": "hi"}]}\n', "no chat template"),
+        ("d.parquet", b"no parquet", "cannot be read as parquet"),
+        ("d.csv", b"text\na\n", "neither a .jsonl nor a .parquet"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    """File, place and expectation are named, whatever is wrong; a failure of the user, not a crash."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(data.DataError) as raised:
+        build(dataset_id=str(tmp_path / name))
+    sentence = str(raised.value)
+    assert says in sentence
+    assert name in sentence
+    assert len(sentence) <= 200
+    assert "\n" not in sentence
+    assert isinstance(raised.value, Broken)
+    assert isinstance(raised.value, ValueError)
+
+
+def test_parquet_with_other_columns(tmp_path: Path) -> None:
+    """The columns there are, are named."""
+    parquet.write_table(pyarrow.table({"words": ["a"]}), tmp_path / "d.parquet")
+    with pytest.raises(data.DataError, match="it has words"):
+        build(dataset_id=str(tmp_path / "d.parquet"))
+
+
+def test_an_empty_parquet_file(tmp_path: Path) -> None:
+    """Columns without rows are empty data."""
+    parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "d.parquet")
+    with pytest.raises(data.DataError, match="is empty"):
+        build(dataset_id=str(tmp_path / "d.parquet"))
+
+
+def test_a_directory_is_no_data_set(tmp_path: Path) -> None:
+    """The system's own word says what is wrong."""
+    (tmp_path / "d.jsonl").mkdir()
+    with pytest.raises(data.DataError, match="Is a directory"):
+        build(dataset_id=str(tmp_path / "d.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["synthetic-gauss", "/no/such/file.jsonl"])
+def test_unknown_data_names_the_choices(name: str) -> None:
+    """What could have been meant is listed."""
+    with pytest.raises(data.DataError) as raised:
+        build(dataset_id=name)
+    assert name in str(raised.value)
+    assert "synthetic-lognormal" in str(raised.value)
+    assert len(str(raised.value)) <= 200
+
+
+def test_nothing_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets live in memory: no file backs them."""
+    assert build(dataset_id=write(tmp_path / "d.jsonl", {"text": "ab"})).dataset.cache_files == []
+
+
+def test_the_tool_writes_text(tmp_path: Path) -> None:
+    """The wanted number of samples and words; equal seeds give equal files; the trainer can read it."""
+    first, again = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    make_dataset.main(["text", str(first), "--samples", "5", "--words", "7"])
+    make_dataset.write_text(again, samples=5, words=7)
+    rows = [json.loads(line) for line in first.read_text().splitlines()]
+    assert [len(row["text"].split()) for row in rows] == [7] * 5
+    assert first.read_bytes() == again.read_bytes()
+    assert build(dataset_id=str(first), num_train_epochs=1).distinct == 5
+
+
+def test_the_tool_writes_images(tmp_path: Path) -> None:
+    """Images of the wanted size with captions, which the datasets library reads as images."""
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("PIL")
+    path = tmp_path / "images.parquet"
+    make_dataset.main(["image", str(path), "--samples", "3", "--pixels", "8", "--words", "4"])
+    read = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    assert read.column_names == ["image", "caption"]
+    assert [sample["image"].size for sample in read] == [(8, 8)] * 3
+    assert [len(sample["caption"].split()) for sample in read] == [4] * 3
+
+
+def test_the_tool_refuses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Zero samples are a mistake, answered in one line."""
+    with pytest.raises(SystemExit) as raised:
+        make_dataset.main(["text", str(tmp_path / "a.jsonl"), "--samples", "0"])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("samples 0 must be at least 1.")

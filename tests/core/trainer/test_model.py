@@ -1,0 +1,324 @@
+"""Models of a job: random weights, pretrained weights, tokenizers, router load; real torch on tiny sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from ado_actuators.sfttrainer.core.trainer import initialise, model  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import Broken, Refused  # noqa: E402
+from ado_actuators.sfttrainer.core.workload import models  # noqa: E402
+
+pytestmark = pytest.mark.timeout(120)
+
+WORKLOAD = {
+    "model_name": "tiny-llama-5m",
+    "weights": "random",
+    "seed": 42,
+    "torch_dtype": "float32",
+    "attn_implementation": "auto",
+    "model_max_length": 64,
+    "dataset_id": "synthetic-fixed",
+    "distributed_backend": "DDP",
+    "number_gpus": 0,
+    "dataset_image_field": "",
+}
+SMALL = {
+    "model_type": "llama",
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+EXPERTS = {**SMALL, "model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+def job(architecture: dict[str, Any] | None = None, source: str | None = None, **change: Any) -> dict[str, Any]:
+    """Return a job with what a model is built from."""
+    return {
+        "workload": {**WORKLOAD, **change},
+        "architecture": architecture,
+        "source": source,
+        "trust_remote_code": False,
+        "world_size": 1,
+        "local_rank": 0,
+    }
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A model directory with weights and tokenizer."""
+    network, _ = model.build(job(SMALL))
+    network.save_pretrained(tmp_path)
+    model.byte_tokenizer(32).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_random_weights_come_from_the_models_own_initialiser() -> None:
+    """Matrices have the configured deviation, norms are one, and nothing is left uninitialised."""
+    network, facts = model.build(job(models.resolve("tiny-llama-5m").architecture))
+    assert facts == {"model_parameters": 4999424, "dtype": "float32", "attn_implementation": "sdpa"}
+    for name, parameter in network.named_parameters():
+        weights = parameter.detach()
+        if "norm" in name:
+            assert torch.equal(weights, torch.ones_like(weights)), name
+        else:
+            assert float(weights.std()) == pytest.approx(0.02, rel=0.02), name
+            assert float(weights.mean()) == pytest.approx(0.0, abs=0.0005), name
+    assert network.config.use_cache is False
+
+
+def test_first_loss_is_that_of_a_guess() -> None:
+    """With random weights the loss lies within ln(vocabulary) ± 0.5."""
+    network, _ = model.build(job(models.resolve("tiny-llama-5m").architecture))
+    ids = torch.randint(3, 4096, (2, 64), generator=torch.Generator().manual_seed(0))
+    assert float(network(input_ids=ids, labels=ids).loss.detach()) == pytest.approx(8.318, abs=0.5)
+
+
+def test_equal_seeds_give_equal_weights() -> None:
+    """All ranks build the same model; another seed builds another one."""
+    first, again, other = (model.build(job(SMALL, seed=seed))[0].get_input_embeddings().weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_weights_do_not_depend_on_the_number_of_threads() -> None:
+    """Draws of large tensors are cut into pieces of fixed size, each with its own generator."""
+    drawn = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with initialise.quickly(7, own_initialiser=True):
+                drawn.append(torch.empty(3, initialise.PIECE).normal_(0.0, 0.5))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(drawn[0], drawn[1])
+    assert float(drawn[0].std()) == pytest.approx(0.5, rel=0.01)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+
+
+def test_linear_layers_draw_as_before_afterwards() -> None:
+    """Leaving out the draw at construction ends with the block, even when it fails."""
+    linear = torch.nn.Linear.reset_parameters
+    with pytest.raises(ZeroDivisionError), initialise.quickly(7, own_initialiser=True):
+        raise ZeroDivisionError
+    assert torch.nn.Linear.reset_parameters is linear
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_have_the_wanted_type(dtype: str) -> None:
+    """The workload's type holds for every parameter."""
+    network, facts = model.build(job(SMALL, torch_dtype=dtype))
+    assert {parameter.dtype for parameter in network.parameters()} == {getattr(torch, dtype)}
+    assert facts["dtype"] == dtype
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_is_the_wanted_one(attention: str) -> None:
+    """What was asked for is what the model reports."""
+    assert model.build(job(SMALL, attn_implementation=attention))[1]["attn_implementation"] == attention
+
+
+def test_flash_attention_without_its_package() -> None:
+    """The missing package is named."""
+    with pytest.raises(Broken, match="flash-attn"):
+        model.build(job(SMALL, attn_implementation="flash_attention_2"))
+
+
+def test_attention_a_model_lacks_is_refused() -> None:
+    """An architecture without sdpa cannot run it: a finished measurement, not a broken one."""
+    with (
+        pytest.raises(Refused, match="does not support attn_implementation sdpa"),
+        model._explained(job(attn_implementation="sdpa")),
+    ):
+        raise ValueError("X does not support an attention implementation through torch yet.")
+
+
+SIGHT = {
+    "model_type": "llava_next",
+    "image_token_index": 299,
+    "text_config": SMALL,
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "image_size": 28,
+    },
+}
+
+
+def test_a_vision_model_needs_images() -> None:
+    """A directory or hub id is known to be a vision model only here; the sentence names the actuator that has images."""
+    with pytest.raises(Refused, match="takes images: only benchmarks of the fms_hf_tuning actuator"):
+        model.build(job(SIGHT))
+
+
+def test_a_language_model_takes_no_images() -> None:
+    """A column of images is no use to it."""
+    with pytest.raises(Refused, match="takes no images"):
+        model.build(job(SMALL, dataset_image_field="image"))
+
+
+def test_positions_grow_to_the_samples() -> None:
+    """Random weights allow samples longer than the published model's."""
+    network, _ = model.build(job(SMALL, model_max_length=64))
+    assert network.config.max_position_embeddings == 64
+    assert network(input_ids=torch.zeros(1, 64, dtype=torch.long)).logits.shape == (1, 64, 300)
+
+
+def test_a_directory_gives_its_architecture(saved: Path) -> None:
+    """Random weights for a directory: its shapes, not its values."""
+    loaded, _ = model.build(job(source=str(saved), weights="pretrained"))
+    drawn, _ = model.build(job(source=str(saved), seed=7))
+    assert drawn.get_input_embeddings().weight.shape == (300, 16)
+    assert not torch.equal(loaded.get_input_embeddings().weight, drawn.get_input_embeddings().weight)
+
+
+def test_pretrained_weights_are_the_saved_ones(saved: Path) -> None:
+    """Loading gives the very values."""
+    built, _ = model.build(job(SMALL))
+    loaded, _ = model.build(job(source=str(saved), weights="pretrained"))
+    assert torch.equal(built.get_input_embeddings().weight, loaded.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "config.json"), ('{"model_type": "no-such-type"}', "cannot be read"), ("{}", "cannot be read")],
+)
+def test_a_bad_configuration_is_one_sentence(tmp_path: Path, content: str, says: str) -> None:
+    """Whatever transformers says at length becomes a short sentence that names the model."""
+    directory = tmp_path / ("a-long-name-of-a-directory" * 4)
+    directory.mkdir()
+    (directory / "config.json").write_text(content)
+    with pytest.raises(Broken) as raised:
+        model.build(job(source=str(directory), model_name="mine"))
+    sentence = str(raised.value)
+    assert "mine" in sentence
+    assert says in sentence
+    assert len(sentence) <= 200
+    assert "\n" not in sentence
+
+
+def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
+    """A model that brings its own code needs the configuration's permission; its code is never imported."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
+    (tmp_path / "own.py").write_text("raise SystemExit('executed')")
+    with pytest.raises(Broken, match="trust_remote_code"):
+        model.build(job(source=str(tmp_path)))
+
+
+def test_what_contradicts_itself_is_told_by_its_reason(tmp_path: Path) -> None:
+    """Not by the class that found out."""
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 5, "vocab_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Broken) as raised:
+        model.build(job(source=str(tmp_path)))
+    assert "cannot be read: The hidden size (64) is not a multiple of the number of attention heads (5)" in str(
+        raised.value
+    )
+
+
+def test_an_unknown_architecture_is_told_in_whole_words(tmp_path: Path) -> None:
+    """What is too long ends at a word."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "foo"}))
+    with pytest.raises(Broken) as raised:
+        model.build(job(source=str(tmp_path)))
+    assert "model type `foo` but Transformers does not recognize this architecture" in str(raised.value)
+
+
+def test_a_model_of_masked_tokens_is_refused(tmp_path: Path) -> None:
+    """Trained on the next token it would give numbers that mean nothing."""
+    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 64, "vocab_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "num_hidden_layers": 1}))
+    with pytest.raises(Refused, match="predicts masked tokens: it is no causal language model"):
+        model.build(job(source=str(tmp_path)))
+
+
+def test_a_hub_id_out_of_reach_is_one_sentence() -> None:
+    """Offline, the remedy is named."""
+    with pytest.raises(Broken, match="neither in the local cache nor reachable"):
+        model.build(job(source="no-such-org/no-such-model", weights="pretrained"))
+
+
+def test_the_byte_tokenizer_takes_any_text() -> None:
+    """One token for each byte of UTF-8; decoding gives the text back."""
+    tokenizer = model.byte_tokenizer(64)
+    text = "héllo\n 語"
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, len(tokenizer)) == (0, 1, 259)
+
+
+def test_user_data_uses_the_models_tokenizer(saved: Path) -> None:
+    """Text goes through the tokenizer of the directory."""
+    asked = job(source=str(saved), dataset_id="some.jsonl")
+    network, _ = model.build(asked)
+    assert model.tokenizer(asked, network).eos_token == "<eos>"
+
+
+def test_user_data_without_a_tokenizer(saved: Path) -> None:
+    """A directory without tokenizer files cannot take text."""
+    for file in saved.glob("*token*"):
+        file.unlink()
+    asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
+    network, _ = model.build(asked)
+    with pytest.raises(Broken, match="tokenizer of model mine cannot be read"):
+        model.tokenizer(asked, network)
+
+
+def test_a_tokenizer_larger_than_the_model(saved: Path) -> None:
+    """Ids beyond the embedding would crash a GPU; they are found before."""
+    tokenizer = model.byte_tokenizer(32)
+    tokenizer.add_tokens([f"<{number}>" for number in range(100)])
+    tokenizer.save_pretrained(saved)
+    asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
+    network, _ = model.build(asked)
+    with pytest.raises(Broken, match="has 359 tokens, the model only 300"):
+        model.tokenizer(asked, network)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "granitemoe", "qwen3_moe"])
+def test_router_load_of_experts(model_type: str) -> None:
+    """The ratio lies between balance and all tokens on the same two of four experts; training goes on as before."""
+    architecture = {**EXPERTS, "model_type": model_type}
+    if model_type == "qwen3_moe":
+        architecture |= {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8}
+        del architecture["num_local_experts"]
+    network, _ = model.build(job(architecture))
+    network.train()
+    ratio = model.router_load(network, torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0)))
+    assert ratio is not None
+    assert 1.0 <= ratio <= 2.0
+    assert network.training
+
+
+def test_router_load_of_equal_tokens_is_the_worst() -> None:
+    """Equal tokens in one layer choose equal experts: experts ÷ chosen."""
+    network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
+    assert model.router_load(network, torch.zeros(1, 8, dtype=torch.long)) == 2.0
+
+
+def test_router_load_is_a_fact_where_the_model_is_whole() -> None:
+    """Under DDP each rank asks its own copy; a shard cannot be asked."""
+    network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
+    for whole in ("none", "DistributedDataParallel"):
+        assert model.router_facts(network, whole, [0] * 8) == {"router_load_max_over_mean": 2.0}
+    for sharded in ("FullyShardedDataParallel", "FSDP2"):
+        assert model.router_facts(network, sharded, [0] * 8) == {}
+
+
+def test_dense_models_have_no_router_load() -> None:
+    """None where there is nothing to report."""
+    network, _ = model.build(job(SMALL))
+    assert model.router_load(network, torch.zeros(1, 4, dtype=torch.long)) is None
+    assert model.router_facts(network, "none", [0] * 4) == {}

@@ -1,0 +1,105 @@
+"""Rules of a workload: what is impossible is said in one sentence, in milliseconds."""
+
+from __future__ import annotations
+
+import pytest
+
+from ado_actuators.sfttrainer.core.failures import InvalidConfiguration
+from ado_actuators.sfttrainer.core.workload.fields import parse
+
+SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 4, "number_gpus": 0}
+
+
+def test_defaults_are_filled_in() -> None:
+    """A workload needs four properties; the rest has defaults."""
+    workload = parse(SMALL)
+    assert (workload.processes, workload.device_batch_size, workload.dataset_id) == (1, 4, "synthetic-fixed")
+
+
+def test_workloads_with_equal_values_are_equal() -> None:
+    """Equality is by value, so a workload can be a key."""
+    assert hash(parse(SMALL)) == hash(parse(dict(SMALL)))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size 0 is impossible: input should be greater than or equal to 1."),
+        ({"batch_size": -2}, "batch_size -2 is impossible: input should be greater than or equal to 1."),
+        ({"model_max_length": 1}, "model_max_length 1 is impossible: input should be greater than or equal to 2."),
+        ({"batch_size": 3, "number_gpus": 2}, "batch_size 3 is not divisible by 2 devices."),
+        ({"batch_size": 3, "number_nodes": 2}, "batch_size 3 is not divisible by 2 processes."),
+        ({"number_gpus": 3, "number_nodes": 2, "batch_size": 6}, "number_gpus 3 is not divisible by number_nodes 2."),
+        ({"gpu_model": ""}, "gpu_model '' is impossible: string should have at least 1 character."),
+        (
+            {"gpu_model": "x" * 257},
+            "gpu_model '" + "x" * 56 + "... is impossible: string should have at most 256 characters.",
+        ),
+        ({"gpu_model": "H100"}, "gpu_model 'H100' needs number_gpus of at least 1."),
+        (
+            {"distributed_backend": "FSDP"},
+            "distributed_backend FSDP needs GPUs: on CPU the trainer would run DDP instead.",
+        ),
+        (
+            {"number_gpus": 2, "distributed_backend": "None"},
+            "2 devices need distributed_backend DDP, FSDP or FSDP2, not None.",
+        ),
+        ({"mixed_precision": "fp16"}, "mixed_precision fp16 needs a GPU; use bf16 or no."),
+        (
+            {"mixed_precision": "fp16", "torch_dtype": "bfloat16", "number_gpus": 1},
+            "mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale bfloat16.",
+        ),
+        (
+            {"attn_implementation": "flash_attention_2", "number_gpus": 1},
+            "attn_implementation flash_attention_2 needs torch_dtype bfloat16 or float16, or mixed_precision.",
+        ),
+        (
+            {"fsdp_cpu_offload": True, "number_gpus": 1, "distributed_backend": "FSDP"},
+            "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
+        ),
+        ({"padding_free": True}, "padding_free needs attn_implementation flash_attention_2."),
+        ({"enable_roce": True}, "enable_roce needs number_nodes of at least 2."),
+        (
+            {"dataset_id": "synthetic-image"},
+            "dataset_id synthetic-image needs dataset_image_field, a property of the fms_hf_tuning actuator.",
+        ),
+        (
+            {"dataset_image_field": "image"},
+            "dataset_id synthetic-fixed has no images; use synthetic-image, or leave dataset_image_field out.",
+        ),
+        (
+            {"dataset_image_field": "image", "packing": True},
+            "packing excludes dataset_image_field: fms-hf-tuning does not support it with images.",
+        ),
+        (
+            {"dataset_image_field": "image", "method": "prompt_tuning"},
+            "method prompt_tuning is not measured with images; use full or lora, or leave dataset_image_field out.",
+        ),
+        ({"batch_size": True}, "batch_size True is impossible: a number is needed."),
+        ({"learning_rate": 1}, "learning_rate is not a property of a workload."),
+        (
+            {"stop_after_seconds": float("nan")},
+            "stop_after_seconds nan is impossible: input should be a finite number.",
+        ),
+    ],
+)
+def test_impossible_values_and_combinations_are_refused(change: dict[str, object], sentence: str) -> None:
+    """Each broken rule gives its own sentence, which names the value."""
+    with pytest.raises(InvalidConfiguration) as caught:
+        parse({**SMALL, **change})
+    assert sentence == str(caught.value)
+
+
+def test_padding_free_excludes_images() -> None:
+    """Where a GPU and flash attention are there, the library still cannot do it."""
+    flash = {"attn_implementation": "flash_attention_2", "torch_dtype": "bfloat16"}
+    change = {"padding_free": True, "number_gpus": 1, **flash}
+    with pytest.raises(InvalidConfiguration, match="padding_free excludes dataset_image_field"):
+        parse({**SMALL, **change, "dataset_image_field": "image", "dataset_id": "synthetic-image"})
+
+
+def test_a_missing_property_is_named() -> None:
+    """Without the model nothing can be measured."""
+    with pytest.raises(InvalidConfiguration) as caught:
+        parse({key: value for key, value in SMALL.items() if key != "model_name"})
+    assert str(caught.value) == "model_name is missing."
