@@ -23,8 +23,9 @@ from typing import Any
 from ado_actuators.sfttrainer.core.host import host
 from ado_actuators.sfttrainer.core.host import sampler as devices
 from ado_actuators.sfttrainer.core.host.local import Local
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.core.measurement.plugin import Plugin
+from ado_actuators.sfttrainer.core.measurement.verdict import Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "finetune_full_benchmark"
@@ -84,7 +85,7 @@ class Measured:
         host_cpu_percent: CPU time this process, the host with its sampler, used from the begin of training on, percent of one core.
     """
 
-    verdict: measurement.Verdict
+    verdict: Verdict
     step_s: list[float]
     host_cpu_percent: float
 
@@ -94,9 +95,9 @@ def threads(values: dict[str, Any] | None = None) -> int:
     return int((values or {}).get("cpus_per_process") or host.cpu_count())
 
 
-def plan(values: dict[str, Any]) -> measurement.Plan:
+def plan(values: dict[str, Any]) -> Plan:
     """Return the plan of a workload."""
-    return measurement.plan(PLUGIN.identifier, EXPERIMENT, values)
+    return make_plan(PLUGIN.identifier, EXPERIMENT, values)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from ado.schema.point import SpacePoint
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.host.local import Local
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.verdict import Verdict
 
 WARM_LIMIT_S = 0.6
 FACTOR = 10
@@ -152,7 +152,7 @@ class Sides:
         ray.shutdown()
 
 
-def _checked(values: dict[str, Any], verdict: measurement.Verdict) -> dict[str, Any]:
+def _checked(values: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
     if not verdict.properties.get("is_valid"):
         sys.exit(f"{values}: {verdict.sentence or verdict.metadata.get('reason')}\nlog: {verdict.metadata.get('log')}")
     return verdict.metadata

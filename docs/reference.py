@@ -14,7 +14,7 @@ from typing import Any
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan
 from ado_actuators.sfttrainer.core.workload import experiments as kinds
 from ado_actuators.sfttrainer.core.workload import models
 from ado_actuators.sfttrainer.core.workload.fields import Workload
@@ -172,7 +172,7 @@ def _impossible(actuator: str) -> str:
     rows = []
     for change in IMPOSSIBLE:
         try:
-            measurement.plan(actuator, "finetune_full_benchmark", {**WORKLOAD, **change})
+            make_plan(actuator, "finetune_full_benchmark", {**WORKLOAD, **change})
         except failures.InvalidConfiguration as refused:
             rows.append((f"`{_pairs(change)}`", str(refused)))
         else:

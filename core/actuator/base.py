@@ -17,8 +17,9 @@ from ado.schema.request import MeasurementRequest
 
 from .. import failures
 from ..host import state_dir as places
-from ..measurement import verdict as measurement
+from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
+from ..measurement.verdict import refusal
 from . import catalog
 from . import parameters as configuration
 from .parameters import MeasuringParameters
@@ -114,9 +115,9 @@ def _execute(
     with Local(plugin, parameters, places.state_dir(parameters.state_dir)) as local:
         for entity in request.entities:
             try:
-                made = measurement.plan(plugin.identifier, experiment.identifier, inputs(experiment, entity))
+                made = make_plan(plugin.identifier, experiment.identifier, inputs(experiment, entity))
                 verdict = local.measure(made)
             except failures.Failure as failure:
-                verdict = measurement.refusal(failure, plugin.identifier, experiment.identifier)
+                verdict = refusal(failure, plugin.identifier, experiment.identifier)
             results.append(result(entity, request, experiment, verdict))
     return complete(request, results)

@@ -1,7 +1,6 @@
-"""The one place that knows what is in flight: takes requests, leases hosts, waits, retries, answers. Ray room.
+"""The dispatcher: an asynchronous Ray actor that takes ado's requests, leases hosts, measures and puts results on ado's queue.
 
-ado's own outer task needs a CPU to start and would wait for ever behind a host that holds all of them. The dispatcher
-is an asynchronous actor that needs none.
+It needs no CPU. ado's own task for a request needs one, and would wait for ever while hosts hold all CPUs.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from ..cluster import nodes as cluster
 from ..cluster.pool import Lease, Pool, Shape, remove_groups
 from ..host import environment
 from ..host.host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
-from ..measurement import verdict as measurement
-from ..measurement.attempts import Knowledge
+from ..measurement import attempts, verdict
 from ..measurement.outcome import Outcome
+from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..workload.fields import Workload
 from .parameters import MeasuringParameters
@@ -45,7 +44,7 @@ class Dispatcher:
         owner = f"dispatcher-{ray.get_runtime_context().get_actor_id()}"
         remove_groups(owner)
         self._pool = Pool(parameters.idle_timeout_s, owner)
-        self._knowledge = Knowledge()
+        self._known_out_of_memory = attempts.KnownOutOfMemory()
 
     async def measure(self, request: Any, experiment: Any, queue: Any, actuator: Any) -> None:
         """Measure every entity of ``request`` and put the completed request on ado's ``queue``."""
@@ -53,8 +52,7 @@ class Dispatcher:
             *(self._verdict(experiment, inputs(experiment, entity)) for entity in request.entities)
         )
         results = [
-            result(entity, request, experiment, verdict)
-            for entity, verdict in zip(request.entities, verdicts, strict=True)
+            result(entity, request, experiment, one) for entity, one in zip(request.entities, verdicts, strict=True)
         ]
         await queue.put_async(complete(request, results))
         if actuator is not None:
@@ -64,50 +62,36 @@ class Dispatcher:
         """End every host; ado calls it when the operation ends."""
         self._pool.close()
 
-    async def _verdict(self, experiment: Any, values: dict[str, Any]) -> measurement.Verdict:
+    async def _verdict(self, experiment: Any, values: dict[str, Any]) -> verdict.Verdict:
         """Return a verdict whatever happens: a request without an answer would hang the operation."""
         try:
-            plan = measurement.plan(self._plugin.identifier, experiment.identifier, values)
+            plan = make_plan(self._plugin.identifier, experiment.identifier, values)
             if plan.kind.task != "memory_estimate":
                 self._plugin.check(plan.workload, plan.source.architecture, environment=self._parameters.environment)
             cluster.check(plan.runs_on, autoscaling=self._parameters.autoscaling)
-            if self._parameters.skip_predicted_oom and plan.kind.task == "benchmark":
-                await self._refuse_too_large(plan)
-            verdict = await self._runs(plan)
-            self._knowledge.note(plan.workload, verdict.properties.get("failure"))
-            return verdict
+            return await self._measure(plan)
         except failures.Failure as failure:
-            return measurement.refusal(failure, self._plugin.identifier, experiment.identifier)
+            return verdict.refusal(failure, self._plugin.identifier, experiment.identifier)
         except Exception as error:
             unexpected = failures.classify_exception(type(error).__name__, str(error))
-            return measurement.refusal(failures.raised(unexpected), self._plugin.identifier, experiment.identifier)
+            return verdict.refusal(failures.raised(unexpected), self._plugin.identifier, experiment.identifier)
 
-    async def _refuse_too_large(self, plan: measurement.Plan) -> None:
-        known = plan.workload.gpu_model != "any" or cluster.alike()
-        sentence = self._knowledge.too_large(plan.workload) if known else None
-        if sentence is None and (estimate := plan.estimate()) is not None:
-            sentence = measurement.too_large(estimate, await self._attempts(estimate))
-        if sentence is not None:
-            raise failures.PredictedOutOfMemory(sentence)
-
-    async def _runs(self, plan: measurement.Plan) -> measurement.Verdict:
-        runs: list[measurement.Run] = []
-        while measurement.wants_run(plan, runs):
-            runs.append(await self._attempts(plan))
-        price = self._parameters.price_usd_per_device_hour
-        return measurement.conclude(plan, runs, price=price)
-
-    async def _attempts(self, plan: measurement.Plan) -> measurement.Run:
-        attempt = 0
+    async def _measure(self, plan: Plan) -> verdict.Verdict:
+        same_gpus = plan.workload.gpu_model != "any" or cluster.alike()
+        steps = attempts.procedure(plan, self._parameters, self._known_out_of_memory, same_gpus=same_gpus)
+        outcomes: list[Outcome] | None = None
         while True:
-            attempt += 1
-            outcomes = await self._attempt(plan)
-            run = measurement.Run(outcomes, attempt)
-            if not run.may_be_repeated(plan) or attempt > self._parameters.max_retries:
-                return run
-            await asyncio.sleep(measurement.backoff_s(self._parameters.retry_backoff_s, attempt))
+            try:
+                step = steps.send(outcomes)
+            except StopIteration as end:
+                return end.value
+            outcomes = None
+            if isinstance(step, attempts.Attempt):
+                outcomes = await self._attempt(step.plan)
+            else:
+                await asyncio.sleep(step.seconds)
 
-    async def _attempt(self, plan: measurement.Plan) -> list[Outcome]:
+    async def _attempt(self, plan: Plan) -> list[Outcome]:
         lease = await self._pool.acquire(self._shape(plan.runs_on), self._parameters.pending_timeout_s)
         keep = False
         try:
@@ -120,7 +104,7 @@ class Dispatcher:
         finally:
             self._pool.give_back(lease, keep=keep)
 
-    async def _on(self, lease: Lease, plan: measurement.Plan) -> list[Outcome]:
+    async def _on(self, lease: Lease, plan: Plan) -> list[Outcome]:
         """Measure on the hosts of a lease; when one fails the others are not waited for long."""
         try:
             address = await asyncio.wait_for(_answer(lease.hosts[0].address.remote()), HOST_START_S)

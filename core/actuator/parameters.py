@@ -12,7 +12,7 @@ from ado.modules.actuators.standard import StandardActuatorParameters
 
 from ..failures import plain_sentence
 from ..host import state_dir as places
-from ..workload.fields import first_sentence
+from ..workload.validation import first_message
 
 
 class MeasuringParameters(StandardActuatorParameters):
@@ -100,4 +100,4 @@ def parameters(parameters_class: type[MeasuringParameters], given: Any) -> Measu
     try:
         return parameters_class.model_validate(given)
     except pydantic.ValidationError as error:
-        raise ValueError(plain_sentence(first_sentence(error, "the actuator configuration"))) from None
+        raise ValueError(plain_sentence(first_message(error, "the actuator configuration"))) from None

@@ -22,8 +22,9 @@ import yaml
 from .. import failures
 from ..host import state_dir as places
 from ..host.local import Local
-from ..measurement import verdict as measurement
+from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
+from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import describe
 
 TOLD_EVERY_S = 30.0
@@ -36,7 +37,7 @@ def main(plugin: Plugin, parameters_class: type[Any], arguments: list[str] | Non
     try:
         values, experiment = _values(options, plugin)
         settings = _settings(options.config, parameters_class)
-        made = measurement.plan(plugin.identifier, experiment, values)
+        made = make_plan(plugin.identifier, experiment, values)
         tell = _Line() if sys.stderr.isatty() else _Changes()
         with (
             _terminated_as_interrupted(),
@@ -45,7 +46,7 @@ def main(plugin: Plugin, parameters_class: type[Any], arguments: list[str] | Non
         ):
             verdict = local.measure(made)
     except failures.CannotRun as failure:
-        verdict = measurement.refusal(failure, plugin.identifier, experiment)
+        verdict = refusal(failure, plugin.identifier, experiment)
     except (failures.Failure, _BadUse) as failure:
         print(failures.plain_sentence(str(failure)), file=sys.stderr)
         return 2
@@ -164,7 +165,7 @@ def _settings(path: Path | None, parameters_class: type[Any]) -> Any:
         raise _BadUse(f"{path}: {error}") from None
 
 
-def _show(verdict: measurement.Verdict, as_json: bool) -> None:
+def _show(verdict: Verdict, as_json: bool) -> None:
     if as_json:
         print(
             json.dumps(

@@ -1,4 +1,4 @@
-"""Measuring in this process tree, without ado and without Ray. Process room."""
+"""Measures on this machine in this process tree, without ado and without Ray."""
 
 from __future__ import annotations
 
@@ -9,25 +9,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import failures
-from ..measurement import verdict as measurement
-from ..measurement.attempts import Knowledge
+from ..measurement import attempts, verdict
 from ..measurement.outcome import Outcome
+from ..measurement.plan import Plan
 from ..measurement.plugin import Plugin
 from . import sampler as devices
 from .host import Host, HostSpec, cpu_count
 
 
-class Settings(Protocol):
-    """What of an actuator's configuration matters here."""
+class Settings(attempts.Settings, Protocol):
+    """The parameters of an actuator configuration that local measurements read."""
 
     environment: str
     reuse_workers: bool
     run_timeout_s: float
-    max_retries: int
-    retry_backoff_s: float
-    price_usd_per_device_hour: float | None
     trust_remote_code: bool
-    skip_predicted_oom: bool
 
 
 class Local:
@@ -45,7 +41,7 @@ class Local:
         self._state_dir = state_dir
         self._tell = tell
         self._host: Host | None = None
-        self._knowledge = Knowledge()
+        self._known_out_of_memory = attempts.KnownOutOfMemory()
 
     def __enter__(self) -> Local:
         return self
@@ -53,7 +49,7 @@ class Local:
     def __exit__(self, *error: object) -> None:
         self._end()
 
-    def measure(self, plan: measurement.Plan) -> measurement.Verdict:
+    def measure(self, plan: Plan) -> verdict.Verdict:
         """Measure one workload; transient failures are repeated as the settings say.
 
         Raises:
@@ -62,26 +58,29 @@ class Local:
         try:
             return self._measure(plan)
         except failures.CannotRun as failure:
-            return measurement.refusal(failure, plan.actuator, plan.experiment)
+            return verdict.refusal(failure, plan.actuator, plan.experiment)
 
-    def _measure(self, plan: measurement.Plan) -> measurement.Verdict:
+    def _measure(self, plan: Plan) -> verdict.Verdict:
         if plan.runs_on.number_nodes > 1 and plan.runs_on.number_gpus:
             raise failures.Broken(
                 f"number_nodes {plan.runs_on.number_nodes} needs a Ray cluster: measure it through ado."
             )
         if plan.kind.task != "memory_estimate":
             self._plugin.check(plan.workload, plan.source.architecture, environment=self._settings.environment)
-        if self._settings.skip_predicted_oom and plan.kind.task == "benchmark":
-            self._refuse_too_large(plan)
         self._check_gpus(plan.runs_on.number_gpus)
         self._check_cpus(plan.runs_on.processes, plan.runs_on.cpus_per_process)
-        runs: list[measurement.Run] = []
-        while measurement.wants_run(plan, runs):
-            runs.append(self._attempts(plan))
-        price = self._settings.price_usd_per_device_hour
-        verdict = measurement.conclude(plan, runs, price=price)
-        self._knowledge.note(plan.workload, verdict.properties.get("failure"))
-        return verdict
+        steps = attempts.procedure(plan, self._settings, self._known_out_of_memory, same_gpus=True)
+        outcomes: list[Outcome] | None = None
+        while True:
+            try:
+                step = steps.send(outcomes)
+            except StopIteration as end:
+                return end.value
+            outcomes = None
+            if isinstance(step, attempts.Attempt):
+                outcomes = [self._attempt(step.plan)]
+            else:
+                time.sleep(step.seconds)
 
     def _check_gpus(self, wanted: int) -> None:
         """Refuse at once, before an environment is built for GPUs that are not here."""
@@ -95,25 +94,11 @@ class Local:
 
     def _check_cpus(self, processes: int, each: int) -> None:
         if processes * each > cpu_count():
-            raise failures.Broken(f"there is no room for {processes} x {each} CPUs; this machine has {cpu_count()}.")
+            raise failures.Broken(
+                f"{processes} processes with {each} CPUs each do not fit: this machine has {cpu_count()} CPUs."
+            )
 
-    def _refuse_too_large(self, plan: measurement.Plan) -> None:
-        sentence = self._knowledge.too_large(plan.workload)
-        if sentence is None and (estimate := plan.estimate()) is not None:
-            sentence = measurement.too_large(estimate, self._attempts(estimate))
-        if sentence is not None:
-            raise failures.PredictedOutOfMemory(sentence)
-
-    def _attempts(self, plan: measurement.Plan) -> measurement.Run:
-        attempt = 0
-        while True:
-            attempt += 1
-            run = measurement.Run([self._attempt(plan)], attempt)
-            if not run.may_be_repeated(plan) or attempt > self._settings.max_retries:
-                return run
-            time.sleep(measurement.backoff_s(self._settings.retry_backoff_s, attempt))
-
-    def _attempt(self, plan: measurement.Plan) -> Outcome:
+    def _attempt(self, plan: Plan) -> Outcome:
         needs = plan.runs_on
         processes = needs.processes
         threads = needs.cpus_per_process or max(1, cpu_count() // processes)

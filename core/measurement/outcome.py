@@ -1,4 +1,4 @@
-"""What a host gives back for a measurement. Imports the arithmetic room only."""
+"""Results of running a workload: of one host (``Outcome``), and of all its hosts (``Run``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .. import failures
 
 @dataclasses.dataclass
 class Outcome:
-    """What a host gives back for a measurement; plain values only.
+    """Result of one measurement on one host; plain values only.
 
     Attributes:
         records: one record per local rank; empty after a failure.
@@ -29,3 +29,22 @@ class Outcome:
     log: str
     hostname: str
     reused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Result of one run of a workload on all its hosts, after retries.
+
+    Attributes:
+        outcomes: one for each host; the first host holds rank 0.
+        attempts: number of attempts, the last one included.
+    """
+
+    outcomes: list[Outcome]
+    attempts: int
+
+    @property
+    def cause(self) -> failures.Cause | None:
+        """The failure that explains most of those the hosts report; None if the run succeeded."""
+        causes = [outcome.cause for outcome in self.outcomes if outcome.cause is not None]
+        return failures.most_telling(causes)

@@ -9,7 +9,7 @@ import bisect
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 GIB = 2**30
@@ -232,3 +232,31 @@ def _spread(values: Sequence[float]) -> list[float]:
 def _without(facts: DeviceFacts, counter: str) -> _Missing:
     reason = facts["missing"].get(counter, "it was never read")
     return _Missing(f"{facts['name']} {facts['uuid'][:12]} gives no {COUNTERS[counter]}: {reason}.")
+
+
+def join_hosts(summaries: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, str]]:
+    """Join the device summaries of several hosts: sums of energy, CPU use and process memory, extremes, and means over nodes.
+
+    Args:
+        summaries: one for each host, with ``properties`` (values by identifier) and ``omitted`` (reasons by identifier).
+
+    Returns:
+        The joined properties, and the reason for each property that no host or not every host has.
+    """
+    seen = [summary["properties"] for summary in summaries]
+    joined: dict[str, float] = {}
+    for name in seen[0]:
+        values = [properties[name] for properties in seen if name in properties]
+        if len(values) != len(seen):
+            continue
+        if name in ("energy_joules", "cpu_compute_utilization", "cpu_memory_peak_gib"):
+            joined[name] = sum(values)
+        elif name.endswith("_min"):
+            joined[name] = min(values)
+        elif name.endswith("_avg"):
+            joined[name] = sum(values) / len(values)
+        else:
+            joined[name] = max(values)
+    return joined, {
+        name: reason for summary in summaries for name, reason in summary["omitted"].items() if name not in joined
+    }

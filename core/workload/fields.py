@@ -1,7 +1,8 @@
-"""What to train: the properties of a fine-tuning workload. Imports pydantic, and ``rules`` for what holds across properties.
+"""The properties of a fine-tuning workload, each with its type, bounds, default and description.
 
-A field says here, once, its bounds, default and description; ``catalog`` derives ado's domains from it and the
-documentation its tables. ``methods`` and ``stacks`` in a field's extra say where it applies; without them it applies everywhere.
+``actuator/catalog.py`` derives ado's domains from these fields, and the reference pages derive their tables. ``methods`` and
+``stacks`` in a field's extra name where the field applies; a field without them applies everywhere. Constraints on one property
+are declared on its field; constraints across properties are in ``validation.py``.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pydantic
-
-from ..failures import InvalidConfiguration
-from . import validation as rules
 
 Method = Literal["full", "lora", "qlora", "prompt_tuning", "gptq_lora"]
 ADAPTERS = ("lora", "qlora", "gptq_lora")
@@ -26,7 +24,7 @@ def _where(
 
 
 class Workload(pydantic.BaseModel):
-    """One fine-tuning run, independent of where it runs. Construct it with ``parse``, which turns errors into a sentence."""
+    """One fine-tuning run, independent of where it runs. Construct it with ``validation.parse``."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
 
@@ -316,39 +314,3 @@ class Workload(pydantic.BaseModel):
         """Whether training changes the libraries themselves, so that its process can measure nothing else afterwards."""
         # what torch.compile has compiled, and how often, is kept for the whole process
         return self.use_liger_kernel or self.torch_compile or self.fast_kernels or self.fast_moe > 0
-
-
-def parse(values: dict[str, Any]) -> Workload:
-    """Make a ``Workload`` of property values.
-
-    Raises:
-        InvalidConfiguration: with one sentence, when a value or a combination of values is impossible.
-    """
-    try:
-        workload = Workload.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise InvalidConfiguration(first_sentence(error, "a workload")) from None
-    sentence = rules.broken(workload)
-    if sentence:
-        raise InvalidConfiguration(sentence)
-    return workload
-
-
-def first_sentence(error: pydantic.ValidationError, what: str) -> str:
-    """Return the first problem of ``what``, say ``a workload``, as a sentence that names the value and what was expected."""
-    first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
-    if first["type"] == "missing":
-        return f"{name} is missing."
-    if first["type"] == "extra_forbidden":
-        return f"{name} is not a property of {what}."
-    value, expected = _shown(first["input"]), first["msg"].removeprefix("Value error, ")
-    return f"{name} {value} is impossible: {expected[0].lower()}{expected[1:]}."
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes out no number of more than 4300 digits
-        return f"of type {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."

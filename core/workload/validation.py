@@ -1,22 +1,40 @@
-"""Every rule across the properties of a workload, each with its sentence. Standard library only.
+"""Turns property values into a ``Workload``, or into one message that says why they are impossible.
 
-What one property may be by itself says its field in ``workload``.
+Rules across properties are in ``_rules``. Imports pydantic.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from .fields import Workload
+import pydantic
+
+from ..failures import InvalidConfiguration
+from .fields import Workload
 
 
-def broken(workload: Workload) -> str | None:
-    """Return the sentence of the first rule that ``workload`` breaks, or None."""
-    return next((sentence for breaks, sentence in _rules(workload) if breaks), None)
+def parse(values: dict[str, Any]) -> Workload:
+    """Make a ``Workload`` of property values.
+
+    Raises:
+        InvalidConfiguration: a value, or a combination of values, is impossible; the message names it.
+    """
+    try:
+        workload = Workload.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise InvalidConfiguration(first_message(error, "a workload")) from None
+    if message := violation(workload):
+        raise InvalidConfiguration(message)
+    return workload
+
+
+def violation(workload: Workload) -> str | None:
+    """Return the message of the first rule across properties that ``workload`` violates, or None."""
+    return next((message for violated, message in _rules(workload) if violated), None)
 
 
 def _rules(w: Workload) -> list[tuple[bool, str]]:
+    """Return for each rule whether ``w`` violates it, and the message."""
     gpus, nodes, processes = w.number_gpus, w.number_nodes, w.processes
     cpu, fsdp = gpus == 0, w.distributed_backend in ("FSDP", "FSDP2")
     devices = f"{processes} devices" if gpus else f"{processes} processes"
@@ -100,3 +118,28 @@ def _image_rules(w: Workload) -> list[tuple[bool, str]]:
             f"dataset_id {w.dataset_id} has no images; use synthetic-image, or leave dataset_image_field out.",
         ),
     ]
+
+
+def first_message(error: pydantic.ValidationError, what: str) -> str:
+    """Return a message for the first validation error.
+
+    Args:
+        error: what pydantic found.
+        what: what was validated, with its article: ``a workload``.
+    """
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
+    if first["type"] == "missing":
+        return f"{name} is missing."
+    if first["type"] == "extra_forbidden":
+        return f"{name} is not a property of {what}."
+    value, expected = _shown(first["input"]), first["msg"].removeprefix("Value error, ")
+    return f"{name} {value} is impossible: {expected[0].lower()}{expected[1:]}."
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        return f"of type {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

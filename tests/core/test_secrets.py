@@ -18,7 +18,8 @@ from ado_actuators.sfttrainer.core import failures, redaction
 from ado_actuators.sfttrainer.core.commands import report
 from ado_actuators.sfttrainer.core.host import trainer_process as process
 from ado_actuators.sfttrainer.core.host.local import Local
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan
+from ado_actuators.sfttrainer.core.measurement.verdict import Verdict, __file__, refusal
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 pytestmark = pytest.mark.timeout(180)
@@ -31,7 +32,7 @@ SECRETS = {
     "PIP_EXTRA_INDEX_URL": "https://planted-user:planted-index-password@127.0.0.1:9/simple",
 }
 PLANTED = [*list(SECRETS.values())[:4], "planted-index-password"]
-CORE = Path(measurement.__file__).parents[1]
+CORE = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_a_failure_that_quotes_the_environment(kind: str) -> None:
     """A trainer's message may hold the whole environment: the sentence holds no secret of it."""
     for secret in PLANTED:
         failure = failures.from_message({"kind": kind, "type": "ValueError", "text": f"bad {secret!r} in environment"})
-        verdict = measurement.refusal(failure, "sfttrainer", "finetune_full_benchmark")
+        verdict = refusal(failure, "sfttrainer", "finetune_full_benchmark")
         assert told(f"{failure} {verdict.sentence} {json.dumps(verdict.metadata)}") == []
     whole = failures.from_message({"kind": kind, "type": "KeyError", "text": str(dict(os.environ))})
     assert told(str(whole)) == []
@@ -168,7 +169,7 @@ def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[
         failure = failures.from_message(
             {"kind": "exception", "type": "ValueError", "text": f"bad {secret!r} in {index}"}
         )
-        verdict = measurement.refusal(failure, "sfttrainer", "finetune_full_benchmark")
+        verdict = refusal(failure, "sfttrainer", "finetune_full_benchmark")
         result = {"uid": str(index), "reason": verdict.sentence, "metadata": verdict.metadata}
         requests.append({**failed, "measurements": [{**failed["measurements"][0], **result}]})
     (tmp_path / "trace.yaml").write_text(yaml.safe_dump(requests))
@@ -179,7 +180,7 @@ def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert told(page + pictures + capsys.readouterr().out) == []
 
 
-def everything(state: Path, verdict: measurement.Verdict) -> str:
+def everything(state: Path, verdict: Verdict) -> str:
     """Return all that a measurement has written down."""
     files = [path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()]
     report = verdict.report.text() if verdict.report else ""
@@ -198,7 +199,7 @@ def test_a_measurement_tells_no_secret(tmp_path: Path) -> None:
     news: list[str] = []
     with Local(SFTTrainer.plugin(), SFTTrainerParameters(), tmp_path, lambda one: news.append(str(one))) as local:
         for change in ({"max_steps": 4}, {"dataset_id": f"{SECRETS['MYSQL_PASSWORD']}.jsonl"}):
-            plan = measurement.plan("sfttrainer", "finetune_full_benchmark", {**workload, **change})
+            plan = make_plan("sfttrainer", "finetune_full_benchmark", {**workload, **change})
             verdict = local.measure(plan)
             # the second one's own workload names the file, as its user wrote it
             verdict.metadata.pop("workload")

@@ -8,7 +8,7 @@ import pytest
 
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.fms_hf_tuning.core import failures
-from ado_actuators.fms_hf_tuning.core.measurement import verdict as measurement
+from ado_actuators.fms_hf_tuning.core.measurement.plan import Plan, make_plan
 from ado_actuators.fms_hf_tuning.limits import refusal
 
 PLAIN = {
@@ -101,7 +101,7 @@ def test_kernels_know_some_models_only(
     assert len(said or "") <= 200
 
 
-def planned(**change: Any) -> measurement.Plan:
+def planned(**change: Any) -> Plan:
     """Return the plan of a workload on a GPU."""
     values = {
         "model_name": "tiny-llama-5m",
@@ -110,7 +110,7 @@ def planned(**change: Any) -> measurement.Plan:
         "number_gpus": 1,
         "torch_dtype": "bfloat16",
     }
-    return measurement.plan("fms_hf_tuning", "finetune_full_benchmark", {**values, **change})
+    return make_plan("fms_hf_tuning", "finetune_full_benchmark", {**values, **change})
 
 
 @pytest.mark.parametrize(
@@ -219,4 +219,4 @@ def test_quantised_weights_are_not_sharded() -> None:
     values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2}
     sentence = "method gptq_lora is not measured with FSDP2: use distributed_backend DDP."
     with pytest.raises(failures.InvalidConfiguration, match=sentence):
-        measurement.plan("fms_hf_tuning", "finetune_gptq_lora_benchmark", {**values, "distributed_backend": "FSDP2"})
+        make_plan("fms_hf_tuning", "finetune_gptq_lora_benchmark", {**values, "distributed_backend": "FSDP2"})

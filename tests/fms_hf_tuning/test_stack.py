@@ -11,7 +11,8 @@ import pytest
 
 from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.core.host.local import Local
-from ado_actuators.fms_hf_tuning.core.measurement import verdict as measurement
+from ado_actuators.fms_hf_tuning.core.measurement.plan import make_plan
+from ado_actuators.fms_hf_tuning.core.measurement.verdict import Verdict
 from ado_actuators.fms_hf_tuning.core.workload import models
 
 EXPERTS = {
@@ -26,10 +27,10 @@ pytestmark = pytest.mark.timeout(600)
 latest = pytest.mark.parametrize("local", environments.versions()[-1:], indirect=True)
 
 
-def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> measurement.Verdict:
+def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> Verdict:
     """Measure a small workload."""
     values = {**SMALL, "fms_hf_tuning_version": local.version, **change}  # type: ignore[attr-defined]
-    return local.measure(measurement.plan("fms_hf_tuning", experiment, values))
+    return local.measure(make_plan("fms_hf_tuning", experiment, values))
 
 
 def test_full_fine_tuning_is_measured(local: Local) -> None:
@@ -113,7 +114,7 @@ def test_the_packs_of_an_epoch_are_counted(local: Local, tmp_path: Path) -> None
     path = tmp_path / "seven.jsonl"
     path.write_text((json.dumps({"text": "x" * 19}) + "\n") * 7)
     change = {"packing": True, "dataset_id": str(path), "num_train_epochs": 1, "fms_hf_tuning_version": local.version}  # type: ignore[attr-defined]
-    made = measurement.plan("fms_hf_tuning", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
+    made = make_plan("fms_hf_tuning", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
     (record,) = local._attempt(made).records
     assert record["samples"] == [2, 2, 2, 1]
     assert sum(record["real_tokens"]) == 140

@@ -14,7 +14,8 @@ from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.core import failures
 from ado_actuators.fms_hf_tuning.core.commands import dataset as make_dataset
 from ado_actuators.fms_hf_tuning.core.host.local import Local
-from ado_actuators.fms_hf_tuning.core.measurement import verdict as measurement
+from ado_actuators.fms_hf_tuning.core.measurement.plan import make_plan
+from ado_actuators.fms_hf_tuning.core.measurement.verdict import Verdict
 
 parquet = pytest.importorskip("pyarrow.parquet")
 pyarrow = pytest.importorskip("pyarrow")
@@ -38,9 +39,9 @@ pytestmark = [
 ]
 
 
-def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> measurement.Verdict:
+def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> Verdict:
     """Measure a small workload with images."""
-    return local.measure(measurement.plan("fms_hf_tuning", experiment, {**SMALL, **change}))
+    return local.measure(make_plan("fms_hf_tuning", experiment, {**SMALL, **change}))
 
 
 def per_sample(got: dict[str, Any]) -> list[float]:
@@ -166,5 +167,5 @@ def test_model_and_data_have_to_agree(local: Local, actuator: str, change: dict[
     if actuator == "sfttrainer":
         del values["dataset_image_field"]  # which it does not have
     with pytest.raises(failures.InvalidConfiguration) as caught:
-        measurement.plan(actuator, "finetune_full_benchmark", values)
+        make_plan(actuator, "finetune_full_benchmark", values)
     assert str(caught.value) == sentence

@@ -11,7 +11,7 @@ import pytest
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.host.local import Local
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 pytestmark = pytest.mark.timeout(300)
@@ -33,9 +33,9 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
         yield host
 
 
-def plan(experiment: str = "finetune_memory_estimate", **change: Any) -> measurement.Plan:
+def plan(experiment: str = "finetune_memory_estimate", **change: Any) -> Plan:
     """Return the plan of a small workload on two GPUs."""
-    return measurement.plan("sfttrainer", experiment, {**VALUES, **change})
+    return make_plan("sfttrainer", experiment, {**VALUES, **change})
 
 
 def test_an_estimate_for_gpus_that_are_not_here(local: Local) -> None:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer import stack  # noqa: E402
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement  # noqa: E402
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import tracing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Sharing  # noqa: E402
 
@@ -63,7 +63,7 @@ def _forget_ranks() -> Iterator[None]:
 
 def job(directory: Path, **change: Any) -> dict[str, Any]:
     """Return the job of a small workload."""
-    made = measurement.plan("sfttrainer", "finetune_memory_estimate", {**SMALL, **change})
+    made = make_plan("sfttrainer", "finetune_memory_estimate", {**SMALL, **change})
     address = ("127.0.0.1", 0)
     asked = made.job(trust_remote_code=False, address=address, rank=0, threads=1)
     return {**asked, "architecture": ARCHITECTURE, "run_dir": str(directory / "run")}

@@ -14,7 +14,9 @@ import pytest
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.host.local import Local
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.outcome import Run
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan
+from ado_actuators.sfttrainer.core.measurement.verdict import Verdict, conclude
 from ado_actuators.sfttrainer.core.workload import models
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
@@ -35,9 +37,9 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
         yield host
 
 
-def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> measurement.Verdict:
+def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> Verdict:
     """Measure a small workload."""
-    return local.measure(measurement.plan("sfttrainer", experiment, {**SMALL, **change}))
+    return local.measure(make_plan("sfttrainer", experiment, {**SMALL, **change}))
 
 
 def test_full_fine_tuning_is_measured(local: Local) -> None:
@@ -117,7 +119,7 @@ def test_packs_are_counted_exactly(
     path = tmp_path / "seven.jsonl"
     path.write_text(json.dumps({"text": "x" * 19}) + "\n" + (json.dumps({"text": "y" * 19}) + "\n") * 6)
     change = {"packing": True, "packing_strategy": strategy, "dataset_id": str(path), "num_train_epochs": 1}
-    made = measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
+    made = make_plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
     (record,) = local._attempt(made).records
     assert record["samples"] == samples
     assert sum(record["real_tokens"]) == 140
@@ -166,14 +168,14 @@ def test_the_loss_of_two_processes_is_per_token(local: Local) -> None:
 def test_ranks_agree_and_add_up(local: Local) -> None:
     """Both ranks make the same steps with the same warm-up, and the tokens of the report are the sum over both."""
     values = {**SMALL, "number_nodes": 2, "batch_size": 4, "dataset_id": "synthetic-uniform", "max_steps": 8}
-    made = measurement.plan("sfttrainer", "finetune_full_benchmark", values)
+    made = make_plan("sfttrainer", "finetune_full_benchmark", values)
     outcome = local._attempt(made)
     assert [record["rank"] for record in outcome.records] == [0, 1]
     assert [len(record["step_end_s"]) for record in outcome.records] == [8, 8]
     assert [record["facts"]["wrapped_by"] for record in outcome.records] == ["DistributedDataParallel"] * 2
     assert outcome.records[0]["real_tokens"] != outcome.records[1]["real_tokens"]
     (warmup,) = {record["warmup_steps"] for record in outcome.records}
-    got = measurement.conclude(made, [measurement.Run([outcome], 1)], price=None).properties
+    got = conclude(made, [Run([outcome], 1)], price=None).properties
     tokens = sum(sum(record["real_tokens"][warmup:]) for record in outcome.records)
     assert got["dataset_tokens_per_second"] * got["train_runtime_s"] == pytest.approx(tokens)
     assert got["measured_steps"] == 8 - warmup
@@ -182,7 +184,7 @@ def test_ranks_agree_and_add_up(local: Local) -> None:
 def test_ranks_stop_together_when_the_rate_is_known(local: Local) -> None:
     """Rank 0 decides long before the steps run out, and both make the same number of steps."""
     values = {**SMALL, "number_nodes": 2, "batch_size": 4, "max_steps": 400, "target_ci_percent": 50}
-    outcome = local._attempt(measurement.plan("sfttrainer", "finetune_full_benchmark", values))
+    outcome = local._attempt(make_plan("sfttrainer", "finetune_full_benchmark", values))
     steps = {len(record["step_end_s"]) for record in outcome.records}
     assert [record["stopped_by"] for record in outcome.records] == ["confidence"] * 2
     assert len(steps) == 1
@@ -271,13 +273,13 @@ def test_training_stack_not_installed(tmp_path: Path) -> None:
 def test_unknown_model() -> None:
     """A misspelled model is answered with the names that come close."""
     with pytest.raises(failures.Broken, match="tiny-llama-5m"):
-        measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "model_name": "tiny-lama-5m"})
+        make_plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "model_name": "tiny-lama-5m"})
 
 
 def test_directory_without_configuration(tmp_path: Path) -> None:
     """A directory is a model only with a config.json."""
     with pytest.raises(failures.Broken, match=r"config\.json"):
-        measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "model_name": str(tmp_path)})
+        make_plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "model_name": str(tmp_path)})
 
 
 def test_metadata_are_plain(local: Local) -> None:

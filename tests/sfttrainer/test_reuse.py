@@ -10,7 +10,7 @@ import pytest
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.host.local import Local
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "number_gpus": 0}
@@ -19,9 +19,9 @@ SETTLED = 10
 pytestmark = pytest.mark.timeout(600)
 
 
-def plan(**change: Any) -> measurement.Plan:
+def plan(**change: Any) -> Plan:
     """Return a small measurement."""
-    return measurement.plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "batch_size": 2, **change})
+    return make_plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "batch_size": 2, **change})
 
 
 def test_fifty_measurements_leave_nothing_behind(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.cluster import nodes as cluster
 from ado_actuators.sfttrainer.core.cluster.pool import Pool, Shape
 from ado_actuators.sfttrainer.core.host.host import HostSpec
-from ado_actuators.sfttrainer.core.workload.fields import parse
+from ado_actuators.sfttrainer.core.workload.validation import parse
 
 pytestmark = pytest.mark.timeout(180)
 

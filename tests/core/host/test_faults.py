@@ -47,7 +47,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     ado_actuators.__path__ = [*ado_actuators.__path__, str(package.parent)]  # type: ignore[assignment]
     modules = {
         name.rpartition(".")[2]: importlib.import_module(f"ado_actuators.faulty.core.{name}")
-        for name in ("host.host", "workload.fields", "failures", "host.environment")
+        for name in ("host.host", "workload.validation", "failures", "host.environment")
     }
     yield SimpleNamespace(**modules, root=root)
     sys.path.remove(str(root))
@@ -73,7 +73,7 @@ def make_host(faulty: SimpleNamespace, tmp_path: Path) -> Iterator[Any]:
 
 def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes: int = 1) -> dict[str, Any]:
     """Return a job for the misbehaving stack."""
-    workload = faulty.fields.parse(
+    workload = faulty.validation.parse(
         {
             "model_name": "m",
             "model_max_length": 8,

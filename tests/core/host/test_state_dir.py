@@ -13,7 +13,7 @@ import pytest
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.host import environment
 from ado_actuators.sfttrainer.core.host.local import Local
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 pytestmark = pytest.mark.timeout(120)
@@ -26,7 +26,7 @@ def test_a_state_directory_that_cannot_be_written(tmp_path: Path) -> None:
     """A file where the directory should be: a sentence that names it, and no second attempt."""
     state = tmp_path / "state"
     state.write_text("")
-    plan = measurement.plan("sfttrainer", "finetune_full_benchmark", WORKLOAD)
+    plan = make_plan("sfttrainer", "finetune_full_benchmark", WORKLOAD)
     with Local(SFTTrainer.plugin(), SFTTrainerParameters(), state) as local:
         verdict = local.measure(plan)
     assert verdict.sentence == f"nothing can be written in {state}: Not a directory."

@@ -19,11 +19,13 @@ from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.actuator import catalog
 from ado_actuators.sfttrainer.core.commands import run
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
+from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
+from ado_actuators.sfttrainer.core.measurement.verdict import refusal
 from ado_actuators.sfttrainer.core.trainer import data, model
 from ado_actuators.sfttrainer.core.trainer.errors import Broken
 from ado_actuators.sfttrainer.core.workload.experiments import KINDS
-from ado_actuators.sfttrainer.core.workload.fields import Workload, parse
+from ado_actuators.sfttrainer.core.workload.fields import Workload
+from ado_actuators.sfttrainer.core.workload.validation import parse
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -111,7 +113,7 @@ def means(planned: Any, asked: Any) -> bool:
     return not isinstance(planned, str) and float(planned) == float(asked)
 
 
-def repeated(actuator: Any, plan: measurement.Plan) -> Workload:
+def repeated(actuator: Any, plan: Plan) -> Workload:
     """Return the workload that the command in a plan's metadata would measure, as a shell and ``run`` read it."""
     words = shlex.split(plan.command())
     assert words[:3] == ["python", "-m", f"ado_actuators.{actuator.identifier}.run"]
@@ -127,10 +129,10 @@ def test_an_entity_is_planned_as_asked_or_refused(values: dict[str, Any], actuat
     experiment = actuator.kinds[kind % len(actuator.kinds)]
     begin = time.process_time()
     try:
-        plan = measurement.plan(actuator.identifier, experiment, values)
+        plan = make_plan(actuator.identifier, experiment, values)
     except failures.Failure as failure:
         check_sentence(str(failure))
-        verdict = measurement.refusal(failure, actuator.identifier, experiment)
+        verdict = refusal(failure, actuator.identifier, experiment)
         json.dumps(verdict.metadata)
     else:
         assert all(means(getattr(plan.workload, name), asked) for name, asked in values.items())
@@ -241,7 +243,7 @@ def test_no_command_line_is_a_traceback(given_words: list[str]) -> None:
     options = run._parser(plugin).parse_args(given_words)
     try:
         values, experiment = run._values(options, plugin)
-        measurement.plan("sfttrainer", experiment, values)
+        make_plan("sfttrainer", experiment, values)
     except (run._BadUse, failures.Failure) as refused:
         check_sentence(failures.plain_sentence(str(refused)))
 

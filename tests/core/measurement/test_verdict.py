@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import ray
 
 from ado_actuators.sfttrainer.core import failures
-from ado_actuators.sfttrainer.core.actuator import dispatcher
 from ado_actuators.sfttrainer.core.host import host
-from ado_actuators.sfttrainer.core.measurement import verdict as measurement
-from ado_actuators.sfttrainer.core.measurement.outcome import Outcome
+from ado_actuators.sfttrainer.core.measurement.outcome import Outcome, Run
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan
+from ado_actuators.sfttrainer.core.measurement.verdict import _device_names, conclude
+from ado_actuators.sfttrainer.core.metrics.device_samples import join_hosts
 
-PLAN = measurement.plan(
+PLAN = make_plan(
     "sfttrainer",
     "finetune_full_benchmark",
     {"model_name": "tiny-llama-5m", "model_max_length": 10, "batch_size": 2, "number_gpus": 0, "number_nodes": 2},
@@ -58,7 +58,7 @@ def test_what_hosts_sampled_is_joined_as_its_name_says() -> None:
         outcome(0, device={"properties": first, "omitted": {}, "describe": {}}),
         outcome(1, device={"properties": second, "omitted": {"gpu_power_percent_avg": "no limit."}, "describe": {}}),
     ]
-    joined, omitted = measurement._devices(hosts)
+    joined, omitted = join_hosts([host.device for host in hosts])
     assert joined == {
         "energy_joules": 7.0, "gpu_power_watts_min": 90.0, "gpu_power_watts_avg": 250.0, "gpu_power_watts_max": 400.0,
         "gpu_memory_peak_gib": 7.0, "gpu_memory_utilization_peak": 60.0,
@@ -71,13 +71,10 @@ def test_devices_of_other_hosts_are_told_where_they_differ() -> None:
     described = [{"devices": [{"name": name}]} for name in ("NVIDIA H200", "NVIDIA A30")]
     device = {"properties": {}, "omitted": {}}
     hosts = [outcome(rank, device={**device, "describe": described[rank]}) for rank in (0, 1)]
-    verdict = measurement.conclude(PLAN, [measurement.Run(hosts, 1)], price=None)
+    verdict = conclude(PLAN, [Run(hosts, 1)], price=None)
     assert verdict.metadata["device_per_host"] == described
-    assert measurement._device_names(hosts) == {"NVIDIA H200", "NVIDIA A30"}
-    assert (
-        "device_per_host"
-        not in measurement.conclude(PLAN, [measurement.Run([outcome(0), outcome(1)], 1)], price=None).metadata
-    )
+    assert _device_names(hosts) == {"NVIDIA H200", "NVIDIA A30"}
+    assert "device_per_host" not in conclude(PLAN, [Run([outcome(0), outcome(1)], 1)], price=None).metadata
 
 
 def test_the_measured_phase_begins_where_warm_up_ends() -> None:
@@ -97,26 +94,26 @@ def test_weights_of_our_own_models_are_random_only() -> None:
         "weights": "pretrained",
     }
     with pytest.raises(failures.BadInput, match="model tiny-llama-5m has no published weights; use weights random"):
-        measurement.plan("sfttrainer", "finetune_full_benchmark", asked)
+        make_plan("sfttrainer", "finetune_full_benchmark", asked)
 
 
 def test_processes_of_all_hosts_count_together() -> None:
     """Memory and CPU time of the training processes are summed over hosts, as over the ranks of one."""
-    run = measurement.Run([outcome(0), outcome(1)], 1)
-    got = measurement.conclude(PLAN, [run], price=None).properties
+    run = Run([outcome(0), outcome(1)], 1)
+    got = conclude(PLAN, [run], price=None).properties
     assert (got["cpu_memory_peak_gib"], got["cpu_compute_utilization"]) == (4.0, 200.0)
 
 
 def test_the_time_of_a_measurement_is_that_of_the_attempt_that_counts() -> None:
     """Waiting for CPUs and GPUs, and earlier attempts, are not in it; the slower host sets it."""
-    run = measurement.Run([outcome(0, total_s=7.0), outcome(1, total_s=9.0)], attempts=3)
-    assert measurement.conclude(PLAN, [run], price=None).properties["total_s"] == 9.0
+    run = Run([outcome(0, total_s=7.0), outcome(1, total_s=9.0)], attempts=3)
+    assert conclude(PLAN, [run], price=None).properties["total_s"] == 9.0
 
 
 def test_metadata_stay_small_however_many_steps_there_were() -> None:
     """The first 5000 step times are stored, and a note says so."""
-    run = measurement.Run([outcome(0, steps=5001), outcome(1, steps=5001)], 1)
-    verdict = measurement.conclude(PLAN, [run], price=None)
+    run = Run([outcome(0, steps=5001), outcome(1, steps=5001)], 1)
+    verdict = conclude(PLAN, [run], price=None)
     assert verdict.properties["measured_steps"] == 4998
     assert len(verdict.metadata["step_s"]) == 5000
     assert "step_s holds the first 5000 of 5001 steps." in verdict.metadata["notes"]
@@ -126,19 +123,5 @@ def test_the_log_of_a_failure_is_that_of_the_host_that_failed() -> None:
     """Not that of the first host, whose trainer only lost its peer."""
     failed = outcome(1, records=[], cause=failures.OutOfMemory("gpu").cause)
     lost = outcome(0, records=[], cause=None)
-    verdict = measurement.conclude(PLAN, [measurement.Run([lost, failed], 1)], price=None)
+    verdict = conclude(PLAN, [Run([lost, failed], 1)], price=None)
     assert (verdict.properties["failure"], verdict.metadata["log"]) == ("gpu_oom", "/log-1")
-
-
-def test_a_host_that_rays_memory_monitor_ends_ran_out_of_memory() -> None:
-    """A finished measurement that is not repeated; any other loss of a host is transient."""
-    ended = measurement.Run([dispatcher._lost(ray.exceptions.OutOfMemoryError("node memory 95 % used"))], 1)
-    assert ended.cause is not None
-    assert (ended.cause.group, ended.cause.what, ended.may_be_repeated(PLAN)) == ("cannot run", "host_oom", False)
-    assert measurement.Run([dispatcher._lost(RuntimeError("gone"))], 1).may_be_repeated(PLAN)
-
-
-@pytest.mark.parametrize(("attempt", "seconds"), [(1, 5.0), (2, 10.0), (4, 40.0), (7, 300.0), (100, 300.0)])
-def test_the_pause_before_a_repetition_doubles_up_to_a_limit(attempt: int, seconds: float) -> None:
-    """However many repetitions are allowed, none is waited for longer than five minutes."""
-    assert measurement.backoff_s(5.0, attempt) == seconds

@@ -10,7 +10,7 @@ import pytest
 from ado_actuators.sfttrainer.core.metrics.benchmark import OUTPUTS, Report, first_loss_of_random_weights, make
 from ado_actuators.sfttrainer.core.metrics.throughput import ImpossibleRecord
 from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
-from ado_actuators.sfttrainer.core.workload.fields import parse
+from ado_actuators.sfttrainer.core.workload.validation import parse
 
 LLAMA = {
     "model_type": "llama",

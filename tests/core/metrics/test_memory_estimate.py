@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from ado_actuators.sfttrainer.core.measurement.attempts import Knowledge
 from ado_actuators.sfttrainer.core.metrics import capacity
 from ado_actuators.sfttrainer.core.metrics import memory_estimate as memory_report
-from ado_actuators.sfttrainer.core.workload import fields as workload
+from ado_actuators.sfttrainer.core.workload import fields, validation
 
 GIB = 2**30
 VALUES = {
@@ -21,9 +20,9 @@ VALUES = {
 }
 
 
-def made(**change: Any) -> workload.Workload:
+def made(**change: Any) -> fields.Workload:
     """Return a workload."""
-    return workload.parse({**VALUES, **change})
+    return validation.parse({**VALUES, **change})
 
 
 @pytest.mark.parametrize(
@@ -122,33 +121,3 @@ def test_only_what_exceeds_the_known_error_is_certain(gib: float, certain: bool)
     sentence = memory_report.certainly_too_large(record(1, gib), made())
     assert (sentence is not None) == certain
     assert sentence is None or len(sentence) <= 200
-
-
-@pytest.mark.parametrize(
-    ("change", "known"),
-    [
-        ({}, True),
-        ({"batch_size": 16}, True),
-        ({"model_max_length": 256}, True),
-        ({"batch_size": 16, "model_max_length": 64}, False),
-        ({"batch_size": 6}, False),
-        ({"batch_size": 16, "gradient_checkpointing": True}, False),
-        ({"batch_size": 16, "number_gpus": 4}, False),
-        ({"batch_size": 16, "method": "lora"}, False),
-    ],
-)
-def test_what_did_not_fit_does_not_fit_when_larger(change: dict[str, Any], known: bool) -> None:
-    """As large or larger in batch and length, with everything else equal."""
-    knowledge = Knowledge()
-    knowledge.note(made(), "gpu_oom")
-    sentence = knowledge.too_large(made(**change))
-    assert (sentence is not None) == known
-    assert sentence is None or "batch_size 8 and model_max_length 128" in sentence
-
-
-@pytest.mark.parametrize("failure", ["none", "host_oom", "invalid_configuration", None])
-def test_only_running_out_of_gpu_memory_teaches(failure: str | None) -> None:
-    """Other ends say nothing about larger workloads."""
-    knowledge = Knowledge()
-    knowledge.note(made(), failure)
-    assert knowledge.too_large(made(batch_size=16)) is None

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from ado_actuators.sfttrainer.core.failures import InvalidConfiguration
 from ado_actuators.sfttrainer.core.trainer import fsdp
-from ado_actuators.sfttrainer.core.workload.fields import parse
+from ado_actuators.sfttrainer.core.workload.validation import parse
 
 pytestmark = pytest.mark.usefixtures("as_if_there_were_a_gpu")
 

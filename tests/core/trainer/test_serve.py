@@ -13,7 +13,7 @@ pytest.importorskip("accelerate")
 import itertools
 
 from ado_actuators.sfttrainer.core.trainer import memory, serve, timing
-from ado_actuators.sfttrainer.core.workload.fields import parse
+from ado_actuators.sfttrainer.core.workload.validation import parse
 
 
 def job(**change: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ado_actuators.sfttrainer.core.failures import InvalidConfiguration
-from ado_actuators.sfttrainer.core.workload.fields import parse
+from ado_actuators.sfttrainer.core.workload.validation import parse
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 4, "number_gpus": 0}
 

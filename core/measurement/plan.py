@@ -1,0 +1,152 @@
+"""Turns property values into a plan of one measurement: checks them, resolves the model, makes the trainers' job."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import uuid
+from typing import Any
+
+import yaml
+
+from .. import failures
+from ..metrics import capacity
+from ..protocol import supported, traceable
+from ..workload import models
+from ..workload.experiments import KINDS, Kind, fields
+from ..workload.fields import Workload
+from ..workload.validation import parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A measurement that can be made.
+
+    Attributes:
+        actuator: identifier of the actuator, which is also the plugin's name.
+        experiment: identifier of the experiment.
+        workload: what to train.
+        given: the property values as the user gave them.
+        source: where the model comes from.
+        quick: for a memory estimate: predict only the peak, not the largest batch that fits.
+    """
+
+    actuator: str
+    experiment: str
+    workload: Workload
+    given: dict[str, Any]
+    source: models.ModelSource
+    quick: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """What the experiment is for, and what it returns."""
+        return KINDS[self.experiment]
+
+    @property
+    def runs_on(self) -> Workload:
+        """The workload whose resources the measurement needs: its own, or for an estimate one process without GPU."""
+        if self.kind.task != "memory_estimate":
+            return self.workload
+        # tracing runs in Python and uses one CPU
+        single_process = {
+            "number_gpus": 0,
+            "number_nodes": 1,
+            "gpu_model": "any",
+            "batch_size": 1,
+            "cpus_per_process": 1,
+        }
+        return self.workload.model_copy(update=single_process)
+
+    def job(self, *, trust_remote_code: bool, address: tuple[str, int], rank: int, threads: int) -> dict[str, Any]:
+        """Return the job for the host whose first process has ``rank``; the host adds its own directories."""
+        return {
+            "id": uuid.uuid4().hex[:12],
+            "workload": self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)},
+            "architecture": self.source.architecture,
+            "source": self.source.source,
+            "rank": rank,
+            "world_size": self.runs_on.processes,
+            "local_world_size": self.runs_on.processes // self.runs_on.number_nodes,
+            "master_addr": address[0],
+            "master_port": address[1],
+            "threads": threads,
+            "trust_remote_code": trust_remote_code,
+            "task": self.kind.task,
+            "alone": self.kind.runs > 1 or self.workload.patches_libraries,
+            "capacity_bytes": None if self.quick else capacity.usable_bytes(self.workload.gpu_model),
+        }
+
+    def estimate(self) -> Plan | None:
+        """Return the plan of a quick memory estimate of this workload, or None if it cannot be estimated."""
+        workload = self.workload
+        known = workload.number_gpus > 0 and capacity.usable_bytes(workload.gpu_model) is not None
+        if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
+            return None
+        if traceable.refusal(workload.model_dump()):
+            return None
+        return dataclasses.replace(self, experiment="finetune_memory_estimate", quick=True)
+
+    def command(self) -> str:
+        """Return the command that repeats the measurement without ado's store and without Ray."""
+        values = (f"{name}={_written(value)}" for name, value in sorted(self.given.items()))
+        return shlex.join(
+            ["python", "-m", f"ado_actuators.{self.actuator}.run", "--experiment", self.experiment, *values]
+        )
+
+
+def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
+    """Check property values and resolve the model, in milliseconds.
+
+    Raises:
+        failures.InvalidConfiguration: the workload is impossible.
+        failures.BadInput: the model is unknown.
+    """
+    _check_properties(actuator, experiment, values)
+    workload = parse({**values, **KINDS[experiment].sets})
+    try:
+        source = models.resolve(workload.model_name)
+    except ValueError as error:
+        raise failures.BadInput(str(error)) from None
+    if workload.weights == "pretrained" and source.source is None:
+        raise failures.BadInput(f"model {workload.model_name} has no published weights; use weights random.")
+    if source.architecture and (message := supported.mismatch(workload.model_dump(), source.architecture)):
+        raise failures.InvalidConfiguration(message)
+    return Plan(actuator=actuator, experiment=experiment, workload=workload, given=dict(values), source=source)
+
+
+def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) -> None:
+    """Reject properties that the experiment lacks and values that it does not support."""
+    kind = KINDS[experiment]
+    known = fields(actuator, kind)
+    for name, value in values.items():
+        if name not in known:
+            raise failures.InvalidConfiguration(f"{name} is not a property of {experiment} in {actuator}.")
+        allowed = kind.limits.get(name)
+        if allowed and value not in allowed:
+            raise failures.InvalidConfiguration(
+                f"{name} {value} is not supported by {experiment} in {actuator}; use {' or '.join(map(str, allowed))}."
+            )
+
+
+def _located(dataset: str) -> str:
+    """Return the absolute path of a data file that exists here, since trainers run in another directory; any other name unchanged."""
+    path = os.path.abspath(os.path.expanduser(dataset))  # noqa: PTH100, PTH111
+    # os.path returns False for names that no file system can hold; pathlib raises
+    here = not dataset.startswith("synthetic-") and os.path.exists(path)  # noqa: PTH110
+    return path if here else dataset
+
+
+def _written(value: Any) -> str:
+    """Return ``value`` quoted so that the ``run`` command, which reads YAML, gets the same value: the word no needs quotes."""
+    if isinstance(value, bytes):
+        value = value.decode()
+    text = str(value)
+    if not isinstance(value, str):
+        return text
+    try:
+        plain = yaml.safe_load(text) == text
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that does not exist is a ValueError
+        plain = False
+    return text if plain else yaml.safe_dump(value, default_style='"', width=10**6).strip()

@@ -1,0 +1,17 @@
+"""What the dispatcher makes of hosts that do not answer."""
+
+from __future__ import annotations
+
+import ray
+
+from ado_actuators.sfttrainer.core.actuator import dispatcher
+
+
+def test_a_host_that_rays_memory_monitor_ends_ran_out_of_memory() -> None:
+    """A finished measurement that is not retried; any other loss of a host is transient."""
+    ended = dispatcher._lost(ray.exceptions.OutOfMemoryError("node memory 95 % used")).cause
+    assert ended is not None
+    assert (ended.group, ended.what) == ("cannot run", "host_oom")
+    other = dispatcher._lost(RuntimeError("gone")).cause
+    assert other is not None
+    assert other.group == "transient"
