@@ -19,7 +19,7 @@ from ado_actuators.sfttrainer.core.commands import report
 from ado_actuators.sfttrainer.core.host import trainer_process as process
 from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan
-from ado_actuators.sfttrainer.core.measurement.verdict import Verdict, __file__, refusal
+from ado_actuators.sfttrainer.core.measurement.verdict import Verdict, refusal
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 pytestmark = pytest.mark.timeout(180)
@@ -32,7 +32,7 @@ SECRETS = {
     "PIP_EXTRA_INDEX_URL": "https://planted-user:planted-index-password@127.0.0.1:9/simple",
 }
 PLANTED = [*list(SECRETS.values())[:4], "planted-index-password"]
-CORE = Path(__file__).parents[1]
+CORE = Path(__file__).parents[2] / "core"
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     import ado_actuators
 
     ado_actuators.__path__ = [*ado_actuators.__path__, str(package.parent)]  # type: ignore[assignment]
-    names = ("host.local", "measurement.verdict", "measurement.plugin")
+    names = ("host.local", "measurement.plan", "measurement.plugin")
     yield types.SimpleNamespace(
         **{name.rpartition(".")[2]: importlib.import_module(f"ado_actuators.scripted.core.{name}") for name in names}
     )
@@ -93,7 +93,7 @@ def measure_all(
     plugin = core.plugin.Plugin("scripted", tuple({experiment for experiment, _ in asked}))
     values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "number_gpus": 0, "dataset_id": str(script)}
     with core.local.Local(plugin, settings, tmp_path / "state") as local:
-        plans = [core.verdict.plan("scripted", one, {**values, "batch_size": batch}) for one, batch in asked]
+        plans = [core.plan.make_plan("scripted", one, {**values, "batch_size": batch}) for one, batch in asked]
         verdicts = [local.measure(plan) for plan in plans]
     return verdicts, script.with_suffix(".pids").read_text().split()
 
