@@ -295,7 +295,12 @@ def faults(session: nox.Session) -> None:
     """Inject every fault and write the table of docs/reliability.md."""
     install_for_training(session, *fresh(session), *directories(sfttrainer="[train]"), *TEST_TOOLS)
     report = f"{session.create_tmp()}/faults.xml"
-    files = ("core/host/test_faults.py", "core/host/test_environment.py", "system/test_cluster.py", "system/test_endings.py")
+    files = (
+        "core/host/test_faults.py",
+        "core/host/test_environment.py",
+        "system/test_cluster.py",
+        "system/test_endings.py",
+    )
     session.run(
         "pytest",
         "-o",

@@ -1,12 +1,12 @@
-"""What went wrong: a class per cause, the group it belongs to, and the one sentence a user gets. Standard library only.
+"""Causes of failure: an exception class for each, its group, and the message for the user. Standard library only.
 
-Groups, which decide what is stored:
+The group decides what is stored:
 
-- ``cannot run``: a finished measurement with ``is_valid`` 0; never repeated by us.
-- ``transient``: repeated in a fresh process, then failed.
+- ``cannot run``: a finished measurement with ``is_valid`` 0; never retried.
+- ``transient``: retried in a fresh process; failed when the retries are used.
 - ``broken``: failed at once.
 
-This is the only place that turns exceptions, exit codes and log texts of other programs into sentences.
+Only this module turns exceptions, exit codes and log texts of other programs into messages.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, Literal, get_args
 
 from . import redaction
 
-# those that explain more come first
+# in this order the earlier group explains the later ones
 Group = Literal["cannot run", "broken", "transient"]
 LONGEST_SENTENCE = 200
-# an abort writes its reason last; what stands far above it was survived
+# an abort writes its reason last; earlier errors in the log did not end the process
 TAIL_CHARACTERS = 8000
 
 GPU_OOM_SENTENCE = (
@@ -39,9 +39,9 @@ class Cause:
 
     Attributes:
         group: ``cannot run``, ``transient`` or ``broken``.
-        what: ``gpu_oom``, ``host_oom``, ``predicted_oom`` or ``invalid_configuration`` when the workload cannot run;
-            ``bad_input`` when what the user gave cannot be used; else the group.
-        sentence: one plain sentence of at most 200 characters.
+        what: ``gpu_oom``, ``host_oom``, ``predicted_oom`` or ``invalid_configuration`` if the workload cannot run;
+            ``bad_input`` if the user's input cannot be used; else the group.
+        sentence: the message for the user, at most 200 characters.
     """
 
     group: Group
@@ -50,7 +50,7 @@ class Cause:
 
 
 class Failure(Exception):
-    """A measurement that gives no properties. Raise a subclass; ``cause`` says the rest."""
+    """A measurement without properties. Raise a subclass; ``cause`` has the details."""
 
     group: Group = "broken"
     what: str = "broken"
@@ -80,7 +80,7 @@ class OutOfMemory(CannotRun):
 
     Args:
         where: ``gpu`` or ``host``.
-        sentence: replaces the usual sentence.
+        sentence: replaces the standard message.
     """
 
     def __init__(self, where: Literal["gpu", "host"], sentence: str = "") -> None:
@@ -89,29 +89,29 @@ class OutOfMemory(CannotRun):
         self.what = f"{where}_oom"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by where and sentence; the default would pass the sentence alone."""
+        """Pickle both arguments; the default passes only the message."""
         return type(self), (self.where, str(self))
 
 
 class PredictedOutOfMemory(CannotRun):
-    """The workload was not tried: it is predicted not to fit."""
+    """The workload was not run, because it is predicted not to fit."""
 
     what = "predicted_oom"
 
 
 class Transient(Failure):
-    """Something that may work when repeated: a dead worker, a lost node, a connection, a port in use."""
+    """A failure that may not occur again: a dead worker, a lost node, a connection, a port in use."""
 
     group: Group = "transient"
     what = "transient"
 
 
 class Broken(Failure):
-    """Repeating does not help: a time limit, an exception, anything unknown."""
+    """A failure that a retry does not mend: a time-out, an exception, anything unknown."""
 
 
 class BadInput(Broken):
-    """What the user gave cannot be used: an unknown model, bad data, a missing package or environment."""
+    """The user's input cannot be used: an unknown model, bad data, a missing package or environment."""
 
     what = "bad_input"
 
@@ -127,11 +127,11 @@ def raised(cause: Cause) -> Failure:
 
 
 def most_telling(causes: Iterable[Cause]) -> Cause | None:
-    """Return the cause that explains the others: of ranks that fail together, one fails by itself and others lose its connection."""
+    """Return the cause that explains the others: one rank fails by itself, and its peers report only its lost connection."""
     return min(causes, key=lambda cause: get_args(Group).index(cause.group), default=None)
 
 
-# -- telling texts apart ---------------------------------------------------------------------------------------
+# -- patterns of texts -----------------------------------------------------------------------------------------
 
 GPU_OOM = re.compile(
     r"(CUDA|HIP|MPS|XPU|GPU)\b[^.\n]{0,40}out of memory"
@@ -145,7 +145,7 @@ HOST_OOM = re.compile(
     r"|Unable to allocate [\d.]+ [KMGTPE]?i?B|malloc of size \d+ failed|low on memory|alloc_cpu\.cpp",
     re.IGNORECASE,
 )
-# a kernel's wrong address: the memory it asks for does not exist, whatever is free
+# a kernel used a wrong address, which is no lack of memory
 ILLEGAL_ACCESS = re.compile(
     r"illegal memory access|misaligned address|illegal address|device-side assert", re.IGNORECASE
 )
@@ -160,7 +160,7 @@ TRANSPORT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 TRANSPORT_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionResetError", "BrokenPipeError")
-# these quote what a user wrote, so their text proves nothing about memory or network
+# these exceptions quote the user's input, so their text is no evidence of memory or network problems
 QUOTING_TYPES = (
     "ValueError",
     "KeyError",
@@ -169,7 +169,7 @@ QUOTING_TYPES = (
     "AttributeError",
     "NotImplementedError",
     "JSONDecodeError",
-    # the loader's "cannot allocate memory in static TLS block" is no lack of memory
+    # "cannot allocate memory in static TLS block" of the dynamic loader is no lack of memory
     "ImportError",
     "ModuleNotFoundError",
 )
@@ -299,16 +299,16 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-# -- sentences -------------------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------------------
 
 
 def plain_sentence(text: str) -> str:
-    """Return ``text`` as one line of at most 200 characters that ends like a sentence, without secrets."""
+    """Return ``text`` as one line of at most 200 characters that ends with punctuation, without secrets."""
     text = redaction.hide(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))
     text = re.sub(r"\b(hf_|sk-|ghp_|glpat-)[A-Za-z0-9_\-]{8,}", r"\1***", text)
     text = re.sub(r"(\w+://)[^/\s@]*@", r"\1***@", text)
     text = " ".join(text.split()) or "No reason was given"
-    # control characters, unpaired surrogates and the like: terminals obey them, and no store can keep them all
+    # control characters and unpaired surrogates: terminals interpret them, and some stores cannot keep them
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     if len(text) > LONGEST_SENTENCE:
         return text[: LONGEST_SENTENCE - 1].rstrip() + "…"

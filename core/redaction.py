@@ -1,4 +1,4 @@
-"""Keeps secrets of the environment out of whatever is written down: sentences, logs, progress. Imports the standard library only.
+"""Removes secrets of the environment from messages, logs and progress. Standard library only.
 
 A secret is the value of a variable whose name says so (``HF_TOKEN``, ``AWS_SECRET_ACCESS_KEY``, ``DB_PASSWORD``), and user and
 password of a URL in any variable.
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 
-# at the end of a word of the name (PGPASSWORD, X_API_KEYS), or, where other words end so too, the whole word
+# the first group matches at the end of a word of the name (PGPASSWORD, X_API_KEYS); the second only whole words
 TELLING = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|SECRET|ACCESS)KEY|CREDENTIAL|SSHPASS|AUTHORIZATION)S?\d*(_|$)"
     r"|(^|_)(PWD|PASS|PAT|AUTH|KEY)S?\d*(_|$)"
@@ -29,7 +29,7 @@ def secrets(environ: Mapping[str, str]) -> list[str]:
     found = set()
     for name, value in environ.items():
         if name not in _DIRECTORIES and TELLING.search(name.upper()):
-            # what comes behind Bearer or Basic is the secret itself
+            # the secret follows Bearer or Basic
             found |= {value.strip(), value.removeprefix("Bearer ").removeprefix("Basic ").strip(), *value.splitlines()}
         for login in _LOGIN.findall(value):
             found |= {login, login.partition(":")[2]}
@@ -45,24 +45,24 @@ def hide(text: str) -> str:
 
 
 class Filter:
-    """Takes the secrets of this process's environment out of a stream of bytes, wherever it is cut into pieces."""
+    """Removes the secrets of this process's environment from a stream of bytes that arrives in pieces."""
 
     def __init__(self) -> None:
         self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets(os.environ)]
         self._held = b""
 
     def feed(self, piece: bytes) -> bytes:
-        """Return what may be written now; an end that may be the beginning of a secret waits for the next piece."""
+        """Return the bytes that can be written now; an end that may begin a secret is held until the next piece."""
         data = self._held + piece
         cut = len(data) - max((_overlap(data, secret) for secret in self._secrets), default=0)
         while (earlier := min((_across(data, secret, cut) for secret in self._secrets), default=cut)) < cut:
             cut = earlier
-        # only now: a secret that is whole may be the beginning of a longer one
+        # hidden only now, because a complete secret may be the beginning of a longer one
         out, self._held = data[:cut], data[cut:]
         return self._hide(out)
 
     def end(self) -> bytes:
-        """Return what still waits when the stream has ended."""
+        """Return the bytes that are still held when the stream has ended."""
         held, self._held = self._held, b""
         return self._hide(held)
 

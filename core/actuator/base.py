@@ -1,6 +1,6 @@
-"""What both actuators share: from ado's calls to the dispatcher. ado room.
+"""The actuators' base class: hands ado's requests to the dispatcher.
 
-The actuator's own actor must never do work: ado does not notice its death, and an operation would wait for ever.
+The actuator's own actor must never do work: ado does not notice its death, and the operation would wait for ever.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from ado.modules.actuators.standard import StandardActuator
 from ado.schema.request import MeasurementRequest
 
 from .. import failures
-from ..host import state_dir as places
+from ..host.state_dir import state_dir
 from ..measurement.plan import make_plan
-from ..measurement.plugin import Plugin
+from ..measurement.plugin import Plugin, Unsupported
 from ..measurement.verdict import refusal
 from . import catalog
-from . import parameters as configuration
-from .parameters import MeasuringParameters
+from .parameters import MeasuringParameters, validate
 from .results import complete, inputs, result
 
 if TYPE_CHECKING:
@@ -34,12 +33,13 @@ if TYPE_CHECKING:
 
 
 class MeasuringActuator(StandardActuator):
-    """Measures fine-tuning workloads; a plugin's subclass names itself, its experiments and its parameters."""
+    """Measures fine-tuning workloads. A plugin's subclass sets the class attributes."""
 
     identifier: str
     kinds: ClassVar[tuple[str, ...]] = ()
     parameters_class: type[MeasuringParameters] = MeasuringParameters
     requirements: ClassVar[str | None] = None
+    unsupported: ClassVar[Unsupported | None] = None
     _dispatcher: Any = None
 
     @classmethod
@@ -49,13 +49,13 @@ class MeasuringActuator(StandardActuator):
 
     @classmethod
     def validate_parameters(cls, parameters: Any) -> Any:
-        """Check a configuration; unlike ado's own check this one sees misspelled keys.
+        """Validate a configuration; unlike ado's own validation this one rejects misspelled keys.
 
         Raises:
-            ValueError: with one sentence.
+            ValueError: the configuration is invalid; the message says why.
         """
         given = parameters if isinstance(parameters, dict) else parameters.model_dump()
-        return configuration.parameters(cls.parameters_class, given)
+        return validate(cls.parameters_class, given)
 
     def submit(
         self, entities: list[Entity], experimentReference: ExperimentReference, requesterid: str, requestIndex: int
@@ -83,7 +83,7 @@ class MeasuringActuator(StandardActuator):
             from .dispatcher import Dispatcher
 
             actor: Any = Dispatcher
-            # where the operation itself is: losing another node must not lose what is in flight
+            # on the operation's own node: the loss of another node must not end the dispatcher
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             self._dispatcher = actor.options(scheduling_strategy=here).remote(self.plugin(), self._parameters)
             try:
@@ -102,7 +102,9 @@ class MeasuringActuator(StandardActuator):
     @classmethod
     def plugin(cls) -> Plugin:
         """Return the plugin as the core sees it."""
-        return Plugin(identifier=cls.identifier, kinds=cls.kinds, requirements=cls.requirements)
+        return Plugin(
+            identifier=cls.identifier, kinds=cls.kinds, requirements=cls.requirements, unsupported=cls.unsupported
+        )
 
 
 def _execute(
@@ -112,11 +114,11 @@ def _execute(
     from ..host.local import Local
 
     results = []
-    with Local(plugin, parameters, places.state_dir(parameters.state_dir)) as local:
+    with Local(plugin, parameters, state_dir(parameters.state_dir)) as local:
         for entity in request.entities:
             try:
-                made = make_plan(plugin.identifier, experiment.identifier, inputs(experiment, entity))
-                verdict = local.measure(made)
+                plan = make_plan(plugin.identifier, experiment.identifier, inputs(experiment, entity))
+                verdict = local.measure(plan)
             except failures.Failure as failure:
                 verdict = refusal(failure, plugin.identifier, experiment.identifier)
             results.append(result(entity, request, experiment, verdict))

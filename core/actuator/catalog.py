@@ -1,7 +1,4 @@
-"""Workload fields turned into ado experiments: identifiers, domains, defaults and descriptions, each said once in ``Workload``.
-
-ado room. Imports ado's schema and the arithmetic; nothing heavy.
-"""
+"""Builds ado's experiments from the fields of ``Workload``: identifiers, domains, defaults and descriptions."""
 
 from __future__ import annotations
 

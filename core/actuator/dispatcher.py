@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from .. import failures
-from ..cluster import nodes as cluster
+from ..cluster import nodes
 from ..cluster.pool import Lease, Pool, Shape, remove_groups
 from ..host import environment
 from ..host.host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
@@ -23,16 +23,16 @@ from ..workload.fields import Workload
 from .parameters import MeasuringParameters
 from .results import complete, inputs, result
 
-# what a host may need beyond run_timeout_s: building an environment, importing the stack, giving memory back, ending trainers
+# time a host may need beyond run_timeout_s: to build an environment, import the stack, free memory and end trainers
 HOST_ALLOWANCE_S = environment.BUILD_TIMEOUT_S + STARTUP_TIMEOUT_S + RELEASE_TIMEOUT_S + 300.0
-# how often a host that measures is asked whether it is there, and how long it may take to say so
+# a measuring host is pinged this often, and is lost if it does not answer within HOST_SILENT_S
 HOST_ASKED_EVERY_S = 15.0
 HOST_SILENT_S = 60.0
-# a Ray worker that starts on a busy node, its job's packages included
+# a Ray worker may start slowly: on a busy node it also installs its job's packages
 HOST_START_S = 900.0
 
 
-# should it be killed, Ray ends its hosts, starts it again and asks it again for what it had not answered
+# if the dispatcher is killed, Ray ends its hosts, restarts it and repeats the calls it had not answered
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
 class Dispatcher:
     """Measures requests; any number at once."""
@@ -40,7 +40,7 @@ class Dispatcher:
     def __init__(self, plugin: Plugin, parameters: MeasuringParameters) -> None:
         self._plugin = plugin
         self._parameters = parameters
-        # the same in each life of this actor
+        # a restarted actor keeps its id, so it finds the placement groups it left
         owner = f"dispatcher-{ray.get_runtime_context().get_actor_id()}"
         remove_groups(owner)
         self._pool = Pool(parameters.idle_timeout_s, owner)
@@ -63,12 +63,12 @@ class Dispatcher:
         self._pool.close()
 
     async def _verdict(self, experiment: Any, values: dict[str, Any]) -> verdict.Verdict:
-        """Return a verdict whatever happens: a request without an answer would hang the operation."""
+        """Return a verdict for any error: a request without an answer would hang the operation."""
         try:
             plan = make_plan(self._plugin.identifier, experiment.identifier, values)
             if plan.kind.task != "memory_estimate":
                 self._plugin.check(plan.workload, plan.source.architecture, environment=self._parameters.environment)
-            cluster.check(plan.runs_on, autoscaling=self._parameters.autoscaling)
+            nodes.check(plan.runs_on, autoscaling=self._parameters.autoscaling)
             return await self._measure(plan)
         except failures.Failure as failure:
             return verdict.refusal(failure, self._plugin.identifier, experiment.identifier)
@@ -77,7 +77,7 @@ class Dispatcher:
             return verdict.refusal(failures.raised(unexpected), self._plugin.identifier, experiment.identifier)
 
     async def _measure(self, plan: Plan) -> verdict.Verdict:
-        same_gpus = plan.workload.gpu_model != "any" or cluster.alike()
+        same_gpus = plan.workload.gpu_model != "any" or nodes.alike()
         steps = attempts.procedure(plan, self._parameters, self._known_out_of_memory, same_gpus=same_gpus)
         outcomes: list[Outcome] | None = None
         while True:
@@ -97,7 +97,7 @@ class Dispatcher:
         try:
             outcomes = await self._on(lease, plan)
             measured = all(outcome.cause is None for outcome in outcomes)
-            # a lone host that has answered has already ended what failed on it, and is as good as new
+            # a single host that answered has already replaced its failed trainers, so it can be reused
             answered = len(outcomes) == len(lease.hosts) == 1 and outcomes[0].hostname != ""
             keep = measured or answered
             return outcomes
@@ -105,7 +105,7 @@ class Dispatcher:
             self._pool.give_back(lease, keep=keep)
 
     async def _on(self, lease: Lease, plan: Plan) -> list[Outcome]:
-        """Measure on the hosts of a lease; when one fails the others are not waited for long."""
+        """Measure on the hosts of a lease; after one host fails, wait only briefly for the others."""
         try:
             address = await asyncio.wait_for(_answer(lease.hosts[0].address.remote()), HOST_START_S)
         except Exception as error:
@@ -137,7 +137,7 @@ class Dispatcher:
         return [task.result() for task in tasks if task.done()]
 
     def _shape(self, workload: Workload) -> Shape:
-        cpus = cluster.cpus_per_host(workload)
+        cpus = nodes.cpus_per_host(workload)
         processes = max(1, workload.gpus_per_node)
         return Shape(
             host=HostSpec(
@@ -163,14 +163,14 @@ async def _answer(call: Any) -> Any:
 
 
 async def _outcome(call: Any, host: Any) -> Outcome:
-    """Return what a host's measurement gives; a host that is silent meanwhile is lost."""
+    """Return a host's outcome; a host that stops answering pings is lost."""
     answer = asyncio.ensure_future(_answer(call))
     try:
         while not (await asyncio.wait([answer], timeout=HOST_ASKED_EVERY_S))[0]:
             await asyncio.wait_for(_answer(host.ping.remote()), HOST_SILENT_S)
         return await answer
     except ray.exceptions.RayTaskError as error:
-        # the host is there, and says what went wrong in it
+        # the host answered: an exception was raised in it
         return _failed(failures.classify_exception(type(error.cause).__name__, str(error.cause)))
     except Exception as error:
         answer.cancel()

@@ -1,6 +1,6 @@
-"""Actuator configuration: where and how to measure, never what. ado room.
+"""The actuator configuration: where and how to measure, never what.
 
-ado's memory of earlier results does not know the configuration, so nothing here may change a result.
+ado reuses stored results whatever the configuration is, so no parameter may change a result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pydantic
 from ado.modules.actuators.standard import StandardActuatorParameters
 
 from ..failures import plain_sentence
-from ..host import state_dir as places
+from ..host.state_dir import state_dir
 from ..workload.validation import first_message
 
 
@@ -80,22 +80,22 @@ class MeasuringParameters(StandardActuatorParameters):
 
     @pydantic.field_validator("state_dir")
     @classmethod
-    def _is_a_place(cls, value: str) -> str:
-        # processes of other working directories have to mean the same place
+    def _is_absolute(cls, value: str) -> str:
+        # it has to name the same directory in processes with other working directories
         if value and not value.startswith(("/", "~")):
             raise ValueError("a path from / or ~ is needed")
         try:
-            places.state_dir(value)
+            state_dir(value)
         except RuntimeError as error:
             raise ValueError(str(error)) from None
         return value
 
 
-def parameters(parameters_class: type[MeasuringParameters], given: Any) -> MeasuringParameters:
-    """Return the parameters of a configuration, misspelled keys refused.
+def validate(parameters_class: type[MeasuringParameters], given: Any) -> MeasuringParameters:
+    """Return the parameters of a configuration; misspelled keys are rejected.
 
     Raises:
-        ValueError: with one sentence.
+        ValueError: the configuration is invalid; the message says why.
     """
     try:
         return parameters_class.model_validate(given)

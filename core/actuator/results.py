@@ -1,4 +1,4 @@
-"""A verdict as ado's measurement result. ado room."""
+"""Turns a verdict into ado's measurement result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inputs(experiment: Experiment | ParameterizedExperiment, entity: Entity) -> 
 def result(
     entity: Entity, request: MeasurementRequest, experiment: Experiment | ParameterizedExperiment, verdict: Verdict
 ) -> Any:
-    """Return ado's result for an entity: valid with properties, invalid with a sentence."""
+    """Return ado's result for an entity: valid with properties, or invalid with a reason."""
     if not verdict.properties:
         return InvalidMeasurementResult(
             entityIdentifier=entity.identifier,
@@ -34,7 +34,7 @@ def result(
         )
     return ValidMeasurementResult(
         entityIdentifier=entity.identifier,
-        # ado's own helper stores a property that was not measured as -1, valid; here it is left out
+        # ado's own helper stores -1 for a property that was not measured; here the property is omitted
         measurements=[
             ObservedPropertyValue(value=verdict.properties[observed.targetProperty.identifier], property=observed)
             for observed in experiment.observedProperties

@@ -156,11 +156,11 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def _settings(path: Path | None, parameters_class: type[Any]) -> Any:
-    from ..actuator.parameters import parameters
+    from ..actuator.parameters import validate
 
     given = _mapping(path) if path else {}
     try:
-        return parameters(parameters_class, given.get("parameters", given))
+        return validate(parameters_class, given.get("parameters", given))
     except ValueError as error:
         raise _BadUse(f"{path}: {error}") from None
 

@@ -1,12 +1,12 @@
-"""Which Python runs the trainer: this one, one the user names, or one built from a pinned list.
+"""Chooses the Python that runs the trainer: this one, one the user names, or one built from a pinned list.
 
-Imports the standard library, ``indexes`` and ``redaction`` only. A managed environment lives in ``<cache_dir>/<list
-name>-<digest>``; the digest covers the list's content, the Python version and the platform, so a changed list is a new
-environment and an unchanged one is reused for ever. It is built beside its place and renamed when complete, under a file
-lock: what bears the name is whole. ``uv`` builds it, with the index settings the user has given uv or pip.
+A managed environment is the directory ``<cache_dir>/<list name>-<digest>``. The digest covers the list's content, the
+Python version and the platform: a changed list gives a new environment, and an unchanged list reuses the old one. ``uv``
+builds it in a temporary directory, with the user's index settings for uv or pip. The directory is renamed when it is
+complete, under a file lock, so an environment with the final name is always complete.
 
-A list may say in comment lines ``# python: 3.11 3.12`` (versions it was made for; this interpreter's if listed, else
-the last) and ``# index: URL`` (where to look as well when a package is found nowhere else).
+A list may contain the comment lines ``# python: 3.11 3.12`` (supported versions; this interpreter's version if listed,
+else the last) and ``# index: URL`` (a further index for packages that the user's indexes lack).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .. import redaction
-from . import package_indexes as indexes
+from . import package_indexes
 
 Progress = Callable[[str], None]
 
@@ -50,10 +50,10 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class EnvironmentProblem(Exception):
-    """No Python to run the trainer with: a sentence of at most 200 characters, and the log of the build if there is one."""
+    """There is no Python to run the trainer with: a message of at most 200 characters, and the log of the build if there is one."""
 
-    def __init__(self, sentence: str, log: Path | None = None) -> None:
-        super().__init__(_cut(_redact(sentence), 200))
+    def __init__(self, message: str, log: Path | None = None) -> None:
+        super().__init__(_cut(_redact(message), 200))
         self.log = log
 
     def __reduce__(self) -> tuple[type, tuple[str, Path | None]]:
@@ -138,7 +138,7 @@ def _named(environment: str) -> Path:
 
 
 class _Managed:
-    """One managed environment: its place, its lock and how it is built."""
+    """One managed environment: its directory, its lock and how it is built."""
 
     def __init__(self, requirements: Path, content: str, cache_dir: Path) -> None:
         self._requirements = requirements.absolute()
@@ -223,25 +223,25 @@ class _Uv:
         self._progress = progress
         self._deadline = deadline
         self._uv = find_uv()
-        self._variables = indexes.variables()
+        self._variables = package_indexes.variables()
 
-    def make_venv(self, place: Path, version: str) -> None:
-        """Make an empty environment at ``place`` that may be renamed afterwards."""
+    def make_venv(self, directory: Path, version: str) -> None:
+        """Make an empty environment at ``directory`` that may be renamed afterwards."""
         this = f"{sys.version_info[0]}.{sys.version_info[1]}"
         python = sys.executable if version == this and sys.executable else version
         output, code = self._run(
-            "venv", "--quiet", "--allow-existing", "--relocatable", "--no-project", "--python", python, str(place)
+            "venv", "--quiet", "--allow-existing", "--relocatable", "--no-project", "--python", python, str(directory)
         )
         if code:
             raise EnvironmentProblem(
                 f"uv cannot make an environment with Python {version}: {_last_line(output)}", self._log_path
             )
 
-    def install(self, place: Path, requirements: Path, content: str) -> None:
+    def install(self, directory: Path, requirements: Path, content: str) -> None:
         """Install exactly the packages of the list."""
-        base = ["pip", "install", "--python", str(place / "bin" / "python"), "--no-deps", "--compile-bytecode"]
+        base = ["pip", "install", "--python", str(directory / "bin" / "python"), "--no-deps", "--compile-bytecode"]
         base += ["--requirement", str(requirements)]
-        base += indexes.options(self._variables)
+        base += package_indexes.options(self._variables)
         output, code = self._run(*base)
         index = re.search(r"^# index: (\S+)", content, re.MULTILINE)
         # asked only when needed: an index that cannot be reached would fail lists that are complete without it
@@ -278,7 +278,7 @@ class _Uv:
 
     def _follow(self, lines: queue.Queue[str | None]) -> str:
         output: list[str] = []
-        last, begin, told = "installing", time.monotonic(), time.monotonic()
+        last, begin, reported = "installing", time.monotonic(), time.monotonic()
         while True:
             try:
                 line = lines.get(timeout=POLL_S)
@@ -288,8 +288,8 @@ class _Uv:
                     raise EnvironmentProblem(
                         "Building the environment took longer than its time limit.", self._log_path
                     ) from None
-                if now - told >= HEARTBEAT_S:
-                    told = now
+                if now - reported >= HEARTBEAT_S:
+                    reported = now
                     # after installing uv is silent until all byte code is compiled
                     doing = "compiling byte code" if last.startswith("Installed") else last
                     self._progress(f"{doing} ({now - begin:.0f} s)")
@@ -345,7 +345,7 @@ def _python_version(content: str) -> str:
 
 
 def _why(output: str, content: str, name: str) -> str:
-    """Return the sentence for a failed installation; names the package when the output does."""
+    """Return the message for a failed installation; it names the package if uv's output does."""
     if re.search(r"No space left on device", output):
         return f"Environment {name} cannot be built: the disk of the environments is full (no space left on device)."
     pins = re.findall(r"^([A-Za-z0-9][\w.-]*)(==[^\s;\\]+)?", content, re.MULTILINE)
@@ -376,7 +376,7 @@ def _lacks(output: str) -> bool:
 
 def _last_line(output: str) -> str:
     lines = [line.strip(" ×│├╰─▶") for line in output.splitlines() if line.strip(" ×│├╰─▶")]
-    return lines[-1] if lines else "uv said nothing."
+    return lines[-1] if lines else "uv gave no reason."
 
 
 def _redact(text: str) -> str:

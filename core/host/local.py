@@ -13,8 +13,8 @@ from ..measurement import attempts, verdict
 from ..measurement.outcome import Outcome
 from ..measurement.plan import Plan
 from ..measurement.plugin import Plugin
-from . import sampler as devices
 from .host import Host, HostSpec, cpu_count
+from .nvml import visible_devices
 
 
 class Settings(attempts.Settings, Protocol):
@@ -27,19 +27,19 @@ class Settings(attempts.Settings, Protocol):
 
 
 class Local:
-    """Hosts of this machine, one at a time; a context manager that ends them."""
+    """Measures on one host of this machine at a time; a context manager that ends the host."""
 
     def __init__(
         self,
         plugin: Plugin,
         settings: Settings,
         state_dir: Path,
-        tell: Callable[[dict[str, Any]], None] = lambda news: None,
+        progress: Callable[[dict[str, Any]], None] = lambda message: None,
     ) -> None:
         self._plugin = plugin
         self._settings = settings
         self._state_dir = state_dir
-        self._tell = tell
+        self._progress = progress
         self._host: Host | None = None
         self._known_out_of_memory = attempts.KnownOutOfMemory()
 
@@ -50,10 +50,10 @@ class Local:
         self._end()
 
     def measure(self, plan: Plan) -> verdict.Verdict:
-        """Measure one workload; transient failures are repeated as the settings say.
+        """Measure one workload; transient failures are retried as the settings allow.
 
         Raises:
-            failures.Broken: this machine does not have what the workload asks for.
+            failures.Broken: this machine lacks the devices that the workload needs.
         """
         try:
             return self._measure(plan)
@@ -83,10 +83,10 @@ class Local:
                 time.sleep(step.seconds)
 
     def _check_gpus(self, wanted: int) -> None:
-        """Refuse at once, before an environment is built for GPUs that are not here."""
+        """Reject a request for missing GPUs before an environment is built for them."""
         if not wanted:
             return
-        found = len(devices.visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES")))
+        found = len(visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES")))
         if found < wanted:
             raise failures.Broken(
                 f"number_gpus {wanted}, but this machine shows {found} NVIDIA GPUs; number_gpus 0 measures on the CPU."
@@ -123,7 +123,7 @@ class Local:
         )
         # all processes are on this machine, however many nodes were asked for
         job["local_world_size"] = processes
-        return self._host.measure(job, self._settings.run_timeout_s, self._tell)
+        return self._host.measure(job, self._settings.run_timeout_s, self._progress)
 
     def _end(self) -> None:
         if self._host is not None:

@@ -1,8 +1,7 @@
-"""Devices a trainer computes on, seen from beside it: NVIDIA GPUs through NVML, or none at all.
+"""The devices that trainers use, read from outside the trainer: NVIDIA GPUs through NVML, or an empty set.
 
-Process room: standard library and pynvml, which is imported when a GPU is asked for and not before.
-
-Nobody above has to ask whether there is a GPU: without one the set of devices is empty and says why.
+pynvml is imported only when a GPU is asked for. Without a GPU the set of devices is empty and holds the reason, so callers
+do not have to check for one.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Device(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class DeviceSet:
-    """Some devices, in the order CUDA numbers them; iterate over it. Empty: ``absent`` says why, in a sentence."""
+    """Some devices, in the order CUDA numbers them; iterate over it. If empty, ``absent`` is the reason."""
 
     devices: tuple[Device, ...] = ()
     absent: str = NOT_ASKED
@@ -184,7 +183,7 @@ def _chosen(entries: list[str] | None, uuids: list[str]) -> list[int]:
 def _device(nvml: Any, handle: Any, driver: str) -> NvmlDevice:
     missing: dict[str, str] = {}
     name, uuid = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)
-    # not supported where the GPU knows no MIG: that is no news
+    # a GPU without MIG does not support the query
     mode = _ask(nvml, {}, "mig", lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     if mode:
         raise _refused(f"{name} {uuid}")

@@ -1,7 +1,7 @@
-"""Where packages come from: what the user has told pip, in variables and in its configuration files, in uv's words.
+"""Translates the user's pip settings about package indexes (variables and configuration files) into uv's variables.
 
-Imports the standard library only. uv reads none of pip's settings; without this a mirror that serves ``pip install`` would
-not serve the environments that are built later.
+uv reads no pip settings. Without this module, a mirror that serves ``pip install`` would not serve managed environments.
+Standard library only: the noxfile imports this file, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Samples GPUs and processes while trainers run; describes the hardware.
 
-Process room: standard library and psutil; GPUs through ``nvml``. Neither ado nor Ray nor torch.
-
 Times are those of ``time.perf_counter``, which on Linux is CLOCK_MONOTONIC and shared by the processes of a node, so that
 the edges of the measured phase can come from the trainers.
 """

@@ -1,16 +1,18 @@
-"""What the core has to know of the plugin it measures for. Imports the arithmetic room only."""
+"""What the core knows about the plugin that uses it."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import failures
 from ..workload.fields import Workload
 
+# (workload fields, text of the environment's list, the model's configuration if known) -> why it is unsupported, or None
+Unsupported = Callable[[dict[str, Any], str, dict[str, Any] | None], str | None]
 ENVIRONMENTS = Path(__file__).absolute().parents[2] / "environments"
 
 
@@ -19,21 +21,23 @@ class Plugin:
     """A plugin as the core sees it.
 
     Attributes:
-        identifier: of the actuator, also the plugin's package name.
-        kinds: the experiments it has, as in ``kinds``.
+        identifier: identifier of the actuator, which is also the name of the plugin's package.
+        kinds: identifiers of its experiments, keys of ``workload.experiments.KINDS``.
         requirements: file name of the managed environment's pinned list in the plugin's ``environments``, with
-            ``{version}`` for the library version a workload names and ``{variant}`` for cpu or cuda; None: there is none.
+            ``{version}`` for the library version of a workload and ``{variant}`` for cpu or cuda; None without such lists.
+        unsupported: returns why the library in the managed environment cannot run a workload; None without such limits.
     """
 
     identifier: str
     kinds: tuple[str, ...]
     requirements: str | None = None
+    unsupported: Unsupported | None = None
 
     def requirements_of(self, workload: Workload) -> str | None:
         """Return the file name of the pinned list for ``workload``, or None.
 
         Raises:
-            failures.BadInput: there is no list for the library version it names.
+            failures.BadInput: no list exists for the workload's library version.
         """
         if self.requirements is None:
             return None
@@ -49,19 +53,18 @@ class Plugin:
         return name
 
     def check(self, workload: Workload, architecture: dict[str, Any] | None, *, environment: str) -> None:
-        """Refuse, before anything starts, what the library of the managed environment cannot do.
+        """Reject a workload that the library of the managed environment cannot run, before anything starts.
 
         Args:
-            workload: what to train.
-            architecture: the model's configuration, where it is known without the network.
-            environment: where trainers run, as in the actuator configuration.
+            workload: the workload.
+            architecture: the model's configuration, if it is known without the network.
+            environment: the actuator configuration's ``environment``.
 
         Raises:
-            failures.InvalidConfiguration: with what is missing.
+            failures.InvalidConfiguration: the message names what is missing.
         """
-        if environment != "managed" or not (ENVIRONMENTS.parent / "limits.py").is_file():
+        if environment != "managed" or self.unsupported is None:
             return
         pinned = (ENVIRONMENTS / str(self.requirements_of(workload))).read_text(encoding="utf-8")
-        limits = importlib.import_module("...limits", __package__)
-        if sentence := limits.before_start(workload.model_dump(), pinned, architecture):
-            raise failures.InvalidConfiguration(sentence)
+        if message := self.unsupported(workload.model_dump(), pinned, architecture):
+            raise failures.InvalidConfiguration(message)

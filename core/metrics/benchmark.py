@@ -1,6 +1,6 @@
-"""From the records of all ranks to the properties of a throughput experiment. Arithmetic: no torch, no clock, no I/O.
+"""Computes the properties of a throughput experiment from the records of all ranks. Pure: no torch, no clock, no I/O.
 
-Every output is either in ``properties`` or in ``omitted`` with a reason; no 0, -1 or NaN stands for a missing number.
+Every output is either in ``properties``, or in ``omitted`` with a reason. A missing number is never 0, -1 or NaN.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from ..protocol.stopping import LEAST_WARMUP
 from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
-from . import accelerators as peaks
-from . import flops, throughput
+from . import accelerators, flops, throughput
 from .throughput import ImpossibleRecord
 
 __all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]
@@ -25,7 +24,7 @@ NO_DEVICE_SAMPLES = "no device was sampled."
 
 
 class Workload(Protocol):
-    """What a report has to know of the workload."""
+    """The properties of a workload that the report uses."""
 
     @property
     def number_gpus(self) -> int: ...
@@ -61,7 +60,7 @@ class Report:
         properties: values by identifier, in the order of ``outputs``.
         omitted: for each other identifier of ``outputs`` the reason why it has no value.
         raw_step_s: duration of every optimizer step, warm-up included, maximum over ranks, seconds.
-        notes: sentences about results that look wrong.
+        notes: remarks on results that look wrong.
         outputs: what this kind of experiment returns, identifier to description.
     """
 
@@ -72,9 +71,9 @@ class Report:
     outputs: Mapping[str, str] = dataclasses.field(default_factory=lambda: OUTPUTS)
 
     @classmethod
-    def for_refusal(cls, failure: str, sentence: str = "", outputs: Mapping[str, str] = OUTPUTS) -> Report:
+    def for_refusal(cls, failure: str, message: str = "", outputs: Mapping[str, str] = OUTPUTS) -> Report:
         """Return the report of a workload that cannot run: ``is_valid`` 0 and ``failure``, for example ``gpu_oom``."""
-        reason = sentence or f"the workload cannot run: {failure}."
+        reason = message or f"the workload cannot run: {failure}."
         return cls.complete({"is_valid": 0, "failure": failure}, {}, reason, outputs=outputs)
 
     @classmethod
@@ -282,7 +281,7 @@ def _put_flops(
         mixed = f"devices of several kinds took part: {', '.join((device_name, *others))}."
         found.omit(mixed, "tflops_per_device", "mfu_percent")
         return
-    peak, reason = peaks.peak_tflops(device_name, _compute_type(record, workload))
+    peak, reason = accelerators.peak_tflops(device_name, _compute_type(record, workload))
     if peak is None:
         found.omit(reason, "tflops_per_device", "mfu_percent")
         return

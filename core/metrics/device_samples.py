@@ -1,7 +1,4 @@
-"""What a sampler saw, and the properties that follow. Arithmetic room: standard library only, no clock.
-
-Samples are plain data: those that were stored can be summarised again anywhere.
-"""
+"""Samples of devices and processes as plain data, and the properties computed from them. Pure: standard library only, no clock."""
 
 from __future__ import annotations
 
@@ -105,12 +102,12 @@ def summarise(samples: Samples, begin_s: float, end_s: float) -> tuple[dict[str,
 
 
 class _Missing(Exception):
-    """Why a property cannot be given, as a sentence."""
+    """The reason why a property cannot be computed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Phase:
-    """Samples seen through the measured phase."""
+    """The samples of the measured phase."""
 
     samples: Samples
     begin_s: float

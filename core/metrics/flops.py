@@ -14,7 +14,7 @@ from typing import Any
 
 
 class UnknownArchitecture(Exception):
-    """There is no count for this model type; the text is one sentence."""
+    """The FLOPs of this model type are unknown; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Product:
         inputs: length of an input vector.
         outputs: length of an output vector.
         times: how often a token passes through such a product, over all layers and active experts.
-        linear: whether ``all-linear`` adapts it; experts in one tensor, routers and lm_head are left alone.
+        linear: whether ``all-linear`` adapts it; experts in one tensor, routers and lm_head are not adapted.
     """
 
     module: str

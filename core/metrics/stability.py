@@ -1,7 +1,7 @@
-"""From the causes of several runs to the fractions of a stability experiment. Arithmetic room: pure.
+"""Computes the fractions of a stability experiment from the causes of its runs. Pure.
 
-What the user gave wrongly (``bad_input``, ``invalid_configuration``) says nothing about stability: it ends the experiment at
-the first run. Everything else is an outcome that counts, a crash of the trainer or a time limit as well.
+A user's mistake (``bad_input``, ``invalid_configuration``) says nothing about stability and ends the experiment at the first
+run. Every other end counts, including a crash of the trainer or a time-out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .benchmark import Report
 
 
 def verdict_is_known(cause: Cause | None) -> bool:
-    """Whether further runs can tell nothing: the workload cannot be tried at all."""
+    """Whether further runs are useless because the workload cannot run at all."""
     return cause is not None and cause.what in ("bad_input", "invalid_configuration")
 
 
@@ -25,7 +25,7 @@ def summarise(causes: Sequence[Cause | None]) -> Report:
         ValueError: there was no run.
     """
     if not causes:
-        raise ValueError("no run, no fraction")
+        raise ValueError("a stability experiment needs at least one run")
     runs = len(causes)
     well = sum(cause is None for cause in causes)
     gpu_oom = sum(cause is not None and cause.what == "gpu_oom" for cause in causes)

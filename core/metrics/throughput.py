@@ -1,6 +1,6 @@
-"""From step ends and counts of every rank to step times and rates. Arithmetic room: standard library only, no clock.
+"""Computes step times and rates from the step ends and counts of every rank. Pure: standard library only, no clock.
 
-The functions refuse what cannot have happened instead of giving a number that is wrong by a factor.
+The functions raise ``ImpossibleRecord`` for input that contradicts itself instead of returning a wrong number.
 """
 
 from __future__ import annotations

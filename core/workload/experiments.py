@@ -1,6 +1,6 @@
-"""The kinds of experiment: what each is for, sets by itself and returns, and which properties it has. Arithmetic room.
+"""The kinds of experiment: the purpose, fixed properties, outputs and number of runs of each.
 
-A new kind is a new entry here; ``catalog`` makes ado's experiment of it, and an actuator names the kinds it has.
+A new kind is a new entry in ``KINDS``. ``actuator/catalog.py`` builds ado's experiment from it; an actuator lists the kinds it has.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Kind:
 
     Attributes:
         description: one sentence for ``ado describe experiment``.
-        sets: workload properties that the experiment sets by itself; users cannot give them.
+        sets: workload properties that the experiment fixes; users cannot set them.
         task: what is done with the workload.
-        outputs: the properties it returns, identifier to description.
-        runs: how often the workload runs; more than once: each time in fresh processes.
-        limits: for a property the values it can have here, where they are fewer than a workload's.
+        outputs: the properties it returns, from identifier to description.
+        runs: how often the workload runs; if more than once, each run gets fresh processes.
+        limits: the values that a property may have, for properties with fewer values than ``Workload`` allows.
     """
 
     description: str
@@ -67,7 +67,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "finetune_memory_estimate": Kind(
         "Predicts the peak memory of each device and the largest batch that fits, without a GPU and without weights.",
-        # a trace sees token ids only
+        # tracing supports token ids only
         {"dataset_image_field": ""},
         task="memory_estimate",
         outputs=MEMORY_OUTPUTS,
@@ -77,7 +77,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def fields(actuator: str, kind: Kind) -> dict[str, FieldInfo]:
-    """Return the properties that a kind of experiment has in an actuator, by name."""
+    """Return the fields of ``Workload`` that a kind of experiment has in an actuator, by name."""
     method = kind.sets.get("method")
     return {
         name: field
@@ -89,7 +89,7 @@ def fields(actuator: str, kind: Kind) -> dict[str, FieldInfo]:
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:
-    """Return what a field of ``Workload`` says beside its type."""
+    """Return the extra information of a field of ``Workload``: methods, stacks, example values."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 

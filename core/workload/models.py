@@ -1,4 +1,4 @@
-"""Model names turned into architectures and places to load from. Arithmetic room: standard library and yaml.
+"""Resolves model names to architectures and to sources of weights.
 
 ``models.yaml`` holds published hyper-parameters, keyed as in a Hugging Face ``config.json``. A model of the catalogue
 with random weights therefore needs no download. Directories with a ``config.json`` and hub ids are taken as they are.
@@ -57,7 +57,7 @@ def resolve(name: str) -> ModelSource:
     """Find out what ``name`` stands for; looks at the catalogue and the file system, never at the network.
 
     Raises:
-        UnknownModel: nothing of this name is known; the sentence names what comes close.
+        UnknownModel: the name is unknown; the message lists similar names.
         NotAModelDirectory: ``name`` is a path without a model.
     """
     entry = _catalogue().get(name) or _by_hub_id().get(name)

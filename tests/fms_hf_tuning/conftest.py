@@ -29,6 +29,6 @@ def local(request: pytest.FixtureRequest, own_home: Path) -> Iterator[Local]:
         skip_predicted_oom=False,
     )
     # the default, where operations of the system tests find the environments too
-    with Local(plugin, settings, own_home / ".cache" / "ado-actuators", tell=print) as host:
+    with Local(plugin, settings, own_home / ".cache" / "ado-actuators", progress=print) as host:
         host.version = request.param  # type: ignore[attr-defined]
         yield host

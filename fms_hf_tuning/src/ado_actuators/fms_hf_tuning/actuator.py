@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from .core.actuator.base import MeasuringActuator
+from .core.measurement.plugin import Unsupported
+from .limits import before_start
 from .parameters import FMSHFTuningParameters
 
 
@@ -23,3 +25,4 @@ class FMSHFTuning(MeasuringActuator):
         "finetune_memory_estimate",
     )
     requirements = "fms-hf-tuning-{version}-{variant}.txt"
+    unsupported: ClassVar[Unsupported | None] = staticmethod(before_start)
