@@ -150,5 +150,5 @@ def test_fractions_are_exact() -> None:
 
 def test_no_run_has_no_fraction() -> None:
     """Nothing was tried, so there is nothing to say."""
-    with pytest.raises(ValueError, match="no run"):
+    with pytest.raises(ValueError, match="at least one run"):
         stability.summarise([])
