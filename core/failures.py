@@ -21,6 +21,7 @@ from . import redaction
 
 # in this order the earlier group explains the later ones
 Group = Literal["cannot run", "broken", "transient"]
+What = Literal["gpu_oom", "host_oom", "predicted_oom", "invalid_configuration", "bad_input", "transient", "broken"]
 LONGEST_SENTENCE = 200
 # an abort writes its reason last; earlier errors in the log did not end the process
 TAIL_CHARACTERS = 8000
@@ -45,7 +46,7 @@ class Cause:
     """
 
     group: Group
-    what: str
+    what: What
     sentence: str
 
 
@@ -53,7 +54,7 @@ class Failure(Exception):
     """A measurement without properties. Raise a subclass; ``cause`` has the details."""
 
     group: Group = "broken"
-    what: str = "broken"
+    what: What = "broken"
 
     def __init__(self, sentence: str) -> None:
         super().__init__(plain_sentence(sentence))
@@ -68,7 +69,7 @@ class CannotRun(Failure):
     """The workload is impossible on this hardware or by its own properties."""
 
     group: Group = "cannot run"
-    what = "invalid_configuration"
+    what: What = "invalid_configuration"
 
 
 class InvalidConfiguration(CannotRun):
@@ -86,7 +87,7 @@ class OutOfMemory(CannotRun):
     def __init__(self, where: Literal["gpu", "host"], sentence: str = "") -> None:
         super().__init__(sentence or (GPU_OOM_SENTENCE if where == "gpu" else HOST_OOM_SENTENCE))
         self.where = where
-        self.what = f"{where}_oom"
+        self.what = "gpu_oom" if where == "gpu" else "host_oom"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle both arguments; the default passes only the message."""
@@ -96,14 +97,14 @@ class OutOfMemory(CannotRun):
 class PredictedOutOfMemory(CannotRun):
     """The workload was not run, because it is predicted not to fit."""
 
-    what = "predicted_oom"
+    what: What = "predicted_oom"
 
 
 class Transient(Failure):
     """A failure that may not occur again: a dead worker, a lost node, a connection, a port in use."""
 
     group: Group = "transient"
-    what = "transient"
+    what: What = "transient"
 
 
 class Broken(Failure):
@@ -113,7 +114,7 @@ class Broken(Failure):
 class BadInput(Broken):
     """The user's input cannot be used: an unknown model, bad data, a missing package or environment."""
 
-    what = "bad_input"
+    what: What = "bad_input"
 
 
 def raised(cause: Cause) -> Failure:

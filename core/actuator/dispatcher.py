@@ -15,10 +15,11 @@ from ..cluster import nodes
 from ..cluster.pool import Lease, Pool, Shape, remove_groups
 from ..host import environment
 from ..host.host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
-from ..measurement import attempts, verdict
+from ..measurement import attempts
 from ..measurement.outcome import Outcome
 from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
+from ..measurement.verdict import Verdict, refusal
 from ..workload.fields import Workload
 from .parameters import MeasuringParameters
 from .results import complete, inputs, result
@@ -52,7 +53,8 @@ class Dispatcher:
             *(self._verdict(experiment, inputs(experiment, entity)) for entity in request.entities)
         )
         results = [
-            result(entity, request, experiment, one) for entity, one in zip(request.entities, verdicts, strict=True)
+            result(entity, request, experiment, verdict)
+            for entity, verdict in zip(request.entities, verdicts, strict=True)
         ]
         await queue.put_async(complete(request, results))
         if actuator is not None:
@@ -62,7 +64,7 @@ class Dispatcher:
         """End every host; ado calls it when the operation ends."""
         self._pool.close()
 
-    async def _verdict(self, experiment: Any, values: dict[str, Any]) -> verdict.Verdict:
+    async def _verdict(self, experiment: Any, values: dict[str, Any]) -> Verdict:
         """Return a verdict for any error: a request without an answer would hang the operation."""
         try:
             plan = make_plan(self._plugin.identifier, experiment.identifier, values)
@@ -71,12 +73,12 @@ class Dispatcher:
             nodes.check(plan.runs_on, autoscaling=self._parameters.autoscaling)
             return await self._measure(plan)
         except failures.Failure as failure:
-            return verdict.refusal(failure, self._plugin.identifier, experiment.identifier)
+            return refusal(failure, self._plugin.identifier, experiment.identifier)
         except Exception as error:
             unexpected = failures.classify_exception(type(error).__name__, str(error))
-            return verdict.refusal(failures.raised(unexpected), self._plugin.identifier, experiment.identifier)
+            return refusal(failures.raised(unexpected), self._plugin.identifier, experiment.identifier)
 
-    async def _measure(self, plan: Plan) -> verdict.Verdict:
+    async def _measure(self, plan: Plan) -> Verdict:
         same_gpus = plan.workload.gpu_model != "any" or nodes.alike()
         steps = attempts.procedure(plan, self._parameters, self._known_out_of_memory, same_gpus=same_gpus)
         outcomes: list[Outcome] | None = None
@@ -84,7 +86,8 @@ class Dispatcher:
             try:
                 step = steps.send(outcomes)
             except StopIteration as end:
-                return end.value
+                answer: Verdict = end.value
+                return answer
             outcomes = None
             if isinstance(step, attempts.Attempt):
                 outcomes = await self._attempt(step.plan)
@@ -168,7 +171,8 @@ async def _outcome(call: Any, host: Any) -> Outcome:
     try:
         while not (await asyncio.wait([answer], timeout=HOST_ASKED_EVERY_S))[0]:
             await asyncio.wait_for(_answer(host.ping.remote()), HOST_SILENT_S)
-        return await answer
+        outcome: Outcome = await answer
+        return outcome
     except ray.exceptions.RayTaskError as error:
         # the host answered: an exception was raised in it
         return _failed(failures.classify_exception(type(error.cause).__name__, str(error.cause)))

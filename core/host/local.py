@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .. import failures
-from ..measurement import attempts, verdict
+from ..measurement import attempts
 from ..measurement.outcome import Outcome
 from ..measurement.plan import Plan
 from ..measurement.plugin import Plugin
+from ..measurement.verdict import Verdict, refusal
 from .host import Host, HostSpec, cpu_count
 from .nvml import visible_devices
 
@@ -49,7 +50,7 @@ class Local:
     def __exit__(self, *error: object) -> None:
         self._end()
 
-    def measure(self, plan: Plan) -> verdict.Verdict:
+    def measure(self, plan: Plan) -> Verdict:
         """Measure one workload; transient failures are retried as the settings allow.
 
         Raises:
@@ -58,9 +59,9 @@ class Local:
         try:
             return self._measure(plan)
         except failures.CannotRun as failure:
-            return verdict.refusal(failure, plan.actuator, plan.experiment)
+            return refusal(failure, plan.actuator, plan.experiment)
 
-    def _measure(self, plan: Plan) -> verdict.Verdict:
+    def _measure(self, plan: Plan) -> Verdict:
         if plan.runs_on.number_nodes > 1 and plan.runs_on.number_gpus:
             raise failures.Broken(
                 f"number_nodes {plan.runs_on.number_nodes} needs a Ray cluster: measure it through ado."
@@ -75,7 +76,8 @@ class Local:
             try:
                 step = steps.send(outcomes)
             except StopIteration as end:
-                return end.value
+                result: Verdict = end.value
+                return result
             outcomes = None
             if isinstance(step, attempts.Attempt):
                 outcomes = [self._attempt(step.plan)]

@@ -48,8 +48,8 @@ class Backoff:
 
 
 Step = Attempt | Backoff
-Steps = Generator[Step, "list[Outcome] | None", "Verdict"]
-RunSteps = Generator[Step, "list[Outcome] | None", "Run"]
+Steps = Generator[Step, list[Outcome] | None, Verdict]
+RunSteps = Generator[Step, list[Outcome] | None, Run]
 
 
 class KnownOutOfMemory:
