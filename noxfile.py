@@ -29,6 +29,18 @@ INDEXES = runpy.run_path(str(ROOT / "core" / "host" / "package_indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
 # build and nox: what the tests of jobs run, as users do
 TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")
+UNIT_TOOLS = (
+    "hypothesis",
+    "matplotlib>=3.8",
+    "nvidia-ml-py",
+    "packaging",
+    "psutil",
+    "pydantic>=2.10",
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-xdist",
+    "pyyaml",
+)
 WHEEL_TOOLS = ("pip", "pyyaml")
 BUILD_TOOLS = (
     "build",
@@ -194,12 +206,22 @@ def provide_mariadb(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check the style, the format and the types of everything."""
-    install(session, "mypy", "numpy", "packaging", "pydantic", "ruff", "types-psutil", "types-PyYAML")
+    install(session, "import-linter", "mypy", "numpy", "packaging", "pydantic", "ruff", "types-psutil", "types-PyYAML")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "sfttrainer/src"}, silent=True)
     for plugin in PLUGINS:
         session.run("mypy", "--package", f"ado_actuators.{plugin}", env={"MYPYPATH": f"{plugin}/src"})
     session.run("mypy", *map(str, Path("benchmarks").glob("*.py")), env={"MYPYPATH": "benchmarks:sfttrainer/src"})
+
+
+@nox.session(default=False)
+def unit(session: nox.Session) -> None:
+    """Run the tests of the layers that need neither torch, Ray nor ado; what follows -- goes to pytest."""
+    install(session, *UNIT_TOOLS)
+    sources = os.pathsep.join(str(ROOT / plugin / "src") for plugin in PLUGINS)
+    selected = ["tests/core", "-m", "not ray and not torch and not slow", "--numprocesses=2"]
+    session.run("pytest", "--quiet", *(session.posargs or selected), env={"PYTHONPATH": sources})
 
 
 @nox.session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,6 +29,15 @@ def pytest_configure(config: pytest.Config) -> None:
         # a client of a closed Ray instance that was left behind would end the whole process after a minute without its server
         RAY_gcs_rpc_server_reconnect_timeout_s="1800",
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import modules that ``-m`` deselects as a whole: the libraries they import may be absent, and take seconds."""
+    excluded = re.findall(r"not (torch|ray|slow)\b", config.option.markexpr or "")
+    if not excluded or collection_path.suffix != ".py":
+        return None
+    marked = re.search(r"^pytestmark = (\[[^\]]*\]|.*)", collection_path.read_text(encoding="utf-8"), re.MULTILINE)
+    return True if marked and any(f"pytest.mark.{name}" in marked[1] for name in excluded) else None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

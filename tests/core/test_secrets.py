@@ -22,7 +22,7 @@ from ado_actuators.sfttrainer.core.measurement.plan import make_plan
 from ado_actuators.sfttrainer.core.measurement.verdict import Verdict, refusal
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(180)]
 
 SECRETS = {
     "HF_TOKEN": "hf_PlantedTokenOfTheHub",

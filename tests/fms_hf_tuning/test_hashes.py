@@ -13,7 +13,7 @@ from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.core.host import environment
 from ado_actuators.fms_hf_tuning.core.host.environment import EnvironmentProblem
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
 LISTS = sorted(environments.HERE.glob("*.txt"))
 

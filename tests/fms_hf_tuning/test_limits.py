@@ -11,6 +11,8 @@ from ado_actuators.fms_hf_tuning.core import failures
 from ado_actuators.fms_hf_tuning.core.measurement.plan import Plan, make_plan
 from ado_actuators.fms_hf_tuning.limits import refusal
 
+pytestmark = pytest.mark.ray
+
 PLAIN = {
     "method": "full",
     "number_gpus": 0,

@@ -10,6 +10,8 @@ import pytest
 from ado_actuators.fms_hf_tuning.core.host.environment import EnvironmentProblem
 from ado_actuators.fms_hf_tuning.environments import __main__ as lists
 
+pytestmark = pytest.mark.ray
+
 # for each Python what a resolution gives
 RESOLVED = {
     "3.11": "fms-hf-tuning==9.9\nnumpy==1.26.4\ntorch==2.6.0\ntorchvision==0.21.0\nnvidia-cudnn-cu12==9.1\n",

@@ -22,7 +22,7 @@ EXPERTS = {
 }  # fmt: skip
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(600)]
 # an environment costs a minute where cores are few: older versions are only asked for what users ask first
 latest = pytest.mark.parametrize("local", environments.versions()[-1:], indirect=True)
 

@@ -34,6 +34,8 @@ IMAGE_TOKENS = 36
 PARAMETERS = 533_440
 
 pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.ray,
     pytest.mark.timeout(600),
     pytest.mark.parametrize("local", environments.versions()[-1:], indirect=True),
 ]

@@ -7,7 +7,11 @@ import subprocess
 import sys
 import tomllib
 
+import pytest
+
 from .conftest import DISTRIBUTIONS, ROOT
+
+pytestmark = pytest.mark.slow
 
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tuning", "matplotlib")
 # every ado command imports the first line's modules before any plugin

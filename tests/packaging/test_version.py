@@ -12,6 +12,8 @@ import pytest
 
 from .conftest import ROOT, Repository, run
 
+pytestmark = pytest.mark.slow
+
 CLONE = "Clone again with `git clone -c core.symlinks=true`"
 
 

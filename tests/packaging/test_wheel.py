@@ -11,6 +11,8 @@ import pytest
 
 from .conftest import DISTRIBUTIONS, Repository, copy, run
 
+pytestmark = pytest.mark.slow
+
 # setuptools-scm leaves a note in wheels that come from an sdist; RECORD differs with it
 NOTES = ("RECORD", "scm_version.json", "scm_file_list.json")
 

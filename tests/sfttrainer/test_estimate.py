@@ -14,7 +14,7 @@ from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(300)]
 
 VALUES = {
     "model_name": "tiny-llama-5m",

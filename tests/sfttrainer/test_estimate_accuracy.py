@@ -17,7 +17,7 @@ from ado_actuators.sfttrainer.core.measurement.plan import make_plan  # noqa: E4
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import tracing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Sharing  # noqa: E402
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 2}
 # two layers are enough to see everything that happens between layers

@@ -27,7 +27,7 @@ EXPERTS = {
 }  # fmt: skip
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "number_gpus": 0}
 SETTLED = 10
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def plan(**change: Any) -> Plan:

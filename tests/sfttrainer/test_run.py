@@ -16,7 +16,7 @@ from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 WORDS = ["model_name=tiny-llama-5m", "model_max_length=32", "batch_size=2", "number_gpus=0"]
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
 
 
 def run(*words: str) -> int:

@@ -27,7 +27,7 @@ from ado_actuators.sfttrainer.core.workload.validation import parse
 
 from .conftest import unsupervised
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 4, "number_gpus": 0, "max_steps": 5}
 # long enough to be disturbed, however fast the machine is

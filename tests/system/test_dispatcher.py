@@ -18,7 +18,7 @@ from ado_actuators.sfttrainer.actuator import SFTTrainer
 
 from .conftest import unsupervised
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 10}
 

@@ -19,6 +19,8 @@ from ado_actuators.sfttrainer.core.host import package_indexes as indexes
 
 from .conftest import commit, copy, own_environ
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [

@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 ADO = str(Path(sys.executable).parent / "ado")
 GONE_S = 30
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def ours(marker: str) -> list[psutil.Process]:

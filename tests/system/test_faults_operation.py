@@ -18,7 +18,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 ADO = str(Path(sys.executable).parent / "ado")
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def start(tmp_path: Path, lengths: str = "[16, 24]", store: str = "config") -> subprocess.Popen[bytes]:

@@ -23,7 +23,7 @@ from ado_actuators.sfttrainer.core.workload.outputs import OUTPUTS
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 ADO = str(Path(sys.executable).parent / "ado")
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 
 
 def ado(*arguments: str, cwd: Path) -> str:

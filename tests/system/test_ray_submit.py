@@ -13,7 +13,7 @@ import yaml
 
 from .conftest import ROOT, Head
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # what the sessions build, by the name of its actuator
 DISTRIBUTIONS: dict[str, str] = runpy.run_path(str(ROOT / "tools" / "ray_jobs.py"))["PLUGINS"]

@@ -19,7 +19,7 @@ import yaml
 
 from .conftest import ROOT, Head, free_port
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 EXAMPLES = ROOT / "examples" / "remote"
 GRANTS = """

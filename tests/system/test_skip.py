@@ -15,7 +15,7 @@ from ado_actuators.sfttrainer.actuator import SFTTrainer
 
 from .conftest import unsupervised
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 TOO_LARGE = {
     "model_name": "llama3.2-1b",

@@ -12,6 +12,8 @@ from ado_actuators.sfttrainer.core.metrics.benchmark import OUTPUTS
 from ado_actuators.sfttrainer.core.workload.experiments import KINDS
 from ado_actuators.sfttrainer.core.workload.fields import Workload
 
+pytestmark = pytest.mark.ray
+
 EXPERIMENTS = SFTTrainer.catalog().experiments
 
 

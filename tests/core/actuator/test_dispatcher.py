@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import ray
 
 from ado_actuators.sfttrainer.core.actuator import dispatcher
+
+pytestmark = pytest.mark.ray
 
 
 def test_a_host_that_rays_memory_monitor_ends_ran_out_of_memory() -> None:

@@ -19,7 +19,7 @@ from ado_actuators.sfttrainer.core.cluster.pool import Pool, Shape
 from ado_actuators.sfttrainer.core.host.host import HostSpec
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 8, "number_gpus": 0}
 

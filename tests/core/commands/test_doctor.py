@@ -20,7 +20,7 @@ from ado_actuators.sfttrainer.core.host import state_dir as places
 
 from ..host.test_sampler import Replay
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

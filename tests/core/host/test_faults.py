@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(120)]
 
 CORE = Path(__file__).parents[3] / "core"
 STACK = Path(__file__).with_name("faulty") / "stack.py"

@@ -14,7 +14,7 @@ import pytest
 
 from ado_actuators.sfttrainer.core.host import sampler as devices
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(60)]
 
 BURN = """
 import json, sys, time

@@ -16,7 +16,7 @@ from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(120)]
 
 WORKLOAD = {"model_name": "tiny-llama-5m", "model_max_length": 16, "batch_size": 1, "number_gpus": 0}
 NOBODY = 65534

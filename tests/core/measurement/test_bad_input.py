@@ -27,7 +27,7 @@ from ado_actuators.sfttrainer.core.workload.experiments import KINDS
 from ado_actuators.sfttrainer.core.workload.fields import Workload
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(240)]
 
 GOOD = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 4, "number_gpus": 0}
 ADVERSARIAL = [

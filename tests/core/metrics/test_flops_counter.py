@@ -4,6 +4,8 @@ import pytest
 
 from ado_actuators.sfttrainer.core.metrics import flops
 
+pytestmark = pytest.mark.torch
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

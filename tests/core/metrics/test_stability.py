@@ -14,6 +14,8 @@ import pytest
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.metrics import stability
 
+pytestmark = pytest.mark.torch
+
 CORE = Path(__file__).parents[3] / "core"
 # notes its process in the file it is given, and fails as the line of its run says
 STACK = '''

@@ -14,6 +14,8 @@ from ado_actuators.sfttrainer.core.reporting.rows import THROUGHPUT, Row, experi
 
 from .conftest import RECORDINGS
 
+pytestmark = pytest.mark.ray
+
 HEADS = "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,is_valid"
 FULL = "sfttrainer.finetune_full_benchmark@1.0.0"
 

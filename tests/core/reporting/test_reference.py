@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ray
+
 DOCS = Path(__file__).parents[3] / "docs"
 
 

@@ -19,6 +19,8 @@ from ado_actuators.sfttrainer.core.reporting.rows import Row
 
 from .conftest import RECORDINGS
 
+pytestmark = pytest.mark.ray
+
 LATER, EARLIER = "random_walk-0", "random_walk-1"
 
 

@@ -11,6 +11,8 @@ pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer.core.trainer.timing import Counts  # noqa: E402 - torch may be absent
 
+pytestmark = pytest.mark.torch
+
 IGNORED = -100
 
 

@@ -20,7 +20,7 @@ from ado_actuators.sfttrainer.core.commands import dataset as make_dataset  # no
 from ado_actuators.sfttrainer.core.trainer import data, model  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import Broken, Refused  # noqa: E402
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(120)]
 
 WORKLOAD = {
     "dataset_id": "synthetic-fixed",

@@ -13,7 +13,7 @@ from ado_actuators.sfttrainer.core.failures import InvalidConfiguration
 from ado_actuators.sfttrainer.core.trainer import fsdp
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
-pytestmark = pytest.mark.usefixtures("as_if_there_were_a_gpu")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("as_if_there_were_a_gpu")]
 
 GPUS = {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 4, "number_gpus": 2}
 

@@ -15,7 +15,7 @@ from ado_actuators.sfttrainer.core.trainer import initialise, model  # noqa: E40
 from ado_actuators.sfttrainer.core.trainer.errors import Broken, Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.workload import models  # noqa: E402
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(120)]
 
 WORKLOAD = {
     "model_name": "tiny-llama-5m",

@@ -15,6 +15,8 @@ import itertools
 from ado_actuators.sfttrainer.core.trainer import memory, serve, timing
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
+pytestmark = pytest.mark.torch
+
 
 def job(**change: Any) -> dict[str, Any]:
     """Return what of a job of two ranks on two nodes matters here."""

@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch")
 
 from ado_actuators.sfttrainer.core.trainer import timing  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 WORKLOAD = {"max_steps": 10, "target_ci_percent": 0.0, "stop_after_seconds": 0.0}
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from ado_actuators.sfttrainer.core.workload import models
 
+pytestmark = pytest.mark.torch
+
 # every published model that IBM's own sfttrainer actuator names, and ours for tests; what it keeps under in-house paths is no one else's
 SPELLING = {
     *("granite-3-8b", "granite-3.3-8b", "granite-3.0-1b-a400m-base", "granite-3.1-2b", "granite-3.1-3b-a800m-instruct"),

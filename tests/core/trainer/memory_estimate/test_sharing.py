@@ -15,6 +15,8 @@ from ado_actuators.sfttrainer.core.trainer.memory_estimate import attention, est
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE  # noqa: E402
 from ado_actuators.sfttrainer.core.workload import fields as workload  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 WORKSPACE = 32 * 2**20
 # 4 bytes × (10 × 10) each: two layers, and an embedding outside them
 LAYER, REST = 400, 1200
