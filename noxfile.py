@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent
 # how the plugins themselves tell uv what the user has told pip
 INDEXES = runpy.run_path(str(ROOT / "core" / "host" / "package_indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
+LINT_TOOLS = ("import-linter", "mypy", "numpy", "packaging", "pydantic", "ruff", "types-psutil", "types-PyYAML")
 # build and nox: what the tests of jobs run, as users do
 TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")
 UNIT_TOOLS = (
@@ -38,7 +39,6 @@ UNIT_TOOLS = (
     "pydantic>=2.10",
     "pytest>=8",
     "pytest-timeout",
-    "pytest-xdist",
     "pyyaml",
 )
 WHEEL_TOOLS = ("pip", "pyyaml")
@@ -206,7 +206,7 @@ def provide_mariadb(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check the style, the format and the types of everything."""
-    install(session, "import-linter", "mypy", "numpy", "packaging", "pydantic", "ruff", "types-psutil", "types-PyYAML")
+    install(session, *LINT_TOOLS)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "sfttrainer/src"}, silent=True)
@@ -220,8 +220,23 @@ def unit(session: nox.Session) -> None:
     """Run the tests of the layers that need neither torch, Ray nor ado; what follows -- goes to pytest."""
     install(session, *UNIT_TOOLS)
     sources = os.pathsep.join(str(ROOT / plugin / "src") for plugin in PLUGINS)
-    selected = ["tests/core", "-m", "not ray and not torch and not slow", "--numprocesses=2"]
+    selected = ["tests/core", "-m", "not ray and not torch and not slow"]
     session.run("pytest", "--quiet", *(session.posargs or selected), env={"PYTHONPATH": sources})
+
+
+@nox.session(default=False, venv_backend="none")
+def dev(session: nox.Session) -> None:
+    """Make .venv-dev, with both plugins installed in place: `.venv-dev/bin/pytest tests/...` sees each edit at once."""
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if uv is None:
+        session.error("uv is not installed; run `pip install uv` beside nox.")
+    own_links = {"PIP_FIND_LINKS", "UV_FIND_LINKS"} & {name for name, value in package_settings().items() if value}
+    options = [*INDEXES["options"](package_settings()), *([] if own_links else ["--torch-backend", "cpu"])]
+    python = str(ROOT / ".venv-dev" / "bin" / "python")
+    session.run(uv, "venv", "--quiet", "--allow-existing", ".venv-dev", external=True)
+    install_command = [uv, "pip", "install", "--quiet", "--python", python, "--constraint", "tests/constraints-cpu.txt"]
+    editable = [part for name in directories(sfttrainer="[train,qlora,report]") for part in ("--editable", name)]
+    session.run(*install_command, *options, *editable, *TEST_TOOLS, *LINT_TOOLS, env=uv_settings(), external=True)
 
 
 @nox.session
