@@ -295,7 +295,13 @@ def quickstart(session: nox.Session) -> None:
     install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train,report]")
     with session.chdir("sfttrainer/examples"):
         given = ["--with", "space=space.yaml", "--with", "actuatorconfiguration=actuatorconfiguration.yaml"]
-        session.run("ado", "create", "operation", "-f", "operation.yaml", *given, *session.posargs)
+        command = ["ado", "create", "operation", "-f", "operation.yaml", *given, *session.posargs]
+        try:
+            session.run(*command)
+        except CommandFailed:
+            # Ray gives a node 30 s to start, which no setting changes
+            session.log("ado did not finish. If Ray timed out during its start, the machine is busy: trying once more.")
+            session.run(*command)
         columns = [argument for name in SHOWN for argument in ("--property", name)]
         table = ["ado", "show", "measurements", "operation", "--use-latest", "--no-trunc", *columns]
         session.run(*table, env={"COLUMNS": "300"})

@@ -17,6 +17,7 @@ import pytest
 
 from ado_actuators.sfttrainer.core.host import package_indexes as indexes
 
+from ..processes import RAY_TOO_SLOW, run
 from .conftest import commit, copy, own_environ
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -73,11 +74,24 @@ def test_what_is_not_run_says_why(page: Path) -> None:
         assert mark == "" or mark.startswith(tuple(f"not-run: {reason}" for reason in HARMLESS)), (mark, commands)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)
 def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
     """Every block ends with status 0."""
-    repository, home = tmp_path / "repository", tmp_path / "home"
+    script = "\n".join(commands for mark, commands in blocks(page) if mark == "")
+    here = page.parent.relative_to(ROOT) if page.name == "README.md" else "."
+    for attempt in ("first", "second"):
+        done = run_page(script, tmp_path / attempt, here)
+        # on a crowded machine
+        if RAY_TOO_SLOW not in done.stdout + done.stderr:
+            break
+    assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+def run_page(script: str, directory: Path, here: Path | str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a directory of a new repository, with a new home."""
+    repository, home = directory / "repository", directory / "home"
+    home.mkdir(parents=True)
     copy(repository)
     for file in repository.rglob("examples/**/*.yaml"):
         text = file.read_text()
@@ -85,25 +99,14 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
             text = long.sub(short, text)
         file.write_text(text)
     commit(repository)
-    home.mkdir()
-    script = "\n".join(commands for mark, commands in blocks(page) if mark == "")
-    here = page.parent.relative_to(ROOT) if page.name == "README.md" else "."
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=repository / here,
-        env={
-            **({} if "UV_FIND_LINKS" in indexes.variables() else CPU_TORCH),
-            **own_environ(),
-            "PIP_CONSTRAINT": str(ROOT / "tests" / "constraints-cpu.txt"),
-            "HOME": str(home),
-            "XDG_CONFIG_HOME": str(home / ".config"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "COLUMNS": "200",
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    environ = {
+        **({} if "UV_FIND_LINKS" in indexes.variables() else CPU_TORCH),
+        **own_environ(),
+        "PIP_CONSTRAINT": str(ROOT / "tests" / "constraints-cpu.txt"),
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COLUMNS": "200",
+    }
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    return run(command, cwd=repository / here, env=environ, timeout_s=580, attempts=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,20 +19,20 @@ from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.reporting import read
 from ado_actuators.sfttrainer.core.workload.outputs import OUTPUTS
 
+from ..processes import run
+
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 ADO = str(Path(sys.executable).parent / "ado")
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def ado(*arguments: str, cwd: Path) -> str:
     """Run ado and return what it printed."""
-    done = subprocess.run(
+    done = run(
         [ADO, *arguments],
         cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=800,
+        timeout_s=400,
         # by which the processes of an operation are known
         env={**os.environ, "COLUMNS": "200", "ADO_TEST": os.environ["HOME"]},
     )
