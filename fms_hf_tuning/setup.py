@@ -27,7 +27,7 @@ SOURCE = HERE / "src"
 NAMESPACE = SOURCE / "ado_actuators"
 DEFINITION = "actuator_definition.yaml"
 NOTE = "content.sha256"
-NEEDED = (DEFINITION, "actuator.py", "core/__init__.py", "core/workload/models.yaml", "core/trainer/__main__.py")
+NEEDED = (DEFINITION, "__main__.py", "actuator.py", "core/__init__.py", "core/workload/models.yaml", "core/trainer/__main__.py")
 REMEDY = "Build from a complete clone of the repository, from an archive made by `git archive`, or from an sdist."
 
 
@@ -121,7 +121,10 @@ def check(shipped: set[Path], package: Path) -> None:
 
 
 def entry_points(package: Path) -> dict[str, list[str]]:
-    """Return the entry point that the actuator definition asks for."""
+    """Return the actuator of the definition and the command of the package.
+
+    They are in one place because setuptools drops the computed ones as soon as pyproject.toml has a [project.scripts] table.
+    """
     try:
         definition = yaml.safe_load((package / DEFINITION).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -130,7 +133,8 @@ def entry_points(package: Path) -> dict[str, list[str]]:
     module, name, kind = (definition.get(key) if isinstance(definition, dict) else None for key in keys)
     if not module or not name or kind != "actuator":
         refuse(f"{package / DEFINITION} has to give moduleName, moduleClass and moduleType: actuator", "Correct it.")
-    return {"ado.actuators": [f"{package.name} = {module}:{name}"]}
+    command = f"ado-{package.name.replace('_', '-')} = ado_actuators.{package.name}.__main__:main"
+    return {"ado.actuators": [f"{package.name} = {module}:{name}"], "console_scripts": [command]}
 
 
 def content(files: Iterable[Path], folder: Path = HERE) -> str:

@@ -6,6 +6,7 @@ import importlib.metadata
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 from .conftest import DISTRIBUTIONS, ROOT
 
@@ -51,6 +52,18 @@ def test_the_installed_entry_point_is_the_actuator(plugin: str) -> None:
     """ado finds the plugin under its identifier."""
     (point,) = importlib.metadata.entry_points(group="ado.actuators", name=plugin)
     assert point.load().identifier == plugin
+
+
+def test_the_installed_command_is_the_plugins(plugin: str) -> None:
+    """``ado-NAME`` runs the commands of the plugin with this name."""
+    name = f"ado-{plugin.replace('_', '-')}"
+    (point,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+    assert point.value == f"ado_actuators.{plugin}.__main__:main"
+    done = subprocess.run(
+        [Path(sys.executable).with_name(name), "doctor", "--address", ""],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "--address is empty; leave it out to examine this machine.\n")
 
 
 def test_importing_a_plugin_is_cheap(plugin: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ado_actuators.sfttrainer.core.commands import report
+from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.reporting import read, tables
 from ado_actuators.sfttrainer.core.reporting.rows import THROUGHPUT, Row, experiment_of
 
@@ -142,7 +142,7 @@ def test_a_trace_that_ends_early_is_answered_with_a_sentence(
     whole = (RECORDINGS / "operation.yaml").read_text()
     file = tmp_path / "cut.yaml"
     file.write_text(whole[: whole.rindex("  experimentReference:")])
-    assert report.main("sfttrainer", [str(file), "-o", str(tmp_path / "report")]) == 2
+    assert main(["report", str(file), "-o", str(tmp_path / "report")]) == 2
     sentence = f"{file} is an incomplete trace of ado's measurements; {read.HOW_TO_TRACE}.\n"
     assert capsys.readouterr().err == sentence
 
@@ -209,7 +209,7 @@ def test_the_same_source_twice_counts_once(tmp_path: Path, capsys: pytest.Captur
     source = str(RECORDINGS / "operation.yaml")
     lines = []
     for sources in ([source], [source, source]):
-        assert report.main("sfttrainer", [*sources, "-o", str(tmp_path), "--format", "html"]) == 0
+        assert main(["report", *sources, "-o", str(tmp_path), "--format", "html"]) == 0
         page = (tmp_path / "report.html").read_text()
         assert "<b>6</b><span>of 10 workloads measured" in page
         lines.append(page.count("<tr"))
