@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -100,6 +101,14 @@ def test_check_wheel_contents(builds: Builds) -> None:
         cwd=builds.repository.root,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_an_sdist_has_files_instead_of_links(builds: Builds) -> None:
+    """The repository's links lead out of the plugin's directory, so the sdist holds what they lead to."""
+    with tarfile.open(builds.sdist) as file:
+        members = file.getmembers()
+    assert all(member.isfile() or member.isdir() for member in members)
+    assert {"setup.py", "plugin_build.py", "LICENSE"} <= {member.name.partition("/")[2] for member in members}
 
 
 def test_twine_check(builds: Builds) -> None:
