@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +21,9 @@ from ..measurement import verdict as measurement
 from ..measurement.plugin import Plugin
 from ..protocol.messages import describe
 from .console import show
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DEFAULT_EXPERIMENT = "finetune_full_benchmark"
 REPORT_EVERY_S = 30.0
@@ -49,7 +52,7 @@ def main(
         values, chosen = read_workload(workload, experiment, plugin)
         settings = _settings(config, parameters_class)
         plan = measurement.plan(plugin.identifier, chosen, values)
-        progress = _Line() if sys.stderr.isatty() else _Changes()
+        progress = _Bar() if sys.stderr.isatty() else _Changes()
         with (
             _terminated_as_interrupted(),
             progress,
@@ -176,29 +179,59 @@ def _show(verdict: measurement.Verdict, as_json: bool) -> None:
 
 
 class _Changes(contextlib.AbstractContextManager["_Changes"]):
-    """A line for each new state and every half minute, where standard error is no terminal: what takes long is seen in a log too."""
+    """Print a line for each new state and every half minute, where standard error is not a terminal."""
 
     def __init__(self) -> None:
         self._last = ""
         self._printed_s = 0.0
 
-    def __call__(self, news: dict[str, Any]) -> None:
-        state, now = str(news.get("state", "")), time.monotonic()
+    def __call__(self, progress: dict[str, Any]) -> None:
+        state, now = str(progress.get("state", "")), time.monotonic()
         if state != self._last or now - self._printed_s >= REPORT_EVERY_S:
             self._last, self._printed_s = state, now
-            print(describe(news), file=sys.stderr, flush=True)
+            print(describe(progress), file=sys.stderr, flush=True)
 
     def __exit__(self, *error: object) -> None:
         """Leave the lines where they are."""
 
 
-class _Line(contextlib.AbstractContextManager["_Line"]):
-    """One line on a terminal that says how far the measurement is; gone when the block ends."""
+class _Bar(contextlib.AbstractContextManager["_Bar"]):
+    """Show state, steps, rate and the time left at most on a terminal; removed when the block ends."""
 
-    def __call__(self, news: dict[str, Any]) -> None:
-        sys.stderr.write(f"\r\033[K{describe(news)[:100]}")
-        sys.stderr.flush()
+    def __init__(self, console: Console | None = None) -> None:
+        # imported here: where standard error is not a terminal nothing is drawn
+        from rich import console as terminal
+        from rich import progress as bars
+
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.TextColumn("{task.fields[rate]}"),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
+            console=console or terminal.Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bars.add_task("", total=None, rate="")
+
+    def __enter__(self) -> _Bar:
+        self._bars.start()
+        return self
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        """Show the state; with steps also how far it is, at most: a measurement ends earlier once it is precise enough."""
+        step, most, rate = progress.get("step"), progress.get("of"), progress.get("tokens_per_second")
+        state = str(progress.get("state", ""))
+        self._bars.update(
+            self._task,
+            description=f"{state}, step {step} of at most {most}" if step else state,
+            completed=step or 0,
+            total=most if step else None,
+            rate=f"{rate:.0f} tok/s" if rate else "",
+        )
 
     def __exit__(self, *error: object) -> None:
-        sys.stderr.write("\r\033[K")
-        sys.stderr.flush()
+        """Remove the bar, so that only the report is left."""
+        self._bars.stop()

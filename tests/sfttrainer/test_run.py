@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core.commands.run import BadUse, _Changes, _Line, read_workload
+from ado_actuators.sfttrainer.core.commands.run import BadUse, _Bar, _Changes, read_workload
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 WORDS = ["model_name=tiny-llama-5m", "model_max_length=32", "batch_size=2", "number_gpus=0"]
@@ -91,12 +94,17 @@ def test_a_point_of_ado_brings_its_experiment(tmp_path: Path) -> None:
 TRAINING = {"state": "training", "step": 7, "of": 100, "tokens_per_second": 1234.5}
 
 
-def test_a_terminal_has_one_line_that_goes_away(capsys: pytest.CaptureFixture[str]) -> None:
-    """State, step and rate, each over the one before; nothing of it is left for the report."""
-    with _Line() as line:
-        line({"state": "starting"})
-        line(TRAINING)
-    assert capsys.readouterr().err == ("\r\033[Kstarting\r\033[Ktraining, step 7 of at most 100, 1234 tok/s\r\033[K")
+def test_a_terminal_has_one_bar_that_goes_away() -> None:
+    """State, step, rate and time on one line; the line is erased for the report."""
+    shown = io.StringIO()
+    with _Bar(Console(file=shown, force_terminal=True, width=120)) as bar:
+        bar({"state": "starting"})
+        bar(TRAINING)
+        bar._bars.refresh()
+    printed = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
+    assert re.search(r"training, step 7 of at most 100 \S+ 1234 tok/s 0:00:0\d ", printed)
+    assert "\n" not in printed.rstrip()
+    assert shown.getvalue().rstrip().endswith("\x1b[2K")
 
 
 def test_a_log_has_a_line_for_each_state_and_half_minute(
