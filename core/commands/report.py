@@ -10,11 +10,11 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-from ..reporting import page, read
+from ..reporting import read
 from ..reporting.rows import Row
 from .console import show
 
-LACKS_PLOTTING = "The report draws with matplotlib, which is not installed: pip install './{}[report]'"
+LACKS_PACKAGE = "The report needs {}, which is not installed: pip install './{}[report]'"
 
 
 def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
@@ -29,14 +29,15 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
     try:
         # an operation and its space hold the same measurements
         rows = _distinct([read.rows(source) for source in sources])
-        from ..reporting import figures
+        from ..reporting import figures, page  # noqa: F401
     except read.Unreadable as reason:
         print(reason, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
+        package = (error.name or "").partition(".")[0]
+        if package not in ("matplotlib", "jinja2"):
             raise
-        print(LACKS_PLOTTING.format(plugin), file=sys.stderr)
+        print(LACKS_PACKAGE.format(package, plugin), file=sys.stderr)
         return 2
     drawn, left_out = figures.draw(rows)
     try:
@@ -72,7 +73,7 @@ def _made(plugin: str, sources: list[str]) -> str:
 def _write(
     directory: Path, form: str, rows: list[Row], drawn: list, left_out: list[tuple[str, str]], made: str
 ) -> list[Path]:
-    from ..reporting import figure_style, figures
+    from ..reporting import figure_style, figures, page
 
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []

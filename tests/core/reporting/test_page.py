@@ -278,15 +278,16 @@ def test_what_to_write_can_stand_before_the_source(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_without_matplotlib_the_command_says_what_to_install() -> None:
-    """The sentence names the extra; nothing else of the plugin needs it."""
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_its_packages_the_command_says_what_to_install(package: str) -> None:
+    """The message names the package and the extra; nothing else of the plugin needs them."""
     code = (
-        "import sys; sys.modules['matplotlib'] = None; from ado_actuators.fms_hf_tuning.__main__ import main; "
+        f"import sys; sys.modules['{package}'] = None; from ado_actuators.fms_hf_tuning.__main__ import main; "
         f"sys.exit(main(['report', {str(RECORDINGS / 'operation.csv')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == report.LACKS_PLOTTING.format("fms_hf_tuning") + "\n"
+    assert done.stderr == report.LACKS_PACKAGE.format(package, "fms_hf_tuning") + "\n"
 
 
 def test_a_source_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
