@@ -27,7 +27,7 @@ from .console import show
 
 State = Literal["ok", "note", "missing"]
 GIB = 2**30
-# what the environment of an older library takes with the CUDA build of torch
+# disk space of a managed environment with the CUDA build of torch, and with the CPU build
 SPACE_FOR_CUDA_GIB = 12.0
 SPACE_FOR_CPU_GIB = 3.0
 ANSWER_TIMEOUT_S = 60.0
@@ -37,7 +37,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; ``remedy`` is the command that mends what is missing."""
+    """The result of one check; ``remedy`` is the command that installs or repairs what is missing."""
 
     what: str
     state: State
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The plugin that is looked at.
+    """The plugin that is examined.
 
     Attributes:
         plugin: its identifier.
@@ -66,12 +66,12 @@ class Subject:
 
     @property
     def state_dir(self) -> Path:
-        """Directory for logs, run files and environments, on the node that asks."""
+        """Directory for logs, run files and environments, on the node that evaluates this property."""
         return state_dir(self.configured)
 
 
 def examine(subject: Subject) -> list[Finding]:
-    """Look at this machine; takes seconds at most and changes nothing."""
+    """Examine this machine; takes seconds at most and changes nothing."""
     gpus = _gpus()
     return [
         Finding("CPU", "ok", _cpu()),
@@ -189,7 +189,7 @@ def _actuator(subject: Subject) -> Finding:
     found = list(importlib.metadata.entry_points(group="ado.actuators", name=subject.plugin))
     again = f"pip install --force-reinstall --no-deps ./{subject.plugin}"
     if not found:
-        return Finding("actuator", "missing", "ado is not told of it: the package has no entry point", again)
+        return Finding("actuator", "missing", "The installed package declares no `ado.actuators` entry point", again)
     try:
         found[0].load()
     except Exception as error:
@@ -222,7 +222,7 @@ def _disk(subject: Subject) -> Finding:
         )
     if free < needed:
         return Finding(
-            "disk", "missing", f"{text}; {needed:g} GiB are wanted", f"du -sh {place}/*   # or set state_dir elsewhere"
+            "disk", "missing", f"{text}; {needed:g} GiB are needed", f"du -sh {place}/*   # or set state_dir elsewhere"
         )
     return Finding("disk", "ok", text)
 
@@ -231,7 +231,7 @@ def _disk(subject: Subject) -> Finding:
 
 
 def examine_cluster(address: str, subject: Subject) -> list[Finding]:
-    """Look at every node of a Ray cluster through its own eyes; nothing is reserved there."""
+    """Examine every node of a Ray cluster in a task on that node; the task reserves no resources."""
     if address.startswith(("http://", "https://")):
         return [_dashboard(address, subject)]
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -319,7 +319,7 @@ def main(plugin: str, trains_in: str, *, address: str | None, state_dir: str) ->
 
 
 def text(findings: list[Finding]) -> str:
-    """Return findings for a terminal, and what follows from them."""
+    """Return findings and a conclusion for a terminal."""
     width = max(len(finding.what) for finding in findings)
     lines = []
     for finding in findings:

@@ -56,7 +56,7 @@ def _distinct(sources: list[list[Row]]) -> list[Row]:
         row
         for number, rows in enumerate(sources)
         for row in rows
-        if first.setdefault(repr((row.key, sorted(row.outputs.items()), row.sentence)), number) == number
+        if first.setdefault(repr((row.key, sorted(row.outputs.items()), row.message)), number) == number
     ]
 
 

@@ -165,7 +165,7 @@ def _problems(rows: Sequence[Row]) -> Table | None:
             [
                 problem.state,
                 problem.kind,
-                problem.sentence or "The sentence is in the metadata, which an exported CSV lacks.",
+                problem.message or "The message is in the metadata, which an exported CSV lacks.",
                 str(len(problem.workloads)),
                 named + (f"; and {more} more" if more > 0 else ""),
             ]

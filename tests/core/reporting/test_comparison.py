@@ -156,7 +156,7 @@ def test_a_tolerance_that_is_no_percentage_is_answered_with_a_sentence(
 
 
 def test_nothing_to_compare_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A missing file, and files without a common workload, end with 2 and a sentence."""
+    """A missing file, and files without a common workload, end with 2 and a message."""
     assert other_main(["compare", str(tmp_path / "absent.csv"), slowed(1, tmp_path)]) == 2
     assert "absent.csv is no file" in capsys.readouterr().err
     other = tmp_path / "other.csv"

@@ -192,7 +192,7 @@ def test_what_the_data_lack_is_left_out_with_a_reason() -> None:
 
 
 def test_rows_without_any_number_still_make_a_page(row: Make) -> None:
-    """Everything failed: no figure, but the sentence is there."""
+    """Everything failed: no figure, but the message is there."""
     text = html_of([row(failed="the disk is full."), row(failed="the disk is full.", batch_size=1)])
     assert "<figure" not in text
     assert "the disk is full." in text
@@ -291,7 +291,7 @@ def test_without_its_packages_the_command_says_what_to_install(package: str) -> 
 
 
 def test_a_source_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
-    """One sentence, status 2."""
+    """One message, status 2."""
     assert main(["report", "absent.csv"]) == 2
     assert capsys.readouterr().err.startswith("absent.csv is no file; export one with")
 
