@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -152,3 +156,20 @@ def test_bad_use_ends_in_a_sentence(
     printed = capsys.readouterr().err.strip()
     assert says in printed
     assert "\n" not in printed
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_and_its_trainers(sent: signal.Signals, status: int) -> None:
+    """Ctrl-C and SIGTERM: one message, a status of its own, no traceback and no process left."""
+    command = [sys.executable, "-m", "ado_actuators.sfttrainer", "run", *WORDS, "stop_after_seconds=100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        # printed once the trainer has been started
+        assert running.stderr.readline()
+        trainers = psutil.Process(running.pid).children(recursive=True)
+        running.send_signal(sent)
+        out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (status, "")
+    assert err.splitlines()[-1] == "Interrupted; nothing of this measurement is kept."
+    assert "Traceback" not in err
+    assert not psutil.wait_procs(trainers, timeout=30)[1]
