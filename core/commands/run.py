@@ -211,6 +211,8 @@ class _Bar(contextlib.AbstractContextManager["_Bar"]):
             bars.TimeRemainingColumn(),
             console=console or terminal.Console(stderr=True),
             transient=True,
+            # drawing takes CPU time from trainers on CPUs
+            refresh_per_second=2,
             redirect_stdout=False,
             redirect_stderr=False,
         )
