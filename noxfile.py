@@ -163,7 +163,7 @@ def measure_alone(session: nox.Session) -> None:
     settings = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(packages)), **uv_settings(), **own_state(session)}
     workload = ["model_name=tiny-llama-5m", "model_max_length=16", "batch_size=1", "number_gpus=0", "max_steps=3"]
     with session.chdir(session.create_tmp()):
-        session.run("python", "-m", "ado_actuators.fms_hf_tuning.run", *workload, env=settings)
+        session.run("ado-fms-hf-tuning", "run", *workload, env=settings)
 
 
 def dependencies_first(session: nox.Session) -> None:
@@ -305,7 +305,7 @@ def quickstart(session: nox.Session) -> None:
         columns = [argument for name in SHOWN for argument in ("--property", name)]
         table = ["ado", "show", "measurements", "operation", "--use-latest", "--no-trunc", *columns]
         session.run(*table, env={"COLUMNS": "300"})
-    session.run("python", "-m", "ado_actuators.sfttrainer.report", "latest", "--output", "ado-report")
+    session.run("ado-sfttrainer", "report", "latest", "--output", "ado-report")
 
 
 @nox.session(default=False)

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 
 from ..reporting import comparison, read
 from ..reporting.comparison import Comparison, Pair, Tolerance
 from ..reporting.rows import counted
+from .console import show
 
 MARKS = {"regression": "- ", "improvement": "+ ", "same": "  ", "unknown": "? "}
 
 
-def main(plugin: str, arguments: list[str] | None = None) -> int:
+def main(before: str, after: str, *, tolerance: float, memory_tolerance: float, as_json: bool) -> int:
     """Run the command; return its exit status: 0 no regression, 1 a regression, 2 bad use or nothing to compare."""
-    options = _parser(plugin).parse_args(arguments)
     try:
-        before, after = read.rows(options.before), read.rows(options.after)
+        rows = read.rows(before), read.rows(after)
     except read.Unreadable as reason:
         print(reason, file=sys.stderr)
         return 2
-    found = comparison.compare(before, after, Tolerance(options.tolerance, options.memory_tolerance))
+    found = comparison.compare(*rows, Tolerance(tolerance, memory_tolerance))
     if not found.pairs:
-        print(f"{options.before} and {options.after} have no workload in common.", file=sys.stderr)
+        print(f"{before} and {after} have no workload in common.", file=sys.stderr)
         return 2
-    try:
-        print(as_json(found) if options.json else text(found), flush=True)
-    except BrokenPipeError:  # the reader, say ``head``, has seen enough
-        sys.stdout = None  # type: ignore[assignment]
+    show(json_text(found) if as_json else text(found))
     if all(pair.verdict == comparison.UNKNOWN for pair in found.pairs):
         print("No workload can be compared: each has a side without a throughput and its interval.", file=sys.stderr)
         return 2
@@ -51,7 +46,7 @@ def text(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-def as_json(found: Comparison) -> str:
+def json_text(found: Comparison) -> str:
     """Return the comparison as JSON."""
     pairs = [
         {
@@ -101,33 +96,3 @@ def _summary(found: Comparison) -> str:
     counts = {verdict: sum(pair.verdict == verdict for pair in found.pairs) for verdict in MARKS}
     words = [f"{count} {verdict}" for verdict, count in counts.items() if count]
     return f"{counted(len(found.pairs), 'workload')} compared: {', '.join(words)}."
-
-
-def _parser(plugin: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ado_actuators.{plugin}.compare",
-        description="Compare two sets of measurements. Exit status: 0 no regression, 1 a regression, 2 nothing to compare.",
-    )
-    source = "an operation's or a space's identifier, latest, a CSV of ado show measurements, or a YAML file of ado show trace"
-    parser.add_argument("before", help=source)
-    parser.add_argument("after", help="the same, of later measurements")
-    parser.add_argument(
-        "--tolerance", type=_percent, default=Tolerance.throughput, metavar="PERCENT",
-        help="flag when the whole interval of the throughput lies further below 1 than this (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--memory-tolerance", type=_percent, default=Tolerance.memory, metavar="PERCENT",
-        help="flag when torch allocates, or is predicted to, more than this above before (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
-    return parser
-
-
-def _percent(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 100:
-        raise argparse.ArgumentTypeError(f"{text} is no percentage from 0 to below 100.")
-    return value

@@ -1,18 +1,13 @@
-"""Writes data sets of wanted size: text as ``.jsonl``, images with captions as ``.parquet``.
+"""Writes data sets of a given size: text as ``.jsonl``, images with captions as ``.parquet``.
 
-Imports the standard library; for images numpy, pillow and pyarrow besides. From the command line::
-
-    python -m ado_actuators.sfttrainer.core.commands.dataset text samples.jsonl --samples 1000 --words 200
-    python -m ado_actuators.sfttrainer.core.commands.dataset image samples.parquet --samples 100 --pixels 224
+Imports the standard library; for images also numpy, pillow and pyarrow.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 WORDS = (
@@ -82,33 +77,3 @@ def _check(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} {number} must be at least 1.")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the data set the command line asks for."""
-    parser = argparse.ArgumentParser(prog="make_dataset", description="Write a data set of wanted size.")
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind, suffix in (("text", ".jsonl"), ("image", ".parquet")):
-        one = kinds.add_parser(kind, help=f"a {suffix} file")
-        one.add_argument("path", type=Path, help=f"the {suffix} file to write")
-        one.add_argument("--samples", type=int, default=1000)
-        one.add_argument("--words", type=int, default=200 if kind == "text" else 12, help="words of a sample")
-        one.add_argument("--seed", type=int, default=42)
-        if kind == "image":
-            one.add_argument("--pixels", type=int, default=224, help="width and height")
-    options = parser.parse_args(arguments)
-    try:
-        if options.kind == "text":
-            write_text(options.path, samples=options.samples, words=options.words, seed=options.seed)
-        else:
-            write_images(
-                options.path, samples=options.samples, pixels=options.pixels, words=options.words, seed=options.seed
-            )
-    except ImportError:
-        parser.error("images need numpy, pillow and pyarrow: pip install numpy pillow pyarrow")
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

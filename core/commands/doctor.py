@@ -1,17 +1,16 @@
-"""The ``doctor`` command: what this machine, or a Ray cluster, can measure, what is missing, and the command that mends it.
+"""The ``doctor`` command: what this machine or a Ray cluster can measure, what is missing, and the command that installs it.
 
-Process room: standard library, packaging, psutil and NVML. Ray is imported only when a cluster is named, ado only to see
-whether it can be; torch never.
+Imports Ray only when a cluster is named, and ado only to check that it can be imported; never imports torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.metadata
 import os
 import shutil
 import socket
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +21,13 @@ from packaging.requirements import Requirement
 
 from .. import failures
 from ..host import environment, nvml
-from ..host import state_dir as places
+from ..host.state_dir import state_dir
 from ..measurement.plugin import ENVIRONMENTS
+from .console import show
 
 State = Literal["ok", "note", "missing"]
 GIB = 2**30
-# what the environment of an older library takes with the CUDA build of torch
+# disk space of a managed environment with the CUDA build of torch, and with the CPU build
 SPACE_FOR_CUDA_GIB = 12.0
 SPACE_FOR_CPU_GIB = 3.0
 ANSWER_TIMEOUT_S = 60.0
@@ -37,7 +37,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; ``remedy`` is the command that mends what is missing."""
+    """The result of one check; ``remedy`` is the command that installs or repairs what is missing."""
 
     what: str
     state: State
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The plugin that is looked at.
+    """The plugin that is examined.
 
     Attributes:
         plugin: its identifier.
@@ -66,12 +66,12 @@ class Subject:
 
     @property
     def state_dir(self) -> Path:
-        """Directory for logs, run files and environments, on the node that asks."""
-        return places.state_dir(self.configured)
+        """Directory for logs, run files and environments, on the node that evaluates this property."""
+        return state_dir(self.configured)
 
 
 def examine(subject: Subject) -> list[Finding]:
-    """Look at this machine; takes seconds at most and changes nothing."""
+    """Examine this machine; takes seconds at most and changes nothing."""
     gpus = _gpus()
     return [
         Finding("CPU", "ok", _cpu()),
@@ -189,7 +189,7 @@ def _actuator(subject: Subject) -> Finding:
     found = list(importlib.metadata.entry_points(group="ado.actuators", name=subject.plugin))
     again = f"pip install --force-reinstall --no-deps ./{subject.plugin}"
     if not found:
-        return Finding("actuator", "missing", "ado is not told of it: the package has no entry point", again)
+        return Finding("actuator", "missing", "The installed package declares no `ado.actuators` entry point", again)
     try:
         found[0].load()
     except Exception as error:
@@ -222,7 +222,7 @@ def _disk(subject: Subject) -> Finding:
         )
     if free < needed:
         return Finding(
-            "disk", "missing", f"{text}; {needed:g} GiB are wanted", f"du -sh {place}/*   # or set state_dir elsewhere"
+            "disk", "missing", f"{text}; {needed:g} GiB are needed", f"du -sh {place}/*   # or set state_dir elsewhere"
         )
     return Finding("disk", "ok", text)
 
@@ -231,7 +231,7 @@ def _disk(subject: Subject) -> Finding:
 
 
 def examine_cluster(address: str, subject: Subject) -> list[Finding]:
-    """Look at every node of a Ray cluster through its own eyes; nothing is reserved there."""
+    """Examine every node of a Ray cluster in a task on that node; the task reserves no resources."""
     if address.startswith(("http://", "https://")):
         return [_dashboard(address, subject)]
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -258,7 +258,7 @@ def examine_cluster(address: str, subject: Subject) -> list[Finding]:
 def _dashboard(address: str, subject: Subject) -> Finding:
     host = urllib.parse.urlsplit(address).hostname or "HOST"
     text = f"{address} is the dashboard's address, which takes jobs; from outside the cluster give ray://{host}:10001"
-    again = f"python -m ado_actuators.{subject.plugin}.doctor --address {host}:6379"
+    again = f"{subject.distribution} doctor --address {host}:6379"
     return Finding("cluster", "missing", text, again)
 
 
@@ -294,28 +294,32 @@ def _node(node: dict[str, Any], subject: Subject) -> Iterator[Finding]:
 # -- the command ------------------------------------------------------------------------------------------------
 
 
-def main(plugin: str, environment_of: str, arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit status: 0 nothing is missing, 1 something is.
+def main(plugin: str, trains_in: str, *, address: str | None, state_dir: str) -> int:
+    """Run the command; return its exit status: 0 nothing is missing, 1 something is missing, 2 bad use.
 
     Args:
         plugin: identifier of the plugin.
-        environment_of: where it trains by default, ``current`` or ``managed``.
-        arguments: of the command line; default: this process's.
+        trains_in: where it trains by default, ``current`` or ``managed``.
+        address: of a Ray cluster; None: RAY_ADDRESS, and without it this machine.
+        state_dir: the actuator configuration's state_dir, or empty.
     """
-    parser = _parser(plugin)
-    options = parser.parse_args(arguments)
-    if options.address == "":
-        parser.error("--address is empty; leave it out to look at this machine")
-    subject = Subject(plugin, environment_of, options.state_dir)
-    address = options.address or os.environ.get("RAY_ADDRESS")
+    if address == "":
+        print("--address is empty; leave it out to examine this machine.", file=sys.stderr)
+        return 2
+    try:
+        subject = Subject(plugin, trains_in, _directory(state_dir))
+    except RuntimeError as error:
+        print(f"--state-dir {state_dir}: {error}", file=sys.stderr)
+        return 2
+    address = address or os.environ.get("RAY_ADDRESS")
     findings = examine_cluster(address, subject) if address else examine(subject)
     where = f"the Ray cluster at {address}" if address else f"this machine, {socket.gethostname()}"
-    print(f"{plugin} on {where}\n\n{text(findings)}")
+    show(f"{plugin} on {where}\n\n{text(findings)}")
     return 1 if any(finding.state == "missing" for finding in findings) else 0
 
 
 def text(findings: list[Finding]) -> str:
-    """Return findings for a terminal, and what follows from them."""
+    """Return findings and a conclusion for a terminal."""
     width = max(len(finding.what) for finding in findings)
     lines = []
     for finding in findings:
@@ -332,24 +336,11 @@ def _conclusion(findings: list[Finding]) -> str:
     return "Nothing is missing: it can measure on the CPU" + (f" and on {gpus} GPUs." if gpus else ".")
 
 
-def _parser(plugin: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ado_actuators.{plugin}.doctor",
-        description="Say what can be measured here, what is missing, and the command that mends it.",
-    )
-    parser.add_argument("--address", help="of a Ray cluster to look at (default: RAY_ADDRESS; without it this machine)")
-    parser.add_argument(
-        "--state-dir", type=_directory, default="", metavar="DIR",
-        help="the actuator configuration's state_dir, where managed environments are; each node has its own "
-        "(default: ado-actuators in the user's cache)",
-    )  # fmt: skip
-    return parser
-
-
 def _directory(given: str) -> str:
-    """Return a directory as the configuration has it: from / or ~, which each node replaces, or empty."""
-    try:
-        absolute = Path(given).expanduser().absolute()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{given}: {error}") from None
+    """Return a directory as the configuration has it: from / or ~, which each node replaces, or empty.
+
+    Raises:
+        RuntimeError: it begins with the home of a user that does not exist.
+    """
+    absolute = Path(given).expanduser().absolute()
     return given if given.startswith("~") or not given else str(absolute)

@@ -5,69 +5,48 @@ Plots only once it is asked to; ado is imported only to read its store.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import importlib.metadata
 import sys
 from pathlib import Path
 
-from ..reporting import page, read
+from ..reporting import read
 from ..reporting.rows import Row
+from .console import show
 
-LACKS_PLOTTING = "The report draws with matplotlib, which is not installed: pip install './{}[report]'"
+LACKS_PACKAGE = "The report needs {}, which is not installed: pip install './{}[report]'"
 
 
-def main(plugin: str, arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit status: 0 written, 2 bad use."""
-    options = _parser(plugin).parse_args(arguments)
+def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
+    """Run the command; return its exit status: 0 written, 2 bad use.
+
+    Args:
+        plugin: identifier of the plugin.
+        sources: where to read measurements.
+        output: the directory to write.
+        form: ``html``, ``png`` or ``both``.
+    """
     try:
         # an operation and its space hold the same measurements
-        rows = _distinct([read.rows(source) for source in options.source])
-        from ..reporting import figures
+        rows = _distinct([read.rows(source) for source in sources])
+        from ..reporting import figures, page  # noqa: F401
     except read.Unreadable as reason:
         print(reason, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
+        package = (error.name or "").partition(".")[0]
+        if package not in ("matplotlib", "jinja2"):
             raise
-        print(LACKS_PLOTTING.format(plugin), file=sys.stderr)
+        print(LACKS_PACKAGE.format(package, plugin), file=sys.stderr)
         return 2
     drawn, left_out = figures.draw(rows)
     try:
-        written = _write(options.output, options.format, rows, drawn, left_out, _made(plugin, options.source))
+        written = _write(output, form, rows, drawn, left_out, _made(plugin, sources))
     except OSError as error:
-        print(f"{options.output} cannot be written: {error.strerror}.", file=sys.stderr)
+        print(f"{output} cannot be written: {error.strerror}.", file=sys.stderr)
         return 2
-    lines = [*map(str, written), *(f"{title}: left out, {reason}" for title, reason in left_out)]
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # the reader, say ``head``, has seen enough
-        sys.stdout = None  # type: ignore[assignment]
+    show("\n".join([*map(str, written), *(f"{title}: left out, {reason}" for title, reason in left_out)]))
     return 0
-
-
-def _parser(plugin: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ado_actuators.{plugin}.report",
-        description="Make one HTML page and image files of measurements.",
-    )
-    parser.add_argument(
-        "source",
-        nargs="+",
-        help="an operation's or a space's identifier, latest, a CSV of ado show measurements, or a YAML file of ado show trace",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("ado-report"),
-        metavar="DIR",
-        help="where to write (default: ado-report)",
-    )
-    parser.add_argument(
-        "--format", choices=("html", "png", "both"), default="both", help="what to write (default: %(default)s)"
-    )
-    return parser
 
 
 def _distinct(sources: list[list[Row]]) -> list[Row]:
@@ -77,7 +56,7 @@ def _distinct(sources: list[list[Row]]) -> list[Row]:
         row
         for number, rows in enumerate(sources)
         for row in rows
-        if first.setdefault(repr((row.key, sorted(row.outputs.items()), row.sentence)), number) == number
+        if first.setdefault(repr((row.key, sorted(row.outputs.items()), row.message)), number) == number
     ]
 
 
@@ -94,13 +73,14 @@ def _made(plugin: str, sources: list[str]) -> str:
 def _write(
     directory: Path, form: str, rows: list[Row], drawn: list, left_out: list[tuple[str, str]], made: str
 ) -> list[Path]:
-    from ..reporting import figure_style as canvas
-    from ..reporting import figures
+    from ..reporting import figure_style, figures, page
 
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     if form in ("html", "both"):
-        pictures = [page.Picture(one.name, one.title, one.caption, canvas.render(one, "svg").decode()) for one in drawn]
+        pictures = [
+            page.Picture(one.name, one.title, one.caption, figure_style.render(one, "svg").decode()) for one in drawn
+        ]
         written.append(directory / "report.html")
         written[-1].write_text(page.html(rows, pictures, left_out, made), encoding="utf-8")
     if form in ("png", "both"):
@@ -109,5 +89,5 @@ def _write(
             (directory / f"{name}.png").unlink(missing_ok=True)
         for one in drawn:
             written.append(directory / f"{one.name}.png")
-            written[-1].write_bytes(canvas.render(one, "png"))
+            written[-1].write_bytes(figure_style.render(one, "png"))
     return written

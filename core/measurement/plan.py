@@ -91,9 +91,7 @@ class Plan:
     def command(self) -> str:
         """Return the command that repeats the measurement without ado's store and without Ray."""
         values = (f"{name}={_written(value)}" for name, value in sorted(self.given.items()))
-        return shlex.join(
-            ["python", "-m", f"ado_actuators.{self.actuator}.run", "--experiment", self.experiment, *values]
-        )
+        return shlex.join([f"ado-{self.actuator.replace('_', '-')}", "run", "--experiment", self.experiment, *values])
 
 
 def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:

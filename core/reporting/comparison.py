@@ -1,4 +1,4 @@
-"""Two sets of measurements, before and after, workload by workload. Arithmetic room: no files, no plotting."""
+"""Two sets of measurements, before and after, workload by workload. Reads no files and plots nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pair:
         after: the later row.
         ratio: throughput after over before, or None.
         verdict: ``regression``, ``improvement``, ``same``, or ``unknown`` where a side gives no answer.
-        why: a sentence for everything but ``same`` by throughput.
+        why: a message for everything but ``same`` by throughput.
     """
 
     what: str
@@ -87,7 +87,7 @@ def _judge(what: str, before: Row, after: Row, tolerance: Tolerance) -> Pair:
         return _judge_numbers(what, before, after, ratio, tolerance)
     if before.state == MEASURED:
         how = "failed" if after.state == FAILED else f"cannot run ({after.outputs.get('failure')})"
-        return Pair(what, before, after, ratio, REGRESSION, f"ran before, {how} now: {after.sentence or NO_REASON}")
+        return Pair(what, before, after, ratio, REGRESSION, f"ran before, {how} now: {after.message or NO_REASON}")
     if after.state == MEASURED:
         how = "failed" if before.state == FAILED else "could not run"
         return Pair(what, before, after, ratio, IMPROVEMENT, f"{how} before, runs now.")

@@ -62,7 +62,7 @@ LOG_FROM = 20.0  # a linear axis hides the small ones beyond this ratio
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure with its name (of a file and an anchor), title, and a sentence on how to read it."""
+    """A figure with its name (of a file and an anchor), title, and a caption that explains it."""
 
     name: str
     title: str

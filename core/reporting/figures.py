@@ -1,4 +1,4 @@
-"""The figures of a report. Each says in a sentence why it is left out where the data lack it.
+"""The figures of a report. Each reports why it is left out if the data for it are missing.
 
 Imports matplotlib, so nothing that ado loads may import this.
 """
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class LeftOut(Exception):
-    """Why a figure cannot be drawn from these rows, in one sentence."""
+    """Why a figure cannot be drawn from these rows, in one message."""
 
 
 def draw(rows: Sequence[Row]) -> tuple[list[Drawing], list[tuple[str, str]]]:
@@ -63,7 +63,7 @@ def draw(rows: Sequence[Row]) -> tuple[list[Drawing], list[tuple[str, str]]]:
 
 
 def _first(found: Sequence[T], most: int, noun: str) -> tuple[Sequence[T], str]:
-    """Return the first ones, and a sentence for the caption where there are more."""
+    """Return the first ones, and a note for the caption if there are more."""
     return found[:most], f" The first {most} of {len(found)} {noun}." if len(found) > most else ""
 
 

@@ -1,10 +1,13 @@
-"""One self-contained HTML page of a report: no script, no request, every text escaped. Knows nothing of plotting."""
+"""One self-contained HTML page of a report: no script, no request, every text escaped. Imports jinja2, no plotting library."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
 
 from ..workload.outputs import OUTPUTS
 from . import tables
@@ -48,6 +51,33 @@ class Picture:
     svg: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Lines of texts; ``numbers`` are the indices of the columns that are aligned to the right."""
+
+    heads: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    numbers: frozenset[int] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page with its own heading: what of this it has, in this order."""
+
+    name: str
+    heading: str
+    pictures: Sequence[Picture] = ()
+    before: Sequence[str] = ()
+    table: Table | None = None
+    after: Sequence[str] = ()
+    items: Sequence[str] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is below the heading."""
+        return not (self.pictures or self.before or self.table or self.after or self.items)
+
+
 def html(rows: Sequence[Row], pictures: Sequence[Picture], left_out: Sequence[tuple[str, str]], made: str) -> str:
     """Return the page.
 
@@ -58,46 +88,30 @@ def html(rows: Sequence[Row], pictures: Sequence[Picture], left_out: Sequence[tu
         made: when and by what the page was made.
     """
     sources = ", ".join(dict.fromkeys(row.source for row in rows))
-    title = f"Fine-tuning measurements of {sources}"
     sections = [
-        ("figures", "Figures", _figures(pictures)),
-        ("stacks", "Both stacks", _pairs(rows)),
-        ("failures", "What cannot run, and what failed", _problems(rows)),
-        ("measurements", "All measurements", _measurements(rows)),
-        ("environment", "Measured in", _environment(rows)),
-        ("left-out", "Left out", _left_out(left_out)),
+        Section("figures", "Figures", pictures=pictures),
+        Section("stacks", "Both stacks", table=_pairs(rows)),
+        Section("failures", "What cannot run, and what failed", table=_problems(rows)),
+        _measurements(rows),
+        _environment(rows),
+        Section("left-out", "Left out", items=[f"{title}: {reason}" for title, reason in left_out]),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{name}-section">{escape(heading)}</a>' for name, heading, _ in sections)
-    body = "".join(
-        f'<section id="{name}-section"><h2>{escape(heading)}</h2>{content}</section>'
-        for name, heading, content in sections
+    # not resolved: the core is a link in the repository
+    templates = jinja2.FileSystemLoader(Path(__file__).absolute().parent)
+    environment = jinja2.Environment(
+        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{SHEET}</style>
-</head>
-<body>
-<header>
-<h1>Fine-tuning measurements</h1>
-<p class="quiet">{escape(sources)}</p>
-<nav>{links}</nav>
-{_tiles(rows)}
-</header>
-{body}
-<footer>{escape(made)} Throughput is <code>{THROUGHPUT}</code>: real tokens, padding left out, of all devices.</footer>
-</body>
-</html>
-"""
+    return environment.get_template("page.html.jinja").render(
+        sources=sources,
+        sheet=SHEET,
+        tiles=_tiles(rows),
+        sections=[section for section in sections if not section.empty],
+        made=made,
+        throughput=THROUGHPUT,
+    )
 
 
-def _tiles(rows: Sequence[Row]) -> str:
+def _tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
     counts = {state: len(tables.in_state(rows, state)) for state in (MEASURED, CANNOT_RUN, FAILED)}
     tiles = [(str(counts[MEASURED]), f"of {counted(len(rows), 'workload')} measured")]
     if counts[CANNOT_RUN]:
@@ -115,24 +129,13 @@ def _tiles(rows: Sequence[Row]) -> str:
         tiles.append(
             (f"{_number(least.output(kind))} GiB", f"{MEMORY[kind]} at least: {workload_label(least, varied)}")
         )
-    return '<div class="tiles">' + "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in tiles
-    ) + "</div>"  # fmt: skip
+    return tiles
 
 
-def _figures(pictures: Sequence[Picture]) -> str:
-    drawn = "".join(
-        f'<figure id="{escape(one.name)}"><h3 id="{escape(one.name)}-title">{escape(one.title)}</h3>{one.svg}'
-        f"<figcaption>{escape(one.caption)}</figcaption></figure>"
-        for one in pictures
-    )
-    return f'<div class="figures">{drawn}</div>' if drawn else ""
-
-
-def _pairs(rows: Sequence[Row]) -> str:
+def _pairs(rows: Sequence[Row]) -> Table | None:
     pairs = tables.stack_pairs(rows)
     if not pairs:
-        return ""
+        return None
     first, second = pairs[0][0].actuator, pairs[0][1].actuator
     varied = differing([row for row, _ in pairs])
     lines = []
@@ -150,10 +153,10 @@ def _pairs(rows: Sequence[Row]) -> str:
             ]
         )
     heads = ["workload", f"{first}, tokens / s", f"{second}, tokens / s", f"{second} / {first}", "95 % interval"]
-    return _table(heads, lines, numbers=range(1, 5))
+    return Table(heads, lines, frozenset(range(1, 5)))
 
 
-def _problems(rows: Sequence[Row]) -> str:
+def _problems(rows: Sequence[Row]) -> Table | None:
     lines = []
     for problem in tables.problems(rows):
         named = "; ".join(filter(None, problem.workloads[:MOST_NAMED]))
@@ -162,15 +165,15 @@ def _problems(rows: Sequence[Row]) -> str:
             [
                 problem.state,
                 problem.kind,
-                problem.sentence or "The sentence is in the metadata, which an exported CSV lacks.",
+                problem.message or "The message is in the metadata, which an exported CSV lacks.",
                 str(len(problem.workloads)),
                 named + (f"; and {more} more" if more > 0 else ""),
             ]
         )
-    return _table(["state", "failure", "why", "workloads", "which"], lines, numbers=[3]) if lines else ""
+    return Table(["state", "failure", "why", "workloads", "which"], lines, frozenset([3])) if lines else None
 
 
-def _measurements(rows: Sequence[Row]) -> str:
+def _measurements(rows: Sequence[Row]) -> Section:
     names = [name for name in (*KEYS, *FIELDS) if name in differing(rows)] or ["model_name"]
     outputs = [(name, head) for name, head in COLUMNS if any(row.output(name) is not None for row in rows)]
     outputs += [(name, name) for name in _others(rows)]
@@ -182,19 +185,19 @@ def _measurements(rows: Sequence[Row]) -> str:
         for row in rows[:MOST_ROWS]
     ]
     heads = [*names, *(head for _, head in outputs), "state"]
-    table = _table(heads, lines, numbers=range(len(names), len(names) + len(outputs)))
-    if len(rows) > MOST_ROWS:
-        table += f'<p class="quiet">The first {MOST_ROWS} of {len(rows)} measurements.</p>'
-    return _constants(rows, names) + table + _other_memory(rows, kinds)
+    table = Table(heads, lines, frozenset(range(len(names), len(names) + len(outputs))))
+    cut = f"The first {MOST_ROWS} of {len(rows)} measurements." if len(rows) > MOST_ROWS else ""
+    after = [text for text in (cut, _other_memory(rows, kinds)) if text]
+    return Section("measurements", "All measurements", before=_constants(rows, names), table=table, after=after)
 
 
 def _other_memory(rows: Sequence[Row], kinds: Sequence[str]) -> str:
-    """Return a paragraph on the measurements whose memory is not in the table, which has the first of these kinds only."""
+    """Return how many measurements have their memory not in the table, which has the first of these kinds only."""
     lacking = [row for row in rows if kinds and row.output(kinds[0]) is None]
     others = sum(any(row.output(name) is not None for name in kinds[1:]) for row in lacking)
     if not others:
         return ""
-    return f'<p class="quiet">The memory is {kinds[0]}; that of {counted(others, "measurement")} without it is left out.</p>'
+    return f"The memory is {kinds[0]}; that of {counted(others, 'measurement')} without it is left out."
 
 
 def _others(rows: Sequence[Row]) -> list[str]:
@@ -205,43 +208,25 @@ def _others(rows: Sequence[Row]) -> list[str]:
     return list(found)[:MOST_NAMED]
 
 
-def _constants(rows: Sequence[Row], varied: Sequence[str]) -> str:
+def _constants(rows: Sequence[Row], varied: Sequence[str]) -> list[str]:
     given = [name for name in FIELDS if name not in varied and any(name in row.workload for row in rows)]
     same = ["method"] * ("method" not in varied) + given
     text = ", ".join(f"{name} {shown(rows[0].value(name), 60)}" for name in same)
-    return f'<p class="quiet">The same in all: {escape(text)}.</p>' if text else ""
+    return [f"The same in all: {text}."] if text else []
 
 
-def _environment(rows: Sequence[Row]) -> str:
+def _environment(rows: Sequence[Row]) -> Section:
     found = tables.environment(rows)
     if not found:
-        return (
-            '<p class="quiet">An exported CSV does not say where it was measured: give the identifier of the operation, or a file '
-            "that <code>ado show trace</code> wrote.</p>"
+        text = Markup(
+            "An exported CSV does not say where it was measured: give the identifier of the operation, or a file "
+            "that <code>ado show trace</code> wrote."
         )
+        return Section("environment", "Measured in", before=[text])
     lines = [
         [name, ", ".join(values[:MOST_NAMED]) + ("…" if len(values) > MOST_NAMED else "")] for name, values in found
     ]
-    return _table(["", ""], lines, numbers=())
-
-
-def _left_out(left_out: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<li>{escape(title)}: {escape(reason)}</li>" for title, reason in left_out)
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _table(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
-    right = set(numbers)
-
-    def cell(tag: str, index: int, text: str) -> str:
-        return f"<{tag}{' class=number' if index in right else ''}>{escape(text)}</{tag}>"
-
-    head = "".join(cell("th", index, text) for index, text in enumerate(heads))
-    body = "".join(
-        "<tr>" + "".join(cell("td" if index else "th", index, text) for index, text in enumerate(line)) + "</tr>"
-        for line in lines
-    )
-    return f'<div class="table"><table>{f"<thead><tr>{head}</tr></thead>" if any(heads) else ""}<tbody>{body}</tbody></table></div>'
+    return Section("environment", "Measured in", table=Table(["", ""], lines))
 
 
 def _number(value: float | None) -> str:

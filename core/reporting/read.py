@@ -25,7 +25,7 @@ HOW_TO_TRACE = "write it again with: ado show trace operation ID -o yaml --outpu
 
 
 class Unreadable(Exception):
-    """A source that gives no rows, in one sentence."""
+    """A source that gives no rows, in one message."""
 
 
 def rows(source: str) -> list[Row]:
@@ -49,8 +49,8 @@ def rows(source: str) -> list[Row]:
     if not found:
         raise Unreadable(f"{source} holds no measurement of fine-tuning.")
     for row in found:
-        if sentence := _impossible(row):
-            raise Unreadable(f"{source} holds {sentence}")
+        if message := _impossible(row):
+            raise Unreadable(f"{source} holds {message}")
     return found
 
 
@@ -205,7 +205,7 @@ def _from_requests(requests: Iterable[Mapping[str, Any]], source: str) -> list[R
                 experiment=reference["experimentIdentifier"],
                 workload={**parameters, **entities[result["entityIdentifier"]]},
                 outputs=outputs,
-                sentence=result.get("reason") or metadata.get("reason") or "",
+                message=result.get("reason") or metadata.get("reason") or "",
                 metadata=metadata,
             )
     return list(found.values())

@@ -1,6 +1,6 @@
-"""One measurement as a report sees it. Arithmetic room: pydantic and the workload's vocabulary.
+"""One measurement as a report sees it. Imports pydantic and the workload's fields.
 
-A row holds what was asked (``workload``), what came out (``outputs``), and the sentence that says why nothing did.
+A row holds what was asked (``workload``), the results (``outputs``), and the message that says why there are none.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Row:
         experiment: identifier of the experiment, without version.
         workload: property values that were given, by name; what has its default may be left out.
         outputs: what was measured, by identifier.
-        sentence: why it cannot run or failed; empty where that is not known.
+        message: why it cannot run or failed; empty where that is not known.
         metadata: of ado's result; empty when read from a CSV, which has none.
     """
 
@@ -56,7 +56,7 @@ class Row:
     experiment: str
     workload: dict[str, Any]
     outputs: dict[str, Any]
-    sentence: str = ""
+    message: str = ""
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

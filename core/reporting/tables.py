@@ -1,6 +1,6 @@
-"""What a report says, as plain values: varied properties, frontiers, scaling, pairs of stacks, failures, environment.
+"""The content of a report as plain values: varied properties, frontiers, scaling, pairs of stacks, failures, environment.
 
-Arithmetic room: no plotting, no files.
+Plots nothing and reads no files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from .rows import CANNOT_RUN, FAILED, MEASURED, Row, counted, differing, label, memory_kind
 
-# a share of work on more devices stays the same in two ways: the whole batch (strong) or each device's (weak)
+# on more devices either the whole batch stays the same (strong scaling) or each device's share of it (weak scaling)
 DEVICES = ("number_gpus", "number_nodes", "batch_size")
 OUT_OF_MEMORY = ("gpu_oom", "host_oom", "predicted_oom")
 
@@ -61,11 +61,11 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Workloads that ended alike: state, kind of failure, sentence, and their labels."""
+    """Workloads that ended alike: state, kind of failure, message, and their labels."""
 
     state: str
     kind: str
-    sentence: str
+    message: str
     workloads: tuple[str, ...]
 
 
@@ -166,7 +166,7 @@ def ratio(above: Row, below: Row) -> Ratio | None:
     value = above.throughput / below.throughput
     if above.half_width is None or below.half_width is None:
         return Ratio(value)
-    # beyond this an interval says nothing, and a float has no room for it
+    # a wider interval carries no information, and its bounds may overflow a float
     factor = math.exp(min(math.hypot(above.half_width, below.half_width), 100.0))
     return Ratio(value, value / factor, value * factor)
 
@@ -194,7 +194,7 @@ def problems(rows: Sequence[Row]) -> list[Problem]:
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row.state in (CANNOT_RUN, FAILED):
-            groups[row.state, str(row.outputs.get("failure") or "failed"), row.sentence].append(row)
+            groups[row.state, str(row.outputs.get("failure") or "failed"), row.message].append(row)
     names = differing(rows)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     return [Problem(*key, tuple(label(row, names) for row in group)) for key, group in ordered]
@@ -238,7 +238,7 @@ def memory_and_rate(rows: Sequence[Row]) -> tuple[str | None, list[Row]]:
 
 
 def without_memory(rows: Sequence[Row]) -> str:
-    """Return a sentence on the measurements that have a throughput but not the others' kind of memory, or nothing."""
+    """Return a note on the measurements that have a throughput but not the others' kind of memory, or nothing."""
     kind, having = memory_and_rate(rows)
     lacking = len(with_throughput(rows)) - len(having)
     verb = "is" if lacking == 1 else "are"

@@ -12,7 +12,7 @@ import pytest
 
 from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.core import failures
-from ado_actuators.fms_hf_tuning.core.commands import dataset as make_dataset
+from ado_actuators.fms_hf_tuning.core.commands import dataset
 from ado_actuators.fms_hf_tuning.core.host.local import Local
 from ado_actuators.fms_hf_tuning.core.measurement.plan import make_plan
 from ado_actuators.fms_hf_tuning.core.measurement.verdict import Verdict
@@ -57,8 +57,8 @@ def images(local: Local, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of six images of 56 pixels with captions, written by the tool where pillow is: in the managed environment."""
     path = tmp_path_factory.mktemp("images") / "six.parquet"
     (python,) = (Path(local._state_dir) / "environments").glob("fms-hf-tuning-3.2.2-cpu-*/bin/python")
-    tool = [python, make_dataset.__file__, "image", path, "--samples", "6", "--pixels", "56"]
-    subprocess.run(tool, check=True, timeout=120)
+    code = "import pathlib, sys, dataset; dataset.write_images(pathlib.Path(sys.argv[1]), samples=6, pixels=56)"
+    subprocess.run([python, "-c", code, path], check=True, timeout=120, cwd=Path(dataset.__file__).parent)
     return path
 
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +32,10 @@ def test_the_list_of_plugins_is_complete() -> None:
 
 
 def test_all_plugins_are_built_by_the_same_file() -> None:
-    """A fix of one setup.py is a fix of the others."""
+    """There is one build; the setup.py that runs it is the same everywhere."""
+    assert {(ROOT / name / "plugin_build.py").resolve() for name in DISTRIBUTIONS} == {
+        ROOT / "sfttrainer/plugin_build.py"
+    }
     assert len({(ROOT / name / "setup.py").read_bytes() for name in DISTRIBUTIONS}) == 1
 
 
@@ -55,6 +59,18 @@ def test_the_installed_entry_point_is_the_actuator(plugin: str) -> None:
     """ado finds the plugin under its identifier."""
     (point,) = importlib.metadata.entry_points(group="ado.actuators", name=plugin)
     assert point.load().identifier == plugin
+
+
+def test_the_installed_command_is_the_plugins(plugin: str) -> None:
+    """``ado-NAME`` runs the commands of the plugin with this name."""
+    name = f"ado-{plugin.replace('_', '-')}"
+    (point,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+    assert point.value == f"ado_actuators.{plugin}.__main__:main"
+    done = subprocess.run(
+        [Path(sys.executable).with_name(name), "doctor", "--address", ""],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "--address is empty; leave it out to examine this machine.\n")
 
 
 def test_importing_a_plugin_is_cheap(plugin: str) -> None:

@@ -24,7 +24,13 @@ def shipped(wheel: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "edited", ["core/workload.py", "core/models.yaml", "{}/pyproject.toml", "{}/src/ado_actuators/{}/actuator.py"]
+    "edited",
+    [
+        "core/workload/fields.py",
+        "core/workload/models.yaml",
+        "{}/pyproject.toml",
+        "{}/src/ado_actuators/{}/actuator.py",
+    ],
 )
 def test_an_edit_changes_the_version_and_its_undoing_restores_it(repository: Repository, edited: str) -> None:
     """Two contents never share a version, and one content has one version."""
@@ -107,7 +113,7 @@ def test_an_edited_sdist_has_another_version(repository: Repository, tmp_path: P
     """Unpacked it has the version it was made with; an edit adds a hash and its undoing takes it away."""
     clean = repository.version()
     unpacked = repository.unpacked_sdist(tmp_path / "sdist")
-    edited = unpacked.package / "core" / "models.yaml"
+    edited = unpacked.package / "core" / "workload" / "models.yaml"
     before = edited.read_bytes()
     assert unpacked.version() == clean
     edited.write_bytes(before + b"# edited\n")
@@ -137,6 +143,13 @@ def test_a_link_that_is_a_text_file_is_refused(repository: Repository, tmp_path:
     target = link.readlink()
     link.unlink()
     link.write_text(str(target))
+    refused(repository, tmp_path, CLONE)
+
+
+def test_a_build_that_is_a_text_file_is_refused(repository: Repository, tmp_path: Path) -> None:
+    """The link to the shared build can be checked out as text as well."""
+    (repository.directory / "plugin_build.py").unlink()
+    (repository.directory / "plugin_build.py").write_text("../sfttrainer/plugin_build.py")
     refused(repository, tmp_path, CLONE)
 
 

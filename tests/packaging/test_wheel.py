@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -75,12 +77,17 @@ def test_version_names_the_commit(builds: Builds) -> None:
     assert builds.by_pip.name.split("-")[1].split("+")[1] == f"g{commit}"
 
 
-def test_entry_point_is_the_actuator(builds: Builds) -> None:
-    """The one entry point leads to the class in actuator_definition.yaml."""
+def test_entry_points_are_the_actuator_and_its_command(builds: Builds) -> None:
+    """One leads to the class in actuator_definition.yaml, the other to the package's commands; there is no other."""
     (text,) = (text for name, text in content(builds.by_pip).items() if name.endswith("/entry_points.txt"))
+    parser = configparser.ConfigParser()
+    parser.read_string(text.decode())
     plugin = builds.repository.plugin
     name = {"sfttrainer": "SFTTrainer", "fms_hf_tuning": "FMSHFTuning"}[plugin]
-    assert text.decode().split() == ["[ado.actuators]", plugin, "=", f"ado_actuators.{plugin}.actuator:{name}"]
+    assert {section: dict(parser[section]) for section in parser.sections()} == {
+        "ado.actuators": {plugin: f"ado_actuators.{plugin}.actuator:{name}"},
+        "console_scripts": {f"ado-{plugin.replace('_', '-')}": f"ado_actuators.{plugin}.__main__:main"},
+    }
 
 
 def test_check_wheel_contents(builds: Builds) -> None:
@@ -96,6 +103,14 @@ def test_check_wheel_contents(builds: Builds) -> None:
         cwd=builds.repository.root,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_an_sdist_has_files_instead_of_links(builds: Builds) -> None:
+    """The repository's links lead out of the plugin's directory, so the sdist holds what they lead to."""
+    with tarfile.open(builds.sdist) as file:
+        members = file.getmembers()
+    assert all(member.isfile() or member.isdir() for member in members)
+    assert {"setup.py", "plugin_build.py", "LICENSE"} <= {member.name.partition("/")[2] for member in members}
 
 
 def test_twine_check(builds: Builds) -> None:

@@ -230,7 +230,7 @@ def test_the_same_command_repeats_the_run(local: Local) -> None:
     """The metadata hold the command and the versions."""
     metadata = measure(local).metadata
     assert metadata["command"] == (
-        "python -m ado_actuators.sfttrainer.run --experiment finetune_full_benchmark "
+        "ado-sfttrainer run --experiment finetune_full_benchmark "
         "batch_size=2 max_steps=6 model_max_length=32 model_name=tiny-llama-5m number_gpus=0"
     )
     assert {"torch", "transformers", "trl", "peft", "accelerate"} <= set(metadata["versions"])

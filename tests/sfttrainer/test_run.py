@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
+from rich.console import Console
 
+from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core.commands.run import _BadUse, _Changes, _Line, _parser, _values, main
-from ado_actuators.sfttrainer.core.measurement.plugin import Plugin
-from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
+from ado_actuators.sfttrainer.core.commands.run import BadUse, _Bar, _Changes, read_workload
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 WORDS = ["model_name=tiny-llama-5m", "model_max_length=32", "batch_size=2", "number_gpus=0"]
@@ -21,7 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
 
 def run(*words: str) -> int:
     """Run the command in this process; its trainers are processes of their own."""
-    return main(SFTTrainer.plugin(), SFTTrainerParameters, list(words))
+    return main(["run", *words])
 
 
 def test_a_workload_file_gives_a_report(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +42,7 @@ def test_json_has_properties_and_metadata(capsys: pytest.CaptureFixture[str]) ->
     assert run(*WORDS, "max_steps=4", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["properties"]["is_valid"] == 1
-    assert printed["metadata"]["command"].startswith("python -m ado_actuators.sfttrainer.run")
+    assert printed["metadata"]["command"].startswith("ado-sfttrainer run --experiment finetune_full_benchmark ")
 
 
 def test_a_data_set_is_found_from_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,31 +84,31 @@ def test_a_point_of_ado_brings_its_experiment(tmp_path: Path) -> None:
     path = tmp_path / "point.yaml"
     path.write_text(json.dumps(point))
     plugin = SFTTrainer.plugin()
-    assert values_of(plugin, str(path)) == (entity, "finetune_lora_benchmark")
-    assert values_of(plugin, str(path), "--experiment", "finetune_full_stability")[1] == "finetune_full_stability"
+    assert read_workload([str(path)], None, plugin) == (entity, "finetune_lora_benchmark")
+    assert read_workload([str(path)], "finetune_full_stability", plugin)[1] == "finetune_full_stability"
     point["experiments"][0]["actuatorIdentifier"] = "fms_hf_tuning"  # type: ignore[index]
     path.write_text(json.dumps(point))
-    with pytest.raises(_BadUse, match="is for the actuator fms_hf_tuning, not sfttrainer"):
-        values_of(plugin, str(path))
+    with pytest.raises(BadUse, match="is for the actuator fms_hf_tuning, not sfttrainer"):
+        read_workload([str(path)], None, plugin)
     path.write_text(json.dumps({**point, "experiments": [{}, {}]}))
-    with pytest.raises(_BadUse, match="has 2 experiments"):
-        values_of(plugin, str(path))
-
-
-def values_of(plugin: Plugin, *words: str) -> tuple[dict[str, Any], str]:
-    """Return properties and experiment that the command line asks for."""
-    return _values(_parser(plugin).parse_intermixed_args(list(words)), plugin)
+    with pytest.raises(BadUse, match="has 2 experiments"):
+        read_workload([str(path)], None, plugin)
 
 
 TRAINING = {"state": "training", "step": 7, "of": 100, "tokens_per_second": 1234.5}
 
 
-def test_a_terminal_has_one_line_that_goes_away(capsys: pytest.CaptureFixture[str]) -> None:
-    """State, step and rate, each over the one before; nothing of it is left for the report."""
-    with _Line() as line:
-        line({"state": "starting"})
-        line(TRAINING)
-    assert capsys.readouterr().err == ("\r\033[Kstarting\r\033[Ktraining, step 7 of at most 100, 1234 tok/s\r\033[K")
+def test_a_terminal_has_one_bar_that_goes_away() -> None:
+    """State, step, rate and time on one line; the line is erased for the report."""
+    shown = io.StringIO()
+    with _Bar(Console(file=shown, force_terminal=True, width=120)) as bar:
+        bar({"state": "starting"})
+        bar(TRAINING)
+        bar._bars.refresh()
+    printed = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
+    assert re.search(r"training, step 7 of at most 100 \S+ 1234 tok/s 0:00:0\d ", printed)
+    assert "\n" not in printed.rstrip()
+    assert shown.getvalue().rstrip().endswith("\x1b[2K")
 
 
 def test_a_log_has_a_line_for_each_state_and_half_minute(
@@ -129,12 +134,12 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
         (["nowhere.yaml"], "nowhere.yaml: No such file or directory."),
         ([*WORDS, "--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory."),
         (["model_name=nothing-like-it", *WORDS[1:]], "nothing-like-it"),
-        (["broken.yaml"], "broken.yaml: no valid YAML at line 2."),
+        (["broken.yaml"], "broken.yaml: not valid YAML at line 2."),
         (["list.yaml"], "list.yaml: expected properties and their values."),
         ([*WORDS, "--config", "misspelled.yaml"], "run_timeout"),
         (["twice.yaml"], "batch_size is given twice (line 1 and after)."),
-        ([*WORDS, "=5"], "'=5' is no property=value."),
-        (["other.yaml"], "experiment 'finetune_everything' does not exist"),
+        ([*WORDS, "=5"], "'=5' has no property before the equals sign"),
+        (["other.yaml"], "Experiment 'finetune_everything' does not exist"),
     ],
 )
 def test_bad_use_ends_in_a_sentence(
@@ -151,3 +156,20 @@ def test_bad_use_ends_in_a_sentence(
     printed = capsys.readouterr().err.strip()
     assert says in printed
     assert "\n" not in printed
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_and_its_trainers(sent: signal.Signals, status: int) -> None:
+    """Ctrl-C and SIGTERM: one message, a status of its own, no traceback and no process left."""
+    command = [sys.executable, "-m", "ado_actuators.sfttrainer", "run", *WORDS, "stop_after_seconds=100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        # printed once the trainer has been started
+        assert running.stderr.readline()
+        trainers = psutil.Process(running.pid).children(recursive=True)
+        running.send_signal(sent)
+        out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (status, "")
+    assert err.splitlines()[-1] == "Interrupted; nothing of this measurement is kept."
+    assert "Traceback" not in err
+    assert not psutil.wait_procs(trainers, timeout=30)[1]

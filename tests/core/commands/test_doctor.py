@@ -14,9 +14,10 @@ import pytest
 from packaging.requirements import Requirement
 from ray.cluster_utils import Cluster
 
+from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.commands import doctor
 from ado_actuators.sfttrainer.core.commands.doctor import Finding, Subject
-from ado_actuators.sfttrainer.core.host import state_dir as places
+from ado_actuators.sfttrainer.core.host.state_dir import state_dir
 
 from ..host.test_sampler import Replay
 
@@ -73,19 +74,17 @@ def test_each_node_has_its_own_home(given: list[str], tmp_path: Path, monkeypatc
         return [Finding(address, "ok", "")]
 
     monkeypatch.setattr(doctor, "examine_cluster", look)
-    assert doctor.main("sfttrainer", "current", ["--address", "head:6379", *given]) == 0
+    assert main(["doctor", "--address", "head:6379", *given]) == 0
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    place = places.state_dir(given[-1] if given else "")
+    place = state_dir(given[-1] if given else "")
     assert shipped[0].state_dir == place
     assert found(doctor.examine(shipped[0]), "disk")[0][1].endswith(f"GiB free for {place}")
 
 
 def test_a_home_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
     """A sentence, not a traceback."""
-    with pytest.raises(SystemExit) as raised:
-        doctor.main("sfttrainer", "current", ["--state-dir", "~nobody-of-this-name/state"])
-    assert raised.value.code == 2
+    assert main(["doctor", "--state-dir", "~nobody-of-this-name/state"]) == 2
     assert "~nobody-of-this-name/state: Could not determine home directory." in capsys.readouterr().err
 
 
@@ -128,9 +127,9 @@ def test_the_command_needs_neither_torch_nor_ray_running(plugin: str, own_home: 
     """It ends with 0 where nothing is missing, and torch is not loaded on the way."""
     code = (
         "import runpy, sys\n"
-        f"sys.argv = ['doctor']\n"
+        "sys.argv = ['ado', 'doctor']\n"
         "try:\n"
-        f"    runpy.run_module('ado_actuators.{plugin}.doctor', run_name='__main__')\n"
+        f"    runpy.run_module('ado_actuators.{plugin}', run_name='__main__')\n"
         "finally:\n"
         "    print('torch' in sys.modules)\n"
     )
@@ -144,8 +143,8 @@ def test_the_command_needs_neither_torch_nor_ray_running(plugin: str, own_home: 
 
 def test_where_ado_is_broken_the_command_says_so() -> None:
     """It does not need what it looks at: the other findings are there as well."""
-    code = "import sys; sys.modules['ado'] = None; from ado_actuators.sfttrainer.core.commands.doctor import main; "
-    code += "sys.exit(main('sfttrainer', 'current', []))"
+    code = "import sys; sys.modules['ado'] = None; from ado_actuators.sfttrainer.__main__ import main; "
+    code += "sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (1, "")
     assert "ado cannot load it: ModuleNotFoundError: " in done.stdout
@@ -166,7 +165,7 @@ def test_every_node_of_a_cluster_is_looked_at_from_inside(
     cluster: Cluster, subject: Subject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What Ray knows of it, and what the node itself finds."""
-    status = doctor.main("sfttrainer", "current", ["--address", cluster.address, "--state-dir", str(subject.state_dir)])
+    status = main(["doctor", "--address", cluster.address, "--state-dir", str(subject.state_dir)])
     printed = capsys.readouterr().out
     assert status == 0
     assert printed.startswith(f"sfttrainer on the Ray cluster at {cluster.address}\n")
@@ -189,13 +188,11 @@ def test_the_dashboards_address_is_told_from_the_clusters(subject: Subject) -> N
         "cluster", "missing",
         "http://127.0.0.1:8265 is the dashboard's address, which takes jobs; "
         "from outside the cluster give ray://127.0.0.1:10001",
-        "python -m ado_actuators.sfttrainer.doctor --address 127.0.0.1:6379",
+        "ado-sfttrainer doctor --address 127.0.0.1:6379",
     )  # fmt: skip
 
 
 def test_an_empty_address_is_not_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     """An unset variable of a shell is no wish to look here."""
-    with pytest.raises(SystemExit) as raised:
-        doctor.main("sfttrainer", "current", ["--address", ""])
-    assert raised.value.code == 2
+    assert main(["doctor", "--address", ""]) == 2
     assert "--address is empty" in capsys.readouterr().err

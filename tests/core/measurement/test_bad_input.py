@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
+from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.actuator import catalog
@@ -116,9 +117,9 @@ def means(planned: Any, asked: Any) -> bool:
 def repeated(actuator: Any, plan: Plan) -> Workload:
     """Return the workload that the command in a plan's metadata would measure, as a shell and ``run`` read it."""
     words = shlex.split(plan.command())
-    assert words[:3] == ["python", "-m", f"ado_actuators.{actuator.identifier}.run"]
-    options = run._parser(actuator.plugin()).parse_args(words[3:])
-    values, experiment = run._values(options, actuator.plugin())
+    name, command, option, asked, *pairs = words
+    assert (name, command, option) == (f"ado-{actuator.identifier.replace('_', '-')}", "run", "--experiment")
+    values, experiment = run.read_workload(pairs, asked, actuator.plugin())
     return parse({**values, **KINDS[experiment].sets})
 
 
@@ -201,7 +202,7 @@ def test_a_bad_workload_file_is_one_line(
     """``run`` ends with status 2, or 1 for a refused workload, and one line; nothing in the file is executed."""
     monkeypatch.chdir(tmp_path)
     Path("workload.yaml").write_bytes(content)
-    status = run.main(SFTTrainer.plugin(), SFTTrainer.parameters_class, ["workload.yaml"])
+    status = main(["run", "workload.yaml"])
     shown = capsys.readouterr()
     if status == 1:  # well-formed, but no workload
         check_sentence(shown.out.strip().splitlines()[-1])
@@ -219,7 +220,7 @@ def test_a_bad_configuration_file_is_one_line(
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_bytes(content)
     workload = [f"{name}={value}" for name, value in {**GOOD, "batch_size": 0}.items()]
-    status = run.main(SFTTrainer.plugin(), SFTTrainer.parameters_class, [*workload, "--config", "config.yaml"])
+    status = main(["run", *workload, "--config", "config.yaml"])
     shown = capsys.readouterr()
     if content == b"{}":
         assert (status, shown.err) == (1, "")
@@ -240,11 +241,10 @@ words = st.one_of(
 def test_no_command_line_is_a_traceback(given_words: list[str]) -> None:
     """What ``run`` is told is understood, or refused by its own exception."""
     plugin = SFTTrainer.plugin()
-    options = run._parser(plugin).parse_args(given_words)
     try:
-        values, experiment = run._values(options, plugin)
+        values, experiment = run.read_workload(given_words, None, plugin)
         make_plan("sfttrainer", experiment, values)
-    except (run._BadUse, failures.Failure) as refused:
+    except (run.BadUse, failures.Failure) as refused:
         check_sentence(failures.plain_sentence(str(refused)))
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.commands import report
-from ado_actuators.sfttrainer.core.reporting import figure_style as canvas
-from ado_actuators.sfttrainer.core.reporting import figures, page
+from ado_actuators.sfttrainer.core.reporting import figure_style, figures, page
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
 from .conftest import RECORDINGS
@@ -75,7 +75,9 @@ def everything(row: Make) -> list[Row]:
 def html_of(rows: list[Row]) -> str:
     """Return the page of some rows."""
     drawn, left_out = figures.draw(rows)
-    pictures = [page.Picture(one.name, one.title, one.caption, canvas.render(one, "svg").decode()) for one in drawn]
+    pictures = [
+        page.Picture(one.name, one.title, one.caption, figure_style.render(one, "svg").decode()) for one in drawn
+    ]
     return page.html(rows, pictures, left_out, "Made by a test.")
 
 
@@ -160,8 +162,8 @@ def test_a_name_with_dollars_is_no_formula(row: Make) -> None:
     """Between two of them stands what a user wrote; as mathematics it could not even be drawn."""
     drawn, _ = figures.draw([row(1.0, model_name=r"$\nothing$"), row(2.0, model_name="m", batch_size=4)])
     for one in drawn:
-        canvas.render(one, "png")
-    assert r"$\nothing$" in canvas.render(drawn[0], "svg").decode()
+        figure_style.render(one, "png")
+    assert r"$\nothing$" in figure_style.render(drawn[0], "svg").decode()
 
 
 def test_a_single_step_can_be_seen(row: Make) -> None:
@@ -190,7 +192,7 @@ def test_what_the_data_lack_is_left_out_with_a_reason() -> None:
 
 
 def test_rows_without_any_number_still_make_a_page(row: Make) -> None:
-    """Everything failed: no figure, but the sentence is there."""
+    """Everything failed: no figure, but the message is there."""
     text = html_of([row(failed="the disk is full."), row(failed="the disk is full.", batch_size=1)])
     assert "<figure" not in text
     assert "the disk is full." in text
@@ -198,8 +200,8 @@ def test_rows_without_any_number_still_make_a_page(row: Make) -> None:
 
 def test_labels_of_an_axis_keep_apart() -> None:
     """Of many values those are written that have room; on a logarithmic axis others than on a linear one."""
-    assert canvas.sparse([1, 2, 50, 51, 100], float) == [1, 50, 100]
-    assert canvas.sparse([1, 2, 4, 8, 15, 16], math.log) == [1, 2, 4, 8, 15]
+    assert figure_style.sparse([1, 2, 50, 51, 100], float) == [1, 50, 100]
+    assert figure_style.sparse([1, 2, 4, 8, 15, 16], math.log) == [1, 2, 4, 8, 15]
 
 
 def test_numbers_of_other_experiments_are_in_the_table() -> None:
@@ -249,7 +251,7 @@ def test_the_page_asks_for_nothing(full_page: str) -> None:
 
 def test_the_command_writes_page_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What it prints exists, and the images are as wide as a figure at 160 dots an inch."""
-    assert report.main("sfttrainer", [str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path / "a" / "b")]) == 0
+    assert main(["report", str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path / "a" / "b")]) == 0
     printed = capsys.readouterr().out.splitlines()
     files = [Path(line) for line in printed if line.startswith(str(tmp_path))]
     assert files[0].name == "report.html"
@@ -264,7 +266,7 @@ def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
     """A CSV gives no step times: what is left of them goes, and what is not ours stays."""
     for name in ("traces.png", "throughput-packing.png", "mine.png"):
         (tmp_path / name).touch()
-    assert report.main("sfttrainer", ["--format", "png", "-o", str(tmp_path), str(RECORDINGS / "operation.csv")]) == 0
+    assert main(["report", "--format", "png", "-o", str(tmp_path), str(RECORDINGS / "operation.csv")]) == 0
     names = {file.name for file in tmp_path.iterdir()}
     assert names & {"traces.png", "throughput-packing.png", "mine.png", "memory.png"} == {"mine.png", "memory.png"}
 
@@ -272,24 +274,25 @@ def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
 def test_what_to_write_can_stand_before_the_source(tmp_path: Path) -> None:
     """The option takes one word, so what follows it is a source."""
     source = str(RECORDINGS / "operation.csv")
-    assert report.main("sfttrainer", ["-o", str(tmp_path), "--format", "html", source]) == 0
+    assert main(["report", "-o", str(tmp_path), "--format", "html", source]) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_without_matplotlib_the_command_says_what_to_install() -> None:
-    """The sentence names the extra; nothing else of the plugin needs it."""
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_its_packages_the_command_says_what_to_install(package: str) -> None:
+    """The message names the package and the extra; nothing else of the plugin needs them."""
     code = (
-        "import sys; sys.modules['matplotlib'] = None; from ado_actuators.fms_hf_tuning.core.commands.report import main; "
-        f"sys.exit(main('fms_hf_tuning', [{str(RECORDINGS / 'operation.csv')!r}]))"
+        f"import sys; sys.modules['{package}'] = None; from ado_actuators.fms_hf_tuning.__main__ import main; "
+        f"sys.exit(main(['report', {str(RECORDINGS / 'operation.csv')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == report.LACKS_PLOTTING.format("fms_hf_tuning") + "\n"
+    assert done.stderr == report.LACKS_PACKAGE.format(package, "fms_hf_tuning") + "\n"
 
 
 def test_a_source_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
-    """One sentence, status 2."""
-    assert report.main("sfttrainer", ["absent.csv"]) == 2
+    """One message, status 2."""
+    assert main(["report", "absent.csv"]) == 2
     assert capsys.readouterr().err.startswith("absent.csv is no file; export one with")
 
 

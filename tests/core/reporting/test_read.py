@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ado_actuators.sfttrainer.core.commands import report
+from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.reporting import read, tables
 from ado_actuators.sfttrainer.core.reporting.rows import THROUGHPUT, Row, experiment_of
 
@@ -34,12 +34,12 @@ def test_a_csv_and_a_trace_of_one_operation_say_the_same(recorded: list[Row]) ->
 
 
 def test_only_a_trace_has_metadata(recorded: list[Row]) -> None:
-    """Raw step times and the sentence of a refusal come with it."""
+    """Raw step times and the message of a refusal come with it."""
     assert len(recorded[0].metadata["step_s"]) == 36
-    assert recorded[1].sentence == "batch_size 3 is not divisible by 2 processes."
+    assert recorded[1].message == "batch_size 3 is not divisible by 2 processes."
     exported = read.rows(str(RECORDINGS / "operation.csv"))
-    assert (exported[0].metadata, exported[1].sentence) == ({}, "")
-    assert exported[8].sentence == "model 'tiny-lama-5m' is unknown; close: tiny-llama-5m."
+    assert (exported[0].metadata, exported[1].message) == ({}, "")
+    assert exported[8].message == "model 'tiny-lama-5m' is unknown; close: tiny-llama-5m."
 
 
 def test_parameters_are_read_from_the_experiments_name() -> None:
@@ -89,7 +89,7 @@ def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "message"),
     [
         ("absent.csv", None, "is no file; export one with"),
         ("other.csv", "a,b\n1,2\n", "is no export of ado's measurements: it lacks the column experiment_id"),
@@ -118,15 +118,15 @@ def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
     ],
 )
 def test_a_source_without_rows_is_answered_with_a_sentence(
-    name: str, content: str | None, sentence: str, tmp_path: Path
+    name: str, content: str | None, message: str, tmp_path: Path
 ) -> None:
-    """The sentence names the file and says what was expected."""
+    """The message names the file and says what was expected."""
     file = tmp_path / name
     if content is not None:
         file.write_text(content)
     with pytest.raises(read.Unreadable, match=name) as raised:
         read.rows(str(file))
-    assert sentence in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_rows_are_in_the_order_of_their_requests(recorded: list[Row], tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_a_trace_that_ends_early_is_answered_with_a_sentence(
     whole = (RECORDINGS / "operation.yaml").read_text()
     file = tmp_path / "cut.yaml"
     file.write_text(whole[: whole.rindex("  experimentReference:")])
-    assert report.main("sfttrainer", [str(file), "-o", str(tmp_path / "report")]) == 2
-    sentence = f"{file} is an incomplete trace of ado's measurements; {read.HOW_TO_TRACE}.\n"
-    assert capsys.readouterr().err == sentence
+    assert main(["report", str(file), "-o", str(tmp_path / "report")]) == 2
+    message = f"{file} is an incomplete trace of ado's measurements; {read.HOW_TO_TRACE}.\n"
+    assert capsys.readouterr().err == message
 
 
 def test_an_identifier_that_ado_does_not_know_is_answered_with_a_sentence() -> None:
@@ -187,7 +187,7 @@ def test_what_other_actuators_measured_is_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_a_sentence(column: str, value: str, said: str, tmp_path: Path) -> None:
-    """A number that no measurement gives ends in a sentence, not in a division by it."""
+    """A number that no measurement gives ends in a message, not in a division by it."""
     with (RECORDINGS / "operation.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     with (tmp_path / "wrong.csv").open("w", newline="") as file:
@@ -211,7 +211,7 @@ def test_the_same_source_twice_counts_once(tmp_path: Path, capsys: pytest.Captur
     source = str(RECORDINGS / "operation.yaml")
     lines = []
     for sources in ([source], [source, source]):
-        assert report.main("sfttrainer", [*sources, "-o", str(tmp_path), "--format", "html"]) == 0
+        assert main(["report", *sources, "-o", str(tmp_path), "--format", "html"]) == 0
         page = (tmp_path / "report.html").read_text()
         assert "<b>6</b><span>of 10 workloads measured" in page
         lines.append(page.count("<tr"))

@@ -53,7 +53,7 @@ def space() -> str:
 
 def told(rows: list[Row]) -> list[tuple[Any, ...]]:
     """Return all that rows say but where they were read."""
-    return [(row.key, row.outputs, row.sentence, row.metadata) for row in rows]
+    return [(row.key, row.outputs, row.message, row.metadata) for row in rows]
 
 
 def test_a_space_gives_the_rows_of_all_its_operations(space: str, recorded: list[Row]) -> None:

@@ -16,7 +16,8 @@ transformers = pytest.importorskip("transformers")
 parquet = pytest.importorskip("pyarrow.parquet")
 pyarrow = pytest.importorskip("pyarrow")
 
-from ado_actuators.sfttrainer.core.commands import dataset as make_dataset  # noqa: E402
+from ado_actuators.sfttrainer.__main__ import main  # noqa: E402
+from ado_actuators.sfttrainer.core.commands import dataset  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import data, model  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import Broken, Refused  # noqa: E402
 
@@ -272,8 +273,8 @@ def test_nothing_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_tool_writes_text(tmp_path: Path) -> None:
     """The wanted number of samples and words; equal seeds give equal files; the trainer can read it."""
     first, again = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    make_dataset.main(["text", str(first), "--samples", "5", "--words", "7"])
-    make_dataset.write_text(again, samples=5, words=7)
+    assert main(["dataset", "text", str(first), "--samples", "5", "--words", "7"]) == 0
+    dataset.write_text(again, samples=5, words=7)
     rows = [json.loads(line) for line in first.read_text().splitlines()]
     assert [len(row["text"].split()) for row in rows] == [7] * 5
     assert first.read_bytes() == again.read_bytes()
@@ -285,7 +286,7 @@ def test_the_tool_writes_images(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     pytest.importorskip("PIL")
     path = tmp_path / "images.parquet"
-    make_dataset.main(["image", str(path), "--samples", "3", "--pixels", "8", "--words", "4"])
+    assert main(["dataset", "image", str(path), "--samples", "3", "--pixels", "8", "--words", "4"]) == 0
     read = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
     assert read.column_names == ["image", "caption"]
     assert [sample["image"].size for sample in read] == [(8, 8)] * 3
@@ -294,7 +295,5 @@ def test_the_tool_writes_images(tmp_path: Path) -> None:
 
 def test_the_tool_refuses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Zero samples are a mistake, answered in one line."""
-    with pytest.raises(SystemExit) as raised:
-        make_dataset.main(["text", str(tmp_path / "a.jsonl"), "--samples", "0"])
-    assert raised.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("samples 0 must be at least 1.")
+    assert main(["dataset", "text", str(tmp_path / "a.jsonl"), "--samples", "0"]) == 2
+    assert capsys.readouterr().err == "samples 0 must be at least 1.\n"

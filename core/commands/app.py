@@ -1,0 +1,277 @@
+"""The command line of a plugin: run, report, compare, doctor and dataset.
+
+Imports typer only. Each command imports its module when it is called, so that ``--help`` and completion are fast and
+``doctor`` works where ado does not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..measurement.plugin import Plugin
+
+Load = Callable[[], tuple["Plugin", type[Any]]]
+SOURCE = (
+    "The identifier of an operation or a space; latest; a CSV file of `ado show measurements`; "
+    "or a YAML file of `ado show trace`."
+)
+
+Samples = Annotated[int, typer.Option(help="Number of samples.")]
+Words = Annotated[int, typer.Option(help="Words of a sample.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds write equal files.")]
+
+
+class Format(StrEnum):
+    """What ``report`` writes."""
+
+    html = "html"
+    png = "png"
+    both = "both"
+
+
+def main(plugin: str, environment: str, load: Load, arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Args:
+        plugin: identifier of the plugin.
+        environment: where the plugin trains by default: ``current`` or ``managed``.
+        load: returns the plugin and the class of its parameters; imports ado.
+        arguments: of the command line; default: the arguments of this process.
+    """
+    try:
+        build(plugin, environment, load)(args=arguments if arguments is None else list(arguments))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def build(plugin: str, environment: str, load: Load) -> typer.Typer:
+    """Return the plugin's commands; the arguments are those of ``main``."""
+    name = f"ado-{plugin.replace('_', '-')}"
+    app = typer.Typer(
+        help=f"Measure LLM fine-tuning with the actuator {plugin}, and report the results.",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        # an unexpected error is reported with Python's own traceback, which can be pasted into an issue
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    _add_run(app, name, load)
+    _add_report(app, name, plugin)
+    _add_compare(app, name)
+    _add_doctor(app, name, plugin, environment)
+    app.add_typer(_dataset(name), name="dataset")
+    return app
+
+
+def _add_run(app: typer.Typer, name: str, load: Load) -> None:
+    text = f"""Measure one fine-tuning workload on this machine, without ado's store and without Ray.
+
+    Exit status: 0 measured, 1 the workload cannot run or failed, 2 bad use.
+
+    \b
+    Examples:
+      {name} run workload.yaml
+      {name} run workload.yaml batch_size=8 --json
+      {name} run model_name=tiny-llama-5m model_max_length=128 \\
+        batch_size=4 number_gpus=0
+    """
+
+    @app.command(help=text)
+    def run(
+        workload: Annotated[
+            list[str],
+            typer.Argument(
+                help="YAML files with the workload's properties, property=value pairs, or both. Later values win.",
+                autocompletion=_properties,
+            ),
+        ],
+        experiment: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME",
+                help="What to measure. Default: the experiment that the file names, else finetune_full_benchmark. "
+                "An unknown name is answered with the list of names.",
+                autocompletion=_experiments,
+            ),
+        ] = None,
+        config: Annotated[
+            Path | None, typer.Option(help="A YAML file with the actuator configuration's parameters.")
+        ] = None,
+        json: Annotated[bool, typer.Option("--json", help="Print properties and metadata as JSON.")] = False,
+    ) -> None:
+        from . import run as command
+
+        raise typer.Exit(command.main(*load(), workload, experiment=experiment, config=config, as_json=json))
+
+
+def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
+    text = f"""Write one HTML page and image files of measurements.
+
+    Exit status: 0 written, 2 bad use.
+
+    \b
+    Examples:
+      {name} report latest
+      {name} report measurements.csv -o my-report --format html
+    """
+
+    @app.command(help=text)
+    def report(
+        source: Annotated[list[str], typer.Argument(help=SOURCE)],
+        output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to write.")] = Path(
+            "ado-report"
+        ),
+        form: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.both,
+    ) -> None:
+        from . import report as command
+
+        raise typer.Exit(command.main(plugin, source, output=output, form=form.value))
+
+
+def _add_compare(app: typer.Typer, name: str) -> None:
+    text = f"""Compare two sets of measurements, workload by workload.
+
+    Exit status: 0 no regression, 1 a regression, 2 bad use or nothing to compare.
+
+    \b
+    Example:
+      {name} compare before.csv after.csv --tolerance 3
+    """
+
+    @app.command(help=text)
+    def compare(
+        before: Annotated[str, typer.Argument(help=SOURCE)],
+        after: Annotated[str, typer.Argument(help="The same, of later measurements.")],
+        tolerance: Annotated[
+            float,
+            typer.Option(
+                metavar="PERCENT",
+                callback=_percent,
+                help="Report a regression when the whole interval of the throughput lies further below 1 than this.",
+            ),
+        ] = 3.0,
+        memory_tolerance: Annotated[
+            float,
+            typer.Option(
+                metavar="PERCENT",
+                callback=_percent,
+                help="Report a regression when torch allocates, or is predicted to allocate, more than this above before.",
+            ),
+        ] = 5.0,
+        json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    ) -> None:
+        from . import compare as command
+
+        status = command.main(before, after, tolerance=tolerance, memory_tolerance=memory_tolerance, as_json=json)
+        raise typer.Exit(status)
+
+
+def _add_doctor(app: typer.Typer, name: str, plugin: str, environment: str) -> None:
+    text = f"""Show what this machine or a Ray cluster can measure, what is missing, and the command that installs it.
+
+    Exit status: 0 nothing is missing, 1 something is missing, 2 bad use.
+
+    \b
+    Examples:
+      {name} doctor
+      {name} doctor --address 127.0.0.1:6379
+    """
+
+    @app.command(help=text)
+    def doctor(
+        address: Annotated[
+            str | None,
+            typer.Option(help="Address of a Ray cluster. Default: RAY_ADDRESS; without it, this machine."),
+        ] = None,
+        state_dir: Annotated[
+            str,
+            typer.Option(
+                metavar="DIR",
+                help="The actuator configuration's state_dir, which holds the managed environments. Each node has its own. "
+                "Default: ado-actuators in the user's cache.",
+                show_default=False,
+            ),
+        ] = "",
+    ) -> None:
+        from . import doctor as command
+
+        raise typer.Exit(command.main(plugin, environment, address=address, state_dir=state_dir))
+
+
+def _dataset(name: str) -> typer.Typer:
+    app = typer.Typer(
+        help="Write a data set of a given size: text as .jsonl, or images with captions as .parquet.",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+    )
+
+    @app.command(
+        help=f"Write lines of text.\n\n\b\nExample:\n  {name} dataset text samples.jsonl --samples 1000 --words 200"
+    )
+    def text(
+        path: Annotated[Path, typer.Argument(help="The .jsonl file to write.")],
+        samples: Samples = 1000,
+        words: Words = 200,
+        seed: Seed = 42,
+    ) -> None:
+        from . import dataset
+
+        _write(lambda: dataset.write_text(path, samples=samples, words=words, seed=seed))
+
+    @app.command(
+        help=f"Write images with captions.\n\n\b\nExample:\n  {name} dataset image samples.parquet --pixels 224"
+    )
+    def image(
+        path: Annotated[Path, typer.Argument(help="The .parquet file to write.")],
+        samples: Samples = 1000,
+        words: Words = 12,
+        seed: Seed = 42,
+        pixels: Annotated[int, typer.Option(help="Width and height of an image.")] = 224,
+    ) -> None:
+        from . import dataset
+
+        _write(lambda: dataset.write_images(path, samples=samples, pixels=pixels, words=words, seed=seed))
+
+    return app
+
+
+def _write(write: Callable[[], None]) -> None:
+    """Call ``write``. Report what prevents it in one line and end with status 2."""
+    try:
+        write()
+    except ImportError:
+        message = "Images need numpy, pillow and pyarrow: pip install numpy pillow pyarrow"
+    except (ValueError, OSError) as error:
+        message = str(error)
+    else:
+        return
+    print(message, file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def _percent(value: float) -> float:
+    if not 0 <= value < 100:  # false for NaN, too
+        raise typer.BadParameter(f"{value:g} is not a percentage from 0 to below 100.")
+    return value
+
+
+def _experiments(incomplete: str) -> list[str]:
+    """Complete the name of an experiment."""
+    from ..workload.experiments import KINDS
+
+    return [name for name in KINDS if name.startswith(incomplete)]
+
+
+def _properties(incomplete: str) -> list[str]:
+    """Complete the name of a property; the shell itself completes file names."""
+    from ..workload.fields import Workload
+
+    return [f"{name}=" for name in Workload.model_fields if name.startswith(incomplete)]

@@ -1,0 +1,1 @@
+../sfttrainer/plugin_build.py

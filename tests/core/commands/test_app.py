@@ -1,0 +1,94 @@
+"""The command line that both plugins share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ado_actuators.sfttrainer.__main__ import main
+from ado_actuators.sfttrainer.core.reporting.comparison import Tolerance
+
+COMMANDS = ("run", "report", "compare", "doctor", "dataset")
+LOADED = """
+import sys
+from ado_actuators.{}.__main__ import main
+status = main([*sys.argv[1:]])
+print("loaded:", *[name for name in ("ado", "ray", "torch", "pydantic", "matplotlib") if name in sys.modules])
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize("plugin", ["sfttrainer", "fms_hf_tuning"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_fast_and_has_an_example(plugin: str, command: str) -> None:
+    """Help imports neither ado, Ray nor torch, and shows the command as a user types it."""
+    words = [command, "text", "--help"] if command == "dataset" else [command, "--help"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED.format(plugin), *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"ado-{plugin.replace('_', '-')} {command} " in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of the plugin names every command."""
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f" {command} " in shown for command in COMMANDS)
+
+
+def test_help_shows_the_tolerances_of_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command's defaults are those of the comparison."""
+    assert main(["compare", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"[default: {Tolerance.throughput}]" in shown
+    assert f"[default: {Tolerance.memory}]" in shown
+
+
+@pytest.mark.parametrize(
+    "words", [["run"], ["run", "a=1", "--colour"], ["report", "a", "--format", "pdf"], ["measure"]]
+)
+def test_bad_use_has_its_own_status(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing argument, an unknown option, value or command: status 2, the usage and no traceback."""
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Usage: " in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_options_may_stand_between_properties(capsys: pytest.CaptureFixture[str]) -> None:
+    """Properties after an option are read as well."""
+    experiment = ["--experiment", "finetune_lora_benchmark"]
+    words = ["model_name=tiny-llama-5m", *experiment, "model_max_length=8", "--json", "batch_size=3", "number_nodes=2"]
+    assert main(["run", *words, "number_gpus=0"]) == 1
+    assert '"reason": "batch_size 3 is not divisible by 2 processes."' in capsys.readouterr().out
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
+    """The exit status is that of the measurement, and nothing is printed about the pipe."""
+    words = "run model_name=tiny-llama-5m model_max_length=8 batch_size=3 number_gpus=0 number_nodes=2 --json"
+    command = f"{sys.executable} -m ado_actuators.sfttrainer {words} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_shells_complete_names() -> None:
+    """Experiments after the option, properties elsewhere."""
+    for words, expected in (
+        ("ado-sfttrainer run --experiment finetune_l", "finetune_lora_benchmark"),
+        ("ado-sfttrainer run batch_s", "batch_size="),
+    ):
+        code = "import sys; sys.argv[0] = 'ado-sfttrainer'; from ado_actuators.sfttrainer.__main__ import main; main()"
+        environ = {
+            "_ADO_SFTTRAINER_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stdout.split() == [expected]
