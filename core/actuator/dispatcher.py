@@ -12,8 +12,9 @@ from typing import Any
 import ray
 
 from .. import failures
-from ..cluster import nodes as cluster
-from ..cluster.pool import Lease, Pool, Shape, remove_groups
+from ..cluster import nodes
+from ..cluster.hosts import Lease, Shape, remove_groups
+from ..cluster.pool import Pool
 from ..host import environment
 from ..host.host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
 from ..measurement import verdict as measurement
@@ -21,6 +22,7 @@ from ..measurement.attempts import Knowledge
 from ..measurement.outcome import Outcome
 from ..measurement.plugin import Plugin
 from ..workload.fields import Workload
+from .console import spinner
 from .parameters import MeasuringParameters
 from .results import complete, inputs, result
 
@@ -70,7 +72,7 @@ class Dispatcher:
             plan = measurement.plan(self._plugin.identifier, experiment.identifier, values)
             if plan.kind.task != "memory_estimate":
                 self._plugin.check(plan.workload, plan.source.architecture, environment=self._parameters.environment)
-            cluster.check(plan.runs_on, autoscaling=self._parameters.autoscaling)
+            nodes.check(plan.runs_on, autoscaling=self._parameters.autoscaling)
             if self._parameters.skip_predicted_oom and plan.kind.task == "benchmark":
                 await self._refuse_too_large(plan)
             verdict = await self._runs(plan)
@@ -83,7 +85,7 @@ class Dispatcher:
             return measurement.refusal(failures.raised(unexpected), self._plugin.identifier, experiment.identifier)
 
     async def _refuse_too_large(self, plan: measurement.Plan) -> None:
-        known = plan.workload.gpu_model != "any" or cluster.alike()
+        known = plan.workload.gpu_model != "any" or nodes.alike()
         sentence = self._knowledge.too_large(plan.workload) if known else None
         if sentence is None and (estimate := plan.estimate()) is not None:
             sentence = measurement.too_large(estimate, await self._attempts(estimate))
@@ -137,6 +139,7 @@ class Dispatcher:
                 ),
                 self._parameters.run_timeout_s,
                 plan.workload.model_name,
+                spinner,
             )
             for index, host in enumerate(lease.hosts)
         ]
@@ -153,7 +156,7 @@ class Dispatcher:
         return [task.result() for task in tasks if task.done()]
 
     def _shape(self, workload: Workload) -> Shape:
-        cpus = cluster.cpus_per_host(workload)
+        cpus = nodes.cpus_per_host(workload)
         processes = max(1, workload.gpus_per_node)
         return Shape(
             host=HostSpec(

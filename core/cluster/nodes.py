@@ -1,17 +1,13 @@
-"""What the Ray cluster has, and the line a measurement shows in ado's console. Ray room."""
+"""What the nodes of the Ray cluster have, and whether a workload fits them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import ray
 
 from .. import failures
-from ..protocol.messages import describe
 from ..workload.fields import Workload
 
 ACCELERATOR = "accelerator_type:"
@@ -134,27 +130,3 @@ def offer() -> str:
 def _fits(node: dict[str, Any], workload: Workload) -> bool:
     enough = node["Resources"].get("GPU", 0) >= max(1, workload.gpus_per_node)
     return bool(enough and marks(workload.gpu_model, roce=workload.enable_roce).on(node))
-
-
-@contextlib.contextmanager
-def console_line(identifier: str, label: str) -> Iterator[Any]:
-    """Show a line in ado's console while the block runs; gives a function that takes a trainer's news.
-
-    There is no console under ``execute()`` and ``run_experiment``; then nothing is shown.
-    """
-    try:
-        console = ray.get_actor("RichConsoleQueue")
-    except Exception:
-        yield lambda news: None
-        return
-    from ado.modules.operators.console_output import RichConsoleSpinnerMessage
-
-    def put(text: str, state: str) -> None:
-        with contextlib.suppress(Exception):
-            console.put.remote(RichConsoleSpinnerMessage(id=identifier, label=f"{label}: {text}", state=state))
-
-    begin = time.monotonic()
-    try:
-        yield lambda news: put(describe(news), "start")
-    finally:
-        put(f"done in {time.monotonic() - begin:.1f} s", "stop")

@@ -15,7 +15,8 @@ from ray.util.placement_group import placement_group_table
 
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.cluster import nodes as cluster
-from ado_actuators.sfttrainer.core.cluster.pool import Pool, Shape
+from ado_actuators.sfttrainer.core.cluster.hosts import Shape
+from ado_actuators.sfttrainer.core.cluster.pool import Pool
 from ado_actuators.sfttrainer.core.host.host import HostSpec
 from ado_actuators.sfttrainer.core.workload.fields import parse
 
