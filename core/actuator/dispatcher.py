@@ -110,7 +110,11 @@ class Dispatcher:
             await asyncio.sleep(measurement.backoff_s(self._parameters.retry_backoff_s, attempt))
 
     async def _attempt(self, plan: measurement.Plan) -> list[Outcome]:
-        lease = await self._pool.acquire(self._shape(plan.runs_on), self._parameters.pending_timeout_s)
+        lease = await self._pool.acquire(
+            self._shape(plan.runs_on),
+            self._parameters.pending_s(),
+            lambda: nodes.check(plan.runs_on, autoscaling=self._parameters.autoscaling),
+        )
         keep = False
         try:
             outcomes = await self._on(lease, plan)

@@ -13,15 +13,19 @@ import dataclasses
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 
 from .. import failures
+from . import nodes
 from .hosts import Lease, Shape, bundles, remove, start_host
 
 POLL_S = 0.25
+# how often a request that waits asks whether the cluster can still hold it
+CHECK_S = 5.0
 # Ray makes a group within milliseconds when what it needs is free
 FIRST_LOOK_S = 0.03
 # a lease that has been idle for less may be asked for at once: ado sends the next entity when one is done
@@ -60,13 +64,20 @@ class Pool:
         self._tending: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def acquire(self, shape: Shape, timeout_s: float) -> Lease:
+    async def acquire(self, shape: Shape, timeout_s: float, check: Callable[[], None] | None = None) -> Lease:
         """Wait for a lease of ``shape`` whose hosts are alive.
+
+        Args:
+            shape: what is needed.
+            timeout_s: most seconds to wait.
+            check: raises when the cluster can no longer hold the shape; called at the start and while waiting.
 
         Raises:
             failures.Broken: the resources did not become free within ``timeout_s`` seconds.
         """
         self._check_open()
+        if check is not None:
+            check()
         deadline = time.monotonic() + timeout_s
         while lease := self._take(shape):
             alive = False
@@ -78,14 +89,17 @@ class Pool:
             if alive:
                 return lease
         self._check_open()
-        return await self._wait(shape, deadline, timeout_s)
+        return await self._wait(shape, deadline, timeout_s, check)
 
-    async def _wait(self, shape: Shape, deadline: float, timeout_s: float) -> Lease:
+    async def _wait(self, shape: Shape, deadline: float, timeout_s: float, check: Callable[[], None] | None) -> Lease:
         ticket: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(shape, _Line()).waiting.append(ticket)
         self._tend()
         try:
-            await asyncio.wait([ticket], timeout=max(0.0, deadline - time.monotonic()))
+            while not ticket.done() and (left := deadline - time.monotonic()) > 0:
+                await asyncio.wait([ticket], timeout=min(left, CHECK_S))
+                if check is not None and not ticket.done():
+                    check()
         except asyncio.CancelledError:
             if ticket.done() and ticket.exception() is None:
                 self.give_back(ticket.result(), keep=True)
@@ -187,7 +201,9 @@ class Pool:
         if self._lines or self._idle:
             groups = await asyncio.to_thread(placement_group_table)
             self._serve(groups)
-            self._make_room([group for group in groups.values() if group["state"] == "PENDING"])
+            pending = [group for group in groups.values() if group["state"] == "PENDING"]
+            # a group that no node of this cluster can hold stays pending, whatever is given up
+            self._make_room([group for group in pending if nodes.can_hold(list(group["bundles"].values()))])
 
     def _ask(self) -> bool:
         """Ask Ray for a placement group for each line that has none; one at a time, however many wait in it."""
