@@ -44,7 +44,8 @@ class MeasuringParameters(StandardActuatorParameters):
     pending_timeout_s: Annotated[
         float,
         pydantic.Field(
-            gt=0, description="Most seconds a measurement may wait for CPUs and GPUs; a day if unset with autoscaling."
+            gt=0,
+            description="Most seconds a measurement may wait for CPUs and GPUs; a day if default with autoscaling.",
         ),
     ] = 3600.0
     max_retries: Annotated[
@@ -85,8 +86,9 @@ class MeasuringParameters(StandardActuatorParameters):
     ] = ""
 
     def pending_s(self) -> float:
-        """Return the limit of waiting: a day with autoscaling, unless the configuration sets ``pending_timeout_s``."""
-        unset = "pending_timeout_s" not in self.model_fields_set
+        """Return the limit of waiting: a day with autoscaling if ``pending_timeout_s`` has its default."""
+        # ado validates a dump in which every field is set, so only the value tells
+        unset = self.pending_timeout_s == type(self).model_fields["pending_timeout_s"].default
         return AUTOSCALING_PENDING_S if self.autoscaling and unset else self.pending_timeout_s
 
     @pydantic.field_validator("state_dir")
