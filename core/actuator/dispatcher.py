@@ -12,7 +12,8 @@ import ray
 
 from .. import failures
 from ..cluster import nodes
-from ..cluster.pool import Lease, Pool, Shape, remove_groups
+from ..cluster.hosts import Lease, Shape, remove_groups
+from ..cluster.pool import Pool
 from ..host import environment
 from ..host.host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
 from ..measurement import attempts
@@ -21,6 +22,7 @@ from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
 from ..workload.fields import Workload
+from .console import spinner
 from .parameters import MeasuringParameters
 from .results import complete, inputs, result
 
@@ -95,7 +97,11 @@ class Dispatcher:
                 await asyncio.sleep(step.seconds)
 
     async def _attempt(self, plan: Plan) -> list[Outcome]:
-        lease = await self._pool.acquire(self._shape(plan.runs_on), self._parameters.pending_timeout_s)
+        lease = await self._pool.acquire(
+            self._shape(plan.runs_on),
+            self._parameters.pending_s(),
+            lambda: nodes.check(plan.runs_on, autoscaling=self._parameters.autoscaling),
+        )
         keep = False
         try:
             outcomes = await self._on(lease, plan)
@@ -124,6 +130,7 @@ class Dispatcher:
                 ),
                 self._parameters.run_timeout_s,
                 plan.workload.model_name,
+                spinner,
             )
             for index, host in enumerate(lease.hosts)
         ]

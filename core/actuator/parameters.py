@@ -14,6 +14,9 @@ from ..failures import plain_sentence
 from ..host.state_dir import state_dir
 from ..workload.validation import first_message
 
+# a cluster that grows may take hours to get nodes
+AUTOSCALING_PENDING_S = 86400.0
+
 
 class MeasuringParameters(StandardActuatorParameters):
     """Parameters both actuators have."""
@@ -39,8 +42,12 @@ class MeasuringParameters(StandardActuatorParameters):
         pydantic.Field(gt=0, description="Most seconds one measurement may take once its trainers have the workload."),
     ] = 3600.0
     pending_timeout_s: Annotated[
-        float, pydantic.Field(gt=0, description="Most seconds a measurement may wait for CPUs and GPUs.")
-    ] = 86400.0
+        float,
+        pydantic.Field(
+            gt=0,
+            description="Most seconds a measurement may wait for CPUs and GPUs; a day if default with autoscaling.",
+        ),
+    ] = 3600.0
     max_retries: Annotated[
         int,
         pydantic.Field(
@@ -77,6 +84,12 @@ class MeasuringParameters(StandardActuatorParameters):
             description="Directory on each node for logs, run files and environments; empty: ado-actuators in the user's cache."
         ),
     ] = ""
+
+    def pending_s(self) -> float:
+        """Return the limit of waiting: a day with autoscaling if ``pending_timeout_s`` has its default."""
+        # ado validates a dump in which every field is set, so only the value tells
+        unset = self.pending_timeout_s == type(self).model_fields["pending_timeout_s"].default
+        return AUTOSCALING_PENDING_S if self.autoscaling and unset else self.pending_timeout_s
 
     @pydantic.field_validator("state_dir")
     @classmethod

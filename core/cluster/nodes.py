@@ -1,17 +1,13 @@
-"""What the Ray cluster has, and the line a measurement shows in ado's console. Ray room."""
+"""What the nodes of the Ray cluster have, and whether a workload fits them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import ray
 
 from .. import failures
-from ..protocol.messages import describe
 from ..workload.fields import Workload
 
 ACCELERATOR = "accelerator_type:"
@@ -61,7 +57,10 @@ def check(workload: Workload, *, autoscaling: bool) -> None:
         # processes share nodes
         places = sum(int(node["Resources"].get("CPU", 0) // cpus) for node in nodes())
         if places < workload.number_nodes:
-            raise failures.Broken(f"there is no room for {workload.number_nodes} x {cpus} CPUs; {offer()}")
+            processes = f"{workload.number_nodes} processes" if workload.number_nodes > 1 else "1 process"
+            verb = "do" if workload.number_nodes > 1 else "does"
+            unit = "CPU" if cpus == 1 else "CPUs"
+            raise failures.Broken(f"{processes} with {cpus} {unit} each {verb} not fit; {offer()}")
         return
     fitting = [node for node in nodes() if _fits(node, workload) and node["Resources"].get("CPU", 0) >= cpus]
     if len(fitting) < workload.number_nodes:
@@ -84,8 +83,10 @@ def cpus_per_host(workload: Workload) -> int:
         return workload.cpus_per_process * processes
     alive = nodes()
     if workload.number_gpus == 0:
-        smallest = min((node["Resources"]["CPU"] for node in alive if node["Resources"].get("CPU", 0) >= 1), default=1)
-        sharing = -(-workload.number_nodes // max(1, len(alive)))
+        # a node without CPUs, as the head of many clusters, takes no process
+        with_cpus = [node["Resources"]["CPU"] for node in alive if node["Resources"].get("CPU", 0) >= 1]
+        smallest = min(with_cpus, default=1)
+        sharing = -(-workload.number_nodes // max(1, len(with_cpus)))
         return max(1, int(smallest // sharing))
     shares = [node["Resources"].get("CPU", 1) / node["Resources"]["GPU"] for node in alive if _fits(node, workload)]
     return max(1, int(min(shares, default=1) * processes))
@@ -131,30 +132,14 @@ def offer() -> str:
     return "the cluster has: " + "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "") + "."
 
 
+def can_hold(bundles: list[dict[str, float]]) -> bool:
+    """Whether the nodes that are alive could hold each of the bundles if nothing else ran on them."""
+    return all(
+        any(all(node["Resources"].get(kind, 0.0) >= amount for kind, amount in bundle.items()) for node in nodes())
+        for bundle in bundles
+    )
+
+
 def _fits(node: dict[str, Any], workload: Workload) -> bool:
     enough = node["Resources"].get("GPU", 0) >= max(1, workload.gpus_per_node)
     return bool(enough and marks(workload.gpu_model, roce=workload.enable_roce).on(node))
-
-
-@contextlib.contextmanager
-def console_line(identifier: str, label: str) -> Iterator[Any]:
-    """Show a line in ado's console while the block runs; gives a function that takes a trainer's news.
-
-    There is no console under ``execute()`` and ``run_experiment``; then nothing is shown.
-    """
-    try:
-        console = ray.get_actor("RichConsoleQueue")
-    except Exception:
-        yield lambda news: None
-        return
-    from ado.modules.operators.console_output import RichConsoleSpinnerMessage
-
-    def put(text: str, state: str) -> None:
-        with contextlib.suppress(Exception):
-            console.put.remote(RichConsoleSpinnerMessage(id=identifier, label=f"{label}: {text}", state=state))
-
-    begin = time.monotonic()
-    try:
-        yield lambda news: put(describe(news), "start")
-    finally:
-        put(f"done in {time.monotonic() - begin:.1f} s", "stop")

@@ -13,24 +13,19 @@ import dataclasses
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.util.placement_group import (
-    PlacementGroup,
-    get_placement_group,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 
 from .. import failures
-from ..host.host import Host, HostSpec
-from ..measurement.outcome import Outcome
-from . import nodes as cluster
+from . import nodes
+from .hosts import Lease, Shape, bundles, remove, start_host
 
 POLL_S = 0.25
+# how often a request that waits asks whether the cluster can still hold it
+CHECK_S = 5.0
 # Ray makes a group within milliseconds when what it needs is free
 FIRST_LOOK_S = 0.03
 # a lease that has been idle for less may be asked for at once: ado sends the next entity when one is done
@@ -39,72 +34,6 @@ SETTLED_S = 0.5
 ROOM_S = 3.0
 # how long a shape may be served from its own leases while another one gets nothing
 PATIENCE_S = 60.0
-# a host that has nothing to do and takes this long to say so is as good as lost
-ANSWER_S = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What a measurement needs; a lease of an equal shape serves it.
-
-    Attributes:
-        host: what each node's host provides.
-        nodes: hosts.
-        cpus: CPUs of each host.
-        gpu_model: GPU type, or ``any``.
-        roce: with RDMA between nodes.
-    """
-
-    host: HostSpec
-    nodes: int
-    cpus: int
-    gpu_model: str
-    roce: bool = False
-
-
-@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)
-class HostActor:
-    """A ``Host`` as a Ray actor; it tells ado's console how far it is, and answers while it measures."""
-
-    def __init__(self, spec: HostSpec) -> None:
-        self._host = Host(spec)
-
-    def address(self) -> tuple[str, int]:
-        """See ``Host.address``."""
-        return self._host.address()
-
-    def ping(self) -> None:
-        """Answer, which a process that was stopped does not."""
-
-    def measure(self, job: dict[str, Any], run_timeout_s: float, label: str) -> Outcome:
-        """See ``Host.measure``; ``label`` names the measurement in the console."""
-        with cluster.console_line(f"measurement-{job['id']}", label) as tell:
-            return self._host.measure(job, run_timeout_s, tell)
-
-
-@dataclasses.dataclass
-class Lease:
-    """Hosts of one shape, held by one measurement at a time."""
-
-    shape: Shape
-    group: PlacementGroup
-    hosts: list[Any]
-    idle_since: float = 0.0
-
-    async def answers(self) -> bool:
-        """Whether all hosts are alive."""
-        try:
-            await asyncio.wait_for(asyncio.gather(*(_answer(host.address.remote()) for host in self.hosts)), ANSWER_S)
-        except Exception:
-            return False
-        return True
-
-    def end(self) -> None:
-        """Kill the hosts, which ends their trainers, and give the resources back."""
-        for host in self.hosts:
-            with contextlib.suppress(Exception):
-                ray.kill(host)
-        _remove(self.group)
 
 
 @dataclasses.dataclass
@@ -135,13 +64,20 @@ class Pool:
         self._tending: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def acquire(self, shape: Shape, timeout_s: float) -> Lease:
+    async def acquire(self, shape: Shape, timeout_s: float, check: Callable[[], None] | None = None) -> Lease:
         """Wait for a lease of ``shape`` whose hosts are alive.
+
+        Args:
+            shape: what is needed.
+            timeout_s: most seconds to wait.
+            check: raises when the cluster can no longer hold the shape; called at the start and while waiting.
 
         Raises:
             failures.Broken: the resources did not become free within ``timeout_s`` seconds.
         """
         self._check_open()
+        if check is not None:
+            check()
         deadline = time.monotonic() + timeout_s
         while lease := self._take(shape):
             alive = False
@@ -153,14 +89,17 @@ class Pool:
             if alive:
                 return lease
         self._check_open()
-        return await self._wait(shape, deadline, timeout_s)
+        return await self._wait(shape, deadline, timeout_s, check)
 
-    async def _wait(self, shape: Shape, deadline: float, timeout_s: float) -> Lease:
+    async def _wait(self, shape: Shape, deadline: float, timeout_s: float, check: Callable[[], None] | None) -> Lease:
         ticket: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(shape, _Line()).waiting.append(ticket)
         self._tend()
         try:
-            await asyncio.wait([ticket], timeout=max(0.0, deadline - time.monotonic()))
+            while not ticket.done() and (left := deadline - time.monotonic()) > 0:
+                await asyncio.wait([ticket], timeout=min(left, CHECK_S))
+                if check is not None and not ticket.done():
+                    check()
         except asyncio.CancelledError:
             if ticket.done() and ticket.exception() is None:
                 self.give_back(ticket.result(), keep=True)
@@ -192,7 +131,7 @@ class Pool:
         for lease in [*self._idle, *self._busy]:
             lease.end()
         for line in self._lines.values():
-            _remove(line.group)
+            remove(line.group)
             for ticket in line.waiting:
                 if not ticket.done():
                     ticket.set_exception(failures.Broken("the operation has ended."))
@@ -238,7 +177,7 @@ class Pool:
             line.waiting.remove(ticket)
         if not line.waiting:
             del self._lines[shape]
-            _remove(line.group)
+            remove(line.group)
 
     # -- looking after what is idle and who waits ----------------------------------------------------------
 
@@ -262,7 +201,9 @@ class Pool:
         if self._lines or self._idle:
             groups = await asyncio.to_thread(placement_group_table)
             self._serve(groups)
-            self._make_room([group for group in groups.values() if group["state"] == "PENDING"])
+            pending = [group for group in groups.values() if group["state"] == "PENDING"]
+            # a group that no node of this cluster can hold stays pending, whatever is given up
+            self._make_room([group for group in pending if nodes.can_hold(list(group["bundles"].values()))])
 
     def _ask(self) -> bool:
         """Ask Ray for a placement group for each line that has none; one at a time, however many wait in it."""
@@ -273,7 +214,7 @@ class Pool:
                 continue
             asked = True
             try:
-                line.group = placement_group(**_bundles(shape), name=f"{self._owner}-{uuid.uuid4().hex[:12]}")
+                line.group = placement_group(**bundles(shape), name=f"{self._owner}-{uuid.uuid4().hex[:12]}")
             except Exception as error:
                 for ticket in list(line.waiting):
                     self._leave(shape, ticket)
@@ -286,7 +227,7 @@ class Pool:
             group = line.group
             state = groups.get(group.id.hex(), {}).get("state") if group is not None else None
             if group is not None and state == "CREATED":
-                hosts = [_start_host(shape, group, index) for index in range(shape.nodes)]
+                hosts = [start_host(shape, group, index) for index in range(shape.nodes)]
                 self._room_made_s = float("-inf")
                 line.group = None
                 self._hand_over(Lease(shape, group, hosts))
@@ -325,42 +266,3 @@ def _helps(given: Shape, wanted: Shape) -> bool:
     """Whether giving up a lease may serve another shape: CPUs alone are no help to who waits for GPUs that others hold."""
     lacks_gpus = wanted.host.gpus and ray.available_resources().get("GPU", 0.0) < wanted.host.gpus * wanted.nodes
     return given.host.gpus > 0 or not lacks_gpus
-
-
-def remove_groups(owner: str) -> None:
-    """Remove what a pool of this name has left: Ray keeps the groups of a killed actor as long as its job lasts."""
-    for group in placement_group_table().values():
-        if group["name"].startswith(f"{owner}-") and group["state"] != "REMOVED":
-            _remove(get_placement_group(group["name"]))
-
-
-async def _answer(call: Any) -> Any:
-    return await call
-
-
-def _remove(group: PlacementGroup | None) -> None:
-    if group is not None:
-        with contextlib.suppress(Exception):
-            remove_placement_group(group)
-
-
-def _bundles(shape: Shape) -> dict[str, Any]:
-    need: dict[str, float] = {"CPU": shape.cpus}
-    if shape.host.gpus:
-        need["GPU"] = shape.host.gpus
-    marks = cluster.marks(shape.gpu_model, roce=shape.roce)
-    need |= dict.fromkeys(marks.resources, cluster.MARK)
-    strategy = "PACK" if shape.nodes == 1 else "STRICT_SPREAD" if shape.host.gpus else "SPREAD"
-    arguments: dict[str, Any] = {"bundles": [dict(need) for _ in range(shape.nodes)], "strategy": strategy}
-    if marks.labels:  # Ray older than labels does not know the argument
-        arguments["bundle_label_selector"] = [dict(marks.labels) for _ in range(shape.nodes)]
-    return arguments
-
-
-def _start_host(shape: Shape, group: PlacementGroup, index: int) -> Any:
-    actor: Any = HostActor
-    return actor.options(
-        num_cpus=shape.cpus,
-        num_gpus=shape.host.gpus,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-    ).remote(shape.host)

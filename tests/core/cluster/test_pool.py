@@ -15,7 +15,8 @@ from ray.util.placement_group import placement_group_table
 
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.cluster import nodes as cluster
-from ado_actuators.sfttrainer.core.cluster.pool import Pool, Shape
+from ado_actuators.sfttrainer.core.cluster.hosts import Shape
+from ado_actuators.sfttrainer.core.cluster.pool import Pool
 from ado_actuators.sfttrainer.core.host.host import HostSpec
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
@@ -372,7 +373,7 @@ def test_more_gpus_than_a_node_has_fail_at_once() -> None:
 
 def test_more_processes_than_cpus_fail_at_once() -> None:
     """Four processes need four CPUs; waiting for two of them would not end."""
-    with pytest.raises(failures.Broken, match="no room for 4 x 1 CPUs; the cluster has: 2 CPUs"):
+    with pytest.raises(failures.Broken, match="4 processes with 1 CPU each do not fit; the cluster has: 2 CPUs"):
         cluster.check(parse({**SMALL, "number_nodes": 4}), autoscaling=False)
 
 
@@ -394,3 +395,53 @@ def test_an_autoscaling_cluster_may_get_what_it_lacks() -> None:
 def test_cpus_are_divided_not_oversubscribed(change: dict[str, Any], cpus: int) -> None:
     """A CPU run takes the node, several processes share it, GPUs take their share."""
     assert cluster.cpus_per_host(parse({**SMALL, **change})) == cpus
+
+
+@pytest.mark.timeout(60)
+def test_nodes_without_cpus_take_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head with no CPUs and a worker with two: two processes get one CPU each."""
+    head = {"Alive": True, "Resources": {}, "Labels": {}}
+    worker = {"Alive": True, "Resources": {"CPU": 2.0}, "Labels": {}}
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [head, worker])
+    workload = parse({**SMALL, "number_nodes": 2})
+    assert cluster.cpus_per_host(workload) == 1
+    cluster.check(workload, autoscaling=False)
+
+
+@pytest.mark.timeout(60)
+def test_a_wait_ends_when_the_cluster_can_no_longer_hold_it(tmp_path: Path) -> None:
+    """The check that passed at first fails while waiting, as after the loss of a node."""
+
+    async def scenario() -> float:
+        pool = Pool(600)
+        await pool.acquire(shape(tmp_path, 2), 60)
+        begin = time.monotonic()
+
+        def check() -> None:
+            if time.monotonic() - begin > 1:
+                raise failures.Broken("the node is gone")
+
+        with pytest.raises(failures.Broken, match="the node is gone"):
+            await pool.acquire(shape(tmp_path, 1), 3600, check)
+        took = time.monotonic() - begin
+        pool.close()
+        return took
+
+    assert run(scenario()) < 20
+
+
+@pytest.mark.timeout(60)
+def test_a_group_that_no_node_can_hold_ends_no_idle_host(tmp_path: Path) -> None:
+    """Somebody's placement group of 100 CPUs stays pending, and the idle trainer stays."""
+
+    async def scenario() -> int:
+        pool = Pool(600)
+        pool.give_back(await pool.acquire(shape(tmp_path, 2), 60), keep=True)
+        group = ray.util.placement_group([{"CPU": 100}])
+        await asyncio.sleep(4)
+        left = len(pool._idle)
+        ray.util.remove_placement_group(group)
+        pool.close()
+        return left
+
+    assert run(scenario()) == 1
