@@ -16,7 +16,7 @@ import yaml
 
 from .. import failures
 from ..metrics import benchmark as report
-from ..metrics import capacity, stability
+from ..metrics import accelerators, stability
 from ..metrics import memory_estimate as memory_report
 from ..protocol import supported as sight
 from ..protocol import traceable
@@ -85,13 +85,13 @@ class Plan:
             "trust_remote_code": trust_remote_code,
             "task": self.kind.task,
             "alone": self.kind.runs > 1 or self.workload.patches_libraries,
-            "capacity_bytes": None if self.quick else capacity.usable_bytes(self.workload.gpu_model),
+            "capacity_bytes": None if self.quick else accelerators.usable_bytes(self.workload.gpu_model),
         }
 
     def estimate(self) -> Plan | None:
         """Return the plan of a quick memory estimate that can say whether this workload is too large; None: none can."""
         workload = self.workload
-        known = workload.number_gpus > 0 and capacity.usable_bytes(workload.gpu_model) is not None
+        known = workload.number_gpus > 0 and accelerators.usable_bytes(workload.gpu_model) is not None
         if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
             return None
         if traceable.refusal(workload.model_dump()):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..protocol.stopping import LEAST_WARMUP
 from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
-from . import accelerators as peaks
+from . import accelerators
 from . import flops, throughput
 from .throughput import ImpossibleRecord
 
@@ -282,7 +282,7 @@ def _put_flops(
         mixed = f"devices of several kinds took part: {', '.join((device_name, *others))}."
         found.omit(mixed, "tflops_per_device", "mfu_percent")
         return
-    peak, reason = peaks.peak_tflops(device_name, _compute_type(record, workload))
+    peak, reason = accelerators.peak_tflops(device_name, _compute_type(record, workload))
     if peak is None:
         found.omit(reason, "tflops_per_device", "mfu_percent")
         return
