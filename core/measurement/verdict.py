@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from .. import failures
-from ..metrics import benchmark as report
 from ..metrics import accelerators, stability
+from ..metrics import benchmark as report
 from ..metrics import memory_estimate as memory_report
 from ..protocol import supported as sight
 from ..protocol import traceable

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from ..protocol.stopping import LEAST_WARMUP
 from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
-from . import accelerators
-from . import flops, throughput
+from . import accelerators, flops, throughput
 from .throughput import ImpossibleRecord
 
 __all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ado_actuators.sfttrainer.core.metrics import accelerators
-from ado_actuators.sfttrainer.core.metrics import flops
+from ado_actuators.sfttrainer.core.metrics import accelerators, flops
 from ado_actuators.sfttrainer.core.workload import models
 
 LLAMA = {
