@@ -180,3 +180,22 @@ def test_fused_attention_holds_no_matrix_of_lengths() -> None:
     out.sum().backward()
     assert (out.shape, query.grad.shape, key.grad.shape) == (query.shape, query.shape, key.shape)
     assert sum(kept) == 2 * query.numel() + 2 * key.numel() + 2 * 4 * 128
+
+
+def test_dropout_keeps_one_byte_an_element() -> None:
+    """As on CUDA; what is kept for the backward pass is the mask alone."""
+    given = torch.randn(64, 32, requires_grad=True)
+    kept: list[tuple[torch.dtype, int]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append((tensor.dtype, tensor.numel()))
+        return tensor
+
+    layer = torch.nn.Dropout(0.1)
+    with attention.kernels_of_cuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = layer(given)
+        assert layer.eval()(given) is given
+    out.sum().backward()
+    assert kept == [(torch.bool, 64 * 32)]
+    assert given.grad is not None
+    assert given.grad.shape == given.shape
