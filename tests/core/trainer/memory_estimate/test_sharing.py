@@ -15,7 +15,7 @@ from ado_actuators.sfttrainer.core.trainer.memory_estimate import attention, est
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE  # noqa: E402
 from ado_actuators.sfttrainer.core.workload import fields as workload  # noqa: E402
 
-WORKSPACE = 32 * 2**20
+WORKSPACE = 2 * 32 * 2**20
 # 4 bytes × (10 × 10) each: two layers, and an embedding outside them
 LAYER, REST = 400, 1200
 
@@ -199,3 +199,13 @@ def test_dropout_keeps_one_byte_an_element() -> None:
     assert kept == [(torch.bool, 64 * 32)]
     assert given.grad is not None
     assert given.grad.shape == given.shape
+
+
+@pytest.mark.parametrize(
+    ("gpu_model", "mib"),
+    [("NVIDIA-A100-SXM4-80GB", 16.25), ("RTX-4090", 16.25), ("NVIDIA-H100-80GB-HBM3", 64.0), ("any", 64.0)],
+)
+def test_each_thread_that_multiplies_has_a_workspace(gpu_model: str, mib: float) -> None:
+    """Two threads; torch gives each 8.125 MiB before Hopper, 32 MiB from then on."""
+    got = estimate.sharing(asked(number_gpus=1, gpu_model=gpu_model), Model())
+    assert got.extra_bytes[PASSES]["temporaries"] == mib * 2**20
