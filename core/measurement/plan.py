@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from .. import failures
-from ..metrics import capacity
+from ..metrics import accelerators
 from ..protocol import supported, traceable
 from ..workload import models
 from ..workload.experiments import KINDS, Kind, fields
@@ -75,13 +75,13 @@ class Plan:
             "trust_remote_code": trust_remote_code,
             "task": self.kind.task,
             "alone": self.kind.runs > 1 or self.workload.patches_libraries,
-            "capacity_bytes": None if self.quick else capacity.usable_bytes(self.workload.gpu_model),
+            "capacity_bytes": None if self.quick else accelerators.usable_bytes(self.workload.gpu_model),
         }
 
     def estimate(self) -> Plan | None:
         """Return the plan of a quick memory estimate of this workload, or None if it cannot be estimated."""
         workload = self.workload
-        known = workload.number_gpus > 0 and capacity.usable_bytes(workload.gpu_model) is not None
+        known = workload.number_gpus > 0 and accelerators.usable_bytes(workload.gpu_model) is not None
         if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
             return None
         if traceable.refusal(workload.model_dump()):

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..workload.fields import Workload
 from ..workload.outputs import MEMORY_OUTPUTS
-from . import capacity
+from . import accelerators
 from .benchmark import Report
 
-GIB = capacity.GIB
+GIB = accelerators.GIB
 PARTS = ("parameters", "gradients", "optimizer", "activations", "temporaries")
 # on CPUs the estimate was within 2 % of the truth in every case tried; kernels of GPUs are assumed, see docs/memory-estimate.md
 KNOWN_ERROR = 0.10
@@ -40,7 +40,7 @@ def make(record: Mapping[str, Any], workload: Workload, *, total_s: float) -> Re
     properties |= {f"memory_{name}_gib": parts[name] / GIB for name in PARTS}
     device_gib, reason = memory_of(workload)
     omitted = {}
-    usable = capacity.usable_bytes(workload.gpu_model)
+    usable = accelerators.usable_bytes(workload.gpu_model)
     if device_gib is None or usable is None:
         omitted = dict.fromkeys(("device_memory_gib", "fits", "largest_batch_size"), reason)
     else:
@@ -53,12 +53,12 @@ def memory_of(workload: Workload) -> tuple[float | None, str]:
     """Return the memory of a workload's devices in GiB, or None and the reason why it is not known."""
     if not workload.number_gpus:
         return None, "without GPUs the memory is that of the host, which is not known."
-    return capacity.device_memory_gib(workload.gpu_model)
+    return accelerators.device_memory_gib(workload.gpu_model)
 
 
 def certainly_too_large(record: Mapping[str, Any], workload: Workload) -> str | None:
     """Return the sentence for a workload that does not fit even if the estimate is too high by its known error, or None."""
-    usable = capacity.usable_bytes(workload.gpu_model)
+    usable = accelerators.usable_bytes(workload.gpu_model)
     total = sum(fullest(record["peaks_bytes"]).values())
     if usable is None or total * (1 - KNOWN_ERROR) <= usable:
         return None

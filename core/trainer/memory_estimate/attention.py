@@ -1,4 +1,4 @@
-"""What PyTorch's fused attention kernels on CUDA allocate, for tracing without CUDA. Trainer room: torch.
+"""What PyTorch's fused attention kernels and dropout on CUDA allocate, for tracing without CUDA. Trainer room: torch.
 
 Which kernel ``scaled_dot_product_attention`` takes on CUDA follows from types and shapes:
 
@@ -36,14 +36,16 @@ def kernels_of_cuda() -> Iterator[None]:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    kept = functional.scaled_dot_product_attention
+    kept, dropout = functional.scaled_dot_product_attention, functional.dropout
     functional.scaled_dot_product_attention = _attend
+    functional.dropout = _dropout
     ALL_ATTENTION_FUNCTIONS[FLASH] = _attend_without_padding
     ALL_MASK_ATTENTION_FUNCTIONS[FLASH] = flash_attention_mask
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = kept
+        functional.dropout = dropout
         del ALL_ATTENTION_FUNCTIONS[FLASH], ALL_MASK_ATTENTION_FUNCTIONS[FLASH]
 
 
@@ -98,6 +100,28 @@ def _attend_without_padding(
     # padding is taken out, and put in again afterwards
     query, key, value = query.clone(), key.clone(), value.clone()
     return _Fused.apply(query, key, value, None, True).transpose(1, 2).clone(), None
+
+
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Stand for dropout on CUDA, which keeps a mask of one byte an element; that of the CPU has the input's type."""
+    if not training or p == 0.0:
+        return input
+    made: torch.Tensor = _Dropout.apply(input)
+    return input.copy_(made) if inplace else made
+
+
+class _Dropout(torch.autograd.Function):
+    """The allocations of ``native_dropout`` and of its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Any) -> Any:
+        ctx.save_for_backward(torch.empty_like(input, dtype=torch.bool))
+        return torch.empty_like(input)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (_,) = ctx.saved_tensors
+        return torch.empty_like(gradients[0])
 
 
 class _Fused(torch.autograd.Function):

@@ -10,6 +10,7 @@ The trace is that of one process. What several devices share, or hold besides, i
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,13 @@ from . import largest_batch as batches
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
 
 CUDA_BLOCK_BYTES = 512
-# cuBLAS's workspace on the newest devices, which torch's allocator provides
-CUDA_WORKSPACE_BYTES = 32 * 2**20
+# cuBLAS's workspace, which torch's allocator provides to each thread that multiplies: those of the forward and the backward pass.
+# torch's defaults: 32 MiB from Hopper on, 4096 KiB twice and 16 KiB eight times on older devices
+CUDA_WORKSPACE_BYTES = 2 * 32 * 2**20
+OLDER_WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 2**10
+OLDER_DEVICES = re.compile(
+    r"\b(A100|A40|A30|A10G?|A6000|RTX[ -]?30\d\d|L40S?|L4|RTX[ -]?40\d\d|6000[ -]Ada|V100S?|T4)\b", re.IGNORECASE
+)
 COMPUTE_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 # the property's bound, and what a trace can know the padding of
 MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
@@ -177,7 +183,7 @@ def sharing(workload: dict[str, Any], model: torch.nn.Module) -> Sharing:
     cuda = workload["number_gpus"] > 0
     block = CUDA_BLOCK_BYTES if cuda else 1
     extra: dict[str, dict[str, int]] = {
-        phase: {"temporaries": CUDA_WORKSPACE_BYTES if cuda else 0} for phase in (PASSES, UPDATE)
+        phase: {"temporaries": workspace_bytes(workload["gpu_model"]) if cuda else 0} for phase in (PASSES, UPDATE)
     }
     if _is_sharded(workload):
         return _sharded(workload, layer_bytes(model, workload), block, extra)
@@ -186,6 +192,11 @@ def sharing(workload: dict[str, Any], model: torch.nn.Module) -> Sharing:
         for phase in (PASSES, UPDATE):
             extra[phase]["gradients"] = buckets
     return Sharing(extra_bytes=extra, block_bytes=block)
+
+
+def workspace_bytes(gpu_model: str) -> int:
+    """Return what cuBLAS's workspaces take on a device; the larger size where the device is not known."""
+    return OLDER_WORKSPACE_BYTES if OLDER_DEVICES.search(gpu_model) else CUDA_WORKSPACE_BYTES
 
 
 def layer_bytes(model: torch.nn.Module, workload: dict[str, Any]) -> dict[str, tuple[int, int]]:

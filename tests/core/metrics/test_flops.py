@@ -2,8 +2,7 @@
 
 import pytest
 
-from ado_actuators.sfttrainer.core.metrics import accelerators as peaks
-from ado_actuators.sfttrainer.core.metrics import flops
+from ado_actuators.sfttrainer.core.metrics import accelerators, flops
 from ado_actuators.sfttrainer.core.workload import models
 
 LLAMA = {
@@ -191,14 +190,14 @@ def test_configuration_without_a_number_is_refused():
 )
 def test_known_devices_have_their_dense_peak(device, dtype, peak):
     """By the name the driver gives and the type of number."""
-    assert peaks.peak_tflops(device, dtype) == (peak, "")
+    assert accelerators.peak_tflops(device, dtype) == (peak, "")
 
 
 @pytest.mark.parametrize(
     ("device", "dtype"),
     [
         ("cpu", "float32"),
-        ("NVIDIA A10G", "bfloat16"),
+        ("NVIDIA A10M", "bfloat16"),
         ("NVIDIA A1000", "bfloat16"),
         ("NVIDIA H100", "bfloat16"),
         ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "bfloat16"),
@@ -213,6 +212,6 @@ def test_known_devices_have_their_dense_peak(device, dtype, peak):
 )
 def test_unknown_devices_have_no_peak_but_a_reason(device, dtype):
     """A name that resembles a known one is no known one; a type the data sheet lacks is none either."""
-    peak, reason = peaks.peak_tflops(device, dtype)
+    peak, reason = accelerators.peak_tflops(device, dtype)
     assert peak is None
     assert device in reason

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ado_actuators.sfttrainer.core.metrics import capacity
+from ado_actuators.sfttrainer.core.metrics import accelerators
 from ado_actuators.sfttrainer.core.metrics import memory_estimate as memory_report
 from ado_actuators.sfttrainer.core.workload import fields, validation
 
@@ -37,12 +37,25 @@ def made(**change: Any) -> fields.Workload:
         ("L40S", 45.0),
         ("Tesla-V100-PCIE-16GB", 16.0),
         ("Tesla-T4", 15.0),
+        ("H100", 80.0),
+        ("A100-80GB", 80.0),
+        ("RTX-4090", 24.0),
+        ("NVIDIA GeForce RTX 3090", 24.0),
+        ("NVIDIA-GeForce-RTX-5090", 32.0),
+        ("NVIDIA RTX A6000", 48.0),
+        ("NVIDIA RTX 6000 Ada Generation", 48.0),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 96.0),
+        ("NVIDIA A10G", 22.5),
+        ("NVIDIA GH200 480GB", 96.0),
+        ("NVIDIA B300 SXM6 AC", 270.0),
+        ("NVIDIA GB200", 186.0),
+        ("AMD Instinct MI355X", 288.0),
     ],
 )
 def test_memory_of_known_devices(name: str, gib: float) -> None:
     """Names as Ray and node labels spell them; cards with GDDR lose a sixteenth to error correction."""
-    assert capacity.device_memory_gib(name) == (gib, "")
-    assert capacity.usable_bytes(name) == int((0.988 * gib - 0.5) * GIB)
+    assert accelerators.device_memory_gib(name) == (gib, "")
+    assert accelerators.usable_bytes(name) == int((0.988 * gib - 0.5) * GIB)
 
 
 @pytest.mark.parametrize(
@@ -50,18 +63,29 @@ def test_memory_of_known_devices(name: str, gib: float) -> None:
 )
 def test_no_device_has_more_than_torch_sees_of_it(name: str, seen_gib: float) -> None:
     """A context of CUDA has to fit beside what training can use, and at most a twentieth goes unused."""
-    usable = capacity.usable_bytes(name)
+    usable = accelerators.usable_bytes(name)
     assert usable is not None
     assert 0.95 * seen_gib * GIB < usable < (seen_gib - 0.25) * GIB
 
 
-@pytest.mark.parametrize("name", ["any", "A100", "V100", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "Abacus 3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "any",
+        "A100",
+        "V100",
+        "GH200",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "Abacus 3",
+    ],
+)
 def test_memory_that_is_not_known(name: str) -> None:
     """A name that fits several sizes, a part of a GPU, or none: a sentence, no guess."""
-    gib, reason = capacity.device_memory_gib(name)
+    gib, reason = accelerators.device_memory_gib(name)
     assert gib is None
     assert reason.endswith(".")
-    assert capacity.usable_bytes(name) is None
+    assert accelerators.usable_bytes(name) is None
 
 
 def record(passes_gib: float, update_gib: float) -> dict[str, Any]:

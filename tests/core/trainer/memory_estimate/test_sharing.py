@@ -13,11 +13,11 @@ from ado_actuators.sfttrainer.core.protocol import traceable  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import attention, estimate  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE  # noqa: E402
-from ado_actuators.sfttrainer.core.workload import fields as workload  # noqa: E402
+from ado_actuators.sfttrainer.core.workload import validation as workload  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-WORKSPACE = 32 * 2**20
+WORKSPACE = 2 * 32 * 2**20
 # 4 bytes × (10 × 10) each: two layers, and an embedding outside them
 LAYER, REST = 400, 1200
 
@@ -182,3 +182,32 @@ def test_fused_attention_holds_no_matrix_of_lengths() -> None:
     out.sum().backward()
     assert (out.shape, query.grad.shape, key.grad.shape) == (query.shape, query.shape, key.shape)
     assert sum(kept) == 2 * query.numel() + 2 * key.numel() + 2 * 4 * 128
+
+
+def test_dropout_keeps_one_byte_an_element() -> None:
+    """As on CUDA; what is kept for the backward pass is the mask alone."""
+    given = torch.randn(64, 32, requires_grad=True)
+    kept: list[tuple[torch.dtype, int]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append((tensor.dtype, tensor.numel()))
+        return tensor
+
+    layer = torch.nn.Dropout(0.1)
+    with attention.kernels_of_cuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = layer(given)
+        assert layer.eval()(given) is given
+    out.sum().backward()
+    assert kept == [(torch.bool, 64 * 32)]
+    assert given.grad is not None
+    assert given.grad.shape == given.shape
+
+
+@pytest.mark.parametrize(
+    ("gpu_model", "mib"),
+    [("NVIDIA-A100-SXM4-80GB", 16.25), ("RTX-4090", 16.25), ("NVIDIA-H100-80GB-HBM3", 64.0), ("any", 64.0)],
+)
+def test_each_thread_that_multiplies_has_a_workspace(gpu_model: str, mib: float) -> None:
+    """Two threads; torch gives each 8.125 MiB before Hopper, 32 MiB from then on."""
+    got = estimate.sharing(asked(number_gpus=1, gpu_model=gpu_model), Model())
+    assert got.extra_bytes[PASSES]["temporaries"] == mib * 2**20
