@@ -20,6 +20,7 @@ from ..measurement import verdict as measurement
 from ..measurement.attempts import Knowledge
 from ..measurement.outcome import Outcome
 from ..measurement.plugin import Plugin
+from ..protocol.messages import DeviceSummary
 from ..workload.fields import Workload
 from .parameters import MeasuringParameters
 from .results import complete, inputs, result
@@ -114,7 +115,7 @@ class Dispatcher:
             outcomes = await self._on(lease, plan)
             measured = all(outcome.cause is None for outcome in outcomes)
             # a lone host that has answered has already ended what failed on it, and is as good as new
-            answered = len(outcomes) == len(lease.hosts) == 1 and outcomes[0].hostname != ""
+            answered = len(outcomes) == len(lease.hosts) == 1 and not outcomes[0].host_lost
             keep = measured or answered
             return outcomes
         finally:
@@ -202,5 +203,5 @@ def _lost(error: Exception) -> Outcome:
 
 
 def _failed(cause: failures.Cause) -> Outcome:
-    empty: dict[str, Any] = {"properties": {}, "omitted": {}, "describe": {}}
-    return Outcome([], cause, empty, total_s=0.0, startup_s=0.0, log="", hostname="", reused=False)
+    empty: DeviceSummary = {"properties": {}, "omitted": {}, "describe": {}}
+    return Outcome([], cause, empty, total_s=0.0, startup_s=0.0, log="", hostname="", reused=False, host_lost=True)

@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from .. import failures
 from ..host.host import Host, HostSpec
 from ..measurement.outcome import Outcome
+from ..protocol.messages import Job
 from . import nodes as cluster
 
 POLL_S = 0.25
@@ -76,9 +77,9 @@ class HostActor:
     def ping(self) -> None:
         """Answer, which a process that was stopped does not."""
 
-    def measure(self, job: dict[str, Any], run_timeout_s: float, label: str) -> Outcome:
+    def measure(self, job: Job, run_timeout_s: float, label: str) -> Outcome:
         """See ``Host.measure``; ``label`` names the measurement in the console."""
-        with cluster.console_line(f"measurement-{job['id']}", label) as tell:
+        with cluster.console_line(f"measurement-{job.id}", label) as tell:
             return self._host.measure(job, run_timeout_s, tell)
 
 

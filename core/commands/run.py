@@ -24,7 +24,7 @@ from ..host import state_dir as places
 from ..host.local import Local
 from ..measurement import verdict as measurement
 from ..measurement.plugin import Plugin
-from ..protocol.messages import describe
+from ..protocol.messages import Progress, describe
 
 TOLD_EVERY_S = 30.0
 
@@ -186,8 +186,8 @@ class _Changes(contextlib.AbstractContextManager["_Changes"]):
         self._last = ""
         self._told_s = 0.0
 
-    def __call__(self, news: dict[str, Any]) -> None:
-        state, now = str(news.get("state", "")), time.monotonic()
+    def __call__(self, news: Progress) -> None:
+        state, now = news["state"], time.monotonic()
         if state != self._last or now - self._told_s >= TOLD_EVERY_S:
             self._last, self._told_s = state, now
             print(describe(news), file=sys.stderr, flush=True)
@@ -199,7 +199,7 @@ class _Changes(contextlib.AbstractContextManager["_Changes"]):
 class _Line(contextlib.AbstractContextManager["_Line"]):
     """One line on a terminal that says how far the measurement is; gone when the block ends."""
 
-    def __call__(self, news: dict[str, Any]) -> None:
+    def __call__(self, news: Progress) -> None:
         sys.stderr.write(f"\r\033[K{describe(news)[:100]}")
         sys.stderr.flush()
 

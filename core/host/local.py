@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from .. import failures
 from ..measurement import verdict as measurement
 from ..measurement.attempts import Knowledge
 from ..measurement.outcome import Outcome
 from ..measurement.plugin import Plugin
+from ..protocol.messages import ProgressCallback
 from . import sampler as devices
 from .host import Host, HostSpec, cpu_count
 
@@ -38,7 +39,7 @@ class Local:
         plugin: Plugin,
         settings: Settings,
         state_dir: Path,
-        tell: Callable[[dict[str, Any]], None] = lambda news: None,
+        tell: ProgressCallback = lambda message: None,
     ) -> None:
         self._plugin = plugin
         self._settings = settings
@@ -137,7 +138,7 @@ class Local:
             threads=threads,
         )
         # all processes are on this machine, however many nodes were asked for
-        job["local_world_size"] = processes
+        job = dataclasses.replace(job, local_world_size=processes)
         return self._host.measure(job, self._settings.run_timeout_s, self._tell)
 
     def _end(self) -> None:

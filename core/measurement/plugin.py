@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import failures
+from ..protocol.messages import JobWorkload
 from ..workload.fields import Workload
 
 ENVIRONMENTS = Path(__file__).absolute().parents[2] / "environments"
@@ -63,5 +64,5 @@ class Plugin:
             return
         pinned = (ENVIRONMENTS / str(self.requirements_of(workload))).read_text(encoding="utf-8")
         limits = importlib.import_module("...limits", __package__)
-        if sentence := limits.before_start(workload.model_dump(), pinned, architecture):
+        if sentence := limits.before_start(JobWorkload(**workload.model_dump()), pinned, architecture):
             raise failures.InvalidConfiguration(sentence)

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import shlex
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -18,8 +19,8 @@ from .. import failures
 from ..metrics import benchmark as report
 from ..metrics import capacity, stability
 from ..metrics import memory_estimate as memory_report
-from ..protocol import supported as sight
-from ..protocol import traceable
+from ..protocol import supported
+from ..protocol.messages import Job, JobWorkload
 from ..workload import models
 from ..workload.experiments import KINDS, Kind, fields
 from ..workload.fields import Workload, parse
@@ -69,24 +70,25 @@ class Plan:
         alone = {"number_gpus": 0, "number_nodes": 1, "gpu_model": "any", "batch_size": 1, "cpus_per_process": 1}
         return self.workload.model_copy(update=alone)
 
-    def job(self, *, trust_remote_code: bool, address: tuple[str, int], rank: int, threads: int) -> dict[str, Any]:
+    def job(self, *, trust_remote_code: bool, address: tuple[str, int], rank: int, threads: int) -> Job:
         """Return the job of docs/architecture.md for the host whose first process has ``rank``; its directories are the host's to add."""
-        return {
-            "id": uuid.uuid4().hex[:12],
-            "workload": self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)},
-            "architecture": self.source.architecture,
-            "source": self.source.source,
-            "rank": rank,
-            "world_size": self.runs_on.processes,
-            "local_world_size": self.runs_on.processes // self.runs_on.number_nodes,
-            "master_addr": address[0],
-            "master_port": address[1],
-            "threads": threads,
-            "trust_remote_code": trust_remote_code,
-            "task": self.kind.task,
-            "alone": self.kind.runs > 1 or self.workload.patches_libraries,
-            "capacity_bytes": None if self.quick else capacity.usable_bytes(self.workload.gpu_model),
-        }
+        values = self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)}
+        return Job(
+            id=uuid.uuid4().hex[:12],
+            workload=JobWorkload(**values),
+            task=self.kind.task,
+            architecture=self.source.architecture,
+            source=self.source.source,
+            rank=rank,
+            world_size=self.runs_on.processes,
+            local_world_size=self.runs_on.processes // self.runs_on.number_nodes,
+            master_addr=address[0],
+            master_port=address[1],
+            threads=threads,
+            trust_remote_code=trust_remote_code,
+            fresh_trainers=self.kind.runs > 1 or self.workload.patches_libraries,
+            capacity_bytes=None if self.quick else capacity.usable_bytes(self.workload.gpu_model),
+        )
 
     def estimate(self) -> Plan | None:
         """Return the plan of a quick memory estimate that can say whether this workload is too large; None: none can."""
@@ -94,7 +96,7 @@ class Plan:
         known = workload.number_gpus > 0 and capacity.usable_bytes(workload.gpu_model) is not None
         if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
             return None
-        if traceable.refusal(workload.model_dump()):
+        if supported.untraceable(workload):
             return None
         return dataclasses.replace(self, experiment="finetune_memory_estimate", quick=True)
 
@@ -158,7 +160,7 @@ class Run:
 
     def may_be_repeated(self, made: Plan) -> bool:
         """Whether the failure is transient; where crashes are counted, only the loss of a host is."""
-        lost = any(outcome.hostname == "" for outcome in self.outcomes)
+        lost = any(outcome.host_lost for outcome in self.outcomes)
         return self.cause is not None and self.cause.group == "transient" and (made.kind.task != "stability" or lost)
 
 
@@ -177,7 +179,7 @@ def plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
         raise failures.BadInput(str(error)) from None
     if workload.weights == "pretrained" and source.source is None:
         raise failures.BadInput(f"model {workload.model_name} has no published weights; use weights random.")
-    if source.architecture and (sentence := sight.mismatch(workload.model_dump(), source.architecture)):
+    if source.architecture and (sentence := supported.image_mismatch(workload, source.architecture)):
         raise failures.InvalidConfiguration(sentence)
     return Plan(actuator=actuator, experiment=experiment, workload=workload, given=dict(values), source=source)
 
@@ -230,7 +232,7 @@ def _fractions(made: Plan, runs: list[Run]) -> Verdict:
 
 
 def _estimate(made: Plan, run: Run) -> Verdict:
-    (record,) = run.outcomes[0].records
+    record: Mapping[str, Any] = run.outcomes[0].records[0]
     result = memory_report.make(record, made.workload, total_s=run.outcomes[0].total_s)
     metadata = _metadata(made, run)
     metadata["versions"] |= record["versions"]
@@ -254,11 +256,12 @@ def _benchmark(made: Plan, run: Run, price: float | None) -> Verdict:
         total_s=max(outcome.total_s for outcome in outcomes),
         omitted=omitted,
     )
-    facts = records[0]["facts"]
+    first: Mapping[str, Any] = records[0]
+    facts = first["facts"]
     metadata["versions"] |= records[0]["versions"]
     metadata |= {
         "facts": facts,
-        "steps": {"warmup": records[0]["warmup_steps"], "stopped_by": records[0]["stopped_by"]},
+        "steps": {"warmup": first["warmup_steps"], "stopped_by": first["stopped_by"]},
         "step_s": [round(step, 6) for step in result.raw_step_s[:MOST_STEPS_STORED]],
         "phases_s": {name.removesuffix("_s"): round(spent, 6) for name, spent in records[0]["phases"].items()},
         "omitted": _short(result.omitted),
