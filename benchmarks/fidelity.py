@@ -8,6 +8,7 @@ measuring changes nothing. Separately: what the plugin's own functions cost per 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -167,7 +168,8 @@ def own_cost(values: dict[str, Any], directory: Path) -> dict[str, Any]:
         rank=0,
         threads=common.threads(values),
     )
-    return child("instrumented.py", {**job, "local_rank": 0, "run_dir": str(directory / "run")}, values, directory)
+    job = dataclasses.replace(job, run_dir=str(directory / "run"))
+    return child("instrumented.py", json.loads(job.to_line()), values, directory)
 
 
 def child(script: str, spec: dict[str, Any], values: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ado_actuators.sfttrainer import stack
+from ado_actuators.sfttrainer.core.protocol.messages import Job, Progress, ProgressCallback
 from ado_actuators.sfttrainer.core.trainer import timing
 
 
@@ -39,7 +40,7 @@ class TimedCounts(timing.Counts):
 class TimedClock(timing.Clock):
     """Notes the time that each step spends in the plugin's code, seconds."""
 
-    def __init__(self, job: dict[str, Any], progress: timing.Progress) -> None:
+    def __init__(self, job: Job, progress: ProgressCallback) -> None:
         super().__init__(job, progress)
         # the hooks are bound methods of this object, so it is replaced before training begins
         self._counts = self.counts = TimedCounts()
@@ -66,14 +67,14 @@ class TimedClock(timing.Clock):
         return stop
 
 
-def main(job: dict[str, Any]) -> dict[str, Any]:
+def main(job: Job) -> dict[str, Any]:
     """Train as ``job`` says and return, per step, its duration and the plugin's share, seconds."""
-    torch.set_num_threads(job["threads"])
-    Path(job["run_dir"]).mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(job.threads)
+    Path(job.run_dir).mkdir(parents=True, exist_ok=True)
     with Path(os.devnull).open("w", encoding="utf-8") as channel:
 
-        def tell(**news: Any) -> None:
-            channel.write(json.dumps(news) + "\n")
+        def tell(message: Progress) -> None:
+            channel.write(json.dumps(message) + "\n")
             channel.flush()
 
         clock = TimedClock(job, tell)
@@ -89,4 +90,4 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(main(json.loads(Path(sys.argv[1]).read_text())), default=str))
+    Path(sys.argv[2]).write_text(json.dumps(main(Job.from_line(Path(sys.argv[1]).read_text())), default=str))

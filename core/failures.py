@@ -175,7 +175,7 @@ QUOTING_TYPES = (
     "ModuleNotFoundError",
 )
 TRACEBACK_END = re.compile(
-    r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Refused|Broken))(?:: (.*))?$", re.MULTILINE
+    r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Refused|BadInput))(?:: (.*))?$", re.MULTILINE
 )
 NATIVE_ABORT = re.compile(r"terminate called.*|what\(\):.*", re.DOTALL)
 
@@ -206,7 +206,7 @@ def from_message(message: Mapping[str, Any]) -> Failure:
     kind, text = message.get("kind", "exception"), str(message.get("text") or "")
     if kind == "refused":
         return InvalidConfiguration(text)
-    if kind == "broken":
+    if kind == "bad_input":
         return BadInput(text)
     if kind == "import" and message.get("missing"):
         return _missing_package(str(message["missing"]))

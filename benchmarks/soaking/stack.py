@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from . import trl_stack
+from .core.protocol.messages import Job
 
 PACKAGES = trl_stack.PACKAGES
 load = trl_stack.load
 FAULTY_STEP = 3
 
 
-def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
+def train(job: Job, clock: Any) -> dict[str, Any]:
     """Train as TRL does until the fault, if there is one."""
-    fault = FAULTS.get(job["workload"]["seed"] % 100)
+    fault = FAULTS.get(job.workload.seed % 100)
     if fault is not None:
         _after_step(clock, lambda: fault(job))
     return trl_stack.train(job, clock)
@@ -37,33 +38,33 @@ def _after_step(clock: Any, act: Callable[[], None]) -> None:
     clock.end_step = faulty_end
 
 
-def _once(job: dict[str, Any], number: int) -> None:
+def _once(job: Job, number: int) -> None:
     """Send this process a signal, the first time that this workload gets here."""
-    workload = job["workload"]
-    marker = Path(job["cache_dir"]).parent / "injected" / f"{workload['seed']}-{workload['batch_size']}"
+    workload = job.workload
+    marker = Path(job.cache_dir).parent / "injected" / f"{workload.seed}-{workload.batch_size}"
     if not marker.exists():
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
         os.kill(os.getpid(), number)
 
 
-def _kill(job: dict[str, Any]) -> None:
+def _kill(job: Job) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _fail(job: dict[str, Any]) -> None:
+def _fail(job: Job) -> None:
     raise ValueError("injected")
 
 
-def _gpu_memory(job: dict[str, Any]) -> None:
+def _gpu_memory(job: Job) -> None:
     raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1.00 GiB.")
 
 
-def _host_memory(job: dict[str, Any]) -> None:
+def _host_memory(job: Job) -> None:
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000000000 bytes.")
 
 
-def _garbage(job: dict[str, Any]) -> None:
+def _garbage(job: Job) -> None:
     gc.unfreeze()  # the trainer has put its channel out of the collector's sight
     for one in gc.get_objects():
         if isinstance(one, io.TextIOWrapper) and one.writable() and one.fileno() > 2:
@@ -71,7 +72,7 @@ def _garbage(job: dict[str, Any]) -> None:
             one.flush()
 
 
-FAULTS: dict[int, Callable[[dict[str, Any]], None]] = {
+FAULTS: dict[int, Callable[[Job], None]] = {
     **dict.fromkeys((3, 23, 43), lambda job: _once(job, signal.SIGKILL)),
     63: _kill,
     83: lambda job: _once(job, signal.SIGSEGV),

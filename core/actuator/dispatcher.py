@@ -21,6 +21,7 @@ from ..measurement.outcome import Outcome
 from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
+from ..protocol.messages import DeviceSummary
 from ..workload.fields import Workload
 from .console import spinner
 from .parameters import MeasuringParameters
@@ -107,7 +108,7 @@ class Dispatcher:
             outcomes = await self._on(lease, plan)
             measured = all(outcome.cause is None for outcome in outcomes)
             # a single host that answered has already replaced its failed trainers, so it can be reused
-            answered = len(outcomes) == len(lease.hosts) == 1 and outcomes[0].hostname != ""
+            answered = len(outcomes) == len(lease.hosts) == 1 and not outcomes[0].host_lost
             keep = measured or answered
             return outcomes
         finally:
@@ -197,5 +198,5 @@ def _lost(error: Exception) -> Outcome:
 
 
 def _failed(cause: failures.Cause) -> Outcome:
-    empty: dict[str, Any] = {"properties": {}, "omitted": {}, "describe": {}}
-    return Outcome([], cause, empty, total_s=0.0, startup_s=0.0, log="", hostname="", reused=False)
+    empty: DeviceSummary = {"properties": {}, "omitted": {}, "describe": {}}
+    return Outcome([], cause, empty, total_s=0.0, startup_s=0.0, log="", hostname="", reused=False, host_lost=True)

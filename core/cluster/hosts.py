@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..host.host import Host, HostSpec
 from ..measurement.outcome import Outcome
+from ..protocol.messages import Job
 from . import nodes
 from .console import Message, console_line
 
@@ -58,9 +59,9 @@ class HostActor:
     def ping(self) -> None:
         """Answer, which a process that was stopped does not."""
 
-    def measure(self, job: dict[str, Any], run_timeout_s: float, label: str, message: Message) -> Outcome:
+    def measure(self, job: Job, run_timeout_s: float, label: str, message: Message) -> Outcome:
         """See ``Host.measure``; ``label`` names the measurement in the console, ``message`` makes its messages."""
-        with console_line(f"measurement-{job['id']}", label, message) as show:
+        with console_line(f"measurement-{job.id}", label, message) as show:
             return self._host.measure(job, run_timeout_s, show)
 
 

@@ -20,7 +20,7 @@ from ..host.state_dir import state_dir
 from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
-from ..protocol.messages import describe
+from ..protocol.messages import Progress, describe
 from .console import show
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class _Changes(contextlib.AbstractContextManager["_Changes"]):
         self._last = ""
         self._printed_s = 0.0
 
-    def __call__(self, progress: dict[str, Any]) -> None:
+    def __call__(self, progress: Progress) -> None:
         state, now = str(progress.get("state", "")), time.monotonic()
         if state != self._last or now - self._printed_s >= REPORT_EVERY_S:
             self._last, self._printed_s = state, now
@@ -223,7 +223,7 @@ class _Bar(contextlib.AbstractContextManager["_Bar"]):
         self._bars.start()
         return self
 
-    def __call__(self, progress: dict[str, Any]) -> None:
+    def __call__(self, progress: Progress) -> None:
         """Show the state; with steps also how far it is, at most: a measurement ends earlier once it is precise enough."""
         step, most, rate = progress.get("step"), progress.get("of"), progress.get("tokens_per_second")
         state = str(progress.get("state", ""))

@@ -1,6 +1,6 @@
-"""A host holds the trainer processes of one node: starts them, hands them jobs, watches, limits and replaces them.
+"""A host runs the trainer processes of one node: it starts them, sends them jobs, enforces time limits and replaces them.
 
-Process room: standard library and psutil (through ``devices``); neither ado nor Ray, so that it also works by itself under ``run``.
+Imports neither ado nor Ray, so that it also works without them.
 """
 
 from __future__ import annotations
@@ -12,25 +12,47 @@ import queue
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import failures
 from ..measurement.outcome import Outcome
 from ..measurement.plugin import ENVIRONMENTS
+from ..protocol.messages import (
+    DeviceSummary,
+    EstimateRecord,
+    FailureMessage,
+    HardwareDescription,
+    Idle,
+    Job,
+    Message,
+    Progress,
+    ProgressCallback,
+    Record,
+)
+from ..protocol.messages import progress as progress_message
 from . import environment
 from . import sampler as devices
 from . import state_dir as places
 from .trainer_process import TrainerProcess
 
-Progress = Callable[[dict[str, Any]], None]
 STARTUP_TIMEOUT_S = 600.0
-# a rank that lost its peer may speak before the peer that ran out of memory
+# how long to wait for the failure that caused another rank's failure
 LATE_CAUSE_S = 2.0
 RELEASE_TIMEOUT_S = 30.0
+# run directories older than this were left by killed hosts
 LEFTOVER_S = 7 * 86400.0
 LEAK_ALLOWANCE_BYTES = {"rss_bytes": 768 * 2**20, "allocated_bytes": 128 * 2**20}
+
+
+class _TrainerFailed(Exception):
+    """The trainer of a local rank reported a failure or ended."""
+
+    def __init__(self, local_rank: int, failure: failures.Failure) -> None:
+        super().__init__(str(failure))
+        self.local_rank = local_rank
+        self.failure = failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +84,16 @@ class Host:
     def __init__(self, spec: HostSpec) -> None:
         self.spec = spec
         self._state_dir = places.state_dir(spec.state_dir)
+        self._environment_dir = Path()
         self._trainers: list[TrainerProcess] = []
-        self._messages: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-        self._base: list[dict[str, Any]] = []
+        self._messages: queue.Queue[tuple[int, Message | None]] = queue.Queue()
+        # memory in use before the first measurement, by local rank
+        self._baseline: dict[int, Mapping[str, Any]] = {}
+        self._start_s = 0.0
         self._measured = 0
-        self._begun_s = 0.0
-        self._intact = False
-        self._idle: dict[int, dict[str, Any]] = {}
-        self._failed_rank = 0
-        self._place = Path()
 
-    def start(self, progress: Progress = lambda news: None) -> None:
-        """Start the trainers and return; their imports go on meanwhile. Building a managed environment is waited for.
+    def start(self, progress: ProgressCallback = lambda message: None) -> None:
+        """Start the trainers without waiting for their imports; a managed environment is built first if it is missing.
 
         Raises:
             failures.Failure: the environment cannot be used.
@@ -83,14 +103,14 @@ class Host:
             self.spec.environment,
             requirements=ENVIRONMENTS / self.spec.requirements if self.spec.requirements else None,
             cache_dir=self._state_dir / "environments",
-            progress=lambda line: progress({"state": line}),
+            progress=lambda line: progress(progress_message(line)),
         )
-        self._place = python.parent.parent
-        # building an environment has a limit of its own
-        self._begun_s = time.perf_counter()
+        self._environment_dir = python.parent.parent
+        # building an environment has its own time limit
+        self._start_s = time.perf_counter()
         self._messages = queue.Queue()
         self._measured = 0
-        self._base = [{}] * self.spec.processes
+        self._baseline = {}
         mask = visible_mask(self.spec.gpus)
         threads = self.spec.threads or max(1, cpu_count() // self.spec.processes)
         logs = self._state_dir / "logs"
@@ -99,7 +119,7 @@ class Host:
         except OSError as error:
             raise failures.Broken(f"nothing can be written in {self._state_dir}: {error.strerror}.") from None
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        # one by one: should one not start, those before it are known and are ended
+        # appended one by one: if one does not start, `close` still ends those before it
         for rank in range(self.spec.processes):
             self._trainers.append(
                 TrainerProcess(
@@ -114,73 +134,44 @@ class Host:
             )
 
     def address(self) -> tuple[str, int]:
-        """Return an address of this node and a port free at this moment, for a rendezvous here."""
+        """Return an address of this node and a port that is free now, for the rendezvous of the processes."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return node_address(), probe.getsockname()[1]
 
-    def measure(self, job: dict[str, Any], run_timeout_s: float, progress: Progress = lambda news: None) -> Outcome:
+    def measure(self, job: Job, run_timeout_s: float, progress: ProgressCallback = lambda message: None) -> Outcome:
         """Measure ``job`` on this host's trainers.
 
         Args:
-            job: the job of docs/architecture.md with ``rank`` that of the first local process; ``alone`` gives it fresh
-                trainers, which nothing after it will use.
-            run_timeout_s: limit in seconds from the moment the trainers have the workload.
-            progress: called with the trainers' news.
+            job: what to do, with ``rank`` that of the first local process.
+            run_timeout_s: limit in seconds from the moment the trainers have the job.
+            progress: called with progress messages.
         """
-        begin, progress = time.perf_counter(), _unheard(progress)
-        # of this node, unless the job names some
-        job = {
-            "run_dir": str(self._state_dir / "runs" / job["id"]),
-            "cache_dir": str(self._state_dir / "models"),
-            **job,
-        }
+        begin = time.perf_counter()
+        job = self._with_directories(job)
+        attempt = _Attempt(self, job, run_timeout_s, ignoring_closed_pipes(progress))
         if any(trainer.ready and not trainer.alive for trainer in self._trainers):
-            # killed while it had nothing to do, which is no fault of this measurement
+            # killed while idle: not a failure of this measurement
             self.close()
-        reused = self._measured > 0 and not job["alone"]
-        log = ""
-        summary: dict[str, Any] = {"properties": {}, "omitted": {}, "describe": devices.describe([])}
-        records: list[dict[str, Any]] = []
-        cause: failures.Cause | None = None
-        startup_s = 0.0
-        self._intact = False
-        self._failed_rank = 0
-        if job["alone"] and self._measured:
+        reused = self._measured > 0 and not job.fresh_trainers
+        if job.fresh_trainers and self._measured:
             self.close()
         try:
-            if not self._trainers:
-                self.start(progress)
-            self._await_ready(progress)
-            startup_s = time.perf_counter() - begin
-            records, summary = self._run(job, run_timeout_s, progress)
-        except failures.Failure as failure:
-            cause = failure.cause
-        except environment.EnvironmentProblem as problem:
-            cause = failures.BadInput(str(problem)).cause
-            log = str(problem.log or log)
-        except Exception as error:
-            cause = failures.classify_exception(type(error).__name__, str(error))
+            attempt.run()
         except BaseException:
-            # interrupted: what a trainer makes after the removal below would stay
+            # interrupted: a running trainer would write files after the removal below
             self.close()
             raise
         finally:
-            shutil.rmtree(job["run_dir"], ignore_errors=True)
-        log = log or (str(self._trainers[self._failed_rank].log) if self._trainers else "")
-        if job["alone"] or not self.spec.reuse or (cause is not None and not self._intact):
-            self.close()
-            # what a trainer wrote between the removal and its end
-            shutil.rmtree(job["run_dir"], ignore_errors=True)
-        else:
-            self._measured += 1
-            self._settle()
+            shutil.rmtree(job.run_dir, ignore_errors=True)
+        log = attempt.log or (str(self._trainers[attempt.failed_rank].log) if self._trainers else "")
+        self._finish(job, attempt)
         return Outcome(
-            records=records,
-            cause=cause,
-            device=summary,
+            records=attempt.records,
+            cause=attempt.cause,
+            device=attempt.device,
             total_s=time.perf_counter() - begin,
-            startup_s=startup_s,
+            startup_s=attempt.startup_s,
             log=log,
             hostname=socket.gethostname(),
             reused=reused,
@@ -193,64 +184,26 @@ class Host:
         self._trainers = []
         self._measured = 0
 
-    # -- inside a measurement ------------------------------------------------------------------------------
+    def _with_directories(self, job: Job) -> Job:
+        """Return the job with directories of this node where it names none."""
+        return dataclasses.replace(
+            job,
+            run_dir=job.run_dir or str(self._state_dir / "runs" / job.id),
+            cache_dir=job.cache_dir or str(self._state_dir / "models"),
+        )
 
-    def _await_ready(self, progress: Progress) -> None:
-        deadline = self._begun_s + STARTUP_TIMEOUT_S
-        while waiting := [t for t in self._trainers if not t.ready]:
-            progress({"state": "starting"})
-            rank, message = self._next(deadline, f"the trainer did not start within {STARTUP_TIMEOUT_S:.0f} s.")
-            if message is not None and message.get("missing") and self.spec.environment == "managed":
-                raise failures.BadInput(
-                    f"The managed environment lacks the package {message['missing']!r}: remove {self._place} and it is built anew."
-                )
-            if message is None or message["event"] == "failure":
-                raise self._failure(rank, message)
-            if message["event"] == "ready":
-                self._trainers[rank].ready = True
-                self._base[rank] = message
-        assert not waiting
+    def _finish(self, job: Job, attempt: _Attempt) -> None:
+        """Keep the trainers for the next job if they can be used again; otherwise end them."""
+        if job.fresh_trainers or not self.spec.reuse or not attempt.trainers_usable:
+            self.close()
+            # what a trainer wrote between the first removal and its end
+            shutil.rmtree(job.run_dir, ignore_errors=True)
+        else:
+            self._measured += 1
+            self._wait_until_idle(attempt.idle)
 
-    def _run(
-        self, job: dict[str, Any], run_timeout_s: float, progress: Progress
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        visible = devices.visible_devices(visible_mask(self.spec.gpus))
-        sampler = devices.Sampler(visible, [trainer.pid for trainer in self._trainers])
-        sampler.start()
-        deadline = time.perf_counter() + run_timeout_s
-        try:
-            for local_rank, trainer in enumerate(self._trainers):
-                trainer.send({"job": {**job, "rank": job["rank"] + local_rank, "local_rank": local_rank}})
-            records = self._collect(deadline, run_timeout_s, progress)
-        finally:
-            samples = sampler.stop()
-        begin_s, end_s = measured_phase(records)
-        properties, omitted = devices.summarise(samples, begin_s, end_s)
-        return records, {"properties": properties, "omitted": omitted, "describe": devices.describe(visible)}
-
-    def _collect(self, deadline: float, run_timeout_s: float, progress: Progress) -> list[dict[str, Any]]:
-        records: dict[int, dict[str, Any]] = {}
-        self._idle = {}
-        while len(records) < len(self._trainers):
-            rank, message = self._next(deadline, f"the measurement took longer than run_timeout_s {run_timeout_s:g} s.")
-            if message is None or message["event"] == "failure":
-                # what a stack refuses by itself, before training, leaves its process as it was
-                self._intact = (
-                    len(self._trainers) == 1 and message is not None and message["kind"] in ("refused", "broken")
-                )
-                raise self._first_cause(self._failure(rank, message))
-            if message["event"] == "progress":
-                progress(message)
-            elif message["event"] == "record":
-                records[rank] = message
-            elif message["event"] == "idle":
-                # this rank is done while others still report
-                self._idle[rank] = message
-        return [records[rank] for rank in sorted(records)]
-
-    def _settle(self) -> None:
-        """Wait until the trainers have given everything back; replace them if they did not."""
-        idle, self._idle = self._idle, {}
+    def _wait_until_idle(self, idle: dict[int, Idle]) -> None:
+        """Wait until the trainers have released their memory; end them if they do not, or if they leak."""
         try:
             deadline = time.perf_counter() + RELEASE_TIMEOUT_S
             while len(idle) < len(self._trainers):
@@ -262,49 +215,171 @@ class Host:
         except failures.Failure:
             self.close()
             return
-        if any(leaks(idle[rank], self._base[rank]) for rank in idle):
+        if any(leaks(idle[rank], self._baseline[rank]) for rank in idle):
             self.close()
 
-    def _next(self, deadline: float, sentence: str) -> tuple[int, dict[str, Any] | None]:
+    def _await_ready(self, progress: ProgressCallback) -> None:
+        deadline = self._start_s + STARTUP_TIMEOUT_S
+        while any(not trainer.ready for trainer in self._trainers):
+            progress(progress_message("starting"))
+            rank, message = self._next(deadline, f"the trainer did not start within {STARTUP_TIMEOUT_S:.0f} s.")
+            if failed := self._failure(rank, message):
+                raise failed
+            if message is not None and message["event"] == "ready":
+                self._trainers[rank].ready = True
+                self._baseline[rank] = message
+
+    def _failure(self, rank: int, message: Message | None) -> _TrainerFailed | None:
+        """Return the failure of a trainer that ended (no message) or reported one; None for other messages."""
+        if message is None:
+            return _TrainerFailed(rank, self._trainers[rank].died())
+        return _TrainerFailed(rank, self._reported(message)) if message["event"] == "failure" else None
+
+    def _reported(self, message: FailureMessage) -> failures.Failure:
+        if message.get("missing") and self.spec.environment == "managed":
+            return failures.BadInput(
+                f"The managed environment lacks the package {message['missing']!r}: "
+                f"remove {self._environment_dir} and it is built anew."
+            )
+        return failures.from_message(message)
+
+    def _next(self, deadline: float, reason: str) -> tuple[int, Message | None]:
+        """Return the next message and its local rank; None for a message means that the trainer has ended.
+
+        Raises:
+            failures.Broken: with ``reason``, if there is none until ``deadline`` (``perf_counter`` seconds).
+        """
         try:
             return self._messages.get(timeout=max(0.0, deadline - time.perf_counter()))
         except queue.Empty:
-            raise failures.Broken(sentence) from None
+            raise failures.Broken(reason) from None
 
-    def _failure(self, rank: int, message: dict[str, Any] | None) -> failures.Failure:
-        trainer = self._trainers[rank]
-        self._failed_rank = rank
-        if message is None:
-            return trainer.died()
-        return failures.from_message(message)
 
-    def _first_cause(self, failure: failures.Failure) -> failures.Failure:
-        """Return the failure of the rank that failed for a reason of its own, if one speaks up soon: others lost its connection."""
+class _Attempt:
+    """One call of ``Host.measure``: starts missing trainers, sends them the job and collects what they report.
+
+    Attributes:
+        records: one record per local rank, in their order; empty after a failure.
+        device: what was sampled in the measured phase; of a failed attempt nothing but the hardware without its GPUs.
+        cause: why it failed; None if it did not.
+        startup_s: seconds until the trainers were ready; 0 if they never were.
+        log: log of an environment that could not be built; else empty.
+        failed_rank: local rank of the trainer that failed; 0 if none did.
+        trainers_usable: whether the trainers can measure another job.
+        idle: by local rank, what ranks reported that were done before others.
+    """
+
+    def __init__(self, host: Host, job: Job, run_timeout_s: float, progress: ProgressCallback) -> None:
+        self._begin = time.perf_counter()
+        self._host = host
+        self._job = job
+        self._run_timeout_s = run_timeout_s
+        self._progress = progress
+        self.records: list[Record | EstimateRecord] = []
+        self.device: DeviceSummary = {"properties": {}, "omitted": {}, "describe": _hardware([])}
+        self.cause: failures.Cause | None = None
+        self.startup_s = 0.0
+        self.log = ""
+        self.failed_rank = 0
+        self.trainers_usable = False
+        self.idle: dict[int, Idle] = {}
+
+    def run(self) -> None:
+        """Measure; a failure is stored in ``cause``, never raised."""
+        try:
+            self._start()
+            self._measure()
+            self.trainers_usable = True
+        except _TrainerFailed as failed:
+            self.cause, self.failed_rank = failed.failure.cause, failed.local_rank
+        except failures.Failure as failure:
+            self.cause = failure.cause
+        except environment.EnvironmentProblem as problem:
+            self.cause = failures.BadInput(str(problem)).cause
+            self.log = str(problem.log or "")
+        except Exception as error:
+            self.cause = failures.classify_exception(type(error).__name__, str(error))
+
+    def _start(self) -> None:
+        if not self._host._trainers:
+            self._host.start(self._progress)
+        self._host._await_ready(self._progress)
+        self.startup_s = time.perf_counter() - self._begin
+
+    def _measure(self) -> None:
+        visible = devices.visible_devices(visible_mask(self._host.spec.gpus))
+        sampler = devices.Sampler(visible, [trainer.pid for trainer in self._host._trainers])
+        sampler.start()
+        deadline = time.perf_counter() + self._run_timeout_s
+        try:
+            self._send()
+            records = self._collect(deadline)
+        finally:
+            samples = sampler.stop()
+        begin_s, end_s = measured_phase(records)
+        properties, omitted = devices.summarise(samples, begin_s, end_s)
+        self.device = {"properties": properties, "omitted": omitted, "describe": _hardware(visible)}
+        self.records = records
+
+    def _send(self) -> None:
+        for local_rank, trainer in enumerate(self._host._trainers):
+            trainer.send(dataclasses.replace(self._job, rank=self._job.rank + local_rank, local_rank=local_rank))
+
+    def _collect(self, deadline: float) -> list[Record | EstimateRecord]:
+        """Return the records of all ranks, in their order."""
+        records: dict[int, Record | EstimateRecord] = {}
+        late = f"the measurement took longer than run_timeout_s {self._run_timeout_s:g} s."
+        while len(records) < len(self._host._trainers):
+            rank, message = self._host._next(deadline, late)
+            if failed := self._host._failure(rank, message):
+                # an error that a stack raises itself, before it trains, leaves the process as it was
+                self.trainers_usable = len(self._host._trainers) == 1 and _refused_early(message)
+                raise self._first_cause(failed)
+            if message is None:
+                continue
+            if message["event"] == "progress":
+                self._progress(message)
+            elif message["event"] == "record":
+                records[rank] = message
+            elif message["event"] == "idle":
+                # this rank is done while others still measure
+                self.idle[rank] = message
+        return [records[rank] for rank in sorted(records)]
+
+    def _first_cause(self, failed: _TrainerFailed) -> _TrainerFailed:
+        """Return the failure that explains the others: a rank that lost its connection may report before the rank that failed."""
         deadline = time.perf_counter() + LATE_CAUSE_S
-        while len(self._trainers) > 1 and not isinstance(failure, failures.CannotRun):
+        while len(self._host._trainers) > 1 and not isinstance(failed.failure, failures.CannotRun):
             try:
-                rank, message = self._messages.get(timeout=max(0.0, deadline - time.perf_counter()))
+                rank, message = self._host._messages.get(timeout=max(0.0, deadline - time.perf_counter()))
             except queue.Empty:
                 break
-            if message is None or message["event"] == "failure":
-                first, later = self._failed_rank, self._failure(rank, message)
-                if failures.most_telling([failure.cause, later.cause]) == failure.cause:
-                    self._failed_rank = first
-                else:
-                    failure = later
-        return failure
+            later = self._host._failure(rank, message)
+            causes = [failed.failure.cause, later.failure.cause] if later else []
+            if later and failures.most_telling(causes) != failed.failure.cause:
+                failed = later
+        return failed
 
 
-def measured_phase(records: list[dict[str, Any]]) -> tuple[float, float]:
+def _refused_early(message: Message | None) -> bool:
+    return message is not None and message["event"] == "failure" and message["kind"] in ("refused", "bad_input")
+
+
+def _hardware(visible: Iterable[devices.Device]) -> HardwareDescription:
+    return cast("HardwareDescription", devices.describe(visible))
+
+
+def measured_phase(records: Sequence[Record | EstimateRecord]) -> tuple[float, float]:
     """Return begin and end of the measured phase of these records, ``perf_counter`` seconds of their node."""
     first = records[0]
     edges = [first["train_begin_s"], *first["step_end_s"]]
     return edges[first["warmup_steps"]], edges[-1]
 
 
-def leaks(now: dict[str, Any], base: dict[str, Any]) -> bool:
-    """Whether a trainer holds more than its base line after a measurement."""
-    return any(now[key] - base[key] > allowed for key, allowed in LEAK_ALLOWANCE_BYTES.items() if key in base)
+def leaks(now: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
+    """Return whether a trainer uses more memory than its baseline (``MemoryInUse``) allows after a measurement."""
+    allowances = LEAK_ALLOWANCE_BYTES.items()
+    return any(now[key] - baseline[key] > allowed for key, allowed in allowances if key in baseline)
 
 
 def visible_mask(gpus: int) -> str:
@@ -315,18 +390,18 @@ def visible_mask(gpus: int) -> str:
     return ",".join([entry.strip() for entry in mine.split(",")][:gpus])
 
 
-def _unheard(progress: Progress) -> Progress:
-    """Return ``progress`` without its troubles: a measurement goes on when nobody reads its news any more."""
+def ignoring_closed_pipes(progress: ProgressCallback) -> ProgressCallback:
+    """Wrap ``progress`` so that a closed pipe does not abort the measurement."""
 
-    def tell(news: dict[str, Any]) -> None:
+    def report(message: Progress) -> None:
         with contextlib.suppress(OSError):
-            progress(news)
+            progress(message)
 
-    return tell
+    return report
 
 
 def _sweep(runs: Path) -> None:
-    """Remove what measurements left that were killed from outside a week ago or more."""
+    """Remove run directories that killed hosts left ``LEFTOVER_S`` ago or earlier."""
     with contextlib.suppress(OSError):
         for left in runs.iterdir():
             if left.stat().st_mtime < time.time() - LEFTOVER_S:
@@ -341,6 +416,6 @@ def cpu_count() -> int:
 def node_address() -> str:
     """Return the address other nodes reach this one at; loopback when there is no network."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # TEST-NET: nothing is sent, the kernel only picks the interface
+        probe.connect(("192.0.2.1", 9))  # TEST-NET: nothing is sent, the kernel only chooses the interface
         return str(probe.getsockname()[0])
     return "127.0.0.1"

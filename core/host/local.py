@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from .. import failures
 from ..measurement import attempts
@@ -14,6 +14,7 @@ from ..measurement.outcome import Outcome
 from ..measurement.plan import Plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
+from ..protocol.messages import ProgressCallback
 from .host import Host, HostSpec, cpu_count
 from .nvml import visible_devices
 
@@ -35,7 +36,7 @@ class Local:
         plugin: Plugin,
         settings: Settings,
         state_dir: Path,
-        progress: Callable[[dict[str, Any]], None] = lambda message: None,
+        progress: ProgressCallback = lambda message: None,
     ) -> None:
         self._plugin = plugin
         self._settings = settings
@@ -124,7 +125,7 @@ class Local:
             threads=threads,
         )
         # all processes are on this machine, however many nodes were asked for
-        job["local_world_size"] = processes
+        job = dataclasses.replace(job, local_world_size=processes)
         return self._host.measure(job, self._settings.run_timeout_s, self._progress)
 
     def _end(self) -> None:

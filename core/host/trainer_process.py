@@ -11,9 +11,10 @@ import subprocess
 import threading
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from .. import failures, redaction
+from ..protocol.messages import Job, Message
 
 TRAINER = Path(__file__).absolute().parent.parent / "trainer"
 # Outlives the host: when its standard input ends, it ends the trainer's process group and removes the run directory it was told
@@ -66,7 +67,7 @@ class TrainerProcess:
         threads: int,
         mask: str,
         log: Path,
-        messages: queue.Queue[tuple[int, dict[str, Any] | None]],
+        messages: queue.Queue[tuple[int, Message | None]],
         own_environment: bool,
     ) -> None:
         self.local_rank = local_rank
@@ -108,14 +109,14 @@ class TrainerProcess:
         """Whether the process runs."""
         return self._process.poll() is None
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Write one message; a trainer that has ended is noticed by its end of messages."""
+    def send(self, job: Job) -> None:
+        """Write a job; that the trainer has ended is noticed by the end of its messages."""
         assert self._process.stdin is not None
         # what the kernel killed before this job has nothing to do with it
         self._oom_kills = oom_kills()
-        self._tell_guard(message["job"]["run_dir"])
+        self._tell_guard(job.run_dir)
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.write(job.to_line().encode() + b"\n")
             self._process.stdin.flush()
 
     def kill(self) -> None:

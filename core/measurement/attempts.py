@@ -126,7 +126,7 @@ def _run(plan: Plan, settings: Settings) -> RunSteps:
 
 def _may_be_retried(plan: Plan, run: Run) -> bool:
     """Whether the failure is transient; a stability experiment counts crashes, so only the loss of a host is retried there."""
-    lost = any(outcome.hostname == "" for outcome in run.outcomes)
+    lost = any(outcome.host_lost for outcome in run.outcomes)
     return run.cause is not None and run.cause.group == "transient" and (plan.kind.task != "stability" or lost)
 
 

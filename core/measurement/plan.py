@@ -12,7 +12,8 @@ import yaml
 
 from .. import failures
 from ..metrics import accelerators
-from ..protocol import supported, traceable
+from ..protocol import supported
+from ..protocol.messages import Job, JobWorkload
 from ..workload import models
 from ..workload.experiments import KINDS, Kind, fields
 from ..workload.fields import Workload
@@ -59,24 +60,25 @@ class Plan:
         }
         return self.workload.model_copy(update=single_process)
 
-    def job(self, *, trust_remote_code: bool, address: tuple[str, int], rank: int, threads: int) -> dict[str, Any]:
+    def job(self, *, trust_remote_code: bool, address: tuple[str, int], rank: int, threads: int) -> Job:
         """Return the job for the host whose first process has ``rank``; the host adds its own directories."""
-        return {
-            "id": uuid.uuid4().hex[:12],
-            "workload": self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)},
-            "architecture": self.source.architecture,
-            "source": self.source.source,
-            "rank": rank,
-            "world_size": self.runs_on.processes,
-            "local_world_size": self.runs_on.processes // self.runs_on.number_nodes,
-            "master_addr": address[0],
-            "master_port": address[1],
-            "threads": threads,
-            "trust_remote_code": trust_remote_code,
-            "task": self.kind.task,
-            "alone": self.kind.runs > 1 or self.workload.patches_libraries,
-            "capacity_bytes": None if self.quick else accelerators.usable_bytes(self.workload.gpu_model),
-        }
+        values = self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)}
+        return Job(
+            id=uuid.uuid4().hex[:12],
+            workload=JobWorkload(**values),
+            task=self.kind.task,
+            architecture=self.source.architecture,
+            source=self.source.source,
+            rank=rank,
+            world_size=self.runs_on.processes,
+            local_world_size=self.runs_on.processes // self.runs_on.number_nodes,
+            master_addr=address[0],
+            master_port=address[1],
+            threads=threads,
+            trust_remote_code=trust_remote_code,
+            fresh_trainers=self.kind.runs > 1 or self.workload.patches_libraries,
+            capacity_bytes=None if self.quick else accelerators.usable_bytes(self.workload.gpu_model),
+        )
 
     def estimate(self) -> Plan | None:
         """Return the plan of a quick memory estimate of this workload, or None if it cannot be estimated."""
@@ -84,7 +86,7 @@ class Plan:
         known = workload.number_gpus > 0 and accelerators.usable_bytes(workload.gpu_model) is not None
         if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
             return None
-        if traceable.refusal(workload.model_dump()):
+        if supported.untraceable(workload):
             return None
         return dataclasses.replace(self, experiment="finetune_memory_estimate", quick=True)
 
@@ -109,7 +111,7 @@ def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
         raise failures.BadInput(str(error)) from None
     if workload.weights == "pretrained" and source.source is None:
         raise failures.BadInput(f"model {workload.model_name} has no published weights; use weights random.")
-    if source.architecture and (message := supported.mismatch(workload.model_dump(), source.architecture)):
+    if source.architecture and (message := supported.image_mismatch(workload, source.architecture)):
         raise failures.InvalidConfiguration(message)
     return Plan(actuator=actuator, experiment=experiment, workload=workload, given=dict(values), source=source)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import failures
+from ..protocol.messages import JobWorkload
 from ..workload.fields import Workload
 
 # (workload fields, text of the environment's list, the model's configuration if known) -> why it is unsupported, or None
-Unsupported = Callable[[dict[str, Any], str, dict[str, Any] | None], str | None]
+Unsupported = Callable[[JobWorkload, str, dict[str, Any] | None], str | None]
 ENVIRONMENTS = Path(__file__).absolute().parents[2] / "environments"
 
 
@@ -66,5 +67,5 @@ class Plugin:
         if environment != "managed" or self.unsupported is None:
             return
         pinned = (ENVIRONMENTS / str(self.requirements_of(workload))).read_text(encoding="utf-8")
-        if message := self.unsupported(workload.model_dump(), pinned, architecture):
+        if message := self.unsupported(JobWorkload(**workload.model_dump()), pinned, architecture):
             raise failures.InvalidConfiguration(message)

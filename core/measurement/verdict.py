@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Mapping
 from typing import Any
 
 from .. import failures
@@ -69,7 +70,7 @@ def _fractions(plan: Plan, runs: list[Run]) -> Verdict:
 
 
 def _estimate(plan: Plan, run: Run) -> Verdict:
-    (record,) = run.outcomes[0].records
+    record: Mapping[str, Any] = run.outcomes[0].records[0]
     result = memory_estimate.make(record, plan.workload, total_s=run.outcomes[0].total_s)
     metadata = _metadata(plan, run)
     metadata["versions"] |= record["versions"]
@@ -93,11 +94,12 @@ def _benchmark(plan: Plan, run: Run, price: float | None) -> Verdict:
         total_s=max(outcome.total_s for outcome in outcomes),
         omitted=omitted,
     )
-    facts = records[0]["facts"]
+    first: Mapping[str, Any] = records[0]
+    facts = first["facts"]
     metadata["versions"] |= records[0]["versions"]
     metadata |= {
         "facts": facts,
-        "steps": {"warmup": records[0]["warmup_steps"], "stopped_by": records[0]["stopped_by"]},
+        "steps": {"warmup": first["warmup_steps"], "stopped_by": first["stopped_by"]},
         "step_s": [round(step, 6) for step in result.raw_step_s[:MOST_STEPS_STORED]],
         "phases_s": {name.removesuffix("_s"): round(spent, 6) for name, spent in records[0]["phases"].items()},
         "omitted": _short(result.omitted),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from ..protocol.messages import COUNTS
 from ..protocol.stopping import LEAST_WARMUP
 from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
 from . import accelerators, flops, throughput
@@ -18,7 +19,6 @@ from .throughput import ImpossibleRecord
 __all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]
 
 GIB = 2**30
-COUNTS = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
 COMPUTE_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 NO_DEVICE_SAMPLES = "no device was sampled."
 

@@ -1,15 +1,323 @@
-"""A trainer's news as a line for a person. Standard library only."""
+"""The messages between a host and its trainers, and what a host returns, as types.
+
+Imports the standard library only and runs on Python 3.10: trainers import it in environments that have nothing of ours.
+
+Each message is one line of JSON. A host writes jobs (``Job.to_line``) to a trainer's standard input; a trainer answers with the
+messages of the union ``Message``, which their key ``event`` tells apart.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, Union
+
+# the counts of a record: one list per name, with one number per optimizer step
+COUNTS = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
+
+Task = Literal["benchmark", "memory_estimate", "stability"]
+StopReason = Literal["confidence", "max_steps", "stop_after_seconds", "data"]
+# an arbitrary JSON object, such as a model's Hugging Face configuration
+JsonObject = dict[str, Any]
+
+# -- to the trainer --------------------------------------------------------------------------------------------
 
 
-def describe(news: dict[str, Any]) -> str:
-    """Return a trainer's news as a short text."""
-    text = str(news.get("state", ""))
-    if news.get("step"):
-        text += f", step {news['step']} of at most {news['of']}"
-    if news.get("tokens_per_second"):
-        text += f", {news['tokens_per_second']:.0f} tok/s"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobWorkload:
+    """The fields of ``core.workload.fields.Workload`` as plain values; a test keeps the two equal."""
+
+    method: Literal["full", "lora", "qlora", "prompt_tuning", "gptq_lora"]
+    model_name: str
+    model_max_length: int
+    batch_size: int
+    number_gpus: int
+    gpu_model: str
+    number_nodes: int
+    cpus_per_process: int
+    weights: Literal["random", "pretrained"]
+    dataset_id: str
+    torch_dtype: Literal["float32", "bfloat16", "float16"]
+    mixed_precision: Literal["no", "bf16", "fp16"]
+    gradient_accumulation_steps: int
+    gradient_checkpointing: bool
+    gradient_checkpointing_use_reentrant: bool
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"]
+    packing: bool
+    padding_free: bool
+    max_steps: int
+    num_train_epochs: int
+    stop_after_seconds: float
+    target_ci_percent: float
+    distributed_backend: Literal["None", "DDP", "FSDP", "FSDP2"]
+    fsdp_sharding_strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"]
+    fsdp_state_dict_type: Literal["FULL_STATE_DICT", "LOCAL_STATE_DICT", "SHARDED_STATE_DICT"]
+    fsdp_use_orig_params: bool
+    fsdp_transformer_layer_cls_to_wrap: str
+    fsdp_cpu_offload: bool
+    enable_roce: bool
+    seed: int
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+    target_modules: str
+    num_virtual_tokens: int
+    use_liger_kernel: bool
+    torch_compile: bool
+    packing_strategy: Literal["bfd", "wrapped"]
+    fms_hf_tuning_version: str
+    fast_moe: int
+    fast_kernels: bool
+    dataset_text_field: str
+    dataset_image_field: str
+    multipack: bool
+
+    @property
+    def processes(self) -> int:
+        """Training processes over all nodes: one per GPU, or one per node without GPUs."""
+        return self.number_gpus or self.number_nodes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one trainer process is to do. The defaults describe a single process.
+
+    Attributes:
+        id: unique name of the measurement.
+        workload: what to train.
+        task: ``benchmark`` and ``stability`` train, ``memory_estimate`` traces.
+        architecture: the model's Hugging Face configuration; None: read it from ``source``.
+        source: directory or hub id of the model; None for a model without published weights.
+        run_dir: directory for files of this measurement, removed afterwards; empty: the host chooses one.
+        cache_dir: directory for files that later measurements use again; empty: the host chooses one.
+        rank: rank of this process among all processes of the measurement.
+        world_size: number of processes of the measurement.
+        local_rank: rank of this process on its node.
+        local_world_size: number of processes on its node.
+        master_addr: address of the node of rank 0.
+        master_port: port of the rendezvous at ``master_addr``.
+        threads: CPU threads of this process; 0 leaves PyTorch's default.
+        trust_remote_code: whether a model may bring its own code.
+        fresh_trainers: whether trainers are started for this job alone and ended after it.
+        capacity_bytes: memory one device can give, for the largest batch of an estimate; None: do not search for it.
+    """
+
+    id: str
+    workload: JobWorkload
+    task: Task = "benchmark"
+    architecture: JsonObject | None = None
+    source: str | None = None
+    run_dir: str = ""
+    cache_dir: str = ""
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    threads: int = 0
+    trust_remote_code: bool = False
+    fresh_trainers: bool = False
+    capacity_bytes: int | None = None
+
+    def to_line(self) -> str:
+        """Return the job as a line of JSON, without the line break."""
+        return json.dumps({"job": dataclasses.asdict(self)})
+
+    @classmethod
+    def from_line(cls, line: str) -> Job:
+        """Read what ``to_line`` wrote.
+
+        Raises:
+            ValueError: the line is not JSON.
+            KeyError: it holds no job.
+            TypeError: a field of the job is missing or unknown.
+        """
+        values = json.loads(line)["job"]
+        return cls(**{**values, "workload": JobWorkload(**values["workload"])})
+
+
+# -- from the trainer ------------------------------------------------------------------------------------------
+
+
+class _MemoryInUse(TypedDict):
+    rss_bytes: int
+
+
+class MemoryInUse(_MemoryInUse, total=False):
+    """Memory of a trainer between measurements; ``allocated_bytes`` (PyTorch's CUDA allocator) only with CUDA."""
+
+    allocated_bytes: int
+
+
+class Ready(MemoryInUse):
+    """The stack is imported; the memory in use is the baseline of later measurements."""
+
+    event: Literal["ready"]
+    versions: dict[str, str]
+    pid: int
+    startup_s: float
+
+
+class Idle(MemoryInUse):
+    """The measurement is over and its memory has been released."""
+
+    event: Literal["idle"]
+
+
+class _Progress(TypedDict):
+    event: Literal["progress"]
+    state: str
+
+
+class Progress(_Progress, total=False):
+    """How far a measurement is; ``of`` is the largest number of steps."""
+
+    step: int
+    of: int
+    tokens_per_second: float
+
+
+class _FailureMessage(TypedDict):
+    event: Literal["failure"]
+    kind: Literal["import", "refused", "bad_input", "exception"]
+    type: str
+    text: str
+
+
+class FailureMessage(_FailureMessage, total=False):
+    """Why there is no record: class name and text of an exception; ``missing`` names a module that cannot be imported."""
+
+    missing: str | None
+
+
+class _Result(TypedDict):
+    event: Literal["record"]
+    rank: int
+    world_size: int
+    train_begin_s: float
+    step_end_s: list[float]
+    warmup_steps: int
+    phases: dict[str, float]
+    model_parameters: int
+    trainable_parameters: int
+    architecture: JsonObject
+    facts: JsonObject
+    versions: dict[str, str]
+
+
+class _TrainingRecord(_Result):
+    samples: list[int]
+    token_slots: list[int]
+    real_tokens: list[int]
+    trained_tokens: list[int]
+    squared_lengths: list[int]
+    losses: list[float | None]
+    steady: bool
+    stopped_by: StopReason
+
+
+class Record(_TrainingRecord, total=False):
+    """What one rank measured; docs/architecture.md explains each key. Peaks that are not known are absent."""
+
+    rss_peak_bytes: int
+    torch_peak_allocated_bytes: int
+    torch_peak_reserved_bytes: int
+
+
+class EstimateRecord(_Result):
+    """What a memory estimate found: bytes per phase and use of memory, and batch sizes summed over all devices."""
+
+    peaks_bytes: dict[str, dict[str, int]]
+    largest_batch_size: int | None
+    traced_batches: list[int]
+
+
+Message = Union[Ready, Progress, Record, EstimateRecord, FailureMessage, Idle]  # noqa: UP007 - evaluated by Python 3.10
+ProgressCallback = Callable[[Progress], None]
+
+
+def progress(state: str) -> Progress:
+    """Return a progress message that says ``state`` only."""
+    return {"event": "progress", "state": state}
+
+
+def describe(message: Progress) -> str:
+    """Return a progress message as a short text for the console."""
+    text = message["state"]
+    if message.get("step"):
+        text += f", step {message['step']} of at most {message['of']}"
+    if message.get("tokens_per_second"):
+        text += f", {message['tokens_per_second']:.0f} tok/s"
     return text
+
+
+# -- from the host ---------------------------------------------------------------------------------------------
+
+
+class DeviceDescription(TypedDict):
+    """One GPU, for the metadata of a result; None where the driver does not say."""
+
+    name: str
+    uuid: str
+    memory_gib: float | None
+    power_limit_watts: float | None
+
+
+class HardwareDescription(TypedDict, total=False):
+    """The hardware of a node, for the metadata of a result; ``driver`` only where GPUs were measured."""
+
+    devices: list[DeviceDescription]
+    cpu: str
+    logical_cores: int | None
+    memory_gib: float
+    driver: str
+
+
+class DeviceSummary(TypedDict):
+    """What a host sampled: ``properties`` by name, for each ``omitted`` one the reason, and the hardware (``describe``)."""
+
+    properties: dict[str, float]
+    omitted: dict[str, str]
+    describe: HardwareDescription
+
+
+class Steps(TypedDict):
+    """Number of warm-up steps, and why measuring stopped."""
+
+    warmup: int
+    stopped_by: StopReason
+
+
+class ResultMetadata(TypedDict, total=False):
+    """What is stored beside the properties of a result, so that it can be understood and repeated.
+
+    All have ``versions``. ``reason`` says why a workload cannot run. ``hosts`` to ``device_per_host`` say where it ran, ``facts`` to
+    ``phases_s`` how, ``peaks_bytes`` and ``traced_batches`` belong to estimates, ``errors`` and ``logs`` to repeated runs.
+    ``omitted`` groups the properties without a value by reason.
+    """
+
+    versions: dict[str, str]
+    reason: str
+    omitted: dict[str, list[str]]
+    workload: JsonObject
+    command: str
+    attempts: int
+    hosts: list[str]
+    log: str
+    reused: bool
+    device: HardwareDescription
+    device_per_host: list[HardwareDescription]
+    facts: JsonObject
+    steps: Steps
+    step_s: list[float]
+    phases_s: dict[str, float]
+    notes: list[str]
+    peaks_bytes: dict[str, dict[str, int]]
+    traced_batches: list[int]
+    model_parameters: int
+    trainable_parameters: int
+    errors: list[str]
+    logs: list[str]

@@ -27,7 +27,8 @@ import datasets
 import numpy
 import pyarrow
 
-from .errors import Broken, Refused
+from ..protocol.messages import Job, JobWorkload
+from .errors import BadInput, Refused
 
 SYNTHETIC = ("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")
 LOGNORMAL_DEVIATION = 0.8
@@ -42,7 +43,7 @@ IGNORED = -100
 _SHOWN = 60
 
 
-class DataError(Broken, ValueError):
+class DataError(BadInput, ValueError):
     """The data set cannot be used; the text is one sentence that names file, line and what was expected."""
 
 
@@ -80,7 +81,7 @@ class _Demand:
     longest: int
 
 
-def build(job: dict[str, Any], tokenizer: Any, model_config: Any) -> DataSet:
+def build(job: Job, tokenizer: Any, model_config: Any) -> DataSet:
     """Return the data set of a job.
 
     Of a file only the beginning is read that ``max_steps`` steps can use, unless ``num_train_epochs`` asks for passes
@@ -88,7 +89,7 @@ def build(job: dict[str, Any], tokenizer: Any, model_config: Any) -> DataSet:
     tokens, in whole optimizer steps; trainers then start over.
 
     Args:
-        job: the job of docs/architecture.md.
+        job: what to do.
         tokenizer: turns text into ids; unused for synthetic data.
         model_config: the model's configuration, for its vocabulary.
 
@@ -96,24 +97,24 @@ def build(job: dict[str, Any], tokenizer: Any, model_config: Any) -> DataSet:
         DataError: unknown name, missing or unreadable file, malformed line, wrong columns, nothing to train on.
         Refused: samples of one token have nothing to predict.
     """
-    workload = job["workload"]
-    name, longest = workload["dataset_id"], workload["model_max_length"]
+    workload = job.workload
+    name, longest = workload.dataset_id, workload.model_max_length
     if longest < 2:
         raise Refused(f"model_max_length {longest} leaves no token to predict; use at least 2.")
     demand = _demand(workload)
     if name in SYNTHETIC:
-        return _synthetic(name, demand, workload["seed"], model_config.get_text_config().vocab_size)
+        return _synthetic(name, demand, workload.seed, model_config.get_text_config().vocab_size)
     if name.startswith("synthetic") and not _exists(name):
         raise DataError(f"data set {_shown(name)} is unknown; synthetic ones are {', '.join(SYNTHETIC)}.")
-    text_field = workload["dataset_text_field"]
-    return _from_file(name, text_field, demand, tokenizer, repeat=not workload["num_train_epochs"])
+    text_field = workload.dataset_text_field
+    return _from_file(name, text_field, demand, tokenizer, repeat=not workload.num_train_epochs)
 
 
-def _demand(workload: dict[str, Any]) -> _Demand:
-    step = workload["batch_size"] * workload["gradient_accumulation_steps"]
-    longest = workload["model_max_length"]
-    samples = workload["max_steps"] * step
-    if workload["packing"]:
+def _demand(workload: JobWorkload) -> _Demand:
+    step = workload.batch_size * workload.gradient_accumulation_steps
+    longest = workload.model_max_length
+    samples = workload.max_steps * step
+    if workload.packing:
         affordable = _affordable(step, longest, MOST_SAMPLES // SAMPLES_OF_A_PACK)
         return _Demand(step, None, min(samples, affordable), longest)
     return _Demand(step, samples, None, longest)

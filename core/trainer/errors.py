@@ -1,11 +1,11 @@
-"""What a stack raises when it knows the cause: each carries the one sentence a user gets. Imports the standard library only."""
+"""Errors whose cause is known where they are raised; each message is shown to the user as it is. Imports the standard library only."""
 
 from __future__ import annotations
 
 
 class Refused(Exception):
-    """The workload is impossible in this environment or on this hardware; a finished measurement with ``is_valid`` 0."""
+    """The workload cannot run in this environment or on this hardware. The measurement is complete, with ``is_valid`` 0."""
 
 
-class Broken(Exception):
-    """The measurement cannot be made as asked: a missing package, an unreadable model, bad data."""
+class BadInput(Exception):
+    """What the user provided cannot be used: a model cannot be read, data is malformed, a package is missing."""

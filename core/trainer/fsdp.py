@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..protocol.messages import JobWorkload
+
 EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
 # what FSDP version 2 mixes into a model's class is no wrapper of its own
 WRAPPERS = {name: name for name in ("DistributedDataParallel", "FullyShardedDataParallel")} | {"FSDPModule": "FSDP2"}
 
 
-def options(workload: dict[str, Any]) -> dict[str, Any]:
+def options(workload: JobWorkload) -> dict[str, Any]:
     """Return the arguments of ``TrainingArguments`` (transformers 5) for a workload's distributed backend; empty without FSDP."""
-    backend = workload["distributed_backend"]
-    if backend not in ("FSDP", "FSDP2") or workload["number_gpus"] < 2:
+    backend = workload.distributed_backend
+    if backend not in ("FSDP", "FSDP2") or workload.number_gpus < 2:
         return {}
-    strategy = workload["fsdp_sharding_strategy"]
+    strategy = workload.fsdp_sharding_strategy
     config: dict[str, Any] = {
         "version": 2 if backend == "FSDP2" else 1,
         # version 2 has no strategies: it keeps the gathered parameters until the backward pass, or not
         "reshard_after_forward": strategy == "FULL_SHARD" if backend == "FSDP2" else strategy,
-        "state_dict_type": workload["fsdp_state_dict_type"],
-        "use_orig_params": workload["fsdp_use_orig_params"],
-        "cpu_offload": workload["fsdp_cpu_offload"],
+        "state_dict_type": workload.fsdp_state_dict_type,
+        "use_orig_params": workload.fsdp_use_orig_params,
+        "cpu_offload": workload.fsdp_cpu_offload,
     }
-    if workload["fsdp_transformer_layer_cls_to_wrap"] != "auto":
-        config["transformer_layer_cls_to_wrap"] = layer_classes(workload["fsdp_transformer_layer_cls_to_wrap"])
+    if workload.fsdp_transformer_layer_cls_to_wrap != "auto":
+        config["transformer_layer_cls_to_wrap"] = layer_classes(workload.fsdp_transformer_layer_cls_to_wrap)
     return {"fsdp": True, "fsdp_config": config}
 
 
@@ -33,7 +35,7 @@ def layer_classes(asked: str) -> list[str]:
     return [name.strip() for name in asked.split(",")]
 
 
-def variables(workload: dict[str, Any]) -> dict[str, str]:
+def variables(workload: JobWorkload) -> dict[str, str]:
     """Return the environment variables by which ``accelerate launch`` describes FSDP to a trainer; empty without FSDP.
 
     For releases of transformers whose ``TrainingArguments`` cannot say all of it, and for what accelerate looks up before it gets its
@@ -63,15 +65,15 @@ def variables(workload: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in said.items()}
 
 
-def complete(arguments: Any, workload: dict[str, Any]) -> Any:
+def complete(arguments: Any, workload: JobWorkload) -> Any:
     """Return ``arguments``, made with ``options``, with what transformers leaves out of accelerate's plugin.
 
     accelerate (1.15) reads the strategy of version 1 from its older field, which transformers does not set: without this
     every strategy would silently be FULL_SHARD.
     """
     handed = getattr(arguments, "fsdp_plugin_args", None)
-    if handed and workload["distributed_backend"] == "FSDP":
-        handed["sharding_strategy"] = workload["fsdp_sharding_strategy"]
+    if handed and workload.distributed_backend == "FSDP":
+        handed["sharding_strategy"] = workload.fsdp_sharding_strategy
     return arguments
 
 
@@ -90,9 +92,9 @@ def is_whole(wrapped_by: str) -> bool:
     return wrapped_by not in (EXPECTED["FSDP"], EXPECTED["FSDP2"])
 
 
-def mismatch(workload: dict[str, Any], world_size: int, wrapped_by: str) -> str | None:
+def mismatch(workload: JobWorkload, world_size: int, wrapped_by: str) -> str | None:
     """Return the sentence for a model that ran under another wrapper than was asked for, or None."""
-    expected = EXPECTED.get(workload["distributed_backend"])
+    expected = EXPECTED.get(workload.distributed_backend)
     if world_size == 1 or wrapped_by == expected:
         return None
-    return f"distributed_backend {workload['distributed_backend']} was asked for, but {wrapped_by} wrapped the model."
+    return f"distributed_backend {workload.distributed_backend} was asked for, but {wrapped_by} wrapped the model."

@@ -8,6 +8,8 @@ import gc
 import re
 from pathlib import Path
 
+from ..protocol.messages import MemoryInUse
+
 STATUS = Path("/proc/self/status")
 
 
@@ -42,11 +44,11 @@ def release() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def in_use_bytes() -> dict[str, int]:
+def in_use_bytes() -> MemoryInUse:
     """Return ``rss_bytes`` (0 without Linux) and, with CUDA, ``allocated_bytes``: what must be back at its base line afterwards."""
     import torch
 
-    use = {"rss_bytes": resident_bytes()}
+    use: MemoryInUse = {"rss_bytes": resident_bytes()}
     if torch.cuda.is_available():
         use["allocated_bytes"] = torch.cuda.memory_allocated()
     return use

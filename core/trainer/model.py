@@ -14,9 +14,10 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from ..protocol import supported as sight
+from ..protocol import supported
+from ..protocol.messages import Job
 from . import initialise, quantise
-from .errors import Broken, Refused
+from .errors import BadInput, Refused
 from .fsdp import is_whole
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
@@ -24,14 +25,14 @@ SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 _DTYPE = "dtype" if tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
 
 
-def build(job: dict[str, Any], *, quantised: bool = False) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
     """Build or load the model of a job.
 
     Random weights come from the model's own initialiser and the workload's seed, so they are equal on all ranks; they
     are drawn on the GPU of this rank unless FSDP is to shard the model or it is to be quantised.
 
     Args:
-        job: the job of docs/architecture.md.
+        job: what to do.
         quantised: whether linear layers get 4-bit weights (NF4).
 
     Returns:
@@ -40,25 +41,25 @@ def build(job: dict[str, Any], *, quantised: bool = False) -> tuple[transformers
 
     Raises:
         Refused: the architecture cannot do what the workload asks.
-        Broken: the model cannot be read, or a package it needs is missing.
+        BadInput: the model cannot be read, or a package it needs is missing.
     """
-    workload = job["workload"]
-    attention = workload["attn_implementation"]
+    workload = job.workload
+    attention = workload.attn_implementation
     if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise Broken("attn_implementation flash_attention_2 needs the package flash-attn in the training environment.")
-    dtype = getattr(torch, workload["torch_dtype"])
+        raise BadInput(
+            "attn_implementation flash_attention_2 needs the package flash-attn in the training environment."
+        )
+    dtype = getattr(torch, workload.torch_dtype)
     arguments = {_DTYPE: dtype}
     if attention != "auto":
         arguments["attn_implementation"] = attention
     with _explained(job):
         config = configuration(job)
-        if sentence := sight.mismatch(workload, config.to_dict()):
+        if sentence := supported.image_mismatch(workload, config.to_dict()):
             raise Refused(sentence)
         if any(name.endswith("ForMaskedLM") for name in getattr(config, "architectures", None) or ()):
-            raise Refused(
-                f"model {workload['model_name'][-80:]} predicts masked tokens: it is no causal language model."
-            )
-        if workload["weights"] == "pretrained":
+            raise Refused(f"model {workload.model_name[-80:]} predicts masked tokens: it is no causal language model.")
+        if workload.weights == "pretrained":
             if quantised:
                 arguments |= {"quantization_config": quantise.configuration(dtype), "device_map": {"": _target(job)}}
             model = _load(job, arguments)
@@ -68,7 +69,7 @@ def build(job: dict[str, Any], *, quantised: bool = False) -> tuple[transformers
     model.config.use_cache = False
     # transformers counts the two numbers in each byte of a model it has quantised
     parameters = model.num_parameters()
-    if quantised and workload["weights"] == "random":
+    if quantised and workload.weights == "random":
         model = quantise.in_place(model, dtype, _target(job))
     return model, {
         "model_parameters": parameters,
@@ -77,70 +78,70 @@ def build(job: dict[str, Any], *, quantised: bool = False) -> tuple[transformers
     }
 
 
-def configuration(job: dict[str, Any]) -> transformers.PretrainedConfig:
+def configuration(job: Job) -> transformers.PretrainedConfig:
     """Return the configuration of a job's model; only a hub id without architecture needs the network or its cache."""
-    if job["architecture"] is not None:
-        return transformers.AutoConfig.for_model(**job["architecture"])
-    return transformers.AutoConfig.from_pretrained(job["source"], trust_remote_code=job["trust_remote_code"])
+    if job.architecture is not None:
+        return transformers.AutoConfig.for_model(**job.architecture)
+    return transformers.AutoConfig.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
 
 
-def _random(job: dict[str, Any], arguments: dict[str, Any]) -> transformers.PreTrainedModel:
-    workload = job["workload"]
+def _random(job: Job, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
+    workload = job.workload
     config = configuration(job)
     language = config.get_text_config()
     positions = getattr(language, "max_position_embeddings", None)
-    if positions is not None and positions < workload["model_max_length"]:
+    if positions is not None and positions < workload.model_max_length:
         # random positions are as good as published ones: a longer table costs what the longer model would
-        language.max_position_embeddings = workload["model_max_length"]
-    remote = bool(job["trust_remote_code"]) and bool(getattr(config, "auto_map", None))
-    with initialise.quickly(workload["seed"], own_initialiser=not remote):
-        return _loader(job).from_config(config, trust_remote_code=job["trust_remote_code"], **arguments)
+        language.max_position_embeddings = workload.model_max_length
+    remote = bool(job.trust_remote_code) and bool(getattr(config, "auto_map", None))
+    with initialise.quickly(workload.seed, own_initialiser=not remote):
+        return _loader(job).from_config(config, trust_remote_code=job.trust_remote_code, **arguments)
 
 
-def _load(job: dict[str, Any], arguments: dict[str, Any]) -> transformers.PreTrainedModel:
-    return _loader(job).from_pretrained(job["source"], trust_remote_code=job["trust_remote_code"], **arguments)
+def _load(job: Job, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
+    return _loader(job).from_pretrained(job.source, trust_remote_code=job.trust_remote_code, **arguments)
 
 
-def _loader(job: dict[str, Any]) -> Any:
-    images = job["workload"].get("dataset_image_field")
+def _loader(job: Job) -> Any:
+    images = job.workload.dataset_image_field
     return transformers.AutoModelForImageTextToText if images else transformers.AutoModelForCausalLM
 
 
-def _target(job: dict[str, Any]) -> torch.device:
-    if not job["workload"]["number_gpus"]:
+def _target(job: Job) -> torch.device:
+    if not job.workload.number_gpus:
         return torch.device("cpu")
-    if torch.cuda.device_count() <= job["local_rank"]:
-        raise Broken(
+    if torch.cuda.device_count() <= job.local_rank:
+        raise BadInput(
             f"torch {torch.__version__} of the training environment sees {torch.cuda.device_count()} CUDA devices; "
             "install a build for this node's GPUs, or name another environment."
         )
-    return torch.device("cuda", job["local_rank"])
+    return torch.device("cuda", job.local_rank)
 
 
-def _is_sharded(job: dict[str, Any]) -> bool:
-    return job["workload"]["distributed_backend"] in ("FSDP", "FSDP2") and job["world_size"] > 1
+def _is_sharded(job: Job) -> bool:
+    return job.workload.distributed_backend in ("FSDP", "FSDP2") and job.world_size > 1
 
 
 @contextlib.contextmanager
-def _explained(job: dict[str, Any]) -> Iterator[None]:
+def _explained(job: Job) -> Iterator[None]:
     """Turn what transformers raises about a model into one sentence; running out of memory passes as it is."""
-    name = job["workload"]["model_name"]
+    name = job.workload.model_name
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         text = re.sub(r"^Class validation error for validator \S+ (\w+: )?", "", " ".join(str(error).split()))
         if "trust_remote_code" in text:
-            raise Broken(
+            raise BadInput(
                 f"model {name} needs code of its own: allow it with trust_remote_code in the configuration."
             ) from error
-        if "does not support" in text and job["workload"]["attn_implementation"] != "auto":
+        if "does not support" in text and job.workload.attn_implementation != "auto":
             raise Refused(
-                f"model {name} does not support attn_implementation {job['workload']['attn_implementation']}."
+                f"model {name} does not support attn_implementation {job.workload.attn_implementation}."
             ) from error
         kind = getattr(error, "name", None) if isinstance(error, ImportError) else None
         if kind:
-            raise Broken(f"model {name} needs the package {kind} in the training environment.") from error
-        raise Broken(_sentence(f"model {name} cannot be read", job["source"], text)) from error
+            raise BadInput(f"model {name} needs the package {kind} in the training environment.") from error
+        raise BadInput(_sentence(f"model {name} cannot be read", job.source, text)) from error
 
 
 def _sentence(what: str, source: str | None, text: str) -> str:
@@ -152,39 +153,38 @@ def _sentence(what: str, source: str | None, text: str) -> str:
     return f"{what}: {textwrap.shorten(text.split('. ')[0].rstrip('.'), 130, placeholder=' …')}."
 
 
-def tokenizer(job: dict[str, Any], model: transformers.PreTrainedModel) -> transformers.PreTrainedTokenizerBase:
+def tokenizer(job: Job, model: transformers.PreTrainedModel) -> transformers.PreTrainedTokenizerBase:
     """Return the tokenizer for a job's data.
 
     Synthetic data is tokens already, so a byte tokenizer stands in; so it does for a model of our own, which has none.
 
     Raises:
-        Broken: text is to be tokenized and the model's tokenizer cannot be read.
+        BadInput: text is to be tokenized and the model's tokenizer cannot be read.
     """
-    if job["workload"]["dataset_id"].startswith("synthetic-") or job["source"] is None:
-        return byte_tokenizer(job["workload"]["model_max_length"])
+    if job.workload.dataset_id.startswith("synthetic-") or job.source is None:
+        return byte_tokenizer(job.workload.model_max_length)
     with _explained_tokenizer(job):
-        loaded = transformers.AutoTokenizer.from_pretrained(job["source"], trust_remote_code=job["trust_remote_code"])
+        loaded = transformers.AutoTokenizer.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
     if loaded.eos_token is None:
-        raise Broken(f"the tokenizer of model {job['workload']['model_name']} has no end-of-sequence token.")
+        raise BadInput(f"the tokenizer of model {job.workload.model_name} has no end-of-sequence token.")
     if loaded.pad_token is None:
         loaded.pad_token = loaded.eos_token
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(loaded) > vocabulary:
-        raise Broken(
-            f"the tokenizer of model {job['workload']['model_name']} has {len(loaded)} tokens, "
-            f"the model only {vocabulary}."
+        raise BadInput(
+            f"the tokenizer of model {job.workload.model_name} has {len(loaded)} tokens, the model only {vocabulary}."
         )
     return loaded
 
 
 @contextlib.contextmanager
-def _explained_tokenizer(job: dict[str, Any]) -> Iterator[None]:
+def _explained_tokenizer(job: Job) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a tokenizer's files make the libraries raise
-        name = job["workload"]["model_name"]
-        raise Broken(
-            _sentence(f"the tokenizer of model {name} cannot be read", job["source"], " ".join(str(error).split()))
+        name = job.workload.model_name
+        raise BadInput(
+            _sentence(f"the tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))
         ) from error
 
 

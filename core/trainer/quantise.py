@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from .errors import Broken
+from .errors import BadInput
 
 
 def check_installed() -> None:
     """Refuse when bitsandbytes is missing.
 
     Raises:
-        Broken: with the package to install.
+        BadInput: with the package to install.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise Broken(
+        raise BadInput(
             "method qlora needs the package bitsandbytes in the training environment: pip install bitsandbytes."
         )
 

@@ -1,8 +1,8 @@
-"""The trainer process: reads jobs, measures them one after the other, writes one JSON line for each thing worth telling.
+"""The trainer process: reads jobs, measures them one after the other and writes messages for the host.
 
-Trainer room. Jobs come on standard input. Answers go to a private copy of standard output, while file descriptor 1 itself is pointed
-at the log, so that no library can write between two records. When standard input ends, the host is gone and the process ends
-its whole process group, wherever the main thread is; where that thread does not get to run, the host's guard does it.
+Jobs arrive on standard input. Messages (``core.protocol.messages``) go to a copy of standard output; file descriptor 1 itself is
+redirected to the log, so that no library can write between two messages. When standard input is closed, the host has ended, and a
+thread kills the whole process group. If the main thread blocks that thread, the host's guard process does it.
 """
 
 from __future__ import annotations
@@ -19,92 +19,150 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from .errors import Broken, Refused
+from ..protocol.messages import (
+    EstimateRecord,
+    FailureMessage,
+    Idle,
+    Job,
+    JobWorkload,
+    JsonObject,
+    MemoryInUse,
+    Message,
+    ProgressCallback,
+    Ready,
+    Record,
+)
+from .errors import BadInput, Refused
+
+if TYPE_CHECKING:
+    from .timing import Clock
 
 BASE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+# longer exception texts are cut to their end
+LONGEST_ERROR_TEXT = 4000
 
 
 def main(stack_module: str) -> None:
-    """Serve until the host closes standard input."""
-    born = time.perf_counter()
+    """Measure jobs until the host closes standard input."""
+    begin = time.perf_counter()
     channel = _take_stdout()
     jobs = _follow_stdin()
     try:
         stack = importlib.import_module(stack_module)
         stack.load()
-        # what the first measurement would otherwise import within its time limit
+        # otherwise the first measurement would import it within its time limit
         from . import timing  # noqa: F401
     except ImportError as error:
         traceback.print_exc()
-        _send(channel, event="failure", kind="import", type=type(error).__name__, text=str(error), missing=error.name)
+        _send(channel, _import_failure(error))
         return
-    # modules stay as long as the process: each full collection, two in a measurement, would walk over all of them again
+    # imported modules are never freed; without this both full collections of a measurement would traverse them
     gc.freeze()
     versions = _versions(stack)
-    startup_s = time.perf_counter() - born
-    _send(channel, event="ready", versions=versions, pid=os.getpid(), startup_s=startup_s, **_give_back())
+    startup_s = time.perf_counter() - begin
+    ready: Ready = {
+        "event": "ready",
+        "versions": versions,
+        "pid": os.getpid(),
+        "startup_s": startup_s,
+        **_release_memory(),
+    }
+    _send(channel, ready)
     while (job := jobs.get()) is not None:
-        _send(channel, **_answer(stack, job, channel, versions))
-        _send(channel, event="idle", **_give_back())
+        _send(channel, _answer(stack, job, channel, versions))
+        idle: Idle = {"event": "idle", **_release_memory()}
+        _send(channel, idle)
 
 
-def _answer(stack: ModuleType, job: dict[str, Any], channel: Any, versions: dict[str, str]) -> dict[str, Any]:
-    # one function frame holds everything of a measurement, so that leaving it frees the model
+def _answer(
+    stack: ModuleType, job: Job, channel: IO[str], versions: dict[str, str]
+) -> Record | EstimateRecord | FailureMessage:
+    """Measure one job. This frame holds all objects of the measurement: returning from it frees the model."""
     try:
-        return _measure(stack, job, channel) | {"versions": versions}
+        record = _measure(stack, job, _progress_callback(channel, job))
+        record["versions"] = versions
+        return record
     except Refused as error:
         return {"event": "failure", "kind": "refused", "type": "Refused", "text": str(error)}
-    except Broken as error:
-        return {"event": "failure", "kind": "broken", "type": "Broken", "text": str(error)}
+    except BadInput as error:
+        return {"event": "failure", "kind": "bad_input", "type": "BadInput", "text": str(error)}
     except BaseException as error:
         traceback.print_exc()
-        text = str(error)
-        # the frames of the traceback hold the model: without this the memory would stay
+        text = str(error)[-LONGEST_ERROR_TEXT:]
+        # the traceback's frames refer to the model and would keep its memory allocated
         traceback.clear_frames(error.__traceback__)
-        return {"event": "failure", "kind": "exception", "type": type(error).__name__, "text": text[-4000:]}
+        return {"event": "failure", "kind": "exception", "type": type(error).__name__, "text": text}
 
 
-def _measure(stack: ModuleType, job: dict[str, Any], channel: Any) -> dict[str, Any]:
+def _import_failure(error: ImportError) -> FailureMessage:
+    return {
+        "event": "failure",
+        "kind": "import",
+        "type": type(error).__name__,
+        "text": str(error),
+        "missing": error.name,
+    }
+
+
+# -- one job ---------------------------------------------------------------------------------------------------
+
+
+def _measure(stack: ModuleType, job: Job, progress: ProgressCallback) -> Record | EstimateRecord:
+    Path(job.run_dir).mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    with _distributed(job):
+        if job.task == "memory_estimate":
+            return _estimate(stack, job, progress)
+        record = _train(stack, job, progress)
+        record["phases"]["measurement_s"] = time.perf_counter() - begin
+        return record
+
+
+def _estimate(stack: ModuleType, job: Job, progress: ProgressCallback) -> EstimateRecord:
+    from .memory_estimate import estimate
+
+    made = estimate.record(stack, job, progress)
+    record = {"event": "record", **made, "rank": 0, "world_size": 1, "architecture": _json_values(made["architecture"])}
+    return cast("EstimateRecord", record)
+
+
+def _train(stack: ModuleType, job: Job, progress: ProgressCallback) -> Record:
     from .timing import Clock
 
-    Path(job["run_dir"]).mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
-    tell = _teller(channel, job)
-    with _distributed(job):
-        if job["task"] == "memory_estimate":
-            from .memory_estimate import estimate
+    clock = Clock(job, progress)
+    facts = stack.train(job, clock)
+    if clock.model is None:
+        raise BadInput("the training library ended without training.")
+    return _record(job, clock, facts)
 
-            made = estimate.record(stack, job, tell)
-            alone = {"rank": 0, "world_size": 1}
-            return {"event": "record", **made, **alone, "architecture": _plain(made["architecture"])}
-        clock = Clock(job, tell)
-        facts = stack.train(job, clock)
-        model = clock.model
-        if model is None:
-            raise Broken("the training library ended without training.")
-        record = clock.record()
-        record["phases"]["measurement_s"] = time.perf_counter() - begin
-        parameters = list(model.parameters())
-        return {
-            "event": "record",
-            "rank": job["rank"],
-            "world_size": job["world_size"],
-            **record,
-            "model_parameters": facts.pop("model_parameters", None) or sum(p.numel() for p in parameters),
-            "trainable_parameters": facts.pop("trainable_parameters", None)
-            or sum(p.numel() for p in parameters if p.requires_grad),
-            "architecture": _plain(model.config.to_dict()),
-            "facts": {
-                "device": str(parameters[0].device),
-                "dtype": str(parameters[0].dtype).removeprefix("torch."),
-                **({"float32_products": float32_products()} if parameters[0].is_cuda else {}),
-                **facts,
-            },
-        }
+
+def _record(job: Job, clock: Clock, facts: JsonObject) -> Record:
+    model: Any = clock.model
+    parameters = list(model.parameters())
+    # a stack counts them itself where they are sharded or quantised
+    total = facts.pop("model_parameters", None) or sum(one.numel() for one in parameters)
+    trainable = facts.pop("trainable_parameters", None) or sum(one.numel() for one in parameters if one.requires_grad)
+    record = {
+        "event": "record",
+        "rank": job.rank,
+        "world_size": job.world_size,
+        **clock.record(),
+        "model_parameters": total,
+        "trainable_parameters": trainable,
+        "architecture": _json_values(model.config.to_dict()),
+        "facts": {
+            "device": str(parameters[0].device),
+            "dtype": str(parameters[0].dtype).removeprefix("torch."),
+            **({"float32_products": float32_products()} if parameters[0].is_cuda else {}),
+            **facts,
+        },
+    }
+    return cast("Record", record)
 
 
 def float32_products() -> str:
@@ -118,35 +176,22 @@ def float32_products() -> str:
 
 
 @contextlib.contextmanager
-def _distributed(job: dict[str, Any]) -> Any:
-    """Describe the ranks as torchrun would, and forget them afterwards, so that the next job can have other ones."""
+def _distributed(job: Job) -> Iterator[None]:
+    """Set the environment variables that torchrun would set; afterwards reset them and accelerate's state for the next job."""
     import torch
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    if job.get("threads"):
-        torch.set_num_threads(job["threads"])
-    ours = {
-        "RANK": job["rank"],
-        "WORLD_SIZE": job["world_size"],
-        "LOCAL_RANK": job["local_rank"],
-        "LOCAL_WORLD_SIZE": job["local_world_size"],
-        "MASTER_ADDR": job["master_addr"],
-        "MASTER_PORT": job["master_port"],
-    }
-    if job["workload"]["number_nodes"] > 1:
-        # what NCCL would decide by itself is decided by the property; GID index 3 is RoCE version 2
-        ours |= (
-            {"NCCL_IB_DISABLE": 0, "NCCL_IB_GID_INDEX": 3} if job["workload"]["enable_roce"] else {"NCCL_IB_DISABLE": 1}
-        )
+    if job.threads:
+        torch.set_num_threads(job.threads)
     before = dict(os.environ)
-    if job["world_size"] > 1:
-        os.environ.update({key: str(value) for key, value in ours.items()})
+    if job.world_size > 1:
+        os.environ.update(_rank_variables(job) | _nccl_variables(job.workload))
     try:
         yield
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        # accelerate leaves variables of its own, such as ACCELERATE_USE_FSDP, which would shape the next job
+        # accelerate sets variables such as ACCELERATE_USE_FSDP, which would change the next job
         os.environ.clear()
         os.environ.update(before)
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -154,26 +199,34 @@ def _distributed(job: dict[str, Any]) -> Any:
         GradientState._reset_state()
 
 
-def _give_back() -> dict[str, int]:
+def _rank_variables(job: Job) -> dict[str, str]:
+    return {
+        "RANK": str(job.rank),
+        "WORLD_SIZE": str(job.world_size),
+        "LOCAL_RANK": str(job.local_rank),
+        "LOCAL_WORLD_SIZE": str(job.local_world_size),
+        "MASTER_ADDR": job.master_addr,
+        "MASTER_PORT": str(job.master_port),
+    }
+
+
+def _nccl_variables(workload: JobWorkload) -> dict[str, str]:
+    """Return the variables by which ``enable_roce`` decides what NCCL would otherwise decide itself."""
+    if workload.number_nodes == 1:
+        return {}
+    # GID index 3 is RoCE version 2
+    return {"NCCL_IB_DISABLE": "0", "NCCL_IB_GID_INDEX": "3"} if workload.enable_roce else {"NCCL_IB_DISABLE": "1"}
+
+
+def _release_memory() -> MemoryInUse:
     from .memory import in_use_bytes, release
 
     release()
     return in_use_bytes()
 
 
-def _teller(channel: Any, job: dict[str, Any]) -> Any:
-    if job["rank"] != 0:
-        return lambda **news: None
-    return lambda **news: _send(channel, event="progress", **news)
-
-
-def _send(channel: Any, **message: Any) -> None:
-    channel.write(json.dumps(message, allow_nan=False) + "\n")
-    channel.flush()
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON can carry it; what it can't, infinity among it, becomes its text."""
+def _json_values(value: Any) -> Any:
+    """Return ``value`` with everything JSON cannot represent, such as infinity, replaced by its text."""
     return json.loads(json.dumps(value, default=str), parse_constant=str)
 
 
@@ -185,18 +238,34 @@ def _versions(stack: ModuleType) -> dict[str, str]:
     return versions
 
 
-def _take_stdout() -> Any:
+# -- the pipes to the host -------------------------------------------------------------------------------------
+
+
+def _progress_callback(channel: IO[str], job: Job) -> ProgressCallback:
+    """Return the function that sends progress; only rank 0 does."""
+    if job.rank != 0:
+        return lambda message: None
+    return lambda message: _send(channel, message)
+
+
+def _send(channel: IO[str], message: Message) -> None:
+    channel.write(json.dumps(message, allow_nan=False) + "\n")
+    channel.flush()
+
+
+def _take_stdout() -> IO[str]:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel
 
 
-def _follow_stdin() -> queue.Queue[dict[str, Any] | None]:
-    jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
+def _follow_stdin() -> queue.Queue[Job | None]:
+    """Return the queue of jobs that a thread fills from standard input; the thread kills the process group when input ends."""
+    jobs: queue.Queue[Job | None] = queue.Queue()
 
     def follow() -> None:
         for line in sys.stdin:
-            jobs.put(json.loads(line)["job"])
+            jobs.put(Job.from_line(line))
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=follow, name="host-watch", daemon=True).start()

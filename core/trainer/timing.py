@@ -10,17 +10,17 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import transformers
 
+from ..protocol.messages import COUNTS, Job, ProgressCallback
+from ..protocol.messages import progress as progress_message
 from ..protocol.stopping import APART_FOR_RANKS, Protocol
 from .memory import peak_resident_bytes, reset_peak_resident
 from .ranks import Ranks
-
-Progress = Callable[..., None]
 
 
 class StepEnds:
@@ -71,8 +71,6 @@ class Counts:
 
     Lengths of ``input_ids`` are known on the host; sums of masks and labels stay tensors on the device until ``read``.
     """
-
-    FIELDS = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
 
     def __init__(self) -> None:
         self.slots = 0
@@ -128,9 +126,9 @@ class Counts:
 
     def read(self) -> dict[str, list[Any]]:
         """Return lists per step, keyed as in the record; waits for the device."""
-        columns: dict[str, list[Any]] = {field: [] for field in self.FIELDS}
+        columns: dict[str, list[Any]] = {field: [] for field in COUNTS}
         for passes in self._steps[:-1]:
-            for i, field in enumerate(self.FIELDS):
+            for i, field in enumerate(COUNTS):
                 columns[field].append(sum(int(one[i]) for one in passes))
         # a model that gives no loss at all is another thing than a loss that is not finite
         columns["losses"] = [_sum(losses) for losses in self._losses[:-1]] if any(self._losses) else []
@@ -147,20 +145,20 @@ class Clock:
     """Times one measurement and decides when it has been measured long enough.
 
     Args:
-        job: the job of docs/architecture.md.
+        job: what to do.
         progress: called with ``state``, ``step``, ``of`` and ``tokens_per_second``; at most about twice a second.
     """
 
-    def __init__(self, job: dict[str, Any], progress: Progress) -> None:
-        workload = job["workload"]
+    def __init__(self, job: Job, progress: ProgressCallback) -> None:
+        workload = job.workload
         self._progress = progress
-        self._world_size = job["world_size"]
-        self._ranks = Ranks(job["rank"], job["world_size"])
-        self._max_steps = workload["max_steps"]
+        self._world_size = job.world_size
+        self._ranks = Ranks(job.rank, job.world_size)
+        self._max_steps = workload.max_steps
         self.protocol = Protocol(
-            target_ci_percent=workload["target_ci_percent"],
-            max_steps=workload["max_steps"],
-            stop_after_seconds=workload["stop_after_seconds"] or None,
+            target_ci_percent=workload.target_ci_percent,
+            max_steps=workload.max_steps,
+            stop_after_seconds=workload.stop_after_seconds or None,
             checks_apart=APART_FOR_RANKS if self._world_size > 1 else 1,
         )
         self.phases: dict[str, float] = {}
@@ -185,7 +183,7 @@ class Clock:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase as ``<name>_s``."""
-        self._progress(state=name.replace("_", " "))
+        self._progress(progress_message(name.replace("_", " ")))
         begin = time.perf_counter()
         try:
             yield
@@ -208,7 +206,7 @@ class Clock:
             model.register_forward_hook(self._counts.after, with_kwargs=True),
         ]
         self._peak_is_ours = _reset_peaks()
-        self._progress(state="training", step=0, of=self._max_steps)
+        self._progress({"event": "progress", "state": "training", "step": 0, "of": self._max_steps})
         self._ranks.start()
         self._ends = StepEnds(device)
 
@@ -280,7 +278,15 @@ class Clock:
             return
         self._last_progress_s = now
         rate = self._world_size * self._counts.slots / (now - self._ends.begin_s)
-        self._progress(state="training", step=self._steps, of=self._max_steps, tokens_per_second=rate)
+        self._progress(
+            {
+                "event": "progress",
+                "state": "training",
+                "step": self._steps,
+                "of": self._max_steps,
+                "tokens_per_second": rate,
+            }
+        )
 
 
 def _peaks(*, resident: bool) -> dict[str, int]:

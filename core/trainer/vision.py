@@ -24,8 +24,9 @@ import pyarrow
 import transformers
 from pyarrow import parquet
 
+from ..protocol.messages import Job, JobWorkload
 from .data import DataError
-from .errors import Broken, Refused
+from .errors import BadInput, Refused
 from .model import SPECIAL_TOKENS
 
 SYNTHETIC = "synthetic-image"
@@ -54,35 +55,33 @@ _SCHEMA = pyarrow.schema(
 # -- processors ------------------------------------------------------------------------------------------------
 
 
-def processor(job: dict[str, Any], config: Any) -> Any:
+def processor(job: Job, config: Any) -> Any:
     """Return the processor of a job's model: the published one of pretrained weights, else one that is made here.
 
     Args:
-        job: the job of docs/architecture.md.
+        job: what to do.
         config: the model's configuration.
 
     Raises:
-        Broken: the published processor cannot be read.
+        BadInput: the published processor cannot be read.
         Refused: there is no way to make one for this type of model.
     """
-    name = job["workload"]["model_name"]
-    if job["workload"]["weights"] == "pretrained":
+    name = job.workload.model_name
+    if job.workload.weights == "pretrained":
         try:
-            loaded = transformers.AutoProcessor.from_pretrained(
-                job["source"], trust_remote_code=job["trust_remote_code"]
-            )
+            loaded = transformers.AutoProcessor.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
         except Exception as error:  # whatever a processor's files make the libraries raise
             text = " ".join(str(error).split())[:_SHOWN]
-            raise Broken(f"the processor of model {name[-_SHOWN:]} cannot be read: {text}.") from error
+            raise BadInput(f"the processor of model {name[-_SHOWN:]} cannot be read: {text}.") from error
         if getattr(loaded, "chat_template", None) is None:
-            raise Broken(f"the processor of model {name[-_SHOWN:]} has no chat template, which image data need.")
+            raise BadInput(f"the processor of model {name[-_SHOWN:]} has no chat template, which image data need.")
         return loaded
     if config.model_type not in _MAKERS:
         raise Refused(
             f"images for {config.model_type} models with random weights are not made; use {' or '.join(_MAKERS)}, "
             "or weights pretrained."
         )
-    return _MAKERS[config.model_type](config, job["workload"]["model_max_length"])
+    return _MAKERS[config.model_type](config, job.workload.model_max_length)
 
 
 def _llava_next(config: Any, longest: int) -> Any:
@@ -158,11 +157,11 @@ def _tokenizer(config: Any, image_token: str, longest: int) -> Any:
 # -- data ------------------------------------------------------------------------------------------------------
 
 
-def write(job: dict[str, Any], maker: Any, config: Any, path: Path) -> None:
+def write(job: Job, maker: Any, config: Any, path: Path) -> None:
     """Write the data set of a job for a training library, in whole optimizer steps unless ``num_train_epochs`` is given.
 
     Args:
-        job: the job of docs/architecture.md.
+        job: what to do.
         maker: the model's processor.
         config: the model's configuration.
         path: the parquet file to write.
@@ -170,16 +169,16 @@ def write(job: dict[str, Any], maker: Any, config: Any, path: Path) -> None:
     Raises:
         DataError: missing file, wrong columns, a row without text or without an image that can be decoded.
     """
-    workload = job["workload"]
-    step = workload["batch_size"] * workload["gradient_accumulation_steps"]
+    workload = job.workload
+    step = workload.batch_size * workload.gradient_accumulation_steps
     cut = _Cutter(maker, workload)
-    if workload["dataset_id"] == SYNTHETIC:
-        count = step * max(1, min(workload["max_steps"], MOST_SYNTHETIC // step))
-        rows = _synthetic(config.vision_config.image_size, cut, count, workload["seed"])
-    elif workload["num_train_epochs"]:
+    if workload.dataset_id == SYNTHETIC:
+        count = step * max(1, min(workload.max_steps, MOST_SYNTHETIC // step))
+        rows = _synthetic(config.vision_config.image_size, cut, count, workload.seed)
+    elif workload.num_train_epochs:
         rows = _from_file(workload, cut, None)
     else:
-        rows = _in_whole_steps(_from_file(workload, cut, max(step, min(step * workload["max_steps"], MOST_ROWS))), step)
+        rows = _in_whole_steps(_from_file(workload, cut, max(step, min(step * workload.max_steps, MOST_ROWS))), step)
     with parquet.ParquetWriter(path, _SCHEMA) as writer:
         while some := list(itertools.islice(rows, _BATCH)):
             writer.write_table(pyarrow.Table.from_pylist(some, schema=_SCHEMA))
@@ -200,9 +199,9 @@ def _in_whole_steps(rows: Iterator[dict[str, Any]], step: int) -> Iterator[dict[
 class _Cutter:
     """Cuts a text so that it has, with its image, at most ``model_max_length`` tokens."""
 
-    def __init__(self, maker: Any, workload: dict[str, Any]) -> None:
+    def __init__(self, maker: Any, workload: JobWorkload) -> None:
         self._maker = maker
-        self.longest = workload["model_max_length"]
+        self.longest = workload.model_max_length
         self._taken = functools.cache(self._count)
 
     def __call__(self, text: str, size: tuple[int, int], where: str) -> str:
@@ -251,9 +250,9 @@ def _synthetic(pixels: int, cut: _Cutter, count: int, seed: int) -> Iterator[dic
         yield _row(buffer.getvalue(), cut(letters, (pixels, pixels), "a synthetic image"))
 
 
-def _from_file(workload: dict[str, Any], cut: _Cutter, most: int | None) -> Iterator[dict[str, Any]]:
-    path = workload["dataset_id"]
-    fields = workload["dataset_image_field"], workload["dataset_text_field"]
+def _from_file(workload: JobWorkload, cut: _Cutter, most: int | None) -> Iterator[dict[str, Any]]:
+    path = workload.dataset_id
+    fields = workload.dataset_image_field, workload.dataset_text_field
     shown = repr(path if len(path) <= _SHOWN else "..." + path[-_SHOWN + 3 :])
     if not path.endswith(".parquet"):
         raise DataError(f"data set {shown} is no .parquet file, which dataset_image_field needs; or use {SYNTHETIC}.")

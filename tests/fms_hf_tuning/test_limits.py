@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,23 +10,13 @@ import pytest
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.fms_hf_tuning.core import failures
 from ado_actuators.fms_hf_tuning.core.measurement.plan import Plan, make_plan
+from ado_actuators.fms_hf_tuning.core.protocol.messages import JobWorkload
+from ado_actuators.fms_hf_tuning.core.workload.fields import Workload
 from ado_actuators.fms_hf_tuning.limits import refusal
 
 pytestmark = pytest.mark.ray
 
-PLAIN = {
-    "method": "full",
-    "number_gpus": 0,
-    "distributed_backend": "DDP",
-    "weights": "random",
-    "packing": False,
-    "padding_free": False,
-    "attn_implementation": "auto",
-    "multipack": False,
-    "fast_moe": 0,
-    "fast_kernels": False,
-    "dataset_image_field": "",
-}
+PLAIN = JobWorkload(**Workload(model_name="m", model_max_length=16, batch_size=1, number_gpus=0).model_dump())
 RELEASE = {"fms-hf-tuning": "3.2.2", "trl": "0.19.1"}
 
 
@@ -33,7 +24,9 @@ def say(
     change: dict[str, Any], *, cuda: bool = True, lacks: str = "", release: dict[str, str] | None = None
 ) -> str | None:
     """Return the refusal of a plain workload with changes, where one package is missing."""
-    return refusal({**PLAIN, **change}, cuda=cuda, has=lambda module: module != lacks, release=release or RELEASE)
+    return refusal(
+        dataclasses.replace(PLAIN, **change), cuda=cuda, has=lambda module: module != lacks, release=release or RELEASE
+    )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -98,7 +91,13 @@ def test_kernels_know_some_models_only(
     change: dict[str, Any], architecture: dict[str, Any], sentence: str | None
 ) -> None:
     """What an acceleration has no kernels for is refused, with what it has them for."""
-    said = refusal({**PLAIN, **change}, cuda=True, has=lambda module: True, release=RELEASE, architecture=architecture)
+    said = refusal(
+        dataclasses.replace(PLAIN, **change),
+        cuda=True,
+        has=lambda module: True,
+        release=RELEASE,
+        architecture=architecture,
+    )
     assert said == sentence
     assert len(said or "") <= 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer import stack  # noqa: E402
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan  # noqa: E402
+from ado_actuators.sfttrainer.core.protocol.messages import Job  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import tracing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Sharing  # noqa: E402
 
@@ -61,15 +63,15 @@ def _forget_ranks() -> Iterator[None]:
     GradientState._reset_state()
 
 
-def job(directory: Path, **change: Any) -> dict[str, Any]:
+def job(directory: Path, **change: Any) -> Job:
     """Return the job of a small workload."""
     made = make_plan("sfttrainer", "finetune_memory_estimate", {**SMALL, **change})
     address = ("127.0.0.1", 0)
     asked = made.job(trust_remote_code=False, address=address, rank=0, threads=1)
-    return {**asked, "architecture": ARCHITECTURE, "run_dir": str(directory / "run")}
+    return dataclasses.replace(asked, architecture=ARCHITECTURE, run_dir=str(directory / "run"))
 
 
-def real_peak_bytes(asked: dict[str, Any]) -> int:
+def real_peak_bytes(asked: Job) -> int:
     """Train for real and return the most bytes that were allocated at a time, from the beginning of training on."""
     begun_ns = []
 

@@ -9,15 +9,16 @@ The trace is that of one process. What several devices share, or hold besides, i
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ...protocol import traceable
+from ...protocol import supported
+from ...protocol.messages import Job, JobWorkload, ProgressCallback
+from ...protocol.messages import progress as progress_message
 from .. import fsdp
 from ..errors import Refused
 from . import attention
@@ -37,22 +38,22 @@ COMPUTE_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
 
 
-def record(stack: Any, job: dict[str, Any], tell: Callable[..., None]) -> dict[str, Any]:
+def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
     """Return the estimate's part of the record.
 
     Args:
         stack: the module that trains.
-        job: the job of docs/architecture.md, with ``capacity_bytes`` of a device, or None.
-        tell: takes news of the progress.
+        job: what to do, with ``capacity_bytes`` of a device, or None.
+        tell: called with progress messages.
 
     Raises:
         Refused: the workload cannot be traced.
     """
-    if sentence := traceable.refusal(job["workload"]):
+    if sentence := supported.untraceable(job.workload):
         raise Refused(sentence)
     begin = time.perf_counter()
     estimator = Estimator(stack, job, tell)
-    processes, batch = estimator.processes, job["workload"]["batch_size"] // estimator.processes
+    processes, batch = estimator.processes, job.workload.batch_size // estimator.processes
     try:
         peaks = estimator.peaks(batch)
     except RuntimeError as error:
@@ -62,10 +63,10 @@ def record(stack: Any, job: dict[str, Any], tell: Callable[..., None]) -> dict[s
                 "finetune_memory_estimate traces experts in bfloat16 only: use torch_dtype bfloat16 or mixed_precision bf16."
             ) from error
         raise
-    capacity = job["capacity_bytes"] if estimator.cuda else None
+    capacity = job.capacity_bytes if estimator.cuda else None
     largest = None
     if capacity is not None:
-        most = min(MOST_SAMPLES // processes, MOST_TOKENS // job["workload"]["model_max_length"])
+        most = min(MOST_SAMPLES // processes, MOST_TOKENS // job.workload.model_max_length)
         largest = processes * batches.largest(batch, capacity, estimator.totals, most=max(most, batch))
     end = time.perf_counter()
     return {
@@ -84,14 +85,14 @@ def record(stack: Any, job: dict[str, Any], tell: Callable[..., None]) -> dict[s
 class Estimator:
     """Peaks of one workload at any batch, each traced once."""
 
-    def __init__(self, stack: Any, job: dict[str, Any], tell: Callable[..., None]) -> None:
-        workload = job["workload"]
+    def __init__(self, stack: Any, job: Job, tell: ProgressCallback) -> None:
+        workload = job.workload
         self._stack = stack
         self._job = job
         self._tell = tell
-        self.cuda = workload["number_gpus"] > 0
+        self.cuda = workload.number_gpus > 0
         self._peaks: dict[int, dict[str, Peak]] = {}
-        self.processes = workload["number_gpus"] or workload["number_nodes"]
+        self.processes = workload.number_gpus or workload.number_nodes
         self.counts: dict[str, Any] = {}
 
     @property
@@ -112,7 +113,7 @@ class Estimator:
     def peaks(self, batch: int) -> dict[str, Peak]:
         """Return the fullest moment of each phase at a batch of one device."""
         if batch not in self._peaks:
-            self._tell(state=f"tracing a batch of {batch} per device")
+            self._tell(progress_message(f"tracing a batch of {batch} per device"))
             self._peaks[batch] = self._further(batch) if self._peaks else self._first(batch)
         return self._peaks[batch]
 
@@ -131,7 +132,7 @@ class Estimator:
         return ledger.peaks(shared)
 
     def _named(self, attention_of_the_trace: str) -> str:
-        asked: str = self._job["workload"]["attn_implementation"]
+        asked: str = self._job.workload.attn_implementation
         return asked if attention_of_the_trace == attention.FLASH else attention_of_the_trace
 
     def _further(self, batch: int) -> dict[str, Peak]:
@@ -148,13 +149,12 @@ class Estimator:
         from .tracing import trace
 
         ledger, model = trace(self._stack, alone(self._job, batch), cuda=self.cuda, update=update)
-        return ledger, model, sharing(self._job["workload"], model)
+        return ledger, model, sharing(self._job.workload, model)
 
 
-def alone(job: dict[str, Any], batch: int) -> dict[str, Any]:
+def alone(job: Job, batch: int) -> Job:
     """Return the job of one process without GPU that allocates what a device of ``job`` does with ``batch`` samples."""
-    traced = copy.deepcopy(job)
-    workload = traced["workload"]
+    workload = job.workload
     changes: dict[str, Any] = {
         "batch_size": batch,
         "number_gpus": 0,
@@ -163,31 +163,30 @@ def alone(job: dict[str, Any], batch: int) -> dict[str, Any]:
         "distributed_backend": "DDP",
         "weights": "random",
         # after the second pass each further one is like it
-        "gradient_accumulation_steps": min(2, workload["gradient_accumulation_steps"]),
+        "gradient_accumulation_steps": min(2, workload.gradient_accumulation_steps),
     }
-    if workload["mixed_precision"] == "fp16":
+    if workload.mixed_precision == "fp16":
         # the gradient scaler needs CUDA and holds two numbers; bfloat16 is as large
         changes["mixed_precision"] = "bf16"
-    if workload["attn_implementation"] == "flash_attention_2":
+    if workload.attn_implementation == "flash_attention_2":
         changes["attn_implementation"] = attention.FLASH
-    if _is_sharded(workload) and workload["mixed_precision"] != "no":
+    if _is_sharded(workload) and workload.mixed_precision != "no":
         # FSDP gathers parameters in the computing type: no copies are made of them as autocast does
-        changes |= {"torch_dtype": COMPUTE_TYPES[workload["mixed_precision"]], "mixed_precision": "no"}
-    workload.update(changes)
-    traced |= {"world_size": 1, "rank": 0, "local_rank": 0, "local_world_size": 1}
-    return traced
+        changes |= {"torch_dtype": COMPUTE_TYPES[workload.mixed_precision], "mixed_precision": "no"}
+    traced = dataclasses.replace(workload, **changes)
+    return dataclasses.replace(job, workload=traced, world_size=1, rank=0, local_rank=0, local_world_size=1)
 
 
-def sharing(workload: dict[str, Any], model: torch.nn.Module) -> Sharing:
+def sharing(workload: JobWorkload, model: torch.nn.Module) -> Sharing:
     """Return what one device of a workload holds of the trace of ``model``."""
-    cuda = workload["number_gpus"] > 0
+    cuda = workload.number_gpus > 0
     block = CUDA_BLOCK_BYTES if cuda else 1
     extra: dict[str, dict[str, int]] = {
-        phase: {"temporaries": workspace_bytes(workload["gpu_model"]) if cuda else 0} for phase in (PASSES, UPDATE)
+        phase: {"temporaries": workspace_bytes(workload.gpu_model) if cuda else 0} for phase in (PASSES, UPDATE)
     }
     if _is_sharded(workload):
         return _sharded(workload, layer_bytes(model, workload), block, extra)
-    if (workload["number_gpus"] or workload["number_nodes"]) > 1 and workload["distributed_backend"] == "DDP":
+    if (workload.number_gpus or workload.number_nodes) > 1 and workload.distributed_backend == "DDP":
         buckets = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
         for phase in (PASSES, UPDATE):
             extra[phase]["gradients"] = buckets
@@ -195,13 +194,13 @@ def sharing(workload: dict[str, Any], model: torch.nn.Module) -> Sharing:
 
 
 def workspace_bytes(gpu_model: str) -> int:
-    """Return what cuBLAS's workspaces take on a device; the larger size where the device is not known."""
+    """Return the bytes of cuBLAS's workspaces on a device; the larger size if the device is not known."""
     return OLDER_WORKSPACE_BYTES if OLDER_DEVICES.search(gpu_model) else CUDA_WORKSPACE_BYTES
 
 
-def layer_bytes(model: torch.nn.Module, workload: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def layer_bytes(model: torch.nn.Module, workload: JobWorkload) -> dict[str, tuple[int, int]]:
     """Return bytes of all parameters and of trainable ones: of the ``model``, its largest ``layer``, and the ``rest`` outside layers."""
-    asked = workload["fsdp_transformer_layer_cls_to_wrap"]
+    asked = workload.fsdp_transformer_layer_cls_to_wrap
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(getattr(base, "_no_split_modules", None) or ()) if asked == "auto" else set(fsdp.layer_classes(asked))
     layers = [_both(module) for module in model.modules() if type(module).__name__ in names]
@@ -217,24 +216,24 @@ def layer_bytes(model: torch.nn.Module, workload: dict[str, Any]) -> dict[str, t
 
 
 def _sharded(
-    workload: dict[str, Any], sizes: dict[str, tuple[int, int]], block: int, extra: dict[str, dict[str, int]]
+    workload: JobWorkload, sizes: dict[str, tuple[int, int]], block: int, extra: dict[str, dict[str, int]]
 ) -> Sharing:
-    strategy = workload["fsdp_sharding_strategy"]
-    devices = workload["number_gpus"]
+    strategy = workload.fsdp_sharding_strategy
+    devices = workload.number_gpus
     if strategy.startswith("HYBRID"):
-        devices //= workload["number_nodes"]
+        devices //= workload.number_nodes
     # the trace was made in the computing type; shards are kept in that of the weights, and with mixed precision accelerate keeps
     # those of what is trained, and so gradients and optimizer state, in float32
-    computed = _width(COMPUTE_TYPES.get(workload["mixed_precision"], workload["torch_dtype"]))
-    kept = _width(workload["torch_dtype"] if workload["mixed_precision"] == "no" else "float32") / computed
+    computed = _width(COMPUTE_TYPES.get(workload.mixed_precision, workload.torch_dtype))
+    kept = _width(workload.torch_dtype if workload.mixed_precision == "no" else "float32") / computed
     whole, trained = sizes["model"]
-    frozen = _width(workload["torch_dtype"]) / computed
+    frozen = _width(workload.torch_dtype) / computed
     ratios = {
         "parameters": (trained * kept + (whole - trained) * frozen) / whole,
         "gradients": kept,
         "optimizer": kept,
     }
-    here = 0.0 if workload["fsdp_cpu_offload"] else 1 / devices
+    here = 0.0 if workload.fsdp_cpu_offload else 1 / devices
     keeps = strategy in ("SHARD_GRAD_OP", "HYBRID_SHARD_ZERO2")
     extra[PASSES]["parameters"] = sizes["model"][0] if keeps else sizes["rest"][0] + 2 * sizes["layer"][0]
     extra[PASSES]["gradients"] = sizes["rest"][1] + 2 * sizes["layer"][1]
@@ -246,11 +245,11 @@ def _sharded(
     )
 
 
-def _is_sharded(workload: dict[str, Any]) -> bool:
+def _is_sharded(workload: JobWorkload) -> bool:
     return (
-        workload["distributed_backend"] in ("FSDP", "FSDP2")
-        and workload["number_gpus"] > 1
-        and workload["fsdp_sharding_strategy"] != "NO_SHARD"
+        workload.distributed_backend in ("FSDP", "FSDP2")
+        and workload.number_gpus > 1
+        and workload.fsdp_sharding_strategy != "NO_SHARD"
     )
 
 

@@ -18,6 +18,7 @@ from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from ...protocol.messages import Job
 from .attention import kernels_of_cuda
 from .ledger import PASSES, UPDATE, Ledger
 
@@ -163,7 +164,7 @@ class QuietClock:
         return contextlib.nullcontext()
 
 
-def trace(stack: Any, job: dict[str, Any], *, cuda: bool, update: bool = True) -> tuple[Ledger, torch.nn.Module]:
+def trace(stack: Any, job: Job, *, cuda: bool, update: bool = True) -> tuple[Ledger, torch.nn.Module]:
     """Train without data for a moment; return the account and the model, whose tensors have no data either.
 
     Args:

@@ -5,8 +5,8 @@ The stack lies in a throw-away plugin of the same shape as the real ones, whose 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import json
 import os
 import queue
 import shutil
@@ -47,7 +47,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     ado_actuators.__path__ = [*ado_actuators.__path__, str(package.parent)]  # type: ignore[assignment]
     modules = {
         name.rpartition(".")[2]: importlib.import_module(f"ado_actuators.faulty.core.{name}")
-        for name in ("host.host", "workload.validation", "failures", "host.environment")
+        for name in ("host.host", "workload.validation", "failures", "host.environment", "protocol.messages")
     }
     yield SimpleNamespace(**modules, root=root)
     sys.path.remove(str(root))
@@ -71,7 +71,7 @@ def make_host(faulty: SimpleNamespace, tmp_path: Path) -> Iterator[Any]:
         host.close()
 
 
-def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes: int = 1) -> dict[str, Any]:
+def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes: int = 1) -> Any:
     """Return a job for the misbehaving stack."""
     workload = faulty.validation.parse(
         {
@@ -85,11 +85,13 @@ def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes
             "target_ci_percent": 0,
         }
     )
-    return {
-        "id": "t", "run_dir": str(tmp_path / "run"), "workload": workload.model_dump(), "architecture": None, "source": None,
-        "rank": 0, "world_size": 1, "local_world_size": 1, "master_addr": "127.0.0.1", "master_port": host.address()[1],
-        "threads": 1, "trust_remote_code": False, "task": "benchmark", "alone": False,
-    }  # fmt: skip
+    return faulty.messages.Job(
+        id="t",
+        workload=faulty.messages.JobWorkload(**workload.model_dump()),
+        run_dir=str(tmp_path / "run"),
+        master_port=host.address()[1],
+        threads=1,
+    )
 
 
 def descendants() -> list[psutil.Process]:
@@ -284,7 +286,7 @@ def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
 ) -> None:
     """Its peer loses the connection and may say so first: it is out of memory all the same, with the log of who ran out."""
     host = make_host(2)
-    made = job(faulty, tmp_path, "oom among peers", host, 2) | {"world_size": 2, "local_world_size": 2}
+    made = dataclasses.replace(job(faulty, tmp_path, "oom among peers", host, 2), world_size=2, local_world_size=2)
     outcome = host.measure(made, 60)
     assert outcome.cause.what == "gpu_oom", outcome.cause
     assert "CUDA out of memory" in Path(outcome.log).read_text()
@@ -299,7 +301,7 @@ def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
 ) -> None:
     """Whoever speaks first: it is no transient failure, and the log is that of the rank that has the error."""
     host = make_host(2)
-    made = job(faulty, tmp_path, "error among peers", host, 2) | {"world_size": 2, "local_world_size": 2}
+    made = dataclasses.replace(job(faulty, tmp_path, "error among peers", host, 2), world_size=2, local_world_size=2)
     outcome = host.measure(made, 60)
     assert (outcome.cause.group, outcome.cause.sentence) == ("broken", "ValueError: rank 1 has no data.")
     assert "rank 1 has no data" in Path(outcome.log).read_text()
@@ -309,7 +311,7 @@ def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_of_ranks_that_fail_together_the_one_with_an_error_of_its_own_counts(
-    faulty: SimpleNamespace, make_host: Any, order: tuple[int, int]
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, order: tuple[int, int]
 ) -> None:
     """In either order of their words."""
     host = make_host(2)
@@ -325,15 +327,16 @@ def test_of_ranks_that_fail_together_the_one_with_an_error_of_its_own_counts(
     ]
     first, second = order
     host._messages.put((second, said[second]))
-    failure = host._first_cause(host._failure(first, said[first]))
-    assert (failure.cause.group, host._failed_rank) == ("broken", 1)
+    attempt = faulty.host._Attempt(host, job(faulty, tmp_path, "none", host, 2), 60, lambda message: None)
+    failed = attempt._first_cause(host._failure(first, said[first]))
+    assert (failed.failure.cause.group, failed.local_rank) == ("broken", 1)
     host._trainers = []
 
 
 def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
     """The reader of a pipe has gone: the measurement goes on."""
 
-    def broken(news: dict[str, Any]) -> None:
+    def broken(message: dict[str, Any]) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
     host = make_host()
@@ -410,14 +413,14 @@ def test_what_a_killed_host_leaves_is_ended(
     """A host that vanishes (SIGKILL) leaves no trainer, sleeping, busy or stopped, no child of one, and no run directory."""
     made = job(faulty, tmp_path, what, make_host())
     code = (
-        "import json, sys; import ado_actuators.faulty.core.host.host as h\n"
+        "import sys; import ado_actuators.faulty.core.host.host as h\n"
         f"s = h.HostSpec('current', None, processes=1, gpus=0, threads=1, state_dir={str(tmp_path)!r})\n"
         "host = h.Host(s); host.start(); print(host._trainers[0].pid, flush=True)\n"
-        "host.measure(json.loads(sys.argv[1]), 60)"
+        "host.measure(h.Job.from_line(sys.argv[1]), 60)"
     )
     paths = os.pathsep.join([str(faulty.root), *sys.path])
     keeper = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(made)],
+        [sys.executable, "-c", code, made.to_line()],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": paths},

@@ -103,7 +103,7 @@ def test_a_stability_experiment_counts_a_crash_and_retries_a_lost_host() -> None
     assert (verdict.properties["f_gpu_oom"], verdict.properties["f_other_error"]) == (0.2, 0.8)
     steps = procedure(plan, Settings(), KnownOutOfMemory(), same_gpus=True)
     next(steps)
-    assert isinstance(steps.send([outcome(TRANSIENT, hostname="")]), Backoff)
+    assert isinstance(steps.send([outcome(TRANSIENT, host_lost=True)]), Backoff)
 
 
 def test_invalid_input_ends_a_stability_experiment_at_its_first_run() -> None:

@@ -22,8 +22,9 @@ from ado_actuators.sfttrainer.core.actuator import catalog
 from ado_actuators.sfttrainer.core.commands import run
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.core.measurement.verdict import refusal
+from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
 from ado_actuators.sfttrainer.core.trainer import data, model
-from ado_actuators.sfttrainer.core.trainer.errors import Broken
+from ado_actuators.sfttrainer.core.trainer.errors import BadInput
 from ado_actuators.sfttrainer.core.workload.experiments import KINDS
 from ado_actuators.sfttrainer.core.workload.fields import Workload
 from ado_actuators.sfttrainer.core.workload.validation import parse
@@ -273,10 +274,10 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_data_set_file_is_read_or_refused(lines: list[bytes], data_file: Path) -> None:
     """300 files of JSON, half-JSON and bytes: samples, or one sentence; the folder's name is a name and nothing else."""
     data_file.write_bytes(b"\n".join(lines))
-    workload = {**parse({**GOOD, "max_steps": 2}).model_dump(), "dataset_id": str(data_file)}
+    workload = JobWorkload(**{**parse({**GOOD, "max_steps": 2}).model_dump(), "dataset_id": str(data_file)})
     try:
-        made = data.build({"workload": workload}, TOKENIZER, None)
-    except Broken as refused:
+        made = data.build(Job(id="test", workload=workload), TOKENIZER, None)
+    except BadInput as refused:
         check_sentence(str(refused))
     else:
         assert made.lengths

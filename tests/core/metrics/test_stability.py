@@ -27,8 +27,8 @@ def load():
     import accelerate, torch, transformers
 def train(job, clock):
     import torch
-    from .core.trainer.errors import Broken
-    script = Path(job["workload"]["dataset_id"])
+    from .core.trainer.errors import BadInput
+    script = Path(job.workload.dataset_id)
     seen = script.with_suffix(".pids")
     run = len(seen.read_text().split()) if seen.exists() else 0
     with seen.open("a") as file:
@@ -39,11 +39,11 @@ def train(job, clock):
     if what == "crash":
         os.abort()
     if what == "bad":
-        raise Broken("line 3 of the data is no JSON.")
+        raise BadInput("line 3 of the data is no JSON.")
     model = torch.nn.Linear(2, 2)
     model.config = type("C", (), {"to_dict": lambda self: {"model_type": "linear"}})()
     clock.begin(model)
-    for _ in range(job["workload"]["max_steps"]):
+    for _ in range(job.workload.max_steps):
         clock.end_step()
     clock.end()
     return {}

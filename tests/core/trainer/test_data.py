@@ -18,21 +18,20 @@ pyarrow = pytest.importorskip("pyarrow")
 
 from ado_actuators.sfttrainer.__main__ import main  # noqa: E402
 from ado_actuators.sfttrainer.core.commands import dataset  # noqa: E402
+from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import data, model  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.errors import Broken, Refused  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import BadInput, Refused  # noqa: E402
+from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(120)]
 
 WORKLOAD = {
-    "dataset_id": "synthetic-fixed",
-    "dataset_text_field": "text",
+    "model_name": "m",
+    "number_gpus": 0,
     "model_max_length": 16,
     "batch_size": 4,
     "gradient_accumulation_steps": 2,
     "max_steps": 3,
-    "num_train_epochs": 0,
-    "packing": False,
-    "seed": 42,
 }
 CONFIG = transformers.LlamaConfig(vocab_size=300)
 END = 1
@@ -40,7 +39,8 @@ END = 1
 
 def build(tokenizer: Any = None, **change: Any) -> data.DataSet:
     """Build the data set of a changed workload."""
-    return data.build({"workload": {**WORKLOAD, **change}}, tokenizer or model.byte_tokenizer(16), CONFIG)
+    workload = JobWorkload(**Workload.model_construct(**{**WORKLOAD, **change}).model_dump())
+    return data.build(Job(id="test", workload=workload), tokenizer or model.byte_tokenizer(16), CONFIG)
 
 
 def encode(text: str) -> list[int]:
@@ -230,7 +230,7 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, s
     assert name in sentence
     assert len(sentence) <= 200
     assert "\n" not in sentence
-    assert isinstance(raised.value, Broken)
+    assert isinstance(raised.value, BadInput)
     assert isinstance(raised.value, ValueError)
 
 

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import ShardingStrategy
 from transformers import TrainingArguments
 
 from ado_actuators.sfttrainer.core.failures import InvalidConfiguration
+from ado_actuators.sfttrainer.core.protocol.messages import JobWorkload
 from ado_actuators.sfttrainer.core.trainer import fsdp
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
@@ -27,7 +28,7 @@ def as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plugin(**change: Any) -> FullyShardedDataParallelPlugin:
     """Return the plugin for a workload on two GPUs."""
-    workload = parse({**GPUS, **change}).model_dump()
+    workload = JobWorkload(**parse({**GPUS, **change}).model_dump())
     arguments = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", **fsdp.options(workload))
     return FullyShardedDataParallelPlugin(**fsdp.complete(arguments, workload).fsdp_plugin_args)
 
@@ -38,7 +39,7 @@ def plugin(**change: Any) -> FullyShardedDataParallelPlugin:
 )
 def test_without_fsdp_nothing_is_handed_over(change: dict[str, Any]) -> None:
     """DDP, no backend and a single device need no plugin."""
-    assert fsdp.options(parse({**GPUS, **change}).model_dump()) == {}
+    assert fsdp.options(JobWorkload(**parse({**GPUS, **change}).model_dump())) == {}
 
 
 @pytest.mark.parametrize(("strategy", "reshard"), [("FULL_SHARD", True), ("SHARD_GRAD_OP", False)])
@@ -79,14 +80,14 @@ def test_every_other_property_arrives() -> None:
 
 def launched(monkeypatch: pytest.MonkeyPatch, **change: Any) -> FullyShardedDataParallelPlugin:
     """Return the plugin that accelerate makes of the variables by which fms-hf-tuning is told."""
-    for name, value in fsdp.variables(parse({**GPUS, **change}).model_dump()).items():
+    for name, value in fsdp.variables(JobWorkload(**parse({**GPUS, **change}).model_dump())).items():
         monkeypatch.setenv(name, value)
     return FullyShardedDataParallelPlugin()
 
 
 def test_without_fsdp_there_are_no_variables() -> None:
     """Of any FSDP: a trainer that is reused would otherwise go on sharding."""
-    assert fsdp.variables(parse(GPUS).model_dump()) == {}
+    assert fsdp.variables(JobWorkload(**parse(GPUS).model_dump())) == {}
 
 
 @pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"])
@@ -163,7 +164,7 @@ def test_fsdp2_gets_offload_and_layer() -> None:
 
 def test_another_wrapper_than_asked_for_is_not_measured() -> None:
     """On CPU accelerate turns FSDP into DDP without a word; that is never stored as FSDP."""
-    asked = parse({**GPUS, "distributed_backend": "FSDP"}).model_dump()
+    asked = JobWorkload(**parse({**GPUS, "distributed_backend": "FSDP"}).model_dump())
     assert fsdp.mismatch(asked, 2, "FullyShardedDataParallel") is None
     assert fsdp.mismatch(asked, 2, "DistributedDataParallel") == (
         "distributed_backend FSDP was asked for, but DistributedDataParallel wrapped the model."

@@ -11,23 +11,19 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import initialise, model  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.errors import Broken, Refused  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import BadInput, Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.workload import models  # noqa: E402
+from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(120)]
 
 WORKLOAD = {
     "model_name": "tiny-llama-5m",
-    "weights": "random",
-    "seed": 42,
-    "torch_dtype": "float32",
-    "attn_implementation": "auto",
     "model_max_length": 64,
-    "dataset_id": "synthetic-fixed",
-    "distributed_backend": "DDP",
+    "batch_size": 1,
     "number_gpus": 0,
-    "dataset_image_field": "",
 }
 SMALL = {
     "model_type": "llama",
@@ -41,16 +37,10 @@ SMALL = {
 EXPERTS = {**SMALL, "model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 
-def job(architecture: dict[str, Any] | None = None, source: str | None = None, **change: Any) -> dict[str, Any]:
+def job(architecture: dict[str, Any] | None = None, source: str | None = None, **change: Any) -> Job:
     """Return a job with what a model is built from."""
-    return {
-        "workload": {**WORKLOAD, **change},
-        "architecture": architecture,
-        "source": source,
-        "trust_remote_code": False,
-        "world_size": 1,
-        "local_rank": 0,
-    }
+    workload = JobWorkload(**Workload.model_validate({**WORKLOAD, **change}).model_dump())
+    return Job(id="test", workload=workload, architecture=architecture, source=source)
 
 
 @pytest.fixture
@@ -130,7 +120,7 @@ def test_attention_is_the_wanted_one(attention: str) -> None:
 
 def test_flash_attention_without_its_package() -> None:
     """The missing package is named."""
-    with pytest.raises(Broken, match="flash-attn"):
+    with pytest.raises(BadInput, match="flash-attn"):
         model.build(job(SMALL, attn_implementation="flash_attention_2"))
 
 
@@ -199,7 +189,7 @@ def test_a_bad_configuration_is_one_sentence(tmp_path: Path, content: str, says:
     directory = tmp_path / ("a-long-name-of-a-directory" * 4)
     directory.mkdir()
     (directory / "config.json").write_text(content)
-    with pytest.raises(Broken) as raised:
+    with pytest.raises(BadInput) as raised:
         model.build(job(source=str(directory), model_name="mine"))
     sentence = str(raised.value)
     assert "mine" in sentence
@@ -212,7 +202,7 @@ def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
     """A model that brings its own code needs the configuration's permission; its code is never imported."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
     (tmp_path / "own.py").write_text("raise SystemExit('executed')")
-    with pytest.raises(Broken, match="trust_remote_code"):
+    with pytest.raises(BadInput, match="trust_remote_code"):
         model.build(job(source=str(tmp_path)))
 
 
@@ -220,7 +210,7 @@ def test_what_contradicts_itself_is_told_by_its_reason(tmp_path: Path) -> None:
     """Not by the class that found out."""
     config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 5, "vocab_size": 300}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(Broken) as raised:
+    with pytest.raises(BadInput) as raised:
         model.build(job(source=str(tmp_path)))
     assert "cannot be read: The hidden size (64) is not a multiple of the number of attention heads (5)" in str(
         raised.value
@@ -230,7 +220,7 @@ def test_what_contradicts_itself_is_told_by_its_reason(tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_told_in_whole_words(tmp_path: Path) -> None:
     """What is too long ends at a word."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "foo"}))
-    with pytest.raises(Broken) as raised:
+    with pytest.raises(BadInput) as raised:
         model.build(job(source=str(tmp_path)))
     assert "model type `foo` but Transformers does not recognize this architecture" in str(raised.value)
 
@@ -245,7 +235,7 @@ def test_a_model_of_masked_tokens_is_refused(tmp_path: Path) -> None:
 
 def test_a_hub_id_out_of_reach_is_one_sentence() -> None:
     """Offline, the remedy is named."""
-    with pytest.raises(Broken, match="neither in the local cache nor reachable"):
+    with pytest.raises(BadInput, match="neither in the local cache nor reachable"):
         model.build(job(source="no-such-org/no-such-model", weights="pretrained"))
 
 
@@ -272,7 +262,7 @@ def test_user_data_without_a_tokenizer(saved: Path) -> None:
         file.unlink()
     asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
     network, _ = model.build(asked)
-    with pytest.raises(Broken, match="tokenizer of model mine cannot be read"):
+    with pytest.raises(BadInput, match="tokenizer of model mine cannot be read"):
         model.tokenizer(asked, network)
 
 
@@ -283,7 +273,7 @@ def test_a_tokenizer_larger_than_the_model(saved: Path) -> None:
     tokenizer.save_pretrained(saved)
     asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
     network, _ = model.build(asked)
-    with pytest.raises(Broken, match="has 359 tokens, the model only 300"):
+    with pytest.raises(BadInput, match="has 359 tokens, the model only 300"):
         model.tokenizer(asked, network)
 
 

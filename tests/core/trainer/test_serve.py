@@ -12,19 +12,24 @@ pytest.importorskip("accelerate")
 
 import itertools
 
+from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
 from ado_actuators.sfttrainer.core.trainer import memory, serve, timing
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
 pytestmark = pytest.mark.torch
 
 
-def job(**change: Any) -> dict[str, Any]:
+def job(**change: Any) -> Job:
     """Return what of a job of two ranks on two nodes matters here."""
     values = {"model_name": "m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2, "number_nodes": 2, **change}
-    return {
-        "workload": parse(values).model_dump(), "rank": 1, "world_size": 2, "local_rank": 0, "local_world_size": 1,
-        "master_addr": "192.0.2.1", "master_port": 12345, "threads": 0,
-    }  # fmt: skip
+    return Job(
+        id="test",
+        workload=JobWorkload(**parse(values).model_dump()),
+        rank=1,
+        world_size=2,
+        master_addr="192.0.2.1",
+        master_port=12345,
+    )
 
 
 @pytest.mark.parametrize(

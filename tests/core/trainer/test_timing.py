@@ -8,11 +8,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import timing  # noqa: E402
+from ado_actuators.sfttrainer.core.workload.validation import parse  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-WORKLOAD = {"max_steps": 10, "target_ci_percent": 0.0, "stop_after_seconds": 0.0}
+VALUES = {"model_name": "m", "model_max_length": 8, "batch_size": 1, "number_gpus": 0}
+LIMITS = {"max_steps": 10, "target_ci_percent": 0.0, "stop_after_seconds": 0.0}
+WORKLOAD = JobWorkload(**parse({**VALUES, **LIMITS}).model_dump())
 
 
 class Ends:
@@ -42,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> timing.Clock:
     """Give a clock that has begun."""
     monkeypatch.setattr(timing, "StepEnds", Ends)
     monkeypatch.setattr(Ends, "lag", 0)
-    made = timing.Clock({"workload": WORKLOAD, "rank": 0, "world_size": 1}, lambda **news: None)
+    made = timing.Clock(Job(id="test", workload=WORKLOAD), lambda message: None)
     made.begin(torch.nn.Linear(2, 2))
     return made
 

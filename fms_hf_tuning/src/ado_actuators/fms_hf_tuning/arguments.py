@@ -6,48 +6,50 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .core.protocol.messages import Job, JobWorkload
+
 KERNELS = ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings")
 
 
-def model(workload: dict[str, Any], source: Path | str, tokenizer: Path) -> Any:
+def model(workload: JobWorkload, source: Path | str, tokenizer: Path) -> Any:
     """Return how the model is loaded: ``source`` and ``tokenizer`` are directories, or the former a hub id."""
     from tuning.config import configs
 
-    attention = workload["attn_implementation"]
+    attention = workload.attn_implementation
     return configs.ModelArguments(
         model_name_or_path=str(source),
         tokenizer_name_or_path=str(tokenizer),
-        torch_dtype=workload["torch_dtype"],
+        torch_dtype=workload.torch_dtype,
         # its default asks for flash-attention
         use_flash_attn=attention != "auto",
         flash_attn_implementation=attention if attention != "auto" else None,
     )
 
 
-def training(job: dict[str, Any], place: Path) -> Any:
+def training(job: Job, place: Path) -> Any:
     """Return how is trained; nothing is logged, saved or reported while it lasts."""
     from tuning.config import configs
 
-    workload = job["workload"]
-    several, images = job["world_size"] > 1, bool(workload.get("dataset_image_field"))
+    workload = job.workload
+    several, images = job.world_size > 1, bool(workload.dataset_image_field)
     return configs.TrainingArguments(
         output_dir=str(place / "output"),
-        per_device_train_batch_size=workload["batch_size"] // job["world_size"],
-        gradient_accumulation_steps=workload["gradient_accumulation_steps"],
-        max_seq_length=workload["model_max_length"],
-        packing=workload["packing"],
-        gradient_checkpointing=workload["gradient_checkpointing"],
-        gradient_checkpointing_kwargs={"use_reentrant": workload["gradient_checkpointing_use_reentrant"]},
-        bf16=workload["mixed_precision"] == "bf16",
-        fp16=workload["mixed_precision"] == "fp16",
-        optim=workload["optim"],
+        per_device_train_batch_size=workload.batch_size // job.world_size,
+        gradient_accumulation_steps=workload.gradient_accumulation_steps,
+        max_seq_length=workload.model_max_length,
+        packing=workload.packing,
+        gradient_checkpointing=workload.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": workload.gradient_checkpointing_use_reentrant},
+        bf16=workload.mixed_precision == "bf16",
+        fp16=workload.mixed_precision == "fp16",
+        optim=workload.optim,
         learning_rate=2e-5,
         lr_scheduler_type="constant",
-        max_steps=workload["max_steps"] if not workload["num_train_epochs"] else -1,
-        num_train_epochs=workload["num_train_epochs"] or 1,
-        seed=workload["seed"],
-        use_cpu=workload["number_gpus"] == 0,
-        ddp_backend="gloo" if workload["number_gpus"] == 0 and several else None,
+        max_steps=workload.max_steps if not workload.num_train_epochs else -1,
+        num_train_epochs=workload.num_train_epochs or 1,
+        seed=workload.seed,
+        use_cpu=workload.number_gpus == 0,
+        ddp_backend="gloo" if workload.number_gpus == 0 and several else None,
         # of a vision tower the last layers may go unused
         ddp_find_unused_parameters=images if several else None,
         # the collator of images needs columns that no model has
@@ -61,7 +63,7 @@ def training(job: dict[str, Any], place: Path) -> Any:
         disable_tqdm=True,
         log_level="warning",
         dataloader_num_workers=0,
-        dataloader_pin_memory=workload["number_gpus"] > 0,
+        dataloader_pin_memory=workload.number_gpus > 0,
         skip_memory_metrics=True,
     )
 
@@ -99,25 +101,25 @@ def data(place: Path, *, images: bool) -> Any:
     return configs.DataArguments(data_config_path=str(place / "data.json"), **fields)
 
 
-def adapter(workload: dict[str, Any]) -> Any:
+def adapter(workload: JobWorkload) -> Any:
     """Return what peft is to add to the model; None for full fine-tuning."""
     from tuning.config import peft_config
 
-    if workload["method"] in ("lora", "qlora", "gptq_lora"):
+    if workload.method in ("lora", "qlora", "gptq_lora"):
         return peft_config.LoraConfig(
-            r=workload["r"],
-            lora_alpha=workload["lora_alpha"],
-            lora_dropout=workload["lora_dropout"],
-            target_modules=[name.strip() for name in workload["target_modules"].split(",")],
+            r=workload.r,
+            lora_alpha=workload.lora_alpha,
+            lora_dropout=workload.lora_dropout,
+            target_modules=[name.strip() for name in workload.target_modules.split(",")],
         )
-    if workload["method"] == "prompt_tuning":
+    if workload.method == "prompt_tuning":
         return peft_config.PromptTuningConfig(
-            prompt_tuning_init="RANDOM", num_virtual_tokens=workload["num_virtual_tokens"]
+            prompt_tuning_init="RANDOM", num_virtual_tokens=workload.num_virtual_tokens
         )
     return None
 
 
-def acceleration(workload: dict[str, Any]) -> dict[str, Any]:
+def acceleration(workload: JobWorkload) -> dict[str, Any]:
     """Return the library's configuration of its acceleration plugins; empty where none is asked for."""
     from tuning.config import acceleration_configs as plugins
     from tuning.config.acceleration_configs.attention_and_distributed_packing import MultiPack, PaddingFree
@@ -126,18 +128,18 @@ def acceleration(workload: dict[str, Any]) -> dict[str, Any]:
     from tuning.config.acceleration_configs.quantized_lora_config import AutoGPTQLoraConfig, BNBQLoraConfig
 
     chosen: dict[str, Any] = {}
-    if workload["method"] == "qlora":
+    if workload.method == "qlora":
         chosen["quantized_lora_config"] = plugins.QuantizedLoraConfig(bnb_qlora=BNBQLoraConfig(quant_type="nf4"))
-    if workload["method"] == "gptq_lora":
+    if workload.method == "gptq_lora":
         chosen["quantized_lora_config"] = plugins.QuantizedLoraConfig(auto_gptq=AutoGPTQLoraConfig())
-    if workload.get("fast_moe"):
-        chosen["fast_moe_config"] = plugins.FastMoeConfig(fast_moe=FastMoe(ep_degree=int(workload["fast_moe"])))
-    if workload.get("fast_kernels"):
+    if workload.fast_moe:
+        chosen["fast_moe_config"] = plugins.FastMoeConfig(fast_moe=FastMoe(ep_degree=int(workload.fast_moe)))
+    if workload.fast_kernels:
         chosen["fusedops_kernels_config"] = plugins.FusedOpsAndKernelsConfig(
             fast_kernels=FastKernelsConfig(**dict.fromkeys(KERNELS, True))
         )
-    if workload["padding_free"]:
+    if workload.padding_free:
         chosen["attention_and_distributed_packing_config"] = plugins.AttentionAndDistributedPackingConfig(
-            padding_free=PaddingFree(), multipack=MultiPack() if workload.get("multipack") else None
+            padding_free=PaddingFree(), multipack=MultiPack() if workload.multipack else None
         )
     return chosen

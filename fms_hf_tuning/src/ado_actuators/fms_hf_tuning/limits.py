@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .core.protocol.messages import JobWorkload
+
 # what each acceleration imports besides CUDA
 NEEDS = {
     "fast_moe": ("fms_acceleration_moe", "triton"),
@@ -47,7 +49,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def before_start(workload: dict[str, Any], pinned: str, architecture: dict[str, Any] | None = None) -> str | None:
+def before_start(workload: JobWorkload, pinned: str, architecture: dict[str, Any] | None = None) -> str | None:
     """Return the sentence that says why ``workload`` is impossible in a managed environment that need not exist yet, or None.
 
     Args:
@@ -58,7 +60,7 @@ def before_start(workload: dict[str, Any], pinned: str, architecture: dict[str, 
     listed = dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", pinned, re.MULTILINE))
     return refusal(
         workload,
-        cuda=workload["number_gpus"] > 0,
+        cuda=workload.number_gpus > 0,
         has=lambda module: _distribution(module) in listed,
         release={name: listed[name] for name in RELEASED if name in listed},
         architecture=architecture,
@@ -66,7 +68,7 @@ def before_start(workload: dict[str, Any], pinned: str, architecture: dict[str, 
 
 
 def refusal(
-    workload: dict[str, Any],
+    workload: JobWorkload,
     *,
     cuda: bool,
     has: Callable[[str], bool] = installed,
@@ -89,20 +91,18 @@ def refusal(
     return next(sentences, None)
 
 
-def _unknown_to_kernels(workload: dict[str, Any], architecture: dict[str, Any]) -> Iterator[str]:
+def _unknown_to_kernels(workload: JobWorkload, architecture: dict[str, Any]) -> Iterator[str]:
     kind = architecture.get("model_type")
     for asked, types in KNOWN.items():
-        if kind and workload.get(asked) and kind not in types:
+        if kind and getattr(workload, asked) and kind not in types:
             yield f"{asked} has no kernels for models of type {kind}; it has them for {', '.join(sorted(types))}."
-    degree, experts = workload.get("fast_moe"), architecture.get("num_local_experts")
+    degree, experts = workload.fast_moe, architecture.get("num_local_experts")
     if degree and experts is not None and (experts == 0 or experts % degree):
         yield f"fast_moe {degree} does not divide the {experts} experts of the model."
 
 
-def _sentences(
-    workload: dict[str, Any], cuda: bool, has: Callable[[str], bool], release: dict[str, str]
-) -> Iterator[str]:
-    if workload["method"] == "prompt_tuning":
+def _sentences(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], release: dict[str, str]) -> Iterator[str]:
+    if workload.method == "prompt_tuning":
         trl = release.get("trl", "")
         # from 0.20 on TRL leaves the virtual tokens out of the logits it compares with labels
         if _numbers(trl) < (0, 20):
@@ -116,16 +116,16 @@ def _sentences(
         missing = [_distribution(module) for module in NEEDS[asked] if not has(module)]
         if missing:
             yield f"{asked} needs the package {' and '.join(missing)} in the training environment."
-    if workload["method"] == "lora" and workload["distributed_backend"] == "FSDP2" and workload["number_gpus"] > 1:
+    if workload.method == "lora" and workload.distributed_backend == "FSDP2" and workload.number_gpus > 1:
         # it hands accelerate a policy that only version 1 understands: no layer would be sharded by itself
         yield "LoRA is not measured under FSDP2: fms-hf-tuning wraps adapters in FSDP's first version only; use FSDP."
-    if workload.get("multipack") and not workload["padding_free"]:
+    if workload.multipack and not workload.padding_free:
         yield "multipack needs padding_free: fms-hf-tuning packs batches only without padding."
-    if workload["padding_free"] and workload["packing"]:
+    if workload.padding_free and workload.packing:
         yield "padding_free and packing exclude each other in fms-hf-tuning."
-    if workload["method"] == "gptq_lora" and workload["weights"] != "pretrained":
+    if workload.method == "gptq_lora" and workload.weights != "pretrained":
         yield "method gptq_lora needs weights pretrained and a model that was quantised with GPTQ."
-    if workload.get("dataset_image_field"):
+    if workload.dataset_image_field:
         if not has("PIL"):
             yield "dataset_image_field needs the package pillow in the training environment."
         if _numbers(release.get("fms-hf-tuning", "")) < (3, 2):
@@ -139,13 +139,13 @@ def _distribution(module: str) -> str:
     return DISTRIBUTIONS.get(module, module.replace("_", "-"))
 
 
-def _asked(workload: dict[str, Any]) -> Iterator[str]:
+def _asked(workload: JobWorkload) -> Iterator[str]:
     for name in ("fast_moe", "fast_kernels", "padding_free", "multipack"):
-        if workload.get(name):
+        if getattr(workload, name):
             yield name
     for name in ("method", "attn_implementation"):
-        if f"{name} {workload[name]}" in NEEDS:
-            yield f"{name} {workload[name]}"
+        if (asked := f"{name} {getattr(workload, name)}") in NEEDS:
+            yield asked
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .core.protocol.messages import Job, JobWorkload
+
 PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "flash-attn")
 
 
@@ -34,30 +36,30 @@ def load() -> None:
     datasets.disable_progress_bars()
 
 
-def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
+def train(job: Job, clock: Any) -> dict[str, Any]:
     """Train once as ``job`` says, handing ``clock.callback`` to the library; return facts read back from what ran.
 
     Raises:
         Refused: the workload is impossible in this environment.
-        Broken: the model or the data cannot be used.
+        BadInput: the model or the data cannot be used.
     """
     import torch
 
     from .core.trainer import fsdp, model
-    from .core.trainer.errors import Broken, Refused
+    from .core.trainer.errors import BadInput, Refused
     from .limits import refusal, versions
 
-    workload = job["workload"]
+    workload = job.workload
     release = versions().get("fms-hf-tuning")
-    if release != workload["fms_hf_tuning_version"]:
-        raise Broken(
-            f"fms_hf_tuning_version {workload['fms_hf_tuning_version']} was asked for, but the training environment has "
+    if release != workload.fms_hf_tuning_version:
+        raise BadInput(
+            f"fms_hf_tuning_version {workload.fms_hf_tuning_version} was asked for, but the training environment has "
             f"{release}; use environment managed."
         )
-    if sentence := refusal(workload, cuda=torch.cuda.is_available(), architecture=job["architecture"]):
+    if sentence := refusal(workload, cuda=torch.cuda.is_available(), architecture=job.architecture):
         raise Refused(sentence)
-    place = Path(job["run_dir"]) / f"rank{job['rank']}"
-    prepare = _images if workload.get("dataset_image_field") else _texts
+    place = Path(job.run_dir) / f"rank{job.rank}"
+    prepare = _images if workload.dataset_image_field else _texts
     network, source, built = prepare(job, clock, place)
     # the trainer forgets them with the measurement
     os.environ.update(fsdp.variables(workload))
@@ -65,18 +67,18 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
     with phases, _handing(network, images=prepare is _images), _own_caches(place):
         trainer = _train(job, source, place, [phases.edge(), clock.callback])
     facts = {**_facts(trainer), "model_parameters": built["model_parameters"]}
-    if sentence := fsdp.mismatch(workload, job["world_size"], facts["wrapped_by"]):
-        raise Broken(sentence)
+    if sentence := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
+        raise BadInput(sentence)
     if not fsdp.is_whole(facts["wrapped_by"]):
         # each rank has a part of what was counted before
         facts["trainable_parameters"] = phases.trainable
     # fast MoE keeps a rank's share of the experts only
-    if "sample" in built and not workload.get("fast_moe"):
+    if "sample" in built and not workload.fast_moe:
         facts |= model.router_facts(trainer.model, facts["wrapped_by"], built["sample"])
     return facts
 
 
-def _texts(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
+def _texts(job: Job, clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
     """Build a language model and its data; return the model, where the library is to find it, facts about it and a sample."""
     from .core.trainer import data, model
 
@@ -90,11 +92,11 @@ def _texts(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | st
         samples = data.build(job, tokenizer, network.config)
         samples.dataset.to_parquet(str(place / "data.parquet"))
     # where samples are to be packed they are not cut yet
-    facts["sample"] = samples.dataset[0]["input_ids"][: job["workload"]["model_max_length"]]
-    return None if _reads_weights(job["workload"]) else network, source, facts
+    facts["sample"] = samples.dataset[0]["input_ids"][: job.workload.model_max_length]
+    return None if _reads_weights(job.workload) else network, source, facts
 
 
-def _images(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
+def _images(job: Job, clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
     """Do the same for a vision model; the library makes token ids and pixels itself, with the processor it finds."""
     from .core.trainer import model, vision
 
@@ -108,13 +110,13 @@ def _images(job: dict[str, Any], clock: Any, place: Path) -> tuple[Any, Path | s
     return network, place / "model", facts
 
 
-def _train(job: dict[str, Any], source: Path | str, place: Path, callbacks: list[Any]) -> Any:
+def _train(job: Job, source: Path | str, place: Path, callbacks: list[Any]) -> Any:
     from tuning.sft_trainer import train as library_train
 
     from . import arguments
 
-    workload = job["workload"]
-    images = bool(workload.get("dataset_image_field"))
+    workload = job.workload
+    images = bool(workload.dataset_image_field)
     trainer, _, _ = library_train(
         arguments.model(workload, source, place / ("model" if images else "tokenizer")),
         arguments.data(place, images=images),
@@ -126,22 +128,22 @@ def _train(job: dict[str, Any], source: Path | str, place: Path, callbacks: list
     return trainer
 
 
-def _reads_weights(workload: dict[str, Any]) -> bool:
+def _reads_weights(workload: JobWorkload) -> bool:
     """Return whether an acceleration plugin loads the weights itself, from a directory."""
-    return workload["method"] in ("qlora", "gptq_lora") or bool(workload.get("fast_moe"))
+    return workload.method in ("qlora", "gptq_lora") or bool(workload.fast_moe)
 
 
-def _source(job: dict[str, Any], network: Any, place: Path) -> Path | str:
+def _source(job: Job, network: Any, place: Path) -> Path | str:
     """Prepare what the library is to find as the model's path: the weights where they are read, else the configuration alone."""
     place.mkdir(parents=True, exist_ok=True)
     vocabulary = network.get_input_embeddings().weight.shape[0]
-    padding_tokenizer(vocabulary, job["workload"]["model_max_length"]).save_pretrained(place / "tokenizer")
-    if not _reads_weights(job["workload"]):
+    padding_tokenizer(vocabulary, job.workload.model_max_length).save_pretrained(place / "tokenizer")
+    if not _reads_weights(job.workload):
         network.config.save_pretrained(place / "model")
         return place / "model"
-    if job["workload"]["weights"] == "pretrained":
-        return str(job["source"])
-    return _saved(network, Path(job["cache_dir"]), job["workload"]["seed"])
+    if job.workload.weights == "pretrained":
+        return str(job.source)
+    return _saved(network, Path(job.cache_dir), job.workload.seed)
 
 
 def _saved(network: Any, cache_dir: Path, seed: int) -> Path:
@@ -190,11 +192,11 @@ class _Handed:
         self, path: str, *, torch_dtype: Any, attn_implementation: str | None = None, **unused: Any
     ) -> Any:
         """Return the model, after checking that it is what the library would have loaded."""
-        from .core.trainer.errors import Broken
+        from .core.trainer.errors import BadInput
 
         has = (self._network.dtype, self._network.config._attn_implementation)
         if torch_dtype != has[0] or (attn_implementation or has[1]) != has[1]:
-            raise Broken(
+            raise BadInput(
                 f"fms-hf-tuning asked for a model in {torch_dtype} with attention {attn_implementation}, built was {has}."
             )
         return self._network
@@ -211,9 +213,9 @@ class _NoLanguageModel:
     @staticmethod
     def from_pretrained(path: str, **unused: Any) -> Any:
         """End the measurement: the library asks for a language model when anything about a vision model failed."""
-        from .core.trainer.errors import Broken
+        from .core.trainer.errors import BadInput
 
-        raise Broken("fms-hf-tuning could not use the model and its processor as a vision model; the log says why.")
+        raise BadInput("fms-hf-tuning could not use the model and its processor as a vision model; the log says why.")
 
 
 @contextlib.contextmanager

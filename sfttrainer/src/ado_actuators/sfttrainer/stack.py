@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from .core.protocol.messages import Job, JobWorkload
+
 PACKAGES = ("trl", "bitsandbytes", "liger-kernel")
 
 
@@ -22,20 +24,20 @@ def load() -> None:
     from trl import SFTConfig, SFTTrainer  # noqa: F401 - resolves TRL's lazy imports
 
 
-def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
+def train(job: Job, clock: Any) -> dict[str, Any]:
     """Train once as ``job`` says, handing ``clock.callback`` to the trainer; return facts read back from what ran.
 
     Raises:
         Refused: the workload is impossible in this environment.
-        Broken: the model or the data cannot be used.
+        BadInput: the model or the data cannot be used.
     """
     from trl import SFTTrainer
 
     from .core.trainer import data, fsdp, model, quantise
-    from .core.trainer.errors import Broken
+    from .core.trainer.errors import BadInput
 
-    workload = job["workload"]
-    quantised = workload["method"] == "qlora"
+    workload = job.workload
+    quantised = workload.method == "qlora"
     if quantised:
         quantise.check_installed()
     with clock.phase("model_load"):
@@ -67,45 +69,45 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
     facts = {**_facts(trainer), **counts}
     if quantised:
         facts["quantised_layers"] = quantise.layers(trainer.model)
-    if sentence := fsdp.mismatch(workload, job["world_size"], facts["wrapped_by"]):
-        raise Broken(sentence)
+    if sentence := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
+        raise BadInput(sentence)
     # where samples are to be packed they are not cut yet
-    sample = samples.dataset[0]["input_ids"][: workload["model_max_length"]]
+    sample = samples.dataset[0]["input_ids"][: workload.model_max_length]
     return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)
 
 
-def _arguments(job: dict[str, Any], config: Any) -> Any:
+def _arguments(job: Job, config: Any) -> Any:
     from trl import SFTConfig
 
     from .core.trainer import fsdp
 
-    workload = job["workload"]
+    workload = job.workload
     arguments = SFTConfig(
-        output_dir=job["run_dir"],
-        per_device_train_batch_size=workload["batch_size"] // job["world_size"],
-        gradient_accumulation_steps=workload["gradient_accumulation_steps"],
+        output_dir=job.run_dir,
+        per_device_train_batch_size=workload.batch_size // job.world_size,
+        gradient_accumulation_steps=workload.gradient_accumulation_steps,
         # TRL's defaults differ from Trainer's and change between versions, so everything that costs time is stated
-        max_length=workload["model_max_length"],
-        packing=workload["packing"],
-        packing_strategy=workload["packing_strategy"],
-        padding_free=workload["padding_free"],
+        max_length=workload.model_max_length,
+        packing=workload.packing,
+        packing_strategy=workload.packing_strategy,
+        padding_free=workload.padding_free,
         # the samples come as tokens of the right length; preparing them again only costs time
-        dataset_kwargs={"skip_prepare_dataset": not workload["packing"]},
-        gradient_checkpointing=workload["gradient_checkpointing"],
-        gradient_checkpointing_kwargs={"use_reentrant": workload["gradient_checkpointing_use_reentrant"]},
-        bf16=workload["mixed_precision"] == "bf16",
-        fp16=workload["mixed_precision"] == "fp16",
-        optim=workload["optim"],
+        dataset_kwargs={"skip_prepare_dataset": not workload.packing},
+        gradient_checkpointing=workload.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": workload.gradient_checkpointing_use_reentrant},
+        bf16=workload.mixed_precision == "bf16",
+        fp16=workload.mixed_precision == "fp16",
+        optim=workload.optim,
         learning_rate=2e-5,
         lr_scheduler_type="constant",
-        max_steps=workload["max_steps"] if not workload["num_train_epochs"] else -1,
-        num_train_epochs=workload["num_train_epochs"] or 1,
-        use_liger_kernel=workload["use_liger_kernel"],
-        torch_compile=workload["torch_compile"],
-        seed=workload["seed"],
-        use_cpu=workload["number_gpus"] == 0,
-        ddp_backend="gloo" if workload["number_gpus"] == 0 and job["world_size"] > 1 else None,
-        ddp_find_unused_parameters=False if job["world_size"] > 1 else None,
+        max_steps=workload.max_steps if not workload.num_train_epochs else -1,
+        num_train_epochs=workload.num_train_epochs or 1,
+        use_liger_kernel=workload.use_liger_kernel,
+        torch_compile=workload.torch_compile,
+        seed=workload.seed,
+        use_cpu=workload.number_gpus == 0,
+        ddp_backend="gloo" if workload.number_gpus == 0 and job.world_size > 1 else None,
+        ddp_find_unused_parameters=False if job.world_size > 1 else None,
         **fsdp.options(workload),
         **_auxiliary_loss(config),
         # nothing inside a step may wait for the device or write a file
@@ -115,7 +117,7 @@ def _arguments(job: dict[str, Any], config: Any) -> Any:
         report_to="none",
         disable_tqdm=True,
         dataloader_num_workers=0,
-        dataloader_pin_memory=workload["number_gpus"] > 0,
+        dataloader_pin_memory=workload.number_gpus > 0,
         skip_memory_metrics=True,
     )
     return fsdp.complete(arguments, workload)
@@ -134,20 +136,20 @@ def _auxiliary_loss(config: Any) -> dict[str, Any]:
     return {"router_aux_loss_coef": 0.0} if impossible and known else {}
 
 
-def _adapter(workload: dict[str, Any]) -> Any:
+def _adapter(workload: JobWorkload) -> Any:
     from peft import LoraConfig, PromptTuningConfig
 
-    if workload["method"] in ("lora", "qlora"):
-        names = workload["target_modules"]
+    if workload.method in ("lora", "qlora"):
+        names = workload.target_modules
         return LoraConfig(
-            r=workload["r"],
-            lora_alpha=workload["lora_alpha"],
-            lora_dropout=workload["lora_dropout"],
+            r=workload.r,
+            lora_alpha=workload.lora_alpha,
+            lora_dropout=workload.lora_dropout,
             target_modules=names if names == "all-linear" else [name.strip() for name in names.split(",")],
             task_type="CAUSAL_LM",
         )
-    if workload["method"] == "prompt_tuning":
-        return PromptTuningConfig(num_virtual_tokens=workload["num_virtual_tokens"], task_type="CAUSAL_LM")
+    if workload.method == "prompt_tuning":
+        return PromptTuningConfig(num_virtual_tokens=workload.num_virtual_tokens, task_type="CAUSAL_LM")
     return None
 
 

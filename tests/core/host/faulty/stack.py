@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .core.protocol.messages import Job
+
 PACKAGES = ()
 kept: list[bytearray] = []
 
@@ -52,14 +54,14 @@ class Config:
         return {"model_type": "linear"}
 
 
-def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
+def train(job: Job, clock: Any) -> dict[str, Any]:
     """Do what the workload's ``dataset_id`` says: a fault, or a fault and after @ the rank that has it."""
     import torch
 
-    what, _, rank = job["workload"]["dataset_id"].partition("@")
-    if what == "late" and int(rank) == job["rank"]:
+    what, _, rank = job.workload.dataset_id.partition("@")
+    if what == "late" and int(rank) == job.rank:
         what = "late after training"
-    elif rank and what != "late" and int(rank) != job["rank"]:
+    elif rank and what != "late" and int(rank) != job.rank:
         time.sleep(60)
     if what == "kill":
         die()
@@ -97,9 +99,9 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     if what in ("oom among peers", "error among peers"):
         torch.distributed.init_process_group("gloo")
-        if job["rank"] == 1 and what == "error among peers":
+        if job.rank == 1 and what == "error among peers":
             raise ValueError("rank 1 has no data.")
-        if job["rank"] == 1:
+        if job.rank == 1:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         torch.distributed.all_reduce(torch.ones(1))
     if what == "leak":
@@ -112,7 +114,7 @@ def train(job: dict[str, Any], clock: Any) -> dict[str, Any]:
     model = torch.nn.Linear(2, 2)
     model.config = Config(what)
     clock.begin(model)
-    for step in range(1, job["workload"]["max_steps"] + 1):
+    for step in range(1, job.workload.max_steps + 1):
         if what == f"kill in step {step}":
             die()
         time.sleep(0.01)

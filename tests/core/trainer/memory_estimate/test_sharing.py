@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from ado_actuators.sfttrainer.core.protocol import traceable  # noqa: E402
+from ado_actuators.sfttrainer.core.protocol import supported  # noqa: E402
+from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import attention, estimate  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE  # noqa: E402
@@ -41,10 +42,10 @@ class Model(torch.nn.Module):
         self.layers = torch.nn.ModuleList([Layer(), Layer()])
 
 
-def asked(**change: Any) -> dict[str, Any]:
+def asked(**change: Any) -> JobWorkload:
     """Return a workload as a job has it."""
     values = {"model_name": "tiny-llama-5m", "model_max_length": 16, "batch_size": 8, "number_gpus": 4}
-    return workload.parse({**values, **change}).model_dump()
+    return JobWorkload(**workload.parse({**values, **change}).model_dump())
 
 
 def test_one_gpu_holds_everything() -> None:
@@ -92,8 +93,8 @@ def test_shards_keep_the_type_of_the_weights() -> None:
     """The trace of mixed precision is made in the computing type, half as wide as the shards."""
     change = {"distributed_backend": "FSDP", "mixed_precision": "bf16"}
     assert estimate.sharing(asked(**change), Model()).shares["parameters"] == 0.5
-    traced = estimate.alone({"workload": asked(**change)}, 2)["workload"]
-    assert (traced["torch_dtype"], traced["mixed_precision"]) == ("bfloat16", "no")
+    traced = estimate.alone(Job(id="test", workload=asked(**change), world_size=4), 2).workload
+    assert (traced.torch_dtype, traced.mixed_precision) == ("bfloat16", "no")
 
 
 def test_what_is_trained_in_mixed_precision_has_shards_in_float32() -> None:
@@ -128,10 +129,10 @@ def test_offloaded_shards_are_not_on_the_device() -> None:
 def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
     """The batch of a device, and at most two micro-batches."""
     change = {"gpu_model": "L40S", "weights": "pretrained", "gradient_accumulation_steps": 16}
-    traced = estimate.alone({"workload": asked(**change)}, 2)
-    got = traced["workload"]
-    assert (got["batch_size"], got["number_gpus"], got["gradient_accumulation_steps"]) == (2, 0, 2)
-    assert (got["weights"], traced["world_size"]) == ("random", 1)
+    traced = estimate.alone(Job(id="test", workload=asked(**change), world_size=4), 2)
+    got = traced.workload
+    assert (got.batch_size, got.number_gpus, got.gradient_accumulation_steps) == (2, 0, 2)
+    assert (got.weights, traced.world_size) == ("random", 1)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
 )
 def test_what_cannot_be_traced_is_said(change: dict[str, Any]) -> None:
     """One sentence instead of a wrong number."""
-    sentence = traceable.refusal(asked(**change))
+    sentence = supported.untraceable(asked(**change))
     assert sentence is not None
     assert len(sentence) <= 200
     assert next(iter(change)) in sentence
