@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures, redaction
-from ado_actuators.sfttrainer.core.commands import report
 from ado_actuators.sfttrainer.core.host import trainer_process as process
 from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan
@@ -173,7 +173,7 @@ def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[
         result = {"uid": str(index), "reason": verdict.sentence, "metadata": verdict.metadata}
         requests.append({**failed, "measurements": [{**failed["measurements"][0], **result}]})
     (tmp_path / "trace.yaml").write_text(yaml.safe_dump(requests))
-    assert report.main("sfttrainer", [str(tmp_path / "trace.yaml"), "-o", str(tmp_path / "report")]) == 0
+    assert main(["report", str(tmp_path / "trace.yaml"), "-o", str(tmp_path / "report")]) == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert [f"in {index}." in page for index in range(len(PLANTED))] == [True] * len(PLANTED)
     pictures = "".join(path.read_text(errors="replace") for path in (tmp_path / "report").glob("*.png"))
