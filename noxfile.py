@@ -27,7 +27,18 @@ ROOT = Path(__file__).resolve().parent
 # how the plugins themselves tell uv what the user has told pip
 INDEXES = runpy.run_path(str(ROOT / "core" / "host" / "package_indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
-LINT_TOOLS = ("import-linter", "mypy", "numpy", "packaging", "pydantic", "ruff", "types-psutil", "types-PyYAML")
+LINT_TOOLS = (
+    "import-linter",
+    "jinja2",
+    "mypy",
+    "numpy",
+    "packaging",
+    "pydantic",
+    "ruff",
+    "typer>=0.22,<0.27",
+    "types-psutil",
+    "types-PyYAML",
+)
 # build and nox: what the tests of jobs run, as users do
 TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")
 UNIT_TOOLS = (

@@ -26,6 +26,7 @@ from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.core.measurement.plugin import Plugin
 from ado_actuators.sfttrainer.core.measurement.verdict import Verdict
+from ado_actuators.sfttrainer.core.protocol.messages import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "finetune_full_benchmark"
@@ -108,11 +109,11 @@ def measuring(state_dir: Path, *, reuse: bool = False) -> Iterator[Callable[[dic
     """
     began: list[tuple[float, float]] = []
 
-    def tell(news: dict[str, Any]) -> None:
-        if news.get("state") == "training" and not began:
+    def note_begin(progress: Progress) -> None:
+        if progress["state"] == "training" and not began:
             began.append((time.perf_counter(), time.process_time()))
 
-    with Local(PLUGIN, Settings(reuse_workers=reuse), state_dir, tell) as local:
+    with Local(PLUGIN, Settings(reuse_workers=reuse), state_dir, note_begin) as local:
 
         def measured(values: dict[str, Any]) -> Measured:
             began.clear()
