@@ -69,8 +69,6 @@ class Local:
             )
         if plan.kind.task != "memory_estimate":
             self._plugin.check(plan.workload, plan.source.architecture, environment=self._settings.environment)
-        self._check_gpus(plan.runs_on.number_gpus)
-        self._check_cpus(plan.runs_on.processes, plan.runs_on.cpus_per_process)
         steps = attempts.procedure(plan, self._settings, self._known_out_of_memory, same_gpus=True)
         outcomes: list[Outcome] | None = None
         while True:
@@ -103,6 +101,9 @@ class Local:
 
     def _attempt(self, plan: Plan) -> Outcome:
         needs = plan.runs_on
+        # here and not earlier: a memory estimate, which needs no GPU, may answer first
+        self._check_gpus(needs.number_gpus)
+        self._check_cpus(needs.processes, needs.cpus_per_process)
         processes = needs.processes
         threads = needs.cpus_per_process or max(1, cpu_count() // processes)
         spec = HostSpec(

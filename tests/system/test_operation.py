@@ -241,7 +241,7 @@ def test_one_study_with_every_experiment_of_both_actuators(tmp_path: Path) -> No
     }
     operation = operate(tmp_path, space, in_flight=4)
     rows = {(row.actuator, row.experiment.removeprefix("finetune_")): row for row in read.rows(operation)}
-    assert {key: row.sentence for key, row in rows.items() if row.state == "failed"} == {}
+    assert {key: row.message for key, row in rows.items() if row.state == "failed"} == {}
     assert len(rows) == 13
     for key, row in rows.items():
         if key[1].endswith("_benchmark") and row.state == "measured":
@@ -251,7 +251,7 @@ def test_one_study_with_every_experiment_of_both_actuators(tmp_path: Path) -> No
             assert (row.outputs["f_no_error"], row.outputs["f_gpu_oom"]) == (1, 0), key
         elif key[1] == "memory_estimate":
             assert 0.01 < row.outputs["memory_estimate_gib"] < 1, key
-    refused = {key: row.sentence for key, row in rows.items() if row.state == "cannot run"}
+    refused = {key: row.message for key, row in rows.items() if row.state == "cannot run"}
     assert refused.pop(("fms_hf_tuning", "prompt_tuning_benchmark")).startswith(
         "prompt tuning fails in fms-hf-tuning 3.2.2"
     )
