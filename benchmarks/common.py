@@ -120,7 +120,7 @@ def measuring(state_dir: Path, *, reuse: bool = False) -> Iterator[Callable[[dic
             verdict = local.measure(plan(values))
             wall_s, cpu_s = time.perf_counter(), time.process_time()
             if verdict.report is None or not verdict.properties.get("is_valid"):
-                reason = verdict.sentence or verdict.metadata.get("reason")
+                reason = verdict.message or verdict.metadata.get("reason")
                 sys.exit(f"{values}: {reason}\nlog: {verdict.metadata.get('log')}")
             percent = 100 * (cpu_s - began[0][1]) / (wall_s - began[0][0])
             return Measured(verdict, verdict.report.raw_step_s, percent)

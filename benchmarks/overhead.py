@@ -154,7 +154,7 @@ class Sides:
 
 def _checked(values: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
     if not verdict.properties.get("is_valid"):
-        sys.exit(f"{values}: {verdict.sentence or verdict.metadata.get('reason')}\nlog: {verdict.metadata.get('log')}")
+        sys.exit(f"{values}: {verdict.message or verdict.metadata.get('reason')}\nlog: {verdict.metadata.get('log')}")
     return verdict.metadata
 
 

@@ -49,7 +49,7 @@ class Expected:
         is_valid: the stored value; None: a failed measurement without properties.
         failure: the stored category; empty for a failed measurement.
         attempts: how often it must have been tried.
-        reason: how the sentence begins that says why there is no measurement.
+        reason: how the message begins that says why there is no measurement.
     """
 
     fault: str

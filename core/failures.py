@@ -22,14 +22,14 @@ from . import redaction
 # in this order the earlier group explains the later ones
 Group = Literal["cannot run", "broken", "transient"]
 What = Literal["gpu_oom", "host_oom", "predicted_oom", "invalid_configuration", "bad_input", "transient", "broken"]
-LONGEST_SENTENCE = 200
+LONGEST_MESSAGE = 200
 # an abort writes its reason last; earlier errors in the log did not end the process
 TAIL_CHARACTERS = 8000
 
-GPU_OOM_SENTENCE = (
+GPU_OOM_MESSAGE = (
     "The workload does not fit: the GPU ran out of memory; reduce batch_size or model_max_length, or use more GPUs."
 )
-HOST_OOM_SENTENCE = (
+HOST_OOM_MESSAGE = (
     "The workload does not fit: the host ran out of memory; reduce the model, batch_size or model_max_length."
 )
 
@@ -42,12 +42,12 @@ class Cause:
         group: ``cannot run``, ``transient`` or ``broken``.
         what: ``gpu_oom``, ``host_oom``, ``predicted_oom`` or ``invalid_configuration`` if the workload cannot run;
             ``bad_input`` if the user's input cannot be used; else the group.
-        sentence: the message for the user, at most 200 characters.
+        message: the message for the user, at most 200 characters.
     """
 
     group: Group
     what: What
-    sentence: str
+    message: str
 
 
 class Failure(Exception):
@@ -56,8 +56,8 @@ class Failure(Exception):
     group: Group = "broken"
     what: What = "broken"
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(plain_sentence(sentence))
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_message(message))
 
     @property
     def cause(self) -> Cause:
@@ -81,11 +81,11 @@ class OutOfMemory(CannotRun):
 
     Args:
         where: ``gpu`` or ``host``.
-        sentence: replaces the standard message.
+        message: replaces the standard message.
     """
 
-    def __init__(self, where: Literal["gpu", "host"], sentence: str = "") -> None:
-        super().__init__(sentence or (GPU_OOM_SENTENCE if where == "gpu" else HOST_OOM_SENTENCE))
+    def __init__(self, where: Literal["gpu", "host"], message: str = "") -> None:
+        super().__init__(message or (GPU_OOM_MESSAGE if where == "gpu" else HOST_OOM_MESSAGE))
         self.where = where
         self.what = "gpu_oom" if where == "gpu" else "host_oom"
 
@@ -120,11 +120,11 @@ class BadInput(Broken):
 def raised(cause: Cause) -> Failure:
     """Return the exception that stands for ``cause``."""
     if cause.what in ("gpu_oom", "host_oom"):
-        return OutOfMemory("gpu" if cause.what == "gpu_oom" else "host", cause.sentence)
+        return OutOfMemory("gpu" if cause.what == "gpu_oom" else "host", cause.message)
     if cause.what == "bad_input":
-        return BadInput(cause.sentence)
+        return BadInput(cause.message)
     classes: dict[str, type[Failure]] = {"cannot run": InvalidConfiguration, "transient": Transient, "broken": Broken}
-    return classes[cause.group](cause.sentence)
+    return classes[cause.group](cause.message)
 
 
 def most_telling(causes: Iterable[Cause]) -> Cause | None:
@@ -303,7 +303,7 @@ def _signal_name(number: int) -> str:
 # -- messages --------------------------------------------------------------------------------------------------
 
 
-def plain_sentence(text: str) -> str:
+def plain_message(text: str) -> str:
     """Return ``text`` as one line of at most 200 characters that ends with punctuation, without secrets."""
     text = redaction.hide(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))
     text = re.sub(r"\b(hf_|sk-|ghp_|glpat-)[A-Za-z0-9_\-]{8,}", r"\1***", text)
@@ -311,9 +311,9 @@ def plain_sentence(text: str) -> str:
     text = " ".join(text.split()) or "No reason was given"
     # control characters and unpaired surrogates: terminals interpret them, and some stores cannot keep them
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    if len(text) > LONGEST_SENTENCE:
-        return text[: LONGEST_SENTENCE - 1].rstrip() + "…"
-    return text if text[-1] in ".!?…" or len(text) == LONGEST_SENTENCE else text + "."
+    if len(text) > LONGEST_MESSAGE:
+        return text[: LONGEST_MESSAGE - 1].rstrip() + "…"
+    return text if text[-1] in ".!?…" or len(text) == LONGEST_MESSAGE else text + "."
 
 
 def _first_line(text: str) -> str:

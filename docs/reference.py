@@ -177,7 +177,7 @@ def _impossible(actuator: str) -> str:
             rows.append((f"`{_pairs(change)}`", str(refused)))
         else:
             raise AssertionError(f"{change} has become possible: take it out of IMPOSSIBLE")
-    return _table(("changed", "sentence"), rows)
+    return _table(("changed", "message"), rows)
 
 
 def _raised() -> str:
@@ -189,10 +189,10 @@ def _raised() -> str:
                 f"`{type_name.rpartition('.')[2]}: {text}`",
                 cause.group,
                 f"`{cause.what}`" if cause.group == "cannot run" else "",
-                cause.sentence,
+                cause.message,
             )
         )
-    return _table(("raised", "is", "`failure`", "sentence"), rows)
+    return _table(("raised", "is", "`failure`", "message"), rows)
 
 
 def _catalogue(actuator: type[Any]) -> list[Any]:

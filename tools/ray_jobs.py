@@ -42,7 +42,7 @@ RETRY_S = 3.0
 
 
 class Refused(Exception):
-    """What was asked for cannot be done; the text is the sentence for the user."""
+    """What was asked for cannot be done; the text is the message for the user."""
 
 
 def build(into: Path, plugins: list[str], root: Path = ROOT) -> list[Path]:

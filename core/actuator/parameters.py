@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pydantic
 from ado.modules.actuators.standard import StandardActuatorParameters
 
-from ..failures import plain_sentence
+from ..failures import plain_message
 from ..host.state_dir import state_dir
 from ..workload.validation import first_message
 
@@ -113,4 +113,4 @@ def validate(parameters_class: type[MeasuringParameters], given: Any) -> Measuri
     try:
         return parameters_class.model_validate(given)
     except pydantic.ValidationError as error:
-        raise ValueError(plain_sentence(first_message(error, "the actuator configuration"))) from None
+        raise ValueError(plain_message(first_message(error, "the actuator configuration"))) from None

@@ -29,7 +29,7 @@ def result(
         return InvalidMeasurementResult(
             entityIdentifier=entity.identifier,
             experimentReference=request.experimentReference,
-            reason=verdict.sentence,
+            reason=verdict.message,
             metadata=verdict.metadata,
         )
     return ValidMeasurementResult(

@@ -123,7 +123,7 @@ def _types(node: dict[str, Any]) -> tuple[str, ...]:
 
 
 def offer() -> str:
-    """Return what the cluster has, in a sentence."""
+    """Return what the cluster has, in a message."""
     found = []
     for node in nodes():
         resources = node["Resources"]

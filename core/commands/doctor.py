@@ -248,7 +248,7 @@ def examine_cluster(address: str, subject: Subject) -> list[Finding]:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="ado-doctor")
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [Finding("cluster", "missing", failures.plain_sentence(reason), START_RAY)]
+        return [Finding("cluster", "missing", failures.plain_message(reason), START_RAY)]
     try:
         return [finding for node in ray.nodes() for finding in _node(node, subject)]
     finally:
@@ -281,7 +281,7 @@ def _node(node: dict[str, Any], subject: Subject) -> Iterator[Finding]:
     except ray.exceptions.GetTimeoutError:
         yield Finding(name, "missing", f"did not answer within {ANSWER_TIMEOUT_S:g} s", "ray status")
     except Exception as error:
-        reason = failures.plain_sentence(str(error).strip().rpartition("\n")[2])
+        reason = failures.plain_message(str(error).strip().rpartition("\n")[2])
         yield Finding(
             name, "note",
             f"cannot be looked at from inside ({reason}); ado ships the plugin with a job, otherwise install it there",

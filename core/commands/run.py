@@ -63,7 +63,7 @@ def main(
     except failures.CannotRun as failure:
         verdict = refusal(failure, plugin.identifier, chosen)
     except (failures.Failure, BadUse) as failure:
-        print(failures.plain_sentence(str(failure)), file=sys.stderr)
+        print(failures.plain_message(str(failure)), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print("Interrupted; nothing of this measurement is kept.", file=sys.stderr)
@@ -169,14 +169,14 @@ def _settings(path: Path | None, parameters_class: type[Any]) -> Any:
 
 def _show(verdict: Verdict, as_json: bool) -> None:
     if as_json:
-        found = {"properties": verdict.properties, "sentence": verdict.sentence, "metadata": verdict.metadata}
+        found = {"properties": verdict.properties, "message": verdict.message, "metadata": verdict.metadata}
         show(json.dumps(found, indent=2))
     elif verdict.report is not None and not verdict.properties["is_valid"]:
         show(f"is_valid 0, {verdict.properties['failure']}: {verdict.metadata['reason']}")
     elif verdict.report is not None:
         show(f"{verdict.report.text()}\n\nlog: {verdict.metadata['log']}")
     else:
-        print(f"{verdict.sentence}\nlog: {verdict.metadata.get('log') or 'none'}", file=sys.stderr)
+        print(f"{verdict.message}\nlog: {verdict.metadata.get('log') or 'none'}", file=sys.stderr)
 
 
 class _Changes(contextlib.AbstractContextManager["_Changes"]):

@@ -22,7 +22,7 @@ class Verdict:
     """The end of a measurement: properties, or the message that says why there are none."""
 
     properties: dict[str, Any]
-    sentence: str
+    message: str
     metadata: dict[str, Any]
     report: benchmark.Report | None = None
 
@@ -33,14 +33,14 @@ def refusal(
     """Return the verdict of a measurement that ended without records."""
     metadata = {"versions": _own_versions(actuator), **(metadata or {})}
     if isinstance(failure, failures.CannotRun):
-        result = benchmark.Report.for_refusal(failure.cause.what, failure.cause.sentence, KINDS[experiment].outputs)
+        result = benchmark.Report.for_refusal(failure.cause.what, failure.cause.message, KINDS[experiment].outputs)
         return Verdict(
             result.properties,
             "",
-            {**metadata, "reason": failure.cause.sentence, "omitted": _short(result.omitted)},
+            {**metadata, "reason": failure.cause.message, "omitted": _short(result.omitted)},
             result,
         )
-    return Verdict({}, failure.cause.sentence, metadata)
+    return Verdict({}, failure.cause.message, metadata)
 
 
 def too_large(estimate: Plan, run: Run) -> str | None:
@@ -64,7 +64,7 @@ def conclude(plan: Plan, runs: list[Run], *, price: float | None) -> Verdict:
 
 def _fractions(plan: Plan, runs: list[Run]) -> Verdict:
     result = stability.summarise([run.cause for run in runs])
-    ends = [run.cause.sentence if run.cause else "none" for run in runs]
+    ends = [run.cause.message if run.cause else "none" for run in runs]
     logs = [run.outcomes[0].log for run in runs]
     return Verdict(result.properties, "", {**_metadata(plan, runs[0]), "errors": ends, "logs": logs}, result)
 

@@ -135,7 +135,7 @@ def find(name: str) -> Device | None:
 
 
 def peak_tflops(device_name: str, dtype: str) -> tuple[float | None, str]:
-    """Return the dense peak of one device in TFLOP/s, or None and one sentence that says why there is none.
+    """Return the dense peak of one device in TFLOP/s, or None and one message that says why there is none.
 
     Args:
         device_name: as the driver gives it, for example ``NVIDIA A100-SXM4-80GB``.
@@ -152,7 +152,7 @@ def peak_tflops(device_name: str, dtype: str) -> tuple[float | None, str]:
 
 
 def device_memory_gib(gpu_model: str) -> tuple[float | None, str]:
-    """Return the memory of one device in GiB, or None and one sentence that says why it is not known."""
+    """Return the memory of one device in GiB, or None and one message that says why it is not known."""
     if gpu_model == "any":
         return None, "gpu_model any names no device."
     if re.search(r"\bMIG\b", gpu_model):

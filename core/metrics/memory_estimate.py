@@ -57,7 +57,7 @@ def memory_of(workload: Workload) -> tuple[float | None, str]:
 
 
 def certainly_too_large(record: Mapping[str, Any], workload: Workload) -> str | None:
-    """Return the sentence for a workload that does not fit even if the estimate is too high by its known error, or None."""
+    """Return the message for a workload that does not fit even if the estimate is too high by its known error, or None."""
     usable = accelerators.usable_bytes(workload.gpu_model)
     total = sum(fullest(record["peaks_bytes"]).values())
     if usable is None or total * (1 - KNOWN_ERROR) <= usable:

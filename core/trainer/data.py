@@ -44,7 +44,7 @@ _SHOWN = 60
 
 
 class DataError(BadInput, ValueError):
-    """The data set cannot be used; the text is one sentence that names file, line and what was expected."""
+    """The data set cannot be used; the text is one message that names file, line and what was expected."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,7 @@ def is_whole(wrapped_by: str) -> bool:
 
 
 def mismatch(workload: JobWorkload, world_size: int, wrapped_by: str) -> str | None:
-    """Return the sentence for a model that ran under another wrapper than was asked for, or None."""
+    """Return the message for a model that ran under another wrapper than was asked for, or None."""
     expected = EXPECTED.get(workload.distributed_backend)
     if world_size == 1 or wrapped_by == expected:
         return None

@@ -55,8 +55,8 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
         arguments["attn_implementation"] = attention
     with _explained(job):
         config = configuration(job)
-        if sentence := supported.image_mismatch(workload, config.to_dict()):
-            raise Refused(sentence)
+        if message := supported.image_mismatch(workload, config.to_dict()):
+            raise Refused(message)
         if any(name.endswith("ForMaskedLM") for name in getattr(config, "architectures", None) or ()):
             raise Refused(f"model {workload.model_name[-80:]} predicts masked tokens: it is no causal language model.")
         if workload.weights == "pretrained":
@@ -124,7 +124,7 @@ def _is_sharded(job: Job) -> bool:
 
 @contextlib.contextmanager
 def _explained(job: Job) -> Iterator[None]:
-    """Turn what transformers raises about a model into one sentence; running out of memory passes as it is."""
+    """Turn what transformers raises about a model into one message; running out of memory passes as it is."""
     name = job.workload.model_name
     try:
         yield
@@ -141,10 +141,10 @@ def _explained(job: Job) -> Iterator[None]:
         kind = getattr(error, "name", None) if isinstance(error, ImportError) else None
         if kind:
             raise BadInput(f"model {name} needs the package {kind} in the training environment.") from error
-        raise BadInput(_sentence(f"model {name} cannot be read", job.source, text)) from error
+        raise BadInput(_message(f"model {name} cannot be read", job.source, text)) from error
 
 
-def _sentence(what: str, source: str | None, text: str) -> str:
+def _message(what: str, source: str | None, text: str) -> str:
     if source and not Path(source).is_dir() and ("connect" in text or "offline" in text.lower() or "cached" in text):
         return f"{what}: {source} is neither in the local cache nor reachable; give a model directory."
     if source:
@@ -184,7 +184,7 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
     except Exception as error:  # whatever a tokenizer's files make the libraries raise
         name = job.workload.model_name
         raise BadInput(
-            _sentence(f"the tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))
+            _message(f"the tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))
         ) from error
 
 

@@ -22,7 +22,7 @@ class Kind:
     """One kind of experiment.
 
     Attributes:
-        description: one sentence for ``ado describe experiment``.
+        description: one message for ``ado describe experiment``.
         sets: workload properties that the experiment fixes; users cannot set them.
         task: what is done with the workload.
         outputs: the properties it returns, from identifier to description.

@@ -1,4 +1,4 @@
-"""Causes told apart: what cannot run, what may work when repeated, what is broken; and the sentence each gives."""
+"""Causes told apart: what cannot run, what may work when repeated, what is broken; and the message each gives."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_exits_are_told_apart(code: int, tail: str, oom_killed: bool, group: str
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("", "No reason was given."),
         ("two\n  lines", "two lines."),
@@ -95,9 +95,9 @@ def test_exits_are_told_apart(code: int, tail: str, oom_killed: bool, group: str
         ("token hf_abcdefghijklmnop was refused", "token hf_*** was refused."),
     ],
 )
-def test_sentences_are_plain(text: str, sentence: str) -> None:
-    """One line, without colours and without secrets, ending like a sentence."""
-    assert str(failures.Broken(text)) == sentence
+def test_sentences_are_plain(text: str, message: str) -> None:
+    """One line, without colours and without secrets, ending like a message."""
+    assert str(failures.Broken(text)) == message
 
 
 def test_sentences_are_short() -> None:

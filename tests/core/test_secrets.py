@@ -1,4 +1,4 @@
-"""Secrets of the environment stay out of sentences, logs, metadata and reports, and nothing of a trainer is ever unpickled."""
+"""Secrets of the environment stay out of messages, logs, metadata and reports, and nothing of a trainer is ever unpickled."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ def test_a_name_that_only_sounds_so_is_none(name: str) -> None:
 @pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("kind", ["exception", "import", "broken", "refused"])
 def test_a_failure_that_quotes_the_environment(kind: str) -> None:
-    """A trainer's message may hold the whole environment: the sentence holds no secret of it."""
+    """A trainer's message may hold the whole environment: the message holds no secret of it."""
     for secret in PLANTED:
         failure = failures.from_message({"kind": kind, "type": "ValueError", "text": f"bad {secret!r} in environment"})
         verdict = refusal(failure, "sfttrainer", "finetune_full_benchmark")
-        assert told(f"{failure} {verdict.sentence} {json.dumps(verdict.metadata)}") == []
+        assert told(f"{failure} {verdict.message} {json.dumps(verdict.metadata)}") == []
     whole = failures.from_message({"kind": kind, "type": "KeyError", "text": str(dict(os.environ))})
     assert told(str(whole)) == []
 
@@ -170,7 +170,7 @@ def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[
             {"kind": "exception", "type": "ValueError", "text": f"bad {secret!r} in {index}"}
         )
         verdict = refusal(failure, "sfttrainer", "finetune_full_benchmark")
-        result = {"uid": str(index), "reason": verdict.sentence, "metadata": verdict.metadata}
+        result = {"uid": str(index), "reason": verdict.message, "metadata": verdict.metadata}
         requests.append({**failed, "measurements": [{**failed["measurements"][0], **result}]})
     (tmp_path / "trace.yaml").write_text(yaml.safe_dump(requests))
     assert main(["report", str(tmp_path / "trace.yaml"), "-o", str(tmp_path / "report")]) == 0
@@ -184,7 +184,7 @@ def everything(state: Path, verdict: Verdict) -> str:
     """Return all that a measurement has written down."""
     files = [path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()]
     report = verdict.report.text() if verdict.report else ""
-    return "\n".join([*files, report, verdict.sentence, json.dumps(verdict.metadata), json.dumps(verdict.properties)])
+    return "\n".join([*files, report, verdict.message, json.dumps(verdict.metadata), json.dumps(verdict.properties)])
 
 
 @pytest.mark.usefixtures("planted")

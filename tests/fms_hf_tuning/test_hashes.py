@@ -61,7 +61,7 @@ def test_the_right_file_is_installed_without_an_index(wheel: Path, tmp_path: Pat
 
 
 def test_another_file_is_refused(wheel: Path, tmp_path: Path) -> None:
-    """A wheel of the right name and version whose content is another one: a sentence, and no environment."""
+    """A wheel of the right name and version whose content is another one: a message, and no environment."""
     with pytest.raises(EnvironmentProblem) as problem:
         build(tmp_path, "1" * 64)
     assert str(problem.value) == (

@@ -1,4 +1,4 @@
-"""What fms-hf-tuning cannot do is said in one sentence."""
+"""What fms-hf-tuning cannot do is said in one message."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "architecture", "sentence"),
+    ("change", "architecture", "message"),
     [
         (
             {"fast_kernels": True},
@@ -88,7 +88,7 @@ def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
     ],
 )
 def test_kernels_know_some_models_only(
-    change: dict[str, Any], architecture: dict[str, Any], sentence: str | None
+    change: dict[str, Any], architecture: dict[str, Any], message: str | None
 ) -> None:
     """What an acceleration has no kernels for is refused, with what it has them for."""
     said = refusal(
@@ -98,7 +98,7 @@ def test_kernels_know_some_models_only(
         release=RELEASE,
         architecture=architecture,
     )
-    assert said == sentence
+    assert said == message
     assert len(said or "") <= 200
 
 
@@ -147,7 +147,7 @@ def test_what_the_managed_environment_has_is_let_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "lacks", "sentence"),
+    ("change", "lacks", "message"),
     [
         ({"fast_moe": 2}, "triton", "fast_moe needs the package triton in the training environment."),
         (
@@ -172,17 +172,17 @@ def test_what_the_managed_environment_has_is_let_through() -> None:
         ),
     ],
 )
-def test_a_missing_package_is_named(change: dict[str, Any], lacks: str, sentence: str) -> None:
-    """Where a package is missing, the sentence names it."""
-    assert say(change, lacks=lacks) == sentence
+def test_a_missing_package_is_named(change: dict[str, Any], lacks: str, message: str) -> None:
+    """Where a package is missing, the message names it."""
+    assert say(change, lacks=lacks) == message
 
 
 def test_prompt_tuning_fails_with_the_pins() -> None:
     """Prompt tuning is refused with the trl the library pins, and only with that."""
-    sentence = say({"method": "prompt_tuning"})
-    assert sentence is not None
-    assert "trl 0.19.1" in sentence
-    assert len(sentence) <= 200
+    message = say({"method": "prompt_tuning"})
+    assert message is not None
+    assert "trl 0.19.1" in message
+    assert len(message) <= 200
     assert say({"method": "prompt_tuning"}, release={**RELEASE, "trl": "0.22.0"}) is None
 
 
@@ -218,6 +218,6 @@ def test_lora_under_fsdp2_is_refused() -> None:
 def test_quantised_weights_are_not_sharded() -> None:
     """Refused before any GPU is asked for."""
     values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2}
-    sentence = "method gptq_lora is not measured with FSDP2: use distributed_backend DDP."
-    with pytest.raises(failures.InvalidConfiguration, match=sentence):
+    message = "method gptq_lora is not measured with FSDP2: use distributed_backend DDP."
+    with pytest.raises(failures.InvalidConfiguration, match=message):
         make_plan("fms_hf_tuning", "finetune_gptq_lora_benchmark", {**values, "distributed_backend": "FSDP2"})

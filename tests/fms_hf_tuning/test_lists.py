@@ -101,7 +101,7 @@ def test_the_list_for_cpus(asked: list[list[str]]) -> None:
 def test_a_wrong_output_is_said_before_resolving(
     tmp_path: Path, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Absent, a file, or not to be written to: one sentence, and nothing is resolved."""
+    """Absent, a file, or not to be written to: one message, and nothing is resolved."""
     (tmp_path / "file").touch()
     for place in (tmp_path / "absent", tmp_path / "file", Path("/proc/self")):
         monkeypatch.setattr(sys, "argv", ["environments", "9.9", "--output", str(place)])

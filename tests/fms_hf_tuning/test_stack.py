@@ -37,7 +37,7 @@ def test_full_fine_tuning_is_measured(local: Local) -> None:
     """Counts are exact, the library is the one asked for, and the first loss is that of the model's own initialiser."""
     verdict = measure(local)
     got = verdict.properties
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     assert (got["is_valid"], got["failure"], got["loss_finite"]) == (1, "none", 1)
     assert got["warmup_steps"] + got["measured_steps"] == len(verdict.metadata["step_s"]) == 6
     assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 2)
@@ -84,14 +84,14 @@ def test_packing_fills_the_samples(local: Local) -> None:
 def test_another_release_than_the_installed_one_is_not_measured(local: Local) -> None:
     """A number is never stored under a release that did not make it."""
     other = next(version for version in ("3.1.0", "3.2.2") if version != local.version)  # type: ignore[attr-defined]
-    assert "was asked for" in measure(local, fms_hf_tuning_version=other).sentence
+    assert "was asked for" in measure(local, fms_hf_tuning_version=other).message
 
 
 @latest
 def test_two_processes_train_together(local: Local) -> None:
     """Two processes are wrapped by DDP and share the samples."""
     verdict = measure(local, batch_size=4, number_nodes=2, max_steps=4)
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     assert verdict.metadata["facts"]["wrapped_by"] == "DistributedDataParallel"
     got = verdict.properties
     assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 4)
@@ -103,7 +103,7 @@ def test_the_load_of_experts_is_told(local: Local, tmp_path: Path, nodes: int) -
     """Alone or under DDP the metadata say how uneven the routers are: 2 of 4 experts, so at most 2."""
     (tmp_path / "config.json").write_text(json.dumps(EXPERTS))
     verdict = measure(local, model_name=str(tmp_path), batch_size=2 * nodes, number_nodes=nodes, max_steps=4)
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     assert verdict.metadata["facts"]["wrapped_by"] == ("none" if nodes == 1 else "DistributedDataParallel")
     assert 1.0 <= verdict.metadata["facts"]["router_load_max_over_mean"] <= 2.0
 
@@ -134,7 +134,7 @@ def test_the_memory_of_gpus_that_are_not_here(local: Local) -> None:
     """The same estimator traces this library's own training: weights, gradients in DDP's buckets, two moments."""
     verdict = measure(local, "finetune_memory_estimate", number_gpus=2, gpu_model="Tesla-T4")
     got = verdict.properties
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     assert (got["is_valid"], got["fits"], got["device_memory_gib"]) == (1, 1, 15.0)
     assert got["memory_optimizer_gib"] == pytest.approx(2 * 4_999_424 * 4 / 2**30, rel=0.001)
     assert got["memory_gradients_gib"] >= 4_999_424 * 4 / 2**30

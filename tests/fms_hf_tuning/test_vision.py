@@ -1,4 +1,4 @@
-"""Vision models and data sets with images, measured for real with the library; the bad ones are answered in one sentence."""
+"""Vision models and data sets with images, measured for real with the library; the bad ones are answered in one message."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_synthetic_images_are_measured(local: Local) -> None:
     """Every sample is as long as asked for, its image's tokens carry no loss, and the model is untrained and complete."""
     verdict = measure(local)
     got = verdict.properties
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     assert (got["is_valid"], got["loss_finite"]) == (1, 1)
     assert per_sample(got) == pytest.approx([64, 64, 64 - IMAGE_TOKENS])
     assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 2)
@@ -82,7 +82,7 @@ def test_a_file_of_images_is_measured(local: Local, images: Path) -> None:
     verdict = measure(
         local, "finetune_lora_benchmark", dataset_id=str(images), r=4, target_modules="q_proj,v_proj", **change
     )
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     real = sum(captions) / 6 + 1
     assert per_sample(verdict.properties) == pytest.approx(
         [IMAGE_TOKENS + max(captions) + 1, IMAGE_TOKENS + real, real]
@@ -106,12 +106,12 @@ def test_cross_attention_needs_one_token_for_an_image(local: Local, tmp_path: Pa
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     verdict = measure(local, model_name=str(tmp_path))
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     assert per_sample(verdict.properties) == pytest.approx([64, 64, 63])
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({}, "dataset_text_field: data set {path!r} has no column 'text'; it has image, caption."),
         (
@@ -133,8 +133,8 @@ def test_cross_attention_needs_one_token_for_an_image(local: Local, tmp_path: Pa
         ),
     ],
 )
-def test_bad_data_is_one_sentence(
-    local: Local, images: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], sentence: str
+def test_bad_data_is_one_message(
+    local: Local, images: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
     """File, row and what was expected are named; the third image of this file is cut off."""
     table = parquet.read_table(images)
@@ -142,14 +142,14 @@ def test_bad_data_is_one_sentence(
     rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:100]
     path = images.with_name("bad.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=table.schema), path)
-    said = measure(local, **{"dataset_id": str(path), **change}).sentence
+    said = measure(local, **{"dataset_id": str(path), **change}).message
     # the end of a long path says more than its beginning
-    assert said == sentence.format(path=str(path) if len(str(path)) <= 60 else "..." + str(path)[-57:])
+    assert said == message.format(path=str(path) if len(str(path)) <= 60 else "..." + str(path)[-57:])
     assert len(said) <= 200
 
 
 @pytest.mark.parametrize(
-    ("actuator", "change", "sentence"),
+    ("actuator", "change", "message"),
     [
         (
             "sfttrainer",
@@ -163,11 +163,11 @@ def test_bad_data_is_one_sentence(
         ),
     ],
 )
-def test_model_and_data_have_to_agree(local: Local, actuator: str, change: dict[str, Any], sentence: str) -> None:
+def test_model_and_data_have_to_agree(local: Local, actuator: str, change: dict[str, Any], message: str) -> None:
     """What cannot be measured is known before anything starts."""
     values = {**SMALL, **change}
     if actuator == "sfttrainer":
         del values["dataset_image_field"]  # which it does not have
     with pytest.raises(failures.InvalidConfiguration) as caught:
         make_plan(actuator, "finetune_full_benchmark", values)
-    assert str(caught.value) == sentence
+    assert str(caught.value) == message

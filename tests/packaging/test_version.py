@@ -182,7 +182,7 @@ def test_a_definition_unknown_to_git_is_refused(repository: Repository, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("moduleType: actuator\n", "has to give moduleName, moduleClass and moduleType: actuator"),
         ("actuator\n", "has to give moduleName, moduleClass and moduleType: actuator"),
@@ -191,11 +191,11 @@ def test_a_definition_unknown_to_git_is_refused(repository: Repository, tmp_path
     ids=["without-class", "no-mapping", "no-yaml"],
 )
 def test_a_definition_that_names_no_class_is_refused(
-    repository: Repository, tmp_path: Path, text: str, sentence: str
+    repository: Repository, tmp_path: Path, text: str, message: str
 ) -> None:
     """Every key of the definition is needed."""
     (repository.package / "actuator_definition.yaml").write_text(text)
-    refused(repository, tmp_path, sentence)
+    refused(repository, tmp_path, message)
 
 
 def test_a_tree_of_somebody_else_builds(repository: Repository) -> None:
@@ -207,13 +207,13 @@ def test_a_tree_of_somebody_else_builds(repository: Repository) -> None:
     assert repository.version() == clean
 
 
-def refused(repository: Repository, tmp_path: Path, sentence: str) -> None:
-    """Assert that pip fails, with one line of output from the build, which has ``sentence`` in it."""
+def refused(repository: Repository, tmp_path: Path, message: str) -> None:
+    """Assert that pip fails, with one line of output from the build, which has ``message`` in it."""
     done = repository.try_wheel(tmp_path / "refused")
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert done.returncode != 0
     assert "[1 lines of output]" in done.stdout, done.stdout
-    assert (
-        len([line for line in lines if f"{repository.plugin} cannot be built: " in line and sentence in line]) == 1
-    ), done.stdout
+    assert len([line for line in lines if f"{repository.plugin} cannot be built: " in line and message in line]) == 1, (
+        done.stdout
+    )
     assert "Traceback" not in done.stdout

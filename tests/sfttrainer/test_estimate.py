@@ -42,7 +42,7 @@ def test_an_estimate_for_gpus_that_are_not_here(local: Local) -> None:
     """The parts add up, the small model fits, and the largest batch was traced."""
     verdict = local.measure(plan())
     got = verdict.properties
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     assert (got["is_valid"], got["failure"], got["fits"], got["device_memory_gib"]) == (1, "none", 1, 15.0)
     parts = [
         got[f"memory_{name}_gib"] for name in ("parameters", "gradients", "optimizer", "activations", "temporaries")

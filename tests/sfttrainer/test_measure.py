@@ -46,7 +46,7 @@ def test_full_fine_tuning_is_measured(local: Local) -> None:
     """Counts are exact; rates follow from counts and times."""
     verdict = measure(local)
     got = verdict.properties
-    assert verdict.sentence == ""
+    assert verdict.message == ""
     assert (got["is_valid"], got["failure"]) == (1, "none")
     steps = len(verdict.metadata["step_s"])
     assert got["warmup_steps"] + got["measured_steps"] == steps == 6
@@ -156,7 +156,7 @@ def test_every_family_of_the_catalogue_trains(local: Local, tmp_path: Path, name
     special = {key: 1 for key in architecture if key.endswith("_token_id")}
     (tmp_path / "config.json").write_text(json.dumps({**architecture, **small, **special}))
     verdict = measure(local, model_name=str(tmp_path), max_steps=4)
-    assert (verdict.sentence, verdict.properties.get("is_valid")) == ("", 1)
+    assert (verdict.message, verdict.properties.get("is_valid")) == ("", 1)
 
 
 def test_the_loss_of_two_processes_is_per_token(local: Local) -> None:
@@ -245,17 +245,17 @@ def test_the_same_command_repeats_the_run(local: Local) -> None:
         ("columns.jsonl", '{"words": "fine"}\n', "text"),
     ],
 )
-def test_bad_data_ends_in_one_sentence(local: Local, tmp_path: Path, name: str, content: str | None, says: str) -> None:
+def test_bad_data_ends_in_one_message(local: Local, tmp_path: Path, name: str, content: str | None, says: str) -> None:
     """A data set that cannot be read is named, with the line; the trainer is not blamed."""
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
     verdict = measure(local, dataset_id=str(path))
     assert verdict.properties == {}
-    assert says in verdict.sentence
-    assert name in verdict.sentence
-    assert len(verdict.sentence) <= 200
-    assert "\n" not in verdict.sentence
+    assert says in verdict.message
+    assert name in verdict.message
+    assert len(verdict.message) <= 200
+    assert "\n" not in verdict.message
 
 
 def test_training_stack_not_installed(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_training_stack_not_installed(tmp_path: Path) -> None:
     with Local(SFTTrainer.plugin(), settings, tmp_path / "state") as bare:
         verdict = measure(bare)
     assert verdict.properties == {}
-    assert verdict.sentence == (
+    assert verdict.message == (
         "The training environment lacks the package 'accelerate': install it there, or name another environment."
     )
 

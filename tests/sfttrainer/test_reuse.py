@@ -33,7 +33,7 @@ def test_fifty_measurements_leave_nothing_behind(tmp_path: Path) -> None:
         resident, pids = [], set()
         for number in range(50):
             verdict = local.measure(plan(batch_size=1 + number % 4, max_steps=3, seed=number))
-            assert verdict.properties["is_valid"] == 1, verdict.sentence
+            assert verdict.properties["is_valid"] == 1, verdict.message
             assert local._host is not None
             pids.add(local._host._trainers[0].pid)
             resident.append(psutil.Process(local._host._trainers[0].pid).memory_info().rss)

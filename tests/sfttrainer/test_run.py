@@ -142,7 +142,7 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
         (["other.yaml"], "Experiment 'finetune_everything' does not exist"),
     ],
 )
-def test_bad_use_ends_in_a_sentence(
+def test_bad_use_ends_in_a_message(
     words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, one line on standard error, no traceback."""

@@ -198,7 +198,7 @@ def test_a_killed_rank_is_repeated_in_fresh_processes(submit: Callable[..., Any]
 
 
 def test_a_node_lost_in_mid_measurement(cluster: Cluster, submit: Callable[..., Any]) -> None:
-    """A node that trains vanishes: repeated, and when what is left is too small, failed with a sentence; it never hangs."""
+    """A node that trains vanishes: repeated, and when what is left is too small, failed with a message; it never hangs."""
     answer = submit(number_nodes=2, max_steps=2000, target_ci_percent=0, stop_after_seconds=600)
     assert wait_for(lambda: len(trainers()) == 2, 90)
     cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)

@@ -144,7 +144,7 @@ GOOD_DATA = '{"text": "what a model learns from"}\n'
 
 
 def test_an_operation_goes_on_whatever_its_entities_are(tmp_path: Path) -> None:
-    """Twelve entities, four in flight: an unknown model, data that are missing, malformed or empty get a sentence, the rest numbers."""
+    """Twelve entities, four in flight: an unknown model, data that are missing, malformed or empty get a message, the rest numbers."""
     data = {"good": GOOD_DATA, "malformed": GOOD_DATA + "{no json\n", "empty": "", "missing": None}
     for name, text in data.items():
         if text is not None:

@@ -56,13 +56,13 @@ class Session:
         """Stay where we are."""
         yield
 
-    def skip(self, sentence: str) -> None:
-        """End with a sentence."""
-        raise Skipped(sentence)
+    def skip(self, message: str) -> None:
+        """End with a message."""
+        raise Skipped(message)
 
-    def error(self, sentence: str) -> None:
-        """Fail with a sentence."""
-        raise Failed(sentence)
+    def error(self, message: str) -> None:
+        """Fail with a message."""
+        raise Failed(message)
 
 
 def load() -> Any:

@@ -118,21 +118,21 @@ def test_without_git_nothing_is_known_to_be_missing(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["--address", "http://127.0.0.1:1"], "Give the command after --, such as: -- ado get actuators --details"),
         (["--address", "http://127.0.0.1:1", "--file", "absent", "--", "ls"], "absent is no file."),
     ],
 )
-def test_bad_use_of_submit(arguments: list[str], sentence: str) -> None:
-    """One sentence and exit status 2, before anything is built."""
+def test_bad_use_of_submit(arguments: list[str], message: str) -> None:
+    """One message and exit status 2, before anything is built."""
     tool = [sys.executable, str(ROOT / "tools" / "ray_jobs.py"), "submit", *arguments]
     done = subprocess.run(tool, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr.strip()) == (2, "", sentence)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (2, "", message)
 
 
 def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
-    """Nobody listens: one sentence names the address."""
+    """Nobody listens: one message names the address."""
     with pytest.raises(ray_jobs.Refused) as caught:
         ray_jobs.submit("http://127.0.0.1:1", tmp_path, {}, ["ls"])
     assert str(caught.value).startswith("http://127.0.0.1:1 takes no job: ")
@@ -189,7 +189,7 @@ def test_a_log_that_breaks_off_does_not_end_the_job(capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("at_once")
 def test_a_cluster_that_answers_no_more() -> None:
-    """After some attempts one sentence names the last reason and how to look later."""
+    """After some attempts one message names the last reason and how to look later."""
     with pytest.raises(ray_jobs.Refused) as caught:
         ray_jobs.follow(Cluster(state("RUNNING"), ConnectionError("refused\nat length")), "job_1", "http://here")
     assert str(caught.value) == (

@@ -49,8 +49,8 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
     Raises:
         Refused: the workload cannot be traced.
     """
-    if sentence := supported.untraceable(job.workload):
-        raise Refused(sentence)
+    if message := supported.untraceable(job.workload):
+        raise Refused(message)
     begin = time.perf_counter()
     estimator = Estimator(stack, job, tell)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes

@@ -119,7 +119,7 @@ def test_idle_hosts_make_room_for_another_pool(tmp_path: Path) -> None:
 
 
 def test_waiting_has_a_limit(tmp_path: Path) -> None:
-    """What does not become free within pending_timeout_s ends in a sentence."""
+    """What does not become free within pending_timeout_s ends in a message."""
 
     async def scenario() -> str:
         pool = Pool(600)
@@ -325,7 +325,7 @@ def test_a_closed_pool_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_a_gpu_type_nobody_has_fails_at_once() -> None:
-    """The sentence says what the cluster has."""
+    """The message says what the cluster has."""
     begin = time.monotonic()
     with pytest.raises(failures.Broken) as caught:
         cluster.check(parse({**SMALL, "number_gpus": 2, "gpu_model": "H100"}), autoscaling=False)
@@ -347,8 +347,8 @@ def test_a_gpu_type_that_only_a_node_label_names(tmp_path: Path) -> None:
             cluster.check(parse({**SMALL, "number_gpus": 1, "gpu_model": "NVIDIA-OTHER"}), autoscaling=False)
         return node["Labels"]["nvidia.com/gpu.product"], str(caught.value)
 
-    sentence = "no node with 1 GPUs of type NVIDIA-OTHER; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
-    assert run(scenario()) == ("NVIDIA-TEST", sentence)
+    message = "no node with 1 GPUs of type NVIDIA-OTHER; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    assert run(scenario()) == ("NVIDIA-TEST", message)
 
 
 def test_roce_is_asked_for_where_nodes_say_that_they_have_it(monkeypatch: pytest.MonkeyPatch) -> None:

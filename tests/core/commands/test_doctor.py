@@ -83,7 +83,7 @@ def test_each_node_has_its_own_home(given: list[str], tmp_path: Path, monkeypatc
 
 
 def test_a_home_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
-    """A sentence, not a traceback."""
+    """A message, not a traceback."""
     assert main(["doctor", "--state-dir", "~nobody-of-this-name/state"]) == 2
     assert "~nobody-of-this-name/state: Could not determine home directory." in capsys.readouterr().err
 
@@ -182,7 +182,7 @@ def test_an_address_where_nothing_answers_is_said_at_once(subject: Subject) -> N
 
 
 def test_the_dashboards_address_is_told_from_the_clusters(subject: Subject) -> None:
-    """Jobs go there, and RAY_ADDRESS may hold it; the sentence and the command say what to give instead."""
+    """Jobs go there, and RAY_ADDRESS may hold it; the message and the command say what to give instead."""
     (finding,) = doctor.examine_cluster("http://127.0.0.1:8265", subject)
     assert finding == Finding(
         "cluster", "missing",

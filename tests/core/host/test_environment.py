@@ -79,7 +79,7 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
         ("script", 0o755, "is not a Python interpreter"),
     ],
 )
-def test_a_wrong_path_is_one_sentence(tmp_path: Path, name: str, mode: int | None, says: str) -> None:
+def test_a_wrong_path_is_one_message(tmp_path: Path, name: str, mode: int | None, says: str) -> None:
     """What is no Python is named, with the reason."""
     path = tmp_path / name
     if mode is not None:
@@ -188,7 +188,7 @@ def test_an_environment_that_lost_its_python_is_built_anew(make: Callable[..., P
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/bin/python", "x" * 300])
-def test_a_path_that_cannot_be_looked_up_is_a_sentence(name: str, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_looked_up_is_a_message(name: str, tmp_path: Path) -> None:
     """A home that nobody has, and a name that no file system holds."""
     with pytest.raises(EnvironmentProblem, match="cannot be looked up") as problem:
         environment.resolve(name, requirements=None, cache_dir=tmp_path, progress=lambda line: None)
@@ -197,7 +197,7 @@ def test_a_path_that_cannot_be_looked_up_is_a_sentence(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("package", ["six==99.0", "surely-no-such-package-of-anyone==1.0"])
 def test_a_package_that_cannot_be_had_is_named(make: Callable[..., Path], package: str) -> None:
-    """The sentence names the package; the log keeps what uv said; nothing half-built stays."""
+    """The message names the package; the log keeps what uv said; nothing half-built stays."""
     with pytest.raises(EnvironmentProblem) as problem:
         make(f"idna==3.10\n{package}\n")
     assert str(problem.value).startswith(
@@ -209,7 +209,7 @@ def test_a_package_that_cannot_be_had_is_named(make: Callable[..., Path], packag
 
 
 def test_no_credential_is_told(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """User, password and token of an index stay out of sentence, progress and log."""
+    """User, password and token of an index stay out of message, progress and log."""
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://someone:hunter2@127.0.0.1:9/simple?token=hunter2")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     monkeypatch.setenv("UV_FIND_LINKS", "")
@@ -285,6 +285,6 @@ def test_the_index_of_a_list_joins_those_of_the_user(
 
 
 def test_a_problem_travels_between_processes() -> None:
-    """A problem keeps its sentence and its log when Ray carries it."""
+    """A problem keeps its message and its log when Ray carries it."""
     problem = pickle.loads(pickle.dumps(EnvironmentProblem("No.", Path("/log"))))
     assert (str(problem), problem.log) == ("No.", Path("/log"))

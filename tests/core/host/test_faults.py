@@ -162,13 +162,13 @@ def note(record: Any, place: Path, fault: str, outcome: Any, seconds: float) -> 
 def test_a_trainer_that_fails_is_noticed_at_once(
     faulty: SimpleNamespace, tmp_path: Path, lasting: Any, what: str, record_property: Any
 ) -> None:
-    """Killed, crashed, talking nonsense or out of memory: the right class, one sentence, quickly, and nothing stays behind."""
+    """Killed, crashed, talking nonsense or out of memory: the right class, one message, quickly, and nothing stays behind."""
     group, name = FAULTS[what]
     outcome = lasting.measure(job(faulty, tmp_path, what, lasting), 60)
     seconds = outcome.total_s - outcome.startup_s
     assert outcome.cause is not None
     assert outcome.cause.group == group, outcome.cause
-    assert 0 < len(outcome.cause.sentence) <= 200
+    assert 0 < len(outcome.cause.message) <= 200
     assert seconds < 15
     assert descendants() == []
     assert not (tmp_path / "run").exists()
@@ -222,7 +222,7 @@ def test_a_full_disk_costs_the_log_only(
 def test_a_full_disk_in_the_environment_cache(
     faulty: SimpleNamespace, small_disk: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """One sentence that says so, and nothing that could be taken for an environment."""
+    """One message that says so, and nothing that could be taken for an environment."""
     requirements = tmp_path / "list.txt"
     requirements.write_text("six==1.17.0\nidna==3.10\n")
     begin = time.perf_counter()
@@ -242,7 +242,7 @@ def test_a_trainer_that_hangs_meets_the_limit(
 ) -> None:
     """A stopped process is killed at run_timeout_s."""
     outcome, seconds = measure(faulty, tmp_path, make_host, "hang", limit_s=4)
-    assert outcome.cause.sentence == "the measurement took longer than run_timeout_s 4 s."
+    assert outcome.cause.message == "the measurement took longer than run_timeout_s 4 s."
     assert 4 <= seconds < 10
     assert descendants() == []
     note(record_property, tmp_path, "trainer hangs (SIGSTOP), run_timeout_s 4", outcome, seconds)
@@ -303,7 +303,7 @@ def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
     host = make_host(2)
     made = dataclasses.replace(job(faulty, tmp_path, "error among peers", host, 2), world_size=2, local_world_size=2)
     outcome = host.measure(made, 60)
-    assert (outcome.cause.group, outcome.cause.sentence) == ("broken", "ValueError: rank 1 has no data.")
+    assert (outcome.cause.group, outcome.cause.message) == ("broken", "ValueError: rank 1 has no data.")
     assert "rank 1 has no data" in Path(outcome.log).read_text()
     seconds = outcome.total_s - outcome.startup_s
     note(record_property, tmp_path, "one rank of two raises an error, the other in an all-reduce", outcome, seconds)
@@ -346,7 +346,7 @@ def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: 
 def test_a_record_that_is_none_is_a_failure(
     faulty: SimpleNamespace, make_host: Any, tmp_path: Path, record_property: Any
 ) -> None:
-    """JSON of another meaning than a record's: a sentence, and the trainers are replaced."""
+    """JSON of another meaning than a record's: a message, and the trainers are replaced."""
     host = make_host()
     outcome = host.measure(job(faulty, tmp_path, "empty record", host), 60)
     assert outcome.cause.group == "broken"
@@ -363,7 +363,7 @@ def test_a_trainer_that_leaks_is_replaced(faulty: SimpleNamespace, tmp_path: Pat
     assert host.measure(job(faulty, tmp_path, "none", host), 60).reused
 
 
-def test_a_python_that_is_none_is_a_sentence(faulty: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_python_that_is_none_is_a_message(faulty: SimpleNamespace, tmp_path: Path) -> None:
     """What cannot be started is named, and no directory is blamed for it."""
     with pytest.raises(
         faulty.failures.Broken, match=r"the trainer cannot be started with /dev/null: Permission denied\."

@@ -166,7 +166,7 @@ def test_gpu_without_handle_is_passed_over(error: int) -> None:
 
 
 def test_mig_mode_is_refused() -> None:
-    """A GPU in MIG mode gives a sentence instead of numbers of the whole GPU."""
+    """A GPU in MIG mode gives a message instead of numbers of the whole GPU."""
     with pytest.raises(devices.MigRefused) as refused:
         devices.visible_devices("0", Replay("a100-mig"))
     assert str(refused.value) == (

@@ -23,13 +23,13 @@ NOBODY = 65534
 
 
 def test_a_state_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """A file where the directory should be: a sentence that names it, and no second attempt."""
+    """A file where the directory should be: a message that names it, and no second attempt."""
     state = tmp_path / "state"
     state.write_text("")
     plan = make_plan("sfttrainer", "finetune_full_benchmark", WORKLOAD)
     with Local(SFTTrainer.plugin(), SFTTrainerParameters(), state) as local:
         verdict = local.measure(plan)
-    assert verdict.sentence == f"nothing can be written in {state}: Not a directory."
+    assert verdict.message == f"nothing can be written in {state}: Not a directory."
     assert verdict.metadata["attempts"] == 1
 
 
@@ -45,7 +45,7 @@ def shared() -> Iterator[Path]:
 
 
 def as_nobody(shared: Path) -> str:
-    """Resolve the shared list in a child process of another user; return the interpreter or the sentence."""
+    """Resolve the shared list in a child process of another user; return the interpreter or the message."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -81,6 +81,6 @@ def test_two_users_share_a_built_environment(shared: Path) -> None:
 
 
 def test_another_user_cannot_build_where_he_may_not_write(shared: Path) -> None:
-    """An environment that is missing in somebody else's cache: one sentence."""
+    """An environment that is missing in somebody else's cache: one message."""
     (shared / "cache").mkdir(mode=0o755)
     assert as_nobody(shared) == f"The environment cannot be built in {shared / 'cache'}: Permission denied."

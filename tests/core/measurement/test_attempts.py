@@ -83,7 +83,7 @@ def test_a_transient_failure_is_retried_with_back_off_until_retries_are_used() -
     benchmark = "finetune_full_benchmark"
     assert asked == [benchmark, 5.0, benchmark, 10.0, benchmark]
     assert verdict.properties == {}
-    assert verdict.sentence == "The trainer process died."
+    assert verdict.message == "The trainer process died."
     assert verdict.metadata["attempts"] == 3
 
 
@@ -110,7 +110,7 @@ def test_invalid_input_ends_a_stability_experiment_at_its_first_run() -> None:
     """Further runs would fail in the same way."""
     verdict, asked = drive(make("finetune_full_stability"), [failures.BadInput("No such model.").cause], Settings())
     assert len(asked) == 1
-    assert verdict.sentence == "No such model."
+    assert verdict.message == "No such model."
 
 
 def test_a_predicted_out_of_memory_is_not_run() -> None:

@@ -1,4 +1,4 @@
-"""Whatever is asked for is planned as it was asked, or refused by one short sentence; nothing else ever comes out."""
+"""Whatever is asked for is planned as it was asked, or refused by one short message; nothing else ever comes out."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ thorough = settings(
 quick = settings(thorough, max_examples=300)
 
 
-def check_sentence(sentence: str) -> None:
+def check_message(message: str) -> None:
     """Fail unless this is one line a user can read, of at most 200 characters, that any store can keep."""
-    assert 0 < len(sentence) <= 200
-    assert "\n" not in sentence
-    assert sentence.isprintable(), sentence
-    assert "Traceback" not in sentence
-    sentence.encode("utf-8")
+    assert 0 < len(message) <= 200
+    assert "\n" not in message
+    assert message.isprintable(), message
+    assert "Traceback" not in message
+    message.encode("utf-8")
 
 
 def means(planned: Any, asked: Any) -> bool:
@@ -127,13 +127,13 @@ def repeated(actuator: Any, plan: Plan) -> Workload:
 @thorough
 @given(values=entities, actuator=st.sampled_from([SFTTrainer, FMSHFTuning]), kind=st.integers(0, 6))
 def test_an_entity_is_planned_as_asked_or_refused(values: dict[str, Any], actuator: Any, kind: int) -> None:
-    """2,000 entities: each gives a plan that holds exactly its values, or one sentence, within a second of CPU time."""
+    """2,000 entities: each gives a plan that holds exactly its values, or one message, within a second of CPU time."""
     experiment = actuator.kinds[kind % len(actuator.kinds)]
     begin = time.process_time()
     try:
         plan = make_plan(actuator.identifier, experiment, values)
     except failures.Failure as failure:
-        check_sentence(str(failure))
+        check_message(str(failure))
         verdict = refusal(failure, actuator.identifier, experiment)
         json.dumps(verdict.metadata)
     else:
@@ -154,11 +154,11 @@ PARAMETERS = list(SFTTrainer.parameters_class.model_fields)
     actuator=st.sampled_from([SFTTrainer, FMSHFTuning]),
 )
 def test_a_configuration_is_taken_as_given_or_refused(given_values: dict[str, Any], actuator: Any) -> None:
-    """2,000 configurations: each becomes parameters with exactly its values, or is refused by one sentence."""
+    """2,000 configurations: each becomes parameters with exactly its values, or is refused by one message."""
     try:
         parameters = actuator.validate_parameters(given_values)
     except ValueError as refused:
-        check_sentence(str(refused))
+        check_message(str(refused))
         return
     assert all(means(getattr(parameters, name), asked) for name, asked in given_values.items())
 
@@ -172,15 +172,15 @@ def test_a_state_directory_is_the_same_for_all_processes(place: str, why: str) -
     with pytest.raises(ValueError, match=why) as refused:
         SFTTrainer.validate_parameters({"state_dir": place})
     assert str(refused.value).startswith(f"state_dir {place!r} is impossible: ")
-    check_sentence(str(refused.value))
+    check_message(str(refused.value))
 
 
 @pytest.mark.parametrize("name", ["model_max_length", "seed", "model_name", "packing"])
 def test_a_number_too_long_to_print_is_refused(name: str) -> None:
-    """Python refuses to write out integers of more than 4300 digits; the sentence does without the value."""
+    """Python refuses to write out integers of more than 4300 digits; the message does without the value."""
     with pytest.raises(failures.InvalidConfiguration) as refused:
         parse({**GOOD, name: 10**5000})
-    check_sentence(str(refused.value))
+    check_message(str(refused.value))
     assert str(refused.value).startswith(f"{name} of type int is impossible")
 
 
@@ -206,10 +206,10 @@ def test_a_bad_workload_file_is_one_line(
     status = main(["run", "workload.yaml"])
     shown = capsys.readouterr()
     if status == 1:  # well-formed, but no workload
-        check_sentence(shown.out.strip().splitlines()[-1])
+        check_message(shown.out.strip().splitlines()[-1])
     else:
         assert status == 2
-        check_sentence(shown.err.removesuffix("\n"))
+        check_message(shown.err.removesuffix("\n"))
     assert not Path("pwned").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_bad_configuration_file_is_one_line(
         assert (status, shown.err) == (1, "")
     else:
         assert status == 2
-        check_sentence(shown.err.removesuffix("\n"))
+        check_message(shown.err.removesuffix("\n"))
 
 
 words = st.one_of(
@@ -246,7 +246,7 @@ def test_no_command_line_is_a_traceback(given_words: list[str]) -> None:
         values, experiment = run.read_workload(given_words, None, plugin)
         make_plan("sfttrainer", experiment, values)
     except (run.BadUse, failures.Failure) as refused:
-        check_sentence(failures.plain_sentence(str(refused)))
+        check_message(failures.plain_message(str(refused)))
 
 
 LINES = st.one_of(
@@ -272,13 +272,13 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @quick
 @given(lines=st.lists(LINES, max_size=4))
 def test_a_data_set_file_is_read_or_refused(lines: list[bytes], data_file: Path) -> None:
-    """300 files of JSON, half-JSON and bytes: samples, or one sentence; the folder's name is a name and nothing else."""
+    """300 files of JSON, half-JSON and bytes: samples, or one message; the folder's name is a name and nothing else."""
     data_file.write_bytes(b"\n".join(lines))
     workload = JobWorkload(**{**parse({**GOOD, "max_steps": 2}).model_dump(), "dataset_id": str(data_file)})
     try:
         made = data.build(Job(id="test", workload=workload), TOKENIZER, None)
     except BadInput as refused:
-        check_sentence(str(refused))
+        check_message(str(refused))
     else:
         assert made.lengths
         assert min(made.lengths) >= 1

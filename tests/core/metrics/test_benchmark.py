@@ -160,7 +160,7 @@ def test_the_peak_is_that_of_what_was_computed(facts: dict[str, str], change: di
 
 
 def test_steps_with_less_than_the_batch_are_noted() -> None:
-    """Data that end in the middle of a step: the numbers count what was trained, and a sentence says so."""
+    """Data that end in the middle of a step: the numbers count what was trained, and a message says so."""
     assert not [note for note in report(record()).notes if "samples" in note]
     notes = report(record(samples=[2, 2, 1, 2, 2])).notes
     assert (
@@ -216,13 +216,13 @@ def test_a_loss_that_is_not_finite_is_flagged() -> None:
 
 
 def test_a_first_loss_far_from_that_of_random_weights_is_noted() -> None:
-    """ln(10) is 2.3; a first loss of 9 is worth a sentence."""
+    """ln(10) is 2.3; a first loss of 9 is worth a message."""
     assert not [note for note in report(record()).notes if "first loss" in note]
     assert [note for note in report(record(losses=[108.0, 28.8, 27.6, 26.4, 25.2])).notes if "first loss" in note]
 
 
 def test_a_run_that_ended_in_its_warm_up_is_noted() -> None:
-    """Numbers of a step that nothing preceded are given, with a sentence that says how little they rest on."""
+    """Numbers of a step that nothing preceded are given, with a message that says how little they rest on."""
     assert "Too short to be trusted: 5 steps ran, of which 1 were warm-up." in report(record(warmup_steps=1)).notes
     assert report(record(warmup_steps=3)).notes == ()
 

@@ -81,7 +81,7 @@ def test_no_device_has_more_than_torch_sees_of_it(name: str, seen_gib: float) ->
     ],
 )
 def test_memory_that_is_not_known(name: str) -> None:
-    """A name that fits several sizes, a part of a GPU, or none: a sentence, no guess."""
+    """A name that fits several sizes, a part of a GPU, or none: a message, no guess."""
     gib, reason = accelerators.device_memory_gib(name)
     assert gib is None
     assert reason.endswith(".")
@@ -142,6 +142,6 @@ def test_a_workload_without_gpus_gives_no_verdict() -> None:
 @pytest.mark.parametrize(("gib", "certain"), [(79.0, False), (87.2, False), (87.4, True)])
 def test_only_what_exceeds_the_known_error_is_certain(gib: float, certain: bool) -> None:
     """78.54 GiB can be had: 87.2 GiB may be 78.48 in truth, 87.4 are at least 78.66."""
-    sentence = memory_report.certainly_too_large(record(1, gib), made())
-    assert (sentence is not None) == certain
-    assert sentence is None or len(sentence) <= 200
+    message = memory_report.certainly_too_large(record(1, gib), made())
+    assert (message is not None) == certain
+    assert message is None or len(message) <= 200

@@ -112,14 +112,14 @@ def test_two_of_five_runs_out_of_memory(core: Any, tmp_path: Path) -> None:
         "f_no_error": 0.4,
     }
     assert len(set(processes)) == len(processes) == 5
-    assert [sentence != "none" for sentence in verdict.metadata["errors"]] == [False, True, True, True, False]
+    assert [message != "none" for message in verdict.metadata["errors"]] == [False, True, True, True, False]
 
 
 @pytest.mark.timeout(200)
 def test_bad_input_is_no_instability(core: Any, tmp_path: Path) -> None:
-    """Data that cannot be read end the experiment at its first run, with the sentence."""
+    """Data that cannot be read end the experiment at its first run, with the message."""
     verdict, processes = measure(core, tmp_path, "bad bad bad bad bad")
-    assert (verdict.properties, verdict.sentence) == ({}, "line 3 of the data is no JSON.")
+    assert (verdict.properties, verdict.message) == ({}, "line 3 of the data is no JSON.")
     assert len(processes) == 1
 
 

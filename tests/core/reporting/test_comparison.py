@@ -147,7 +147,7 @@ def test_where_no_workload_has_an_answer_the_status_is_bad_use(
 
 
 @pytest.mark.parametrize("given", ["abc", "nan", "100"])
-def test_a_tolerance_that_is_no_percentage_is_answered_with_a_sentence(
+def test_a_tolerance_that_is_no_percentage_is_answered_with_a_message(
     given: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The usage, and what was expected."""

@@ -117,7 +117,7 @@ def test_a_value_that_was_not_measured_is_absent(tmp_path: Path) -> None:
         ("number.yaml", "- entities: 3\n", "is an incomplete trace of ado's measurements; write it again with"),
     ],
 )
-def test_a_source_without_rows_is_answered_with_a_sentence(
+def test_a_source_without_rows_is_answered_with_a_message(
     name: str, content: str | None, message: str, tmp_path: Path
 ) -> None:
     """The message names the file and says what was expected."""
@@ -137,9 +137,7 @@ def test_rows_are_in_the_order_of_their_requests(recorded: list[Row], tmp_path: 
     assert [row.key for row in read.rows(str(file))] == [row.key for row in recorded[:2]]
 
 
-def test_a_trace_that_ends_early_is_answered_with_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_trace_that_ends_early_is_answered_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A copy that broke off is valid YAML at every end of a line; no row of it is taken for the whole."""
     whole = (RECORDINGS / "operation.yaml").read_text()
     file = tmp_path / "cut.yaml"
@@ -149,7 +147,7 @@ def test_a_trace_that_ends_early_is_answered_with_a_sentence(
     assert capsys.readouterr().err == message
 
 
-def test_an_identifier_that_ado_does_not_know_is_answered_with_a_sentence() -> None:
+def test_an_identifier_that_ado_does_not_know_is_answered_with_a_message() -> None:
     """ado's real store is asked, and says no."""
     with pytest.raises(read.Unreadable, match="random_walk-none is neither a file nor an operation or a space"):
         read.rows("random_walk-none")
@@ -186,7 +184,7 @@ def test_what_other_actuators_measured_is_left_out(tmp_path: Path) -> None:
         ("number_nodes", "1e-320", "a number_nodes of 1e-320, which is no number of them."),
     ],
 )
-def test_what_cannot_be_is_a_sentence(column: str, value: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_a_message(column: str, value: str, said: str, tmp_path: Path) -> None:
     """A number that no measurement gives ends in a message, not in a division by it."""
     with (RECORDINGS / "operation.csv").open(newline="") as file:
         table = list(csv.DictReader(file))

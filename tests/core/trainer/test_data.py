@@ -220,16 +220,16 @@ def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
         ("d.csv", b"text\na\n", "neither a .jsonl nor a .parquet"),
     ],
 )
-def test_a_bad_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+def test_a_bad_file_is_one_message(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     """File, place and expectation are named, whatever is wrong; a failure of the user, not a crash."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(data.DataError) as raised:
         build(dataset_id=str(tmp_path / name))
-    sentence = str(raised.value)
-    assert says in sentence
-    assert name in sentence
-    assert len(sentence) <= 200
-    assert "\n" not in sentence
+    message = str(raised.value)
+    assert says in message
+    assert name in message
+    assert len(message) <= 200
+    assert "\n" not in message
     assert isinstance(raised.value, BadInput)
     assert isinstance(raised.value, ValueError)
 

@@ -147,7 +147,7 @@ SIGHT = {
 
 
 def test_a_vision_model_needs_images() -> None:
-    """A directory or hub id is known to be a vision model only here; the sentence names the actuator that has images."""
+    """A directory or hub id is known to be a vision model only here; the message names the actuator that has images."""
     with pytest.raises(Refused, match="takes images: only benchmarks of the fms_hf_tuning actuator"):
         model.build(job(SIGHT))
 
@@ -184,18 +184,18 @@ def test_pretrained_weights_are_the_saved_ones(saved: Path) -> None:
     ("content", "says"),
     [("{", "config.json"), ('{"model_type": "no-such-type"}', "cannot be read"), ("{}", "cannot be read")],
 )
-def test_a_bad_configuration_is_one_sentence(tmp_path: Path, content: str, says: str) -> None:
-    """Whatever transformers says at length becomes a short sentence that names the model."""
+def test_a_bad_configuration_is_one_message(tmp_path: Path, content: str, says: str) -> None:
+    """Whatever transformers says at length becomes a short message that names the model."""
     directory = tmp_path / ("a-long-name-of-a-directory" * 4)
     directory.mkdir()
     (directory / "config.json").write_text(content)
     with pytest.raises(BadInput) as raised:
         model.build(job(source=str(directory), model_name="mine"))
-    sentence = str(raised.value)
-    assert "mine" in sentence
-    assert says in sentence
-    assert len(sentence) <= 200
-    assert "\n" not in sentence
+    message = str(raised.value)
+    assert "mine" in message
+    assert says in message
+    assert len(message) <= 200
+    assert "\n" not in message
 
 
 def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_model_of_masked_tokens_is_refused(tmp_path: Path) -> None:
         model.build(job(source=str(tmp_path)))
 
 
-def test_a_hub_id_out_of_reach_is_one_sentence() -> None:
+def test_a_hub_id_out_of_reach_is_one_message() -> None:
     """Offline, the remedy is named."""
     with pytest.raises(BadInput, match="neither in the local cache nor reachable"):
         model.build(job(source="no-such-org/no-such-model", weights="pretrained"))

@@ -1,4 +1,4 @@
-"""Rules of a workload: what is impossible is said in one sentence, in milliseconds."""
+"""Rules of a workload: what is impossible is said in one message, in milliseconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_workloads_with_equal_values_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({"batch_size": 0}, "batch_size 0 is impossible: input should be greater than or equal to 1."),
         ({"batch_size": -2}, "batch_size -2 is impossible: input should be greater than or equal to 1."),
@@ -83,11 +83,11 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
     ],
 )
-def test_impossible_values_and_combinations_are_refused(change: dict[str, object], sentence: str) -> None:
-    """Each broken rule gives its own sentence, which names the value."""
+def test_impossible_values_and_combinations_are_refused(change: dict[str, object], message: str) -> None:
+    """Each broken rule gives its own message, which names the value."""
     with pytest.raises(InvalidConfiguration) as caught:
         parse({**SMALL, **change})
-    assert sentence == str(caught.value)
+    assert message == str(caught.value)
 
 
 def test_padding_free_excludes_images() -> None:

@@ -126,7 +126,7 @@ def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_directory_without_configuration_is_none(tmp_path: Path) -> None:
-    """The sentence names directory and missing file."""
+    """The message names directory and missing file."""
     with pytest.raises(models.NotAModelDirectory) as raised:
         models.resolve(str(tmp_path))
     assert "config.json" in str(raised.value)
@@ -157,7 +157,7 @@ def test_a_misspelled_name_is_answered_with_close_ones() -> None:
 
 @pytest.mark.parametrize("name", ["zzz", "a/b/c", "org/", "", "x" * 5000])
 def test_nonsense_is_answered_with_what_is_accepted(name: str) -> None:
-    """Anything else gets one short sentence, too."""
+    """Anything else gets one short message, too."""
     with pytest.raises((models.UnknownModel, models.NotAModelDirectory)) as raised:
         models.resolve(name)
     assert len(str(raised.value)) <= 200

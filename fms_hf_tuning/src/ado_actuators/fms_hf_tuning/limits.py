@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def before_start(workload: JobWorkload, pinned: str, architecture: dict[str, Any] | None = None) -> str | None:
-    """Return the sentence that says why ``workload`` is impossible in a managed environment that need not exist yet, or None.
+    """Return the message that says why ``workload`` is impossible in a managed environment that need not exist yet, or None.
 
     Args:
         workload: fields of the workload.
@@ -75,7 +75,7 @@ def refusal(
     release: dict[str, str] | None = None,
     architecture: dict[str, Any] | None = None,
 ) -> str | None:
-    """Return the sentence that says why ``workload`` is impossible here, or None.
+    """Return the message that says why ``workload`` is impossible here, or None.
 
     Args:
         workload: fields of the job's workload.
@@ -85,10 +85,10 @@ def refusal(
         architecture: the model's configuration; None: not known yet.
     """
     release = versions() if release is None else release
-    sentences = itertools.chain(
-        _unknown_to_kernels(workload, architecture or {}), _sentences(workload, cuda, has, release)
+    messages = itertools.chain(
+        _unknown_to_kernels(workload, architecture or {}), _messages(workload, cuda, has, release)
     )
-    return next(sentences, None)
+    return next(messages, None)
 
 
 def _unknown_to_kernels(workload: JobWorkload, architecture: dict[str, Any]) -> Iterator[str]:
@@ -101,7 +101,7 @@ def _unknown_to_kernels(workload: JobWorkload, architecture: dict[str, Any]) -> 
         yield f"fast_moe {degree} does not divide the {experts} experts of the model."
 
 
-def _sentences(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], release: dict[str, str]) -> Iterator[str]:
+def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], release: dict[str, str]) -> Iterator[str]:
     if workload.method == "prompt_tuning":
         trl = release.get("trl", "")
         # from 0.20 on TRL leaves the virtual tokens out of the logits it compares with labels

@@ -56,8 +56,8 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
             f"fms_hf_tuning_version {workload.fms_hf_tuning_version} was asked for, but the training environment has "
             f"{release}; use environment managed."
         )
-    if sentence := refusal(workload, cuda=torch.cuda.is_available(), architecture=job.architecture):
-        raise Refused(sentence)
+    if message := refusal(workload, cuda=torch.cuda.is_available(), architecture=job.architecture):
+        raise Refused(message)
     place = Path(job.run_dir) / f"rank{job.rank}"
     prepare = _images if workload.dataset_image_field else _texts
     network, source, built = prepare(job, clock, place)
@@ -67,8 +67,8 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     with phases, _handing(network, images=prepare is _images), _own_caches(place):
         trainer = _train(job, source, place, [phases.edge(), clock.callback])
     facts = {**_facts(trainer), "model_parameters": built["model_parameters"]}
-    if sentence := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
-        raise BadInput(sentence)
+    if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
+        raise BadInput(message)
     if not fsdp.is_whole(facts["wrapped_by"]):
         # each rank has a part of what was counted before
         facts["trainable_parameters"] = phases.trainable

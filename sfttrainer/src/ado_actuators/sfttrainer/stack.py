@@ -69,8 +69,8 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     facts = {**_facts(trainer), **counts}
     if quantised:
         facts["quantised_layers"] = quantise.layers(trainer.model)
-    if sentence := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
-        raise BadInput(sentence)
+    if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
+        raise BadInput(message)
     # where samples are to be packed they are not cut yet
     sample = samples.dataset[0]["input_ids"][: workload.model_max_length]
     return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)

@@ -145,11 +145,11 @@ def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
     ],
 )
 def test_what_cannot_be_traced_is_said(change: dict[str, Any]) -> None:
-    """One sentence instead of a wrong number."""
-    sentence = supported.untraceable(asked(**change))
-    assert sentence is not None
-    assert len(sentence) <= 200
-    assert next(iter(change)) in sentence
+    """One message instead of a wrong number."""
+    message = supported.untraceable(asked(**change))
+    assert message is not None
+    assert len(message) <= 200
+    assert next(iter(change)) in message
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ VARIANTS = ("cpu", "cuda")
 
 
 class NoSuchEnvironment(LookupError):
-    """There is no list for a library version; the message is the user's sentence."""
+    """There is no list for a library version; the message is for the user."""
 
 
 def versions() -> list[str]:
