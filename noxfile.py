@@ -264,7 +264,7 @@ def tests(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Make the reference pages of both actuators from the code."""
     install(session, *fresh(session), *directories())
-    session.run("python", "docs/reference.py")
+    session.run("python", "tools/reference.py")
 
 
 @nox.session(name="install", venv_backend="venv", reuse_venv=False)
@@ -362,7 +362,7 @@ def faults(session: nox.Session) -> None:
         f"--junitxml={report}",
         *(f"tests/{name}" for name in (*files, "system/test_faults_operation.py")),
     )
-    session.run("python", "tests/fault_table.py", report)
+    session.run("python", "tools/fault_table.py", report)
 
 
 @nox.session(default=False)

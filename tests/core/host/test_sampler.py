@@ -20,6 +20,7 @@ from ado_actuators.sfttrainer.core.workload.outputs import DEVICE_OUTPUTS
 pytestmark = pytest.mark.timeout(60)
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
+RECORDER = Path(__file__).parents[3] / "tools" / "record_nvml.py"
 MIB = 2**20
 FIRST, SECOND, THIRD, FOURTH = (  # the GPUs of h100-four in the order of their PCI buses
     "GPU-1c8e52d4-7b1a-4f60-a2ce-54d1f00b9a01",
@@ -369,7 +370,7 @@ def test_hardware_is_described() -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECORDINGS.glob("*.json")))
 def test_recorder_gives_what_is_replayed(name: str) -> None:
     """A recording of a replay is the recording: the format of real ones is that of the tests."""
-    spec = importlib.util.spec_from_file_location("record", RECORDINGS / "record.py")
+    spec = importlib.util.spec_from_file_location("record", RECORDER)
     assert spec is not None
     assert spec.loader is not None
     recorder = importlib.util.module_from_spec(spec)

@@ -1,8 +1,8 @@
-"""Records what NVML answers on this machine, as a file that the tests of the devices replay.
+"""Records NVML's answers on this machine into a file that the tests of device sampling replay.
 
-    python tests/core/recordings/record.py FILE [FRAMES] [SECONDS_BETWEEN]
+    python tools/record_nvml.py FILE [FRAMES] [SECONDS_BETWEEN]
 
-Recorded are the calls that ``core/nvml.py`` makes, of all GPUs, in NVML's order, with errors by NVML's name.
+It records the calls that ``core/host/nvml.py`` makes, for all GPUs in NVML's order. Errors are stored by NVML's names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def record(
     frames: int,
     pause: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
-    source: str = "Recorded by record.py.",
+    source: str = "Recorded by record_nvml.py.",
     about: str = "",
 ) -> dict[str, Any]:
     """Return a recording of ``frames`` readings of every GPU; ``pause`` is called after each of them."""

@@ -9,11 +9,11 @@ import pytest
 
 pytestmark = pytest.mark.ray
 
-DOCS = Path(__file__).parents[3] / "docs"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["sfttrainer", "fms_hf_tuning"])
 def test_the_committed_page_is_the_generated_one(name: str) -> None:
     """Run `nox -s docs` after a change of properties, outputs, parameters or messages."""
-    made = runpy.run_path(str(DOCS / "reference.py"))
-    assert (DOCS / f"{name}.md").read_text() == made["page"](made["ACTUATORS"][name])
+    made = runpy.run_path(str(ROOT / "tools" / "reference.py"))
+    assert (ROOT / "docs" / f"{name}.md").read_text() == made["page"](made["ACTUATORS"][name])

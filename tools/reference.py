@@ -1,6 +1,6 @@
-"""Makes ``docs/sfttrainer.md`` and ``docs/fms_hf_tuning.md`` from the code: ``nox -s docs``, or ``python docs/reference.py``.
+"""Makes ``docs/sfttrainer.md`` and ``docs/fms_hf_tuning.md`` from the code: ``nox -s docs``, or ``python tools/reference.py``.
 
-Imports the installed plugins. What the pages say about properties, outputs, configuration and failures stands in the code.
+Imports the installed plugins: properties, outputs, parameters and messages are read from them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ado_actuators.sfttrainer.core.workload import experiments as kinds
 from ado_actuators.sfttrainer.core.workload import models
 from ado_actuators.sfttrainer.core.workload.fields import Workload
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 ACTUATORS = {"sfttrainer": SFTTrainer, "fms_hf_tuning": FMSHFTuning}
 WORKLOAD = {"model_name": "tiny-llama-5m", "model_max_length": 128, "batch_size": 4, "number_gpus": 0}
 # one impossible workload for each rule that users meet most

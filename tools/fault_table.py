@@ -1,7 +1,7 @@
-"""Writes the table of docs/reliability.md from pytest's reports: ``python tests/fault_table.py REPORT.xml...``.
+"""Writes the table of docs/reliability.md from pytest's reports: ``python tools/fault_table.py REPORT.xml...``.
 
-A test of a fault records what it injected, how it ended, how long that took and what was left (``record_property``). Of
-the tests named here, which belong to other subjects, the time is that of the whole test. Standard library only.
+A test of a fault records the fault, the outcome, the seconds and what was left behind (``record_property``). The tests in
+``ELSEWHERE`` record nothing: their time is that of the whole test. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
-BEGIN, END = "<!-- faults: made by tests/fault_table.py -->\n", "<!-- end of faults -->\n"
+BEGIN, END = "<!-- faults: made by tools/fault_table.py -->\n", "<!-- end of faults -->\n"
 # test: the fault, and the outcome that the test asserts
 ELSEWHERE = {
     "test_a_killed_rank_is_repeated_in_fresh_processes": (
