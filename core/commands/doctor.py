@@ -23,10 +23,10 @@ from .. import failures
 from ..host import environment, nvml
 from ..host.state_dir import state_dir
 from ..measurement.plugin import ENVIRONMENTS
+from ..metrics.accelerators import GIB
 from .console import show
 
 State = Literal["ok", "note", "missing"]
-GIB = 2**30
 # disk space of a managed environment with the CUDA build of torch, and with the CPU build
 SPACE_FOR_CUDA_GIB = 12.0
 SPACE_FOR_CPU_GIB = 3.0

@@ -37,7 +37,7 @@ POLL_S = 0.2
 # most seconds to wait for another builder and to build
 BUILD_TIMEOUT_S = 3600.0
 HEARTBEAT_S = 5.0
-OLDEST_PYTHON = (3, 9)
+OLDEST_PYTHON = (3, 10)
 # asks Linux for SIGKILL when the parent ends, however it ends, and becomes the command. No preexec_fn: in a process with
 # threads that may hang
 DIES_WITH_PARENT = """
@@ -132,7 +132,7 @@ def _named(environment: str) -> Path:
         raise EnvironmentProblem(f"environment {environment!r} is not a Python interpreter.")
     if (int(answer[1]), int(answer[2])) < OLDEST_PYTHON:
         raise EnvironmentProblem(
-            f"environment {environment!r} is Python {answer[1]}.{answer[2]}; the trainer needs 3.9 or newer."
+            f"environment {environment!r} is Python {answer[1]}.{answer[2]}; the trainer needs 3.10 or newer."
         )
     return path
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from ..metrics.device_samples import COUNTERS, GIB, DeviceFacts, DeviceSample, Sample, Samples, summarise
+from ..metrics.accelerators import GIB
+from ..metrics.device_samples import COUNTERS, DeviceFacts, DeviceSample, Sample, Samples, summarise
 from .nvml import Device, DeviceSet, MigRefused, Reading, visible_devices
 
 __all__ = [

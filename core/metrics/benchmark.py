@@ -10,16 +10,15 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from ..protocol.messages import COUNTS
+from ..protocol.messages import AUTOCAST_DTYPES, COUNTS
 from ..protocol.stopping import LEAST_WARMUP
 from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
 from . import accelerators, flops, throughput
+from .accelerators import GIB
 from .throughput import ImpossibleRecord
 
 __all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]
 
-GIB = 2**30
-COMPUTE_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 NO_DEVICE_SAMPLES = "no device was sampled."
 
 
@@ -291,8 +290,8 @@ def _put_flops(
 
 def _compute_type(record: Mapping[str, Any], workload: Workload) -> str:
     """Return the type products are computed in: autocast's, else that of the weights as read back."""
-    if workload.mixed_precision in COMPUTE_TYPES:
-        return COMPUTE_TYPES[workload.mixed_precision]
+    if workload.mixed_precision in AUTOCAST_DTYPES:
+        return AUTOCAST_DTYPES[workload.mixed_precision]
     facts = record.get("facts", {})
     actual = str(facts.get("dtype", ""))
     computed = actual if actual in ("float32", "bfloat16", "float16") else workload.torch_dtype

@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-GIB = 2**30
+from .accelerators import GIB
+
 # the counter moves in steps of 20 to 100 ms: below this the steps are a sizeable part of the difference
 SHORTEST_ENERGY_S = 2.0
 COUNTERS = {

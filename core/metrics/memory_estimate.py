@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..protocol.messages import MEMORY_KINDS
 from ..workload.fields import Workload
 from ..workload.outputs import MEMORY_OUTPUTS
 from . import accelerators
+from .accelerators import GIB
 from .benchmark import Report
 
-GIB = accelerators.GIB
-PARTS = ("parameters", "gradients", "optimizer", "activations", "temporaries")
 # on CPUs the estimate was within 2 % of the truth in every case tried; kernels of GPUs are assumed, see docs/memory-estimate.md
 KNOWN_ERROR = 0.10
 
@@ -37,7 +37,7 @@ def make(record: Mapping[str, Any], workload: Workload, *, total_s: float) -> Re
         "memory_estimate_gib": total / GIB,
         "total_s": total_s,
     }
-    properties |= {f"memory_{name}_gib": parts[name] / GIB for name in PARTS}
+    properties |= {f"memory_{name}_gib": parts[name] / GIB for name in MEMORY_KINDS}
     device_gib, reason = memory_of(workload)
     omitted = {}
     usable = accelerators.usable_bytes(workload.gpu_model)

@@ -15,6 +15,10 @@ from typing import Any, Literal, TypedDict, Union
 
 # the counts of a record: one list per name, with one number per optimizer step
 COUNTS = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
+# what memory is used for, as an estimate divides it
+MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "temporaries")
+# the data type of matrix products under each ``mixed_precision`` with autocast
+AUTOCAST_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 Task = Literal["benchmark", "memory_estimate", "stability"]
 StopReason = Literal["confidence", "max_steps", "stop_after_seconds", "data"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...protocol import supported
-from ...protocol.messages import Job, JobWorkload, ProgressCallback
+from ...protocol.messages import AUTOCAST_DTYPES, Job, JobWorkload, ProgressCallback
 from ...protocol.messages import progress as progress_message
 from .. import fsdp
 from ..errors import Refused
@@ -33,7 +33,6 @@ OLDER_WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 2**10
 OLDER_DEVICES = re.compile(
     r"\b(A100|A40|A30|A10G?|A6000|RTX[ -]?30\d\d|L40S?|L4|RTX[ -]?40\d\d|6000[ -]Ada|V100S?|T4)\b", re.IGNORECASE
 )
-COMPUTE_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 # the property's bound, and what a trace can know the padding of
 MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
 
@@ -172,7 +171,7 @@ def alone(job: Job, batch: int) -> Job:
         changes["attn_implementation"] = attention.FLASH
     if _is_sharded(workload) and workload.mixed_precision != "no":
         # FSDP gathers parameters in the computing type: no copies are made of them as autocast does
-        changes |= {"torch_dtype": COMPUTE_TYPES[workload.mixed_precision], "mixed_precision": "no"}
+        changes |= {"torch_dtype": AUTOCAST_DTYPES[workload.mixed_precision], "mixed_precision": "no"}
     traced = dataclasses.replace(workload, **changes)
     return dataclasses.replace(job, workload=traced, world_size=1, rank=0, local_rank=0, local_world_size=1)
 
@@ -224,7 +223,7 @@ def _sharded(
         devices //= workload.number_nodes
     # the trace was made in the computing type; shards are kept in that of the weights, and with mixed precision accelerate keeps
     # those of what is trained, and so gradients and optimizer state, in float32
-    computed = _width(COMPUTE_TYPES.get(workload.mixed_precision, workload.torch_dtype))
+    computed = _width(AUTOCAST_DTYPES.get(workload.mixed_precision, workload.torch_dtype))
     kept = _width(workload.torch_dtype if workload.mixed_precision == "no" else "float32") / computed
     whole, trained = sizes["model"]
     frozen = _width(workload.torch_dtype) / computed

@@ -10,7 +10,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-KINDS = ("parameters", "gradients", "optimizer", "activations", "temporaries")
+from ...protocol.messages import MEMORY_KINDS
+
 PASSING = ("activations", "temporaries")
 # a training step is in one of two phases: passes through the model, or the optimizer's update
 PASSES, UPDATE = "passes", "update"
@@ -91,7 +92,7 @@ class Ledger:
         sizes = [_rounded(size, sharing.block_bytes) for size in self._bytes]
         kinds = [self._kinds.get(number, "temporaries") for number in range(len(sizes))]
         walk = {phase: _Walk(sharing, phase) for phase in (PASSES, UPDATE)}
-        held = dict.fromkeys(KINDS, 0)
+        held = dict.fromkeys(MEMORY_KINDS, 0)
         phase = PASSES
         for event in self._events:
             if isinstance(event, str):
@@ -107,21 +108,21 @@ class _Walk:
     """Remembers the fullest moment it has seen."""
 
     def __init__(self, sharing: Sharing, phase: str) -> None:
-        self._shares = {kind: sharing.shares.get(kind, 1.0) for kind in KINDS}
+        self._shares = {kind: sharing.shares.get(kind, 1.0) for kind in MEMORY_KINDS}
         if phase == UPDATE:
             self._shares["temporaries"] = sharing.update_share
-        self._extra = {kind: sharing.extra_bytes.get(phase, {}).get(kind, 0) for kind in KINDS}
+        self._extra = {kind: sharing.extra_bytes.get(phase, {}).get(kind, 0) for kind in MEMORY_KINDS}
         self._most = -1.0
-        self.parts: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.parts: dict[str, int] = dict.fromkeys(MEMORY_KINDS, 0)
         self.passing = 0
 
     def look(self, held: Mapping[str, int]) -> None:
-        total = sum(held[kind] * self._shares[kind] for kind in KINDS)
+        total = sum(held[kind] * self._shares[kind] for kind in MEMORY_KINDS)
         passing = sum(math.ceil(held[kind] * self._shares[kind]) + self._extra[kind] for kind in PASSING)
         self.passing = max(self.passing, passing)
         if total > self._most:
             self._most = total
-            self.parts = {kind: math.ceil(held[kind] * self._shares[kind]) + self._extra[kind] for kind in KINDS}
+            self.parts = {kind: math.ceil(held[kind] * self._shares[kind]) + self._extra[kind] for kind in MEMORY_KINDS}
 
 
 def _rounded(size: int, block: int) -> int:

@@ -91,6 +91,19 @@ def test_a_wrong_path_is_one_message(tmp_path: Path, name: str, mode: int | None
     assert len(str(problem.value)) <= 200
 
 
+@pytest.mark.parametrize(("version", "accepted"), [("3 9", False), ("3 10", True)])
+def test_the_trainer_needs_python_3_10(tmp_path: Path, version: str, accepted: bool) -> None:
+    """An older interpreter is rejected before a trainer starts."""
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\necho python {version}\n")
+    path.chmod(0o755)
+    if accepted:
+        assert environment.resolve(str(path), requirements=None, cache_dir=tmp_path, progress=print) == path
+        return
+    with pytest.raises(EnvironmentProblem, match=r"is Python 3\.9; the trainer needs 3\.10 or newer"):
+        environment.resolve(str(path), requirements=None, cache_dir=tmp_path, progress=print)
+
+
 def test_managed_needs_a_list(tmp_path: Path) -> None:
     """An actuator without a list has no managed environment."""
     with pytest.raises(EnvironmentProblem, match="no managed environment"):
