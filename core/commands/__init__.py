@@ -1,1 +1,1 @@
-"""What a user runs: run, report, compare, doctor, dataset. May import everything below."""
+"""The commands run, report, compare, doctor and dataset. May import all folders."""

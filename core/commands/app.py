@@ -74,7 +74,7 @@ def build(plugin: str, environment: str, load: Load) -> typer.Typer:
 def _add_run(app: typer.Typer, name: str, load: Load) -> None:
     text = f"""Measure one fine-tuning workload on this machine, without ado's store and without Ray.
 
-    Exit status: 0 measured, 1 the workload cannot run or failed, 2 bad use.
+    Exit status: 0 measured, 1 the workload cannot run or failed, 2 usage error.
 
     \b
     Examples:
@@ -98,7 +98,7 @@ def _add_run(app: typer.Typer, name: str, load: Load) -> None:
             typer.Option(
                 metavar="NAME",
                 help="What to measure. Default: the experiment that the file names, else finetune_full_benchmark. "
-                "An unknown name is answered with the list of names.",
+                "An unknown name prints the list of experiments.",
                 autocompletion=_experiments,
             ),
         ] = None,
@@ -113,9 +113,9 @@ def _add_run(app: typer.Typer, name: str, load: Load) -> None:
 
 
 def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
-    text = f"""Write one HTML page and image files of measurements.
+    text = f"""Write an HTML page and image files of measurements.
 
-    Exit status: 0 written, 2 bad use.
+    Exit status: 0 written, 2 usage error.
 
     \b
     Examples:
@@ -139,7 +139,7 @@ def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
 def _add_compare(app: typer.Typer, name: str) -> None:
     text = f"""Compare two sets of measurements, workload by workload.
 
-    Exit status: 0 no regression, 1 a regression, 2 bad use or nothing to compare.
+    Exit status: 0 no regression, 1 a regression, 2 usage error or nothing to compare.
 
     \b
     Example:
@@ -149,13 +149,13 @@ def _add_compare(app: typer.Typer, name: str) -> None:
     @app.command(help=text)
     def compare(
         before: Annotated[str, typer.Argument(help=SOURCE)],
-        after: Annotated[str, typer.Argument(help="The same, of later measurements.")],
+        after: Annotated[str, typer.Argument(help="The same for the later measurements.")],
         tolerance: Annotated[
             float,
             typer.Option(
                 metavar="PERCENT",
                 callback=_percent,
-                help="Report a regression when the whole interval of the throughput lies further below 1 than this.",
+                help="A throughput ratio whose whole interval is below 1 by more than this is a regression.",
             ),
         ] = 3.0,
         memory_tolerance: Annotated[
@@ -163,7 +163,7 @@ def _add_compare(app: typer.Typer, name: str) -> None:
             typer.Option(
                 metavar="PERCENT",
                 callback=_percent,
-                help="Report a regression when torch allocates, or is predicted to allocate, more than this above before.",
+                help="Allocated or predicted memory that grows by more than this is a regression.",
             ),
         ] = 5.0,
         json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
@@ -177,7 +177,7 @@ def _add_compare(app: typer.Typer, name: str) -> None:
 def _add_doctor(app: typer.Typer, name: str, plugin: str, environment: str) -> None:
     text = f"""Show what this machine or a Ray cluster can measure, what is missing, and the command that installs it.
 
-    Exit status: 0 nothing is missing, 1 something is missing, 2 bad use.
+    Exit status: 0 nothing is missing, 1 something is missing, 2 usage error.
 
     \b
     Examples:
@@ -244,7 +244,7 @@ def _dataset(name: str) -> typer.Typer:
 
 
 def _write(write: Callable[[], None]) -> None:
-    """Call ``write``. Report what prevents it in one line and end with status 2."""
+    """Call ``write``; print an error as one line and exit with status 2."""
     try:
         write()
     except ImportError:

@@ -15,7 +15,7 @@ MARKS = {"regression": "- ", "improvement": "+ ", "same": "  ", "unknown": "? "}
 
 
 def main(before: str, after: str, *, tolerance: float, memory_tolerance: float, as_json: bool) -> int:
-    """Run the command; return its exit status: 0 no regression, 1 a regression, 2 bad use or nothing to compare."""
+    """Run the command; return its exit status: 0 no regression, 1 a regression, 2 usage error or nothing to compare."""
     try:
         rows = read.rows(before), read.rows(after)
     except read.Unreadable as reason:
@@ -27,7 +27,7 @@ def main(before: str, after: str, *, tolerance: float, memory_tolerance: float, 
         return 2
     show(json_text(found) if as_json else text(found))
     if all(pair.verdict == comparison.UNKNOWN for pair in found.pairs):
-        print("No workload can be compared: each has a side without a throughput and its interval.", file=sys.stderr)
+        print("No workload can be compared: throughput or interval is missing on one side of each.", file=sys.stderr)
         return 2
     return 1 if found.regressions else 0
 

@@ -6,9 +6,9 @@ import sys
 
 
 def show(text: str) -> None:
-    """Print ``text``. A reader that has closed the pipe, for example ``head``, is not an error."""
+    """Print ``text``. It is not an error if the reader, for example ``head``, has closed the pipe."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # without a stream Python does not try to flush it again at exit
-        sys.stdout = None  # type: ignore[assignment]
+        # Python would flush the stream again at exit, and fail
+        sys.stdout = None

@@ -52,7 +52,7 @@ class Subject:
     Attributes:
         plugin: its identifier.
         environment: where it trains by default: ``current`` or ``managed``.
-        configured: the actuator configuration's state_dir.
+        configured: the actuator configuration's state_dir; empty: the default.
     """
 
     plugin: str
@@ -76,7 +76,8 @@ def examine(subject: Subject) -> list[Finding]:
     return [
         Finding("CPU", "ok", _cpu()),
         *gpus,
-        *_packages(subject, any(finding.what == "GPU" and finding.state == "ok" for finding in gpus)),
+        *_packages(subject),
+        *_cpu_build_of_torch(subject, has_gpu=any(finding.what == "GPU" and finding.state == "ok" for finding in gpus)),
         _actuator(subject),
         *_managed(subject),
         _disk(subject),
@@ -97,25 +98,24 @@ def _gpus() -> list[Finding]:
         visible = nvml.visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
     except failures.Failure as refused:
         return [Finding("GPU", "missing", str(refused), "nvidia-smi -L")]
-    if not len(visible):
-        if _on_the_bus():
-            reason = f"an NVIDIA GPU is installed, but {visible.absent}"
-            return [
-                Finding("GPU", "missing", reason, "nvidia-smi   # once NVIDIA's driver is installed, it lists the GPU")
-            ]
-        return [Finding("GPU", "note", f"{visible.absent} number_gpus 0 measures on the CPU.")]
-    found = []
-    for device in visible:
-        memory = f", {device.memory_total_bytes / GIB:.1f} GiB" if device.memory_total_bytes else ""
-        limit = f", limit {device.power_limit_watts:g} W" if device.power_limit_watts else ""
-        found.append(Finding("GPU", "ok", f"{device.name}{memory}{limit}, driver {device.driver}"))
-        if device.missing:
-            found.append(Finding("GPU", "note", "; ".join(f"no {name}: {why}" for name, why in device.missing.items())))
-    return found
+    if len(visible):
+        return [finding for device in visible for finding in _gpu(device)]
+    if _is_on_pci_bus():
+        reason = f"an NVIDIA GPU is installed, but {visible.absent}"
+        return [Finding("GPU", "missing", reason, "nvidia-smi   # lists the GPU once NVIDIA's driver is installed")]
+    return [Finding("GPU", "note", f"{visible.absent} number_gpus 0 measures on the CPU.")]
 
 
-def _on_the_bus() -> bool:
-    """Whether the PCI bus holds an NVIDIA display device, driver or not."""
+def _gpu(device: nvml.Device) -> Iterator[Finding]:
+    memory = f", {device.memory_total_bytes / GIB:.1f} GiB" if device.memory_total_bytes else ""
+    limit = f", limit {device.power_limit_watts:g} W" if device.power_limit_watts else ""
+    yield Finding("GPU", "ok", f"{device.name}{memory}{limit}, driver {device.driver}")
+    if device.missing:
+        yield Finding("GPU", "note", "; ".join(f"no {name}: {why}" for name, why in device.missing.items()))
+
+
+def _is_on_pci_bus() -> bool:
+    """Whether the PCI bus has an NVIDIA display device, with or without a driver."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
         try:
             vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
@@ -129,7 +129,8 @@ def _on_the_bus() -> bool:
 # -- software ---------------------------------------------------------------------------------------------------
 
 
-def _packages(subject: Subject, has_gpu: bool) -> Iterator[Finding]:
+def _packages(subject: Subject) -> Iterator[Finding]:
+    """Check the plugin, the packages that it requires, and those of its extras."""
     try:
         version = importlib.metadata.version(subject.distribution)
         wanted = [Requirement(line) for line in importlib.metadata.requires(subject.distribution) or []]
@@ -152,29 +153,30 @@ def _packages(subject: Subject, has_gpu: bool) -> Iterator[Finding]:
             yield Finding(name, state, "; ".join(problems), remedy)
         elif asked:
             yield Finding(name, "ok", ", ".join(f"{one.name} {importlib.metadata.version(one.name)}" for one in asked))
+
+
+def _cpu_build_of_torch(subject: Subject, has_gpu: bool) -> Iterator[Finding]:
     torch = _version("torch")
     if has_gpu and subject.environment == "current" and torch and torch.endswith("+cpu"):
         remedy = "pip install --force-reinstall torch"
-        yield Finding("torch", "missing", f"torch {torch} was built for CPUs and will not use the GPU", remedy)
+        yield Finding("torch", "missing", f"torch {torch} is a CPU build and does not use the GPU", remedy)
 
 
 def _asked_by(requirement: Requirement, extra: str) -> bool:
-    """Whether a requirement belongs to an extra; to none with the empty name."""
-    without = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-    return (
-        without
-        if not extra
-        else not without and bool(requirement.marker and requirement.marker.evaluate({"extra": extra}))
-    )
+    """Whether a requirement belongs to an extra, or, where that is empty, to none."""
+    if requirement.marker is None:
+        return not extra
+    always = requirement.marker.evaluate({"extra": ""})
+    return always if not extra else not always and requirement.marker.evaluate({"extra": extra})
 
 
 def problem(requirement: Requirement) -> str:
-    """Return what is wrong with an installed package, or nothing."""
+    """Return what is wrong with a required package; empty where nothing is."""
     version = _version(requirement.name)
     if version is None:
         return f"{requirement.name} is not installed"
     if not requirement.specifier.contains(version, prereleases=True):
-        return f"{requirement.name} {version} is not {requirement.specifier}"
+        return f"{requirement.name} {version} is installed, {requirement.specifier} is required"
     return ""
 
 
@@ -189,7 +191,7 @@ def _actuator(subject: Subject) -> Finding:
     found = list(importlib.metadata.entry_points(group="ado.actuators", name=subject.plugin))
     again = f"pip install --force-reinstall --no-deps ./{subject.plugin}"
     if not found:
-        return Finding("actuator", "missing", "The installed package declares no `ado.actuators` entry point", again)
+        return Finding("actuator", "missing", "the installed package declares no ado.actuators entry point", again)
     try:
         found[0].load()
     except Exception as error:
@@ -214,15 +216,15 @@ def _managed(subject: Subject) -> Iterator[Finding]:
 def _disk(subject: Subject) -> Finding:
     place = next(path for path in (subject.state_dir, *subject.state_dir.parents) if path.exists())
     free = shutil.disk_usage(place).free / GIB
-    text = f"{free:.1f} GiB free for {subject.state_dir}"
+    text = f"{free:.1f} GiB free at {subject.state_dir}"
     needed = SPACE_FOR_CUDA_GIB if subject.environment == "managed" else SPACE_FOR_CPU_GIB
     if not os.access(place, os.W_OK):
         return Finding(
-            "disk", "missing", f"{place} cannot be written", f"ls -ld {place}   # or set state_dir in the configuration"
+            "disk", "missing", f"{place} is not writable", f"ls -ld {place}   # or set state_dir in the configuration"
         )
     if free < needed:
         return Finding(
-            "disk", "missing", f"{text}; {needed:g} GiB are needed", f"du -sh {place}/*   # or set state_dir elsewhere"
+            "disk", "missing", f"{text}, {needed:g} GiB are needed", f"du -sh {place}/*   # or set state_dir elsewhere"
         )
     return Finding("disk", "ok", text)
 
@@ -234,14 +236,8 @@ def examine_cluster(address: str, subject: Subject) -> list[Finding]:
     """Examine every node of a Ray cluster in a task on that node; the task reserves no resources."""
     if address.startswith(("http://", "https://")):
         return [_dashboard(address, subject)]
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-        except OSError as error:
-            return [
-                Finding("cluster", "missing", f"nothing answers at {address}: {error.strerror or error}", START_RAY)
-            ]
+    if refused := _refused(address):
+        return [Finding("cluster", "missing", f"nothing answers at {address}: {refused}", START_RAY)]
     import ray
 
     try:
@@ -255,9 +251,20 @@ def examine_cluster(address: str, subject: Subject) -> list[Finding]:
         ray.shutdown()
 
 
+def _refused(address: str) -> str:
+    """Return why no connection to the address can be made, without waiting for Ray's own time-out; empty where one can."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
 def _dashboard(address: str, subject: Subject) -> Finding:
     host = urllib.parse.urlsplit(address).hostname or "HOST"
-    text = f"{address} is the dashboard's address, which takes jobs; from outside the cluster give ray://{host}:10001"
+    text = f"{address} is the address of the dashboard, which accepts jobs only; from outside the cluster give ray://{host}:10001"
     again = f"{subject.distribution} doctor --address {host}:6379"
     return Finding("cluster", "missing", text, again)
 
@@ -270,10 +277,7 @@ def _node(node: dict[str, Any], subject: Subject) -> Iterator[Finding]:
     if not node["Alive"]:
         yield Finding(name, "note", "was lost")
         return
-    resources = node["Resources"]
-    types = ", ".join(sorted(key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")))
-    gpus = f", {resources['GPU']:g} GPUs {types}".rstrip() if resources.get("GPU") else ""
-    yield Finding(name, "ok", f"offers {resources.get('CPU', 0):g} CPUs{gpus}")
+    yield Finding(name, "ok", _offer(node["Resources"]))
     here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     task: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(examine)
     try:
@@ -284,18 +288,24 @@ def _node(node: dict[str, Any], subject: Subject) -> Iterator[Finding]:
         reason = failures.plain_message(str(error).strip().rpartition("\n")[2])
         yield Finding(
             name, "note",
-            f"cannot be looked at from inside ({reason}); ado ships the plugin with a job, otherwise install it there",
+            f"cannot be examined ({reason}); ado sends the plugin along with a job, otherwise install it on the node",
             f"pip install ./{subject.plugin}   # on {name}",
         )  # fmt: skip
     else:
         yield from (dataclasses.replace(finding, what=f"{name} {finding.what}") for finding in answered)
 
 
+def _offer(resources: dict[str, float]) -> str:
+    types = ", ".join(sorted(key.partition(":")[2] for key in resources if key.startswith("accelerator_type:")))
+    gpus = f", {resources['GPU']:g} GPUs {types}".rstrip() if resources.get("GPU") else ""
+    return f"offers {resources.get('CPU', 0):g} CPUs{gpus}"
+
+
 # -- the command ------------------------------------------------------------------------------------------------
 
 
 def main(plugin: str, trains_in: str, *, address: str | None, state_dir: str) -> int:
-    """Run the command; return its exit status: 0 nothing is missing, 1 something is missing, 2 bad use.
+    """Run the command; return its exit status: 0 nothing is missing, 1 something is missing, 2 usage error.
 
     Args:
         plugin: identifier of the plugin.
@@ -331,13 +341,13 @@ def text(findings: list[Finding]) -> str:
 def _conclusion(findings: list[Finding]) -> str:
     missing = sum(finding.state == "missing" for finding in findings)
     if missing:
-        return f"{missing} missing: run the command below each, then doctor again."
+        return f"{missing} missing: run the command below each, then run doctor again."
     gpus = sum(finding.what.split()[-1] == "GPU" and finding.state == "ok" for finding in findings)
-    return "Nothing is missing: it can measure on the CPU" + (f" and on {gpus} GPUs." if gpus else ".")
+    return "Nothing is missing: measurements can run on the CPU" + (f" and on {gpus} GPUs." if gpus else ".")
 
 
 def _directory(given: str) -> str:
-    """Return a directory as the configuration has it: from / or ~, which each node replaces, or empty.
+    """Return a directory as an absolute path; ``~``, which means another directory on each node, stays, and so does empty.
 
     Raises:
         RuntimeError: it begins with the home of a user that does not exist.

@@ -1,6 +1,6 @@
-"""The ``report`` command: from ado operations, spaces or exported files to an HTML page and image files.
+"""The ``report`` command: writes an HTML page and image files from ado operations, spaces or exported files.
 
-Plots only once it is asked to; ado is imported only to read its store.
+Imports matplotlib and jinja2 when it is called, and ado only to read its store.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ import datetime
 import importlib.metadata
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..reporting import read
 from ..reporting.rows import Row
 from .console import show
 
-LACKS_PACKAGE = "The report needs {}, which is not installed: pip install './{}[report]'"
+if TYPE_CHECKING:
+    from ..reporting.figure_style import Drawing
+
+LACKS_PACKAGE = "The report needs {}, which is not installed. Run: pip install './{}[report]'"
 
 
 def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
-    """Run the command; return its exit status: 0 written, 2 bad use.
+    """Run the command; return its exit status: 0 written, 2 usage error.
 
     Args:
         plugin: identifier of the plugin.
@@ -41,16 +45,16 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
         return 2
     drawn, left_out = figures.draw(rows)
     try:
-        written = _write(output, form, rows, drawn, left_out, _made(plugin, sources))
+        written = _write(output, form, rows, drawn, left_out, _origin(plugin, sources))
     except OSError as error:
         print(f"{output} cannot be written: {error.strerror}.", file=sys.stderr)
         return 2
-    show("\n".join([*map(str, written), *(f"{title}: left out, {reason}" for title, reason in left_out)]))
+    show("\n".join([*map(str, written), *(f"{title}: left out; {reason}" for title, reason in left_out)]))
     return 0
 
 
 def _distinct(sources: list[list[Row]]) -> list[Row]:
-    """Leave out rows that an earlier source has given: two measurements are never equal to the last digit."""
+    """Leave out rows that an earlier source has as well: no two measurements are equal to the last digit."""
     first: dict[str, int] = {}
     return [
         row
@@ -60,7 +64,7 @@ def _distinct(sources: list[list[Row]]) -> list[Row]:
     ]
 
 
-def _made(plugin: str, sources: list[str]) -> str:
+def _origin(plugin: str, sources: list[str]) -> str:
     name = f"ado-{plugin.replace('_', '-')}"
     try:
         version = f" {importlib.metadata.version(name)}"
@@ -71,7 +75,7 @@ def _made(plugin: str, sources: list[str]) -> str:
 
 
 def _write(
-    directory: Path, form: str, rows: list[Row], drawn: list, left_out: list[tuple[str, str]], made: str
+    directory: Path, form: str, rows: list[Row], drawn: list[Drawing], left_out: list[tuple[str, str]], made: str
 ) -> list[Path]:
     from ..reporting import figure_style, figures, page
 
@@ -84,7 +88,7 @@ def _write(
         written.append(directory / "report.html")
         written[-1].write_text(page.html(rows, pictures, left_out, made), encoding="utf-8")
     if form in ("png", "both"):
-        # a picture of an earlier report that these rows do not give would be taken for one of theirs
+        # an earlier report may have figures that this one lacks; they must not be taken for figures of this one
         for name in figures.NAMES:
             (directory / f"{name}.png").unlink(missing_ok=True)
         for one in drawn:

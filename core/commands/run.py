@@ -39,13 +39,13 @@ def main(
     config: Path | None,
     as_json: bool,
 ) -> int:
-    """Run the command; return its exit status: 0 measured, 1 the workload cannot run or failed, 2 bad use.
+    """Run the command; return its exit status: 0 measured, 1 the workload cannot run or failed, 2 usage error.
 
     Args:
         plugin: to measure with.
         parameters_class: class of the actuator configuration's parameters.
         workload: files and property=value pairs; later values replace earlier ones.
-        experiment: what to measure; None: what a file names, else the full benchmark.
+        experiment: what to measure; None: the experiment that a file names, else the full benchmark.
         config: a file with the actuator configuration's parameters.
         as_json: print JSON.
     """
@@ -66,7 +66,7 @@ def main(
         print(failures.plain_message(str(failure)), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
-        print("Interrupted; nothing of this measurement is kept.", file=sys.stderr)
+        print("Interrupted. Nothing of this measurement is kept.", file=sys.stderr)
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
     _show(verdict, as_json)
     return 0 if verdict.properties.get("is_valid") else 1
@@ -74,7 +74,7 @@ def main(
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that its trainers are ended."""
+    """Let SIGTERM end the block as Ctrl-C does, so that its trainers end, too."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt(number)
@@ -91,7 +91,7 @@ class BadUse(Exception):
 
 
 def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> tuple[dict[str, Any], str]:
-    """Return the property values and the experiment that the command line asks for.
+    """Return the property values and the experiment that the command line names.
 
     Raises:
         BadUse: a word, a file or the experiment cannot be used.
@@ -99,7 +99,7 @@ def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> t
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        # os.path reports a name that no file system can hold as absent
+        # Path.exists would raise for a name that no file system can hold, os.path.exists returns False
         is_pair = equals and not os.path.exists(word)  # noqa: PTH110
         if is_pair and not name:
             raise BadUse(f"{word!r:.60} has no property before the equals sign; expected property=value.")
@@ -107,7 +107,7 @@ def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> t
     in_file = values.pop("experiment", DEFAULT_EXPERIMENT)
     chosen = experiment or in_file
     if not isinstance(chosen, str) or chosen not in plugin.kinds:
-        raise BadUse(f"Experiment {chosen!r} does not exist; use one of: {', '.join(sorted(plugin.kinds))}.")
+        raise BadUse(f"Experiment {chosen!r:.60} does not exist; use one of: {', '.join(sorted(plugin.kinds))}.")
     return values, chosen
 
 
@@ -116,10 +116,10 @@ def _mapping(path: Path) -> dict[str, Any]:
         content = _yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise BadUse(f"{path}: {error.strerror}.") from None
-    except ValueError:  # no UTF-8, or a name with a null character
+    except ValueError:  # not UTF-8, or a path with a null character
         raise BadUse(f"{path}: not a UTF-8 text file.") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise BadUse(f"{path}: expected properties and their values.")
+        raise BadUse(f"{path}: expected a YAML mapping of properties to values.")
     return content
 
 
@@ -130,11 +130,13 @@ def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
         return content
     asked = content.get("experiments") or [{}]
     if not isinstance(content["entity"], dict) or not isinstance(asked, list) or not isinstance(asked[0], dict):
-        raise BadUse(f"{path}: expected an entity and its experiments.")
+        raise BadUse(f"{path}: expected a mapping entity and a list experiments, as in a point file of ado.")
     if len(asked) > 1:
-        raise BadUse(f"{path}: has {len(asked)} experiments; name one with --experiment in a file of properties.")
+        raise BadUse(f"{path}: has {len(asked)} experiments, expected one. Keep one of them in the file.")
     if asked[0].get("actuatorIdentifier", plugin.identifier) != plugin.identifier:
-        raise BadUse(f"{path}: is for the actuator {asked[0]['actuatorIdentifier']}, not {plugin.identifier}.")
+        raise BadUse(
+            f"{path}: is for the actuator {asked[0]['actuatorIdentifier']!r:.60}; expected {plugin.identifier}."
+        )
     experiment = asked[0].get("experimentIdentifier")
     return {**content["entity"], **({"experiment": experiment} if experiment else {})}
 
@@ -148,12 +150,14 @@ def _yaml(text: str, where: str) -> Any:
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """Read YAML safely, and reject a mapping that has a key twice: one of its values would be ignored."""
+    """Loads YAML safely, and rejects a mapping that has a key twice: one of its values would be ignored."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise BadUse(f"{twice[:60]} is given twice (line {node.start_mark.line + 1} and after).")
+            raise BadUse(
+                f"{twice[:60]} is given twice in the mapping that begins in line {node.start_mark.line + 1}. Remove one of them."
+            )
         return super().construct_mapping(node, deep=deep)
 
 

@@ -1,1 +1,1 @@
-"""Measurements to look at: rows of ado's results made into tables, figures, one HTML page, and a comparison of two sets."""
+"""Reports of stored results: rows, tables, figures, the HTML page, and the comparison of two sets."""

@@ -1,4 +1,4 @@
-"""Two sets of measurements, before and after, workload by workload. Reads no files and plots nothing."""
+"""Compares two sets of measurements, before and after, workload by workload. No I/O."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from . import tables
 from .rows import FAILED, MEASURED, Row, differing, workload_label
 
 REGRESSION, IMPROVEMENT, SAME, UNKNOWN = "regression", "improvement", "same", "unknown"
-NO_REASON = "no reason is known."
-# allocators repeat to the byte; resident memory of processes and what a driver sees do not
+NO_REASON = "the reason is not known."
+# PyTorch's allocator gives the same peak in each run; resident memory and the driver's values vary
 STABLE_MEMORY = "torch_peak_allocated_gib"
-# what stability experiments and memory estimates have instead of a throughput
+# stability experiments and memory estimates have these instead of a throughput
 ENDED_WELL, ESTIMATE = "f_no_error", "memory_estimate_gib"
 
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """How far a value may fall behind without being flagged, in percent.
+    """By how many percent a value may get worse without being a regression.
 
-    The interval of a measurement is that of one process while it was watched: two runs of the same differ by more, and
-    ``throughput`` allows for that.
+    A confidence interval covers the variation within one run; runs of the same workload differ by more, which ``throughput``
+    allows for.
     """
 
     throughput: float = 3.0
@@ -31,15 +31,15 @@ class Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A workload that was asked for on both sides.
+    """A workload that is in both sets.
 
     Attributes:
         what: its label among the workloads compared.
         before: the earlier row.
         after: the later row.
         ratio: throughput after over before, or None.
-        verdict: ``regression``, ``improvement``, ``same``, or ``unknown`` where a side gives no answer.
-        why: a message for everything but ``same`` by throughput.
+        verdict: ``regression``, ``improvement``, ``same``, or ``unknown`` where a side lacks the numbers.
+        why: the reason of the verdict; empty where the throughput is the same.
     """
 
     what: str
@@ -52,7 +52,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All workloads of both sides; ``only_before`` and ``only_after`` have no partner."""
+    """All workloads of both sets; ``only_before`` and ``only_after`` are labels of those in one set only."""
 
     pairs: list[Pair]
     only_before: list[str]
@@ -60,12 +60,12 @@ class Comparison:
 
     @property
     def regressions(self) -> list[Pair]:
-        """The workloads that got worse beyond noise."""
+        """The workloads that are worse by more than the tolerance."""
         return [pair for pair in self.pairs if pair.verdict == REGRESSION]
 
 
 def compare(before: Sequence[Row], after: Sequence[Row], tolerance: Tolerance) -> Comparison:
-    """Join two sets on the workload and judge each; of repeated workloads the last one counts."""
+    """Pair the rows of equal workloads and judge each pair; the last row of a repeated workload counts."""
     first, second = _by_key(before), _by_key(after)
     joined = [key for key in first if key in second]
     names = [name for name in differing([*before, *after]) if name != "source"]
@@ -102,7 +102,7 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
     if before.output(ESTIMATE) is not None and after.output(ESTIMATE) is not None:
         return Pair(what, before, after, None, *_estimate(before, after, tolerance))
     if ratio is None or ratio.low is None or ratio.high is None:
-        return Pair(what, before, after, ratio, UNKNOWN, "a side lacks the throughput or its interval.")
+        return Pair(what, before, after, ratio, UNKNOWN, "throughput or interval is missing on one side.")
     slack = tolerance.throughput / 100
     if ratio.high < 1 - slack:
         return Pair(what, before, after, ratio, REGRESSION, f"slower by {100 * (1 - ratio.value):.1f} %.")
@@ -115,24 +115,24 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
 
 
 def _stability(before: Row, after: Row) -> tuple[str, str]:
-    """Return verdict and reason of a stability experiment: the fraction of runs that ended well."""
+    """Return verdict and reason of a stability experiment, from the fraction of successful runs."""
     earlier, later = before.output(ENDED_WELL) or 0.0, after.output(ENDED_WELL) or 0.0
     if later == earlier:
-        return SAME, f"{100 * later:.3g} % of the runs end well, as before."
+        return SAME, f"{100 * later:.3g} % of the runs succeed, as before."
     verdict = REGRESSION if later < earlier else IMPROVEMENT
-    return verdict, f"{100 * earlier:.3g} % of the runs ended well before, {100 * later:.3g} % do now."
+    return verdict, f"{100 * earlier:.3g} % of the runs succeeded before, {100 * later:.3g} % do now."
 
 
 def _estimate(before: Row, after: Row, tolerance: Tolerance) -> tuple[str, str]:
     """Return verdict and reason of a memory estimate."""
     growth = _growth(before, after, ESTIMATE) or 0.0
-    why = f"{before.output(ESTIMATE):.4g} GiB were predicted before, {after.output(ESTIMATE):.4g} GiB are now."
+    why = f"predicted memory: {before.output(ESTIMATE):.4g} GiB before, {after.output(ESTIMATE):.4g} GiB now."
     if growth > tolerance.memory:
         return REGRESSION, why
     return (IMPROVEMENT if growth < -tolerance.memory else SAME), why
 
 
 def _growth(before: Row, after: Row, name: str) -> float | None:
-    """Return by how many percent an output grew, where both sides know it."""
+    """Return by how many percent an output grew, or None where a side lacks it."""
     earlier, later = before.output(name), after.output(name)
     return None if not earlier or later is None else 100 * (later / earlier - 1)

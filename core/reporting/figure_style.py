@@ -1,7 +1,7 @@
-"""What a figure is drawn on: colours, axes, scales, and how a drawing becomes a file or a part of a page.
+"""The style of the figures: colours, axes and scales; and their output as PNG files or as SVG for the page.
 
-Imports matplotlib, so nothing that ado loads may import this. Colours are given by the role they have; ``render``
-turns roles into CSS variables, so that one drawing is right on a light page and on a dark one.
+Imports matplotlib, so nothing that ado loads may import this. ``render`` replaces colours by CSS variables in SVG, so that a
+drawing fits both the light and the dark page.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from .rows import shown
+from .rows import shown, yes_or_no
 
-# Colours that stay apart for colour-blind readers (after Okabe and Ito), each with a marker of its own as well.
+# colours that colour-blind readers can tell apart (after Okabe and Ito); each series has a marker of its own as well
 SERIES = ("#0067a5", "#d55e00", "#00845f", "#b0468f", "#a67c00", "#454f59")
 MARKERS = "os^Dv*"
 INK, MUTED, GRID, SURFACE = "#1b1f25", "#5c6671", "#dfe3e8", "#fefefe"
@@ -47,7 +47,7 @@ STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "text.color": INK,
-    # names are no mathematics, whatever signs they have
+    # a $ in a name does not begin a formula
     "text.parse_math": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 5.5,
@@ -56,13 +56,15 @@ STYLE = {
     "svg.fonttype": "none",
 }
 SIZE = (6.4, 3.7)
-CLOSEST_LABELS = 0.08  # of the axis
-LOG_FROM = 20.0  # a linear axis hides the small ones beyond this ratio
+# least distance of two tick labels, as a fraction of the axis
+CLOSEST_LABELS = 0.08
+# an axis is logarithmic if the largest value is more than this many times the smallest
+LOG_FROM = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure with its name (of a file and an anchor), title, and a caption that explains it."""
+    """A figure; ``name`` is used for its file and for its anchor on the page, ``caption`` explains it."""
 
     name: str
     title: str
@@ -71,7 +73,7 @@ class Drawing:
 
 
 def render(drawing: Drawing, form: str) -> bytes:
-    """Return a drawing as ``png``, or as ``svg`` that takes its colours from the page."""
+    """Return a drawing as ``png``, or as ``svg`` with the colours of the page's style sheet."""
     buffer = io.BytesIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": drawing.name}):
         if form == "png":
@@ -86,7 +88,7 @@ def _themed(svg: str, drawing: Drawing) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     for colour, role in ROLES.items():
         svg = svg.replace(colour, f"var(--{role})")
-    # identifiers must not meet those of the other figures on the page
+    # all figures are on one page: prefixes keep their identifiers unique
     svg = re.sub(r'\bid="', f'id="{drawing.name}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{drawing.name}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
@@ -100,7 +102,7 @@ def _themed(svg: str, drawing: Drawing) -> str:
 
 
 def plain_axes() -> tuple[Figure, Any]:
-    """Return a figure and its axes, as most figures begin."""
+    """Return an empty figure of the usual size, and its axes."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     axes.grid(axis="y")
@@ -114,7 +116,7 @@ def style_of(index: int) -> dict[str, Any]:
 
 
 def legend(figure: Figure, axes: Any) -> None:
-    """Put a legend below the axes, unless there is but one series without a name."""
+    """Put a legend below the axes, unless the only series has no name."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1 or (labels and labels[0]):
         widest = max(map(len, labels))
@@ -128,7 +130,7 @@ def legend(figure: Figure, axes: Any) -> None:
 
 
 def tick(value: float) -> str:
-    """Return a tick's label: no powers of ten where digits do."""
+    """Return a tick's label, without powers of ten."""
     if value == 0:
         return "0"
     if abs(value) >= 1e6:
@@ -137,13 +139,13 @@ def tick(value: float) -> str:
 
 
 def scale(axis: Any, set_scale: Callable[..., None], values: Sequence[float]) -> None:
-    """Choose a linear axis from zero, or a logarithmic one where the values differ too much for it."""
+    """Set a linear scale from zero, or a logarithmic one where the values differ by more than a factor of ``LOG_FROM``."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     if min(values) > 0 and max(values) / min(values) > LOG_FROM:
         set_scale("log")
         axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axis.set_minor_formatter(NullFormatter())
-        # three decades give labels enough; fewer take the steps between
+        # up to three decades, powers of ten alone give too few labels
         axis.set_major_locator(LogLocator(subs=(1,) if max(values) / min(values) > 1000 else (1, 2, 5)))
         return
     axis.set_major_locator(MaxNLocator(6))
@@ -151,21 +153,26 @@ def scale(axis: Any, set_scale: Callable[..., None], values: Sequence[float]) ->
 
 
 def place(axes: Any, name: str, values: Sequence[Any]) -> dict[Any, float]:
-    """Prepare the x axis for the values of a property; return where each stands."""
+    """Prepare the x axis for the values of a property, and return the position of each value."""
     axes.set_xlabel(_axis_title(name))
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        ordered = sorted(values)
-        logarithmic = ordered[0] > 0 and ordered[-1] / ordered[0] >= 4
-        if logarithmic:
-            axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(sparse(ordered, math.log if logarithmic else float)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-        axes.margins(x=0.08)
-        return {value: float(value) for value in ordered}
-    ordered = sorted(values, key=str)
-    labels = [{True: "yes", False: "no"}.get(value, shown(value, 26)) if isinstance(value, bool) else shown(value, 26)
-              for value in ordered]  # fmt: skip
+        return _place_numbers(axes, sorted(values))
+    return _place_categories(axes, sorted(values, key=str))
+
+
+def _place_numbers(axes: Any, ordered: Sequence[float]) -> dict[Any, float]:
+    logarithmic = ordered[0] > 0 and ordered[-1] / ordered[0] >= 4
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sparse(ordered, math.log if logarithmic else float)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axes.margins(x=0.08)
+    return {value: float(value) for value in ordered}
+
+
+def _place_categories(axes: Any, ordered: Sequence[Any]) -> dict[Any, float]:
+    labels = [yes_or_no(value) if isinstance(value, bool) else shown(value, 26) for value in ordered]
     turned = sum(map(len, labels)) > 60
     size = 9 if len(ordered) <= 10 else 7
     axes.set_xticks(
@@ -176,7 +183,7 @@ def place(axes: Any, name: str, values: Sequence[Any]) -> dict[Any, float]:
 
 
 def sparse(ordered: Sequence[float], position: Callable[[float], float]) -> list[float]:
-    """Return values that lie far enough apart on an axis for their labels, the first one among them."""
+    """Return the first value, and those whose labels do not overlap the label before them."""
     width = position(ordered[-1]) - position(ordered[0])
     kept = [ordered[0]]
     for value in ordered[1:]:

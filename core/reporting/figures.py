@@ -1,4 +1,4 @@
-"""The figures of a report. Each reports why it is left out if the data for it are missing.
+"""The figures of a report. A figure whose data are missing is left out, with a reason.
 
 Imports matplotlib, so nothing that ado loads may import this.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -31,7 +32,7 @@ from .figure_style import (
 from .rows import FIELDS, KEYS, MEMORY, Row, differing, grouped_names, shown, workload_label
 
 RATE = "real tokens per second"
-# of all drawings there can be
+# names of all drawings that a report can have
 NAMES = (
     *("stacks", "memory", "frontier", "pareto", "scaling-strong", "scaling-weak", "cost", "energy", "traces"),
     *(f"throughput-{name.replace('_', '-')}" for name in (*KEYS, *FIELDS)),
@@ -39,18 +40,18 @@ NAMES = (
 MOST_TRACES = 6
 MOST_BARS = 20
 MOST_PAIRS = 16
-FEWEST_OF_A_LINE = 10  # a line through fewer steps hides where they are, and through one is none
-
+# steps are drawn as points as well where there are fewer: a line through one step is not visible
+FEWEST_OF_A_LINE = 10
 
 T = TypeVar("T")
 
 
 class LeftOut(Exception):
-    """Why a figure cannot be drawn from these rows, in one message."""
+    """A figure cannot be drawn from these rows; the message says why."""
 
 
 def draw(rows: Sequence[Row]) -> tuple[list[Drawing], list[tuple[str, str]]]:
-    """Return all figures that these rows give, and title and reason of each that they do not."""
+    """Return the figures that can be drawn from these rows, and title and reason of each one that cannot."""
     drawn: list[Drawing] = []
     left_out: list[tuple[str, str]] = []
     with mpl.rc_context(STYLE):
@@ -63,8 +64,13 @@ def draw(rows: Sequence[Row]) -> tuple[list[Drawing], list[tuple[str, str]]]:
 
 
 def _first(found: Sequence[T], most: int, noun: str) -> tuple[Sequence[T], str]:
-    """Return the first ones, and a note for the caption if there are more."""
+    """Return at most ``most`` elements, and a note for the caption if there are more."""
     return found[:most], f" The first {most} of {len(found)} {noun}." if len(found) > most else ""
+
+
+def _not_in_labels(names: Sequence[str]) -> str:
+    """Return a note on the properties that the legend has no room for."""
+    return f" Points of one colour differ in {', '.join(names)}." if names else ""
 
 
 def _throughput(rows: Sequence[Row]) -> Iterator[Drawing]:
@@ -85,7 +91,7 @@ def _throughput_against(rows: list[Row], name: str, others: list[str]) -> Drawin
     numeric = name in FIELDS and all(isinstance(value, int | float) and not isinstance(value, bool) for value in places)
     for index, (text, group) in enumerate(series.items()):
         ordered = sorted(group, key=lambda row: places[row.value(name)])
-        # series that share a category stand beside each other
+        # series in the same category are drawn side by side
         shift = 0.0 if numeric else (index - (len(series) - 1) / 2) * min(0.12, 0.5 / len(series))
         rates = [row.throughput or 0.0 for row in ordered]
         axes.errorbar(
@@ -101,30 +107,28 @@ def _throughput_against(rows: list[Row], name: str, others: list[str]) -> Drawin
     axes.set_ylabel(RATE)
     scale(axes.yaxis, axes.set_yscale, [_upper(row) for row in rows])
     legend(figure, axes)
-    caption = "Bars are 95 % confidence intervals."
-    if unnamed:
-        caption += f" Points of one colour differ in {', '.join(unnamed)}."
+    caption = "Bars are 95 % confidence intervals." + _not_in_labels(unnamed)
     return Drawing(f"throughput-{name.replace('_', '-')}", f"Throughput against {name}", caption, figure)
 
 
 def _bars_of(rows: Sequence[Row]) -> list[list[float]]:
-    """Return how far the intervals of these rows reach down, at most to zero, and up."""
+    """Return the lengths of the lower and the upper error bars of these rows; none reaches below zero."""
     half = [(row.throughput or 0.0, row.half_width or 0.0) for row in rows]
     return [[rate * min(width, 1.0) for rate, width in half], [rate * width for rate, width in half]]
 
 
 def _upper(row: Row) -> float:
-    """Return the upper end of a row's interval, as far as an axis should reach for it."""
+    """Return the upper end of a row's interval for the scale of an axis; a wide interval counts as 50 %."""
     return (row.throughput or 0.0) * (1 + min(row.half_width or 0.0, 0.5))
 
 
 def _memory(rows: Sequence[Row]) -> Iterator[Drawing]:
     kind, having = tables.memory_and_rate(rows)
     if not kind or not having:
-        raise LeftOut("no measurement has a memory reading.")
+        raise LeftOut("no measurement has a memory value.")
     figure, axes = plain_axes()
     tokens = {row.value("batch_size") * row.value("model_max_length") for row in having}
-    places = place(axes, "batch_size × model_max_length (token slots of a pass)", sorted(tokens))
+    places = place(axes, "batch_size × model_max_length (token slots per step)", sorted(tokens))
     others = [name for name in differing(having) if name not in ("batch_size", "model_max_length")]
     series, unnamed = grouped_names(having, others, len(SERIES))
     for index, (text, group) in enumerate(series.items()):
@@ -135,9 +139,7 @@ def _memory(rows: Sequence[Row]) -> Iterator[Drawing]:
     axes.set_ylabel(f"{MEMORY[kind]} (GiB)".replace("peak memory of the training processes", "peak resident memory"))
     scale(axes.yaxis, axes.set_yscale, [row.output(kind) or 0.0 for row in having])
     legend(figure, axes)
-    caption = f"The {MEMORY[kind]}, {kind}."
-    caption += f" Points of one colour differ in {', '.join(unnamed)}." if unnamed else ""
-    caption += tables.without_memory(rows)
+    caption = f"The {MEMORY[kind]}, {kind}." + _not_in_labels(unnamed) + tables.without_memory(rows)
     yield Drawing("memory", "Memory", caption, figure)
 
 
@@ -169,7 +171,7 @@ def _frontier(rows: Sequence[Row]) -> Iterator[Drawing]:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     legend(figure, axes)
     caption = (
-        "Largest batch that ran and smallest that ran out of memory or was predicted to; the frontier lies between."
+        "Largest batch that ran, and smallest that ran out of memory or was predicted to; the limit lies between them."
     )
     yield Drawing("frontier", "Out-of-memory frontier", caption + cut, figure)
 
@@ -178,7 +180,7 @@ def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
     traced = [row for row in tables.with_throughput(rows) if row.metadata.get("step_s")]
     if not traced:
         raise LeftOut(
-            "raw step times are in the metadata of results, which an exported CSV lacks: give the identifier of an operation, "
+            "step times are in the metadata of results, which an exported CSV file lacks. Give the identifier of an operation, "
             "or a file that ado show trace wrote."
         )
     varied = differing(traced)
@@ -188,30 +190,33 @@ def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
     figure = Figure(figsize=(SIZE[0] if columns < 3 else 7.4, 1.1 + 1.45 * lines), layout="constrained")
     for index, row in enumerate(shown_rows):
         axes = figure.add_subplot(lines, columns, index + 1)
-        steps, warmup = row.metadata["step_s"], int((row.metadata.get("steps") or {}).get("warmup") or 0)
-        marker = "o" if len(steps) < FEWEST_OF_A_LINE else None
-        axes.plot(range(1, len(steps) + 1), steps, color=SERIES[0], linewidth=1.1, marker=marker, markersize=3)
-        axes.set_xlim(0.5, len(steps) + 0.5)
-        if warmup:
-            axes.axvspan(0.5, warmup + 0.5, color=GRID, linewidth=0)
+        _trace(axes, row)
         axes.set_title(_broken(workload_label(row, varied)), fontsize=7.5, color=INK, loc="left")
-        axes.set_ylim(0, max(steps) * 1.1)
-        axes.grid(axis="y")
-        axes.tick_params(length=3, width=0.7, labelsize=7.5)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
         if index % columns == 0:
             axes.set_ylabel("time of a step (s)", fontsize=7.5)
         if index >= len(shown_rows) - columns:
             axes.set_xlabel("optimizer step", fontsize=7.5)
-    caption = (
-        "Every optimizer step in its order; the shaded ones are warm-up and not measured. Each panel has its own scale."
-    )
+    caption = "Every optimizer step in order; shaded steps are warm-up and not measured. Each panel has its own scale."
     yield Drawing("traces", "Step times", caption + cut, figure)
 
 
+def _trace(axes: Axes, row: Row) -> None:
+    """Draw the times of one row's steps, with the warm-up steps shaded."""
+    steps, warmup = row.metadata["step_s"], int((row.metadata.get("steps") or {}).get("warmup") or 0)
+    marker = "o" if len(steps) < FEWEST_OF_A_LINE else None
+    axes.plot(range(1, len(steps) + 1), steps, color=SERIES[0], linewidth=1.1, marker=marker, markersize=3)
+    if warmup:
+        axes.axvspan(0.5, warmup + 0.5, color=GRID, linewidth=0)
+    axes.set_xlim(0.5, len(steps) + 0.5)
+    axes.set_ylim(0, max(steps) * 1.1)
+    axes.grid(axis="y")
+    axes.tick_params(length=3, width=0.7, labelsize=7.5)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
 def _broken(text: str, longest: int = 34) -> str:
-    """Return a label over several lines."""
+    """Return a label on at most three lines of about ``longest`` characters."""
     lines = [""]
     for part in text.split(", "):
         joined = f"{lines[-1]}, {part}" if lines[-1] else part
@@ -225,8 +230,8 @@ def _broken(text: str, longest: int = 34) -> str:
 def _scaling(rows: Sequence[Row]) -> Iterator[Drawing]:
     found = tables.scaling(rows)
     if not found:
-        raise LeftOut("no workload was measured on several numbers of devices, all else equal.")
-    for kind, title in (("strong", "the same batch in all"), ("weak", "the same batch a device")):
+        raise LeftOut("no workload was measured on different numbers of devices with all other properties equal.")
+    for kind, title in (("strong", "same total batch"), ("weak", "same batch per device")):
         mine, cut = _first([one for one in found if one.kind == kind], len(SERIES), "kinds of workload")
         if not mine:
             continue
@@ -241,7 +246,7 @@ def _scaling(rows: Sequence[Row]) -> Iterator[Drawing]:
         axes.set_ylabel("scaling efficiency (%)")
         scale(axes.yaxis, axes.set_yscale, [100.0, *(100 * share for one in mine for _, share in one.points)])
         legend(figure, axes)
-        caption = "Throughput of a device over that with the fewest devices; the dashed line is perfect scaling."
+        caption = "Throughput per device, relative to the fewest devices; the dashed line is perfect scaling."
         yield Drawing(f"scaling-{kind}", f"Scaling efficiency, {title}", caption + cut, figure)
 
 
@@ -256,7 +261,7 @@ def _energy(rows: Sequence[Row]) -> Iterator[Drawing]:
     # joules per token are megajoules per million tokens
     yield _bars(
         rows, "energy_joules_per_token", 1 / 3.6, "energy", "Energy", "kWh per million real tokens",
-        "no measurement has an energy reading, which takes a GPU and a measured phase of at least 2 s.",
+        "no measurement has an energy value, which needs a GPU and a measured phase of at least 2 s.",
     )  # fmt: skip
 
 
@@ -281,13 +286,13 @@ def _bars(rows: Sequence[Row], output: str, factor: float, name: str, title: str
     for line, value in enumerate(values):
         axes.annotate(f"{value:.3g}", (value, line), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_xlabel(unit)
-    return Drawing(name, f"{title} of a million tokens", f"In {unit}, lowest first.{cut}", figure)
+    return Drawing(name, f"{title} per million tokens", f"In {unit}, lowest first.{cut}", figure)
 
 
 def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
     kind, having = tables.memory_and_rate(rows)
     if not kind or len(having) < 2:
-        raise LeftOut("it takes two measurements with throughput and memory.")
+        raise LeftOut("two measurements with throughput and memory are needed.")
     points = [(row.output(kind) or 0.0, row.throughput or 0.0) for row in having]
     front = tables.pareto(points)
     figure, axes = plain_axes()
@@ -303,13 +308,11 @@ def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
     scale(axes.yaxis, axes.set_yscale, [rate for _, rate in points])
     scale(axes.xaxis, axes.set_xscale, [memory for memory, _ in points])
     legend(figure, axes)
-    caption = "On the dashed line lie the workloads that no other beats in both: up and left is better."
+    caption = "Up and left is better. No workload is better in both than one on the dashed line."
     if len(front) == 1:
-        caption = (
-            f"Up and left is better: nothing beats {workload_label(having[front[0]], differing(having))} in either."
-        )
-    caption += f" Points of one colour differ in {', '.join(unnamed)}." if unnamed else ""
-    caption += tables.without_memory(rows)
+        best = workload_label(having[front[0]], differing(having))
+        caption = f"Up and left is better. No other workload is better than {best} in either."
+    caption += _not_in_labels(unnamed) + tables.without_memory(rows)
     yield Drawing("pareto", "Throughput against memory", caption, figure)
 
 
@@ -334,7 +337,7 @@ def _stacks(rows: Sequence[Row]) -> Iterator[Drawing]:
     axes.set_xlabel(RATE)
     scale(axes.xaxis, axes.set_xscale, [_upper(row) for pair in pairs for row in pair])
     legend(figure, axes)
-    caption = "Each workload with both stacks; bars are 95 % confidence intervals."
+    caption = "Each workload as both actuators measured it; bars are 95 % confidence intervals."
     yield Drawing("stacks", "Both stacks", caption + cut, figure)
 
 

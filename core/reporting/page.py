@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a report: no script, no request, every text escaped. Imports jinja2, no plotting library."""
+"""The HTML page of a report in one file, without scripts and external resources; all text is escaped. Imports jinja2."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .rows import (
     differing,
     shown,
     workload_label,
+    yes_or_no,
 )
 
 MOST_ROWS = 500
@@ -43,7 +44,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure as the page needs it; ``svg`` is trusted, the rest is text."""
+    """A figure on the page; ``svg`` is inserted as it is, the other fields are escaped."""
 
     name: str
     title: str
@@ -53,7 +54,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Lines of texts; ``numbers`` are the indices of the columns that are aligned to the right."""
+    """A table of texts; ``numbers`` are the indices of the right-aligned columns."""
 
     heads: Sequence[str]
     lines: Sequence[Sequence[str]]
@@ -62,7 +63,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page with its own heading: what of this it has, in this order."""
+    """A part of the page; its contents appear in the order of the fields."""
 
     name: str
     heading: str
@@ -84,19 +85,19 @@ def html(rows: Sequence[Row], pictures: Sequence[Picture], left_out: Sequence[tu
     Args:
         rows: the measurements.
         pictures: the figures, in order.
-        left_out: title and reason of each figure that the measurements do not give.
-        made: when and by what the page was made.
+        left_out: title and reason of each figure that is missing.
+        made: the first sentence of the footer: time, program and sources.
     """
     sources = ", ".join(dict.fromkeys(row.source for row in rows))
     sections = [
         Section("figures", "Figures", pictures=pictures),
         Section("stacks", "Both stacks", table=_pairs(rows)),
-        Section("failures", "What cannot run, and what failed", table=_problems(rows)),
+        Section("failures", "Workloads that cannot run or failed", table=_problems(rows)),
         _measurements(rows),
         _environment(rows),
-        Section("left-out", "Left out", items=[f"{title}: {reason}" for title, reason in left_out]),
+        Section("left-out", "Figures left out", items=[f"{title}: {reason}" for title, reason in left_out]),
     ]
-    # not resolved: the core is a link in the repository
+    # not resolved: the plugin's core is a symbolic link in the repository
     templates = jinja2.FileSystemLoader(Path(__file__).absolute().parent)
     environment = jinja2.Environment(
         loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
@@ -122,12 +123,12 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
     varied = differing(measured)
     if measured:
         best = max(measured, key=lambda row: row.throughput or 0.0)
-        tiles.append((_number(best.throughput), f"real tokens / s at most: {workload_label(best, varied)}"))
+        tiles.append((_number(best.throughput), f"real tokens / s, the highest: {workload_label(best, varied)}"))
     kind, having = tables.memory_and_rate(rows)
     if kind and having:
         least = min(having, key=lambda row: row.output(kind) or 0.0)
         tiles.append(
-            (f"{_number(least.output(kind))} GiB", f"{MEMORY[kind]} at least: {workload_label(least, varied)}")
+            (f"{_number(least.output(kind))} GiB", f"{MEMORY[kind]}, the lowest: {workload_label(least, varied)}")
         )
     return tiles
 
@@ -165,7 +166,7 @@ def _problems(rows: Sequence[Row]) -> Table | None:
             [
                 problem.state,
                 problem.kind,
-                problem.message or "The message is in the metadata, which an exported CSV lacks.",
+                problem.message or "The message is in the metadata, which an exported CSV file lacks.",
                 str(len(problem.workloads)),
                 named + (f"; and {more} more" if more > 0 else ""),
             ]
@@ -177,7 +178,7 @@ def _measurements(rows: Sequence[Row]) -> Section:
     names = [name for name in (*KEYS, *FIELDS) if name in differing(rows)] or ["model_name"]
     outputs = [(name, head) for name, head in COLUMNS if any(row.output(name) is not None for row in rows)]
     outputs += [(name, name) for name in _others(rows)]
-    # one column of memory is enough: the kind that decides
+    # one column of memory is enough: the preferred metric
     kinds = [name for name, _ in outputs if name in MEMORY]
     outputs = [(name, head) for name, head in outputs if name not in kinds[1:]]
     lines = [
@@ -192,16 +193,19 @@ def _measurements(rows: Sequence[Row]) -> Section:
 
 
 def _other_memory(rows: Sequence[Row], kinds: Sequence[str]) -> str:
-    """Return how many measurements have their memory not in the table, which has the first of these kinds only."""
+    """Return a note on the measurements whose memory is not in the table, which has the first of these metrics only."""
     lacking = [row for row in rows if kinds and row.output(kinds[0]) is None]
     others = sum(any(row.output(name) is not None for name in kinds[1:]) for row in lacking)
     if not others:
         return ""
-    return f"The memory is {kinds[0]}; that of {counted(others, 'measurement')} without it is left out."
+    verb = "is" if others == 1 else "are"
+    return (
+        f"The memory is {kinds[0]}; {counted(others, 'measurement')} with another memory metric only {verb} left out."
+    )
 
 
 def _others(rows: Sequence[Row]) -> list[str]:
-    """Return the numbers that only other experiments than benchmarks have: fractions of runs, predicted memory."""
+    """Return the numeric outputs that benchmarks lack, such as fractions of runs or predicted memory."""
     found = dict.fromkeys(
         name for row in rows for name in row.outputs if name not in OUTPUTS and row.output(name) is not None
     )
@@ -212,21 +216,21 @@ def _constants(rows: Sequence[Row], varied: Sequence[str]) -> list[str]:
     given = [name for name in FIELDS if name not in varied and any(name in row.workload for row in rows)]
     same = ["method"] * ("method" not in varied) + given
     text = ", ".join(f"{name} {shown(rows[0].value(name), 60)}" for name in same)
-    return [f"The same in all: {text}."] if text else []
+    return [f"Equal in all measurements: {text}."] if text else []
 
 
 def _environment(rows: Sequence[Row]) -> Section:
     found = tables.environment(rows)
     if not found:
         text = Markup(
-            "An exported CSV does not say where it was measured: give the identifier of the operation, or a file "
+            "An exported CSV file does not say where the measurements ran. Give the identifier of the operation, or a file "
             "that <code>ado show trace</code> wrote."
         )
-        return Section("environment", "Measured in", before=[text])
+        return Section("environment", "Environment", before=[text])
     lines = [
         [name, ", ".join(values[:MOST_NAMED]) + ("…" if len(values) > MOST_NAMED else "")] for name, values in found
     ]
-    return Section("environment", "Measured in", table=Table(["", ""], lines))
+    return Section("environment", "Environment", table=Table(["", ""], lines))
 
 
 def _number(value: float | None) -> str:
@@ -238,4 +242,6 @@ def _number(value: float | None) -> str:
 
 
 def _shown(value: object) -> str:
-    return "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(value, 48)
+    if value is None:
+        return ""
+    return yes_or_no(value) if isinstance(value, bool) else shown(value, 48)

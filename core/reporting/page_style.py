@@ -1,7 +1,4 @@
-"""The style sheet of a report. Standard library only.
-
-Figures take ``--ink``, ``--muted``, ``--grid``, ``--surface`` and ``--s1`` to ``--s6`` from here.
-"""
+"""The style sheet of a report's page, and with its variables also of the figures on it. Standard library only."""
 
 SHEET = """
 :root {

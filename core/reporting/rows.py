@@ -1,7 +1,4 @@
-"""One measurement as a report sees it. Imports pydantic and the workload's fields.
-
-A row holds what was asked (``workload``), the results (``outputs``), and the message that says why there are none.
-"""
+"""One measurement of a report: the workload, its outputs, and the message where there are none. Imports pydantic."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from ..workload.fields import Workload
 
 THROUGHPUT = "dataset_tokens_per_second"
 INTERVAL = "throughput_ci95_percent"
-# what ado's export writes where there is no value
+# ado's export writes this where there is no value
 NOT_MEASURED = "not_measured"
-# the first one that a row has is its memory; what the driver sees decides whether something fits
+# memory metrics in order of preference: the driver's value decides whether a workload fits
 MEMORY = {
     "gpu_memory_peak_gib": "peak memory of a GPU",
     "torch_peak_reserved_gib": "peak memory reserved by torch",
@@ -28,11 +25,11 @@ MEMORY = {
 MEASURED, CANNOT_RUN, FAILED = "measured", "cannot run", "failed"
 GIVEN = tuple(Workload.model_fields)
 REQUIRED = tuple(name for name, field in Workload.model_fields.items() if field.is_required())
-# the method is mostly said by the experiment's name: ``Row.method`` knows
+# ``Row.method`` gives the method: most experiments have it in their name instead of a property
 FIELDS = tuple(name for name in GIVEN if name != "method")
-# what describes a row beside its workload, and stands before it in labels
+# attributes of a row that labels have before the properties of the workload
 KEYS = ("source", "actuator", "method")
-# what nearly every label holds is said in short
+# short forms for labels
 SHORT = {"model_max_length": "length {}", "batch_size": "batch {}", "number_gpus": "{} GPU", "number_nodes": "{} node"}
 PARAMETER = re.compile(rf"-(?=(?:{'|'.join(GIVEN)})\.)")
 
@@ -42,13 +39,13 @@ class Row:
     """One measurement.
 
     Attributes:
-        source: where it was read: a file's name, or an identifier in ado's store.
+        source: where the row was read: the name of a file, or an identifier in ado's store.
         actuator: identifier of the actuator.
         experiment: identifier of the experiment, without version.
-        workload: property values that were given, by name; what has its default may be left out.
-        outputs: what was measured, by identifier.
-        message: why it cannot run or failed; empty where that is not known.
-        metadata: of ado's result; empty when read from a CSV, which has none.
+        workload: property values by name; properties with their default may be absent.
+        outputs: measured values by identifier.
+        message: why the workload cannot run or failed; empty where that is not known.
+        metadata: metadata of ado's result; a CSV file has none.
     """
 
     source: str
@@ -68,28 +65,28 @@ class Row:
 
     @property
     def method(self) -> str:
-        """What was done, in short: ``full`` of ``finetune_full_benchmark``."""
+        """The experiment's short name, such as ``full`` for ``finetune_full_benchmark``, and the method where it was given."""
         short = self.experiment.removeprefix("finetune_").removesuffix("_benchmark")
         return f"{short} of {self.workload['method']}" if "method" in self.workload else short
 
     @property
     def throughput(self) -> float | None:
-        """Real tokens a second of all devices."""
+        """Real tokens per second of all devices."""
         return number(self.outputs.get(THROUGHPUT))
 
     @property
     def half_width(self) -> float | None:
-        """Half the 95 % confidence interval of the throughput, as a share of it."""
+        """Half the width of the 95 % confidence interval of the throughput, as a fraction of the throughput."""
         percent = number(self.outputs.get(INTERVAL))
         return None if percent is None else percent / 100
 
     @property
     def devices(self) -> int:
-        """Training processes: one a GPU, or on CPU one a node."""
+        """Number of training processes: one per GPU, or one per node without GPUs."""
         return int(self.workload.get("number_gpus") or self.workload.get("number_nodes") or 1)
 
     def value(self, name: str) -> Any:
-        """Return a property of the workload, its default where none was given, or one of ``KEYS``."""
+        """Return a property's value, or its default where none was given, or an attribute from ``KEYS``."""
         if name in KEYS:
             return getattr(self, name)
         if name in self.workload or name not in Workload.model_fields:
@@ -103,7 +100,7 @@ class Row:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes two rows the same workload: everything but where they were read and what defaults say."""
+        """Equal for rows of the same workload: actuator, experiment and all properties that differ from their default."""
         asked = sorted((name, self.value(name)) for name in self.workload if not self._is_default(name))
         return (self.actuator, self.experiment, *asked)
 
@@ -120,7 +117,7 @@ def number(value: Any) -> float | None:
 
 
 def plain(value: Any) -> Any:
-    """Return what a CSV or ado stored as the value that was meant: 4.0 is 4, ``"True"`` is True, blank is None."""
+    """Return a stored value in its own type: 4.0 becomes 4, ``"True"`` True, and an empty text None."""
     if isinstance(value, str):
         text = value.strip()
         if text == NOT_MEASURED:
@@ -157,7 +154,7 @@ def experiment_of(reference: str) -> tuple[str, str, dict[str, Any]]:
     parameters: list[str] = []
     for piece in pieces:
         parameters.append(piece)
-        # what only looks like a property is the end of a path: /data/train-r.jsonl
+        # -r in /data/train-r.jsonl looks like the property r, but is part of the value before it
         while len(parameters) > 1 and not _is_parameter(parameters[-1]):
             end = parameters.pop()
             parameters[-1] += f"-{end}"
@@ -166,7 +163,7 @@ def experiment_of(reference: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _is_parameter(text: str) -> bool:
-    """Whether ``name.value`` has a value that the property can have, as it stands or as what it means."""
+    """Whether the value in ``name.value`` is valid for the property, as text or in its own type."""
     name, _, value = text.partition(".")
     return any(_takes(name, candidate) for candidate in (value, plain(value)))
 
@@ -175,7 +172,7 @@ def _takes(name: str, value: Any) -> bool:
     try:
         Workload.model_validate({name: value})
     except pydantic.ValidationError as error:
-        # other properties are missing, which is not the question
+        # errors of other properties, which are missing, do not matter
         return all(one["loc"][0] != name for one in error.errors())
     return True
 
@@ -188,30 +185,35 @@ def differing(rows: Iterable[Row]) -> list[str]:
 
 
 def shown(value: Any, longest: int = 28) -> str:
-    """Return a value as a label of at most ``longest`` characters; the end of a path says more than its beginning."""
+    """Return a value as a label of at most ``longest`` characters, cut at the front: the end of a path tells more."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = str(value)
     return text if len(text) <= longest else "…" + text[1 - longest :]
 
 
+def yes_or_no(value: bool) -> str:
+    """Return a truth value in words."""
+    return "yes" if value else "no"
+
+
 def counted(number: int, noun: str) -> str:
-    """Return how many there are, in words: ``1 workload``, ``2 workloads``."""
+    """Return a number with its noun: ``1 workload``, ``2 workloads``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def label(row: Row, names: Iterable[str]) -> str:
-    """Return what tells a row from others that differ in ``names``."""
+    """Return the values of ``names`` in a row as a label."""
     return ", ".join(worded(name, row.value(name)) for name in names)
 
 
 def workload_label(row: Row, varied: Sequence[str]) -> str:
-    """Return what tells a row from the others of a report, or, where all are the same workload, which one that is."""
+    """Return the label of a row by the varied properties, or by the model and its sizes where none is varied."""
     return label(row, varied or ("model_name", "model_max_length", "batch_size"))
 
 
 def worded(name: str, value: Any) -> str:
-    """Return a property and its value in words; names and stacks speak for themselves."""
+    """Return a property and its value for a label; models and stacks are clear without the property's name."""
     if name in (*KEYS, "model_name"):
         return shown(value)
     if name in SHORT:
@@ -222,7 +224,7 @@ def worded(name: str, value: Any) -> str:
 
 
 def grouped_names(rows: Sequence[Row], names: Sequence[str], most: int) -> tuple[dict[str, list[Row]], list[str]]:
-    """Return rows by label in at most ``most`` groups, and the names that had to stay out of the labels for that."""
+    """Return at most ``most`` groups of rows by label, and the names that the labels leave out to keep to that number."""
     kept: list[str] = []
     for name in names:
         if len({label(row, [*kept, name]) for row in rows}) <= most:
@@ -234,7 +236,7 @@ def grouped_names(rows: Sequence[Row], names: Sequence[str], most: int) -> tuple
 
 
 def memory_kind(rows: Iterable[Row]) -> str | None:
-    """Return the kind of memory that these rows can be compared in, or None when none has any."""
+    """Return the preferred memory metric that at least one row has, or None."""
     rows = list(rows)
     return next((name for name in MEMORY if any(row.output(name) is not None for row in rows)), None)
 

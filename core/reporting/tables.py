@@ -1,32 +1,28 @@
-"""The content of a report as plain values: varied properties, frontiers, scaling, pairs of stacks, failures, environment.
-
-Plots nothing and reads no files.
-"""
+"""The content of a report as plain values: memory frontiers, scaling, pairs of stacks, failures, environment. No I/O."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .rows import CANNOT_RUN, FAILED, MEASURED, Row, counted, differing, label, memory_kind
 
-# on more devices either the whole batch stays the same (strong scaling) or each device's share of it (weak scaling)
+# properties that may change along a scaling curve: the total batch is constant (strong) or the batch per device (weak)
 DEVICES = ("number_gpus", "number_nodes", "batch_size")
 OUT_OF_MEMORY = ("gpu_oom", "host_oom", "predicted_oom")
 
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-    """Where memory ends for one kind of workload at one length of a sample.
+    """The largest batch that fits in memory, for one kind of workload at one sample length.
 
     Attributes:
-        what: label of everything else that was varied.
+        what: label of the other varied properties.
         length: model_max_length.
         fits: largest batch_size that ran, or None.
-        too_large: smallest batch_size that ran out of memory, or was predicted to, or None.
+        too_large: smallest batch_size that ran out of memory or was predicted to, or None.
     """
 
     what: str
@@ -40,9 +36,9 @@ class Scaling:
     """Efficiency over devices: throughput per device over that of the fewest devices.
 
     Attributes:
-        what: label of everything else that was varied.
-        kind: ``strong`` (the whole batch stays) or ``weak`` (each device's stays).
-        points: devices and efficiency, in order.
+        what: label of the other varied properties.
+        kind: ``strong`` (constant total batch) or ``weak`` (constant batch per device).
+        points: number of devices and efficiency, in ascending order.
     """
 
     what: str
@@ -61,7 +57,7 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Workloads that ended alike: state, kind of failure, message, and their labels."""
+    """Workloads with the same state, kind of failure and message."""
 
     state: str
     kind: str
@@ -70,17 +66,17 @@ class Problem:
 
 
 def in_state(rows: Iterable[Row], state: str) -> list[Row]:
-    """Return the rows that ended so: ``measured``, ``cannot run`` or ``failed``."""
+    """Return the rows in a state: ``measured``, ``cannot run`` or ``failed``."""
     return [row for row in rows if row.state == state]
 
 
 def with_throughput(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows that have a rate."""
+    """Return the measured rows that have a throughput."""
     return [row for row in rows if row.state == MEASURED and row.throughput is not None]
 
 
 def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[str, list[Row]]:
-    """Return rows by the label of their values of ``names``, in the order of first appearance."""
+    """Return rows by their label, in the order of first appearance."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[label(row, names)].append(row)
@@ -107,30 +103,39 @@ def frontiers(rows: Sequence[Row]) -> list[Frontier]:
 
 
 def scaling(rows: Sequence[Row]) -> list[Scaling]:
-    """Return strong and weak scaling of the workloads that were measured on several numbers of devices."""
+    """Return strong and weak scaling of the workloads that were measured on different numbers of devices."""
+    return [
+        *_scaling_of(rows, "strong", "in total", lambda row: row.value("batch_size")),
+        *_scaling_of(rows, "weak", "per device", _device_batch),
+    ]
+
+
+def _scaling_of(rows: Sequence[Row], kind: str, unit: str, batch: Callable[[Row], int | None]) -> Iterator[Scaling]:
+    """Yield the scaling of each group of workloads in which ``batch`` is the same on all numbers of devices."""
     rows = with_throughput(rows)
     names = [name for name in differing(rows) if name not in DEVICES]
     both = len({bool(row.value("number_gpus")) for row in rows}) > 1
-    found = []
-    for kind, batch in (("strong", lambda row: row.value("batch_size")), ("weak", _device_batch)):
-        groups: dict[tuple[str, str, Any], list[Row]] = defaultdict(list)
-        for row in rows:
+    groups: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        size = batch(row)
+        if size is not None:
             device = ("GPUs" if row.value("number_gpus") else "CPUs") if both else ""
-            groups[label(row, names), device, batch(row)].append(row)
-        unit = "in all" if kind == "strong" else "a device"
-        for (what, device, size), group in groups.items():
-            for nodes, mine in _by_nodes(group).items():
-                rates = {row.devices: (row.throughput or 0.0) / row.devices for row in mine}
-                if len(rates) > 1 and size is not None:
-                    fewest = rates[min(rates)]
-                    points = tuple((devices, rates[devices] / fewest) for devices in sorted(rates))
-                    text = ", ".join(filter(None, (what, device, nodes, f"batch {size} {unit}")))
-                    found.append(Scaling(text, kind, points))
-    return found
+            groups[label(row, names), device, size].append(row)
+    for (what, device, size), group in groups.items():
+        for nodes, mine in _by_nodes(group).items():
+            points = _efficiencies(mine)
+            if len(points) > 1:
+                yield Scaling(", ".join(filter(None, (what, device, nodes, f"batch {size} {unit}"))), kind, points)
+
+
+def _efficiencies(rows: Sequence[Row]) -> tuple[tuple[int, float], ...]:
+    """Return each number of devices with its throughput per device over that of the fewest devices."""
+    rates = {row.devices: (row.throughput or 0.0) / row.devices for row in rows}
+    return tuple((devices, rates[devices] / rates[min(rates)]) for devices in sorted(rates))
 
 
 def _by_nodes(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return rows by their nodes where as many devices were measured on several numbers of them; else all as one."""
+    """Return rows by number of nodes if the same number of devices ran on different numbers of nodes; else one group."""
     nodes = {(row.devices, row.value("number_nodes")) for row in rows}
     ambiguous = len(nodes) > len({devices for devices, _ in nodes})
     return grouped(rows, ["number_nodes"] if ambiguous else [])
@@ -142,9 +147,9 @@ def _device_batch(row: Row) -> int | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the positions of the points no other beats: least first value (memory) for most second value (throughput).
+    """Return the indices of the Pareto-optimal points (memory, throughput): less memory and more throughput are better.
 
-    They are in the order of the first value.
+    They are in ascending order of memory.
     """
     order = sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1]))
     best, front = -math.inf, []
@@ -156,25 +161,25 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def ratio(above: Row, below: Row) -> Ratio | None:
-    """Return the throughput of one row over another's, with its interval; None when one has no throughput.
+    """Return the ratio of two throughputs with its interval; None if a row has no throughput.
 
-    The relative half-widths of two independent means add in squares; on the logarithm, so that the interval of the
-    inverse is the inverse of the interval.
+    The relative half-widths of independent means add in quadrature, on a logarithmic scale: the interval of below / above is
+    then the inverse of this one.
     """
     if above.throughput is None or not below.throughput:
         return None
     value = above.throughput / below.throughput
     if above.half_width is None or below.half_width is None:
         return Ratio(value)
-    # a wider interval carries no information, and its bounds may overflow a float
+    # bounds of a wider interval could overflow a float
     factor = math.exp(min(math.hypot(above.half_width, below.half_width), 100.0))
     return Ratio(value, value / factor, value * factor)
 
 
 def stack_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Return the workloads that two actuators measured, in the order of the actuators' names.
+    """Return pairs of rows of the same workload from two actuators, in the order of the actuators' names.
 
-    Of one source, or where none has both, of two; of repeated workloads the last one counts.
+    Both are from one source if a source has both, else from two sources. The last row of a repeated workload counts.
     """
     rows = with_throughput(rows)
     actuators = sorted({row.actuator for row in rows})
@@ -184,13 +189,13 @@ def stack_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     first, second = ({(row.source, row.key[1:]): row for row in side} for side in sides)
     within = [(row, second[key]) for key, row in first.items() if key in second]
     paired = {row.key[1:] for row, _ in within}
-    # who measures each stack by itself has a source of each
+    # each actuator measured in an operation of its own: the sources differ
     left, right = ({row.key[1:]: row for row in side if row.key[1:] not in paired} for side in sides)
     return within + [(row, right[key]) for key, row in left.items() if key in right]
 
 
 def problems(rows: Sequence[Row]) -> list[Problem]:
-    """Return what cannot run and what failed, alike together, the most frequent first."""
+    """Return the workloads that cannot run or failed, grouped by state, kind and message, largest group first."""
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row.state in (CANNOT_RUN, FAILED):
@@ -201,7 +206,7 @@ def problems(rows: Sequence[Row]) -> list[Problem]:
 
 
 def environment(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """Return what the measurements ran on and with, each with all values that occur; empty without metadata."""
+    """Return hardware, settings and versions of the measurements, each with all its values; empty without metadata."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for name, value in _facts(row):
@@ -214,7 +219,7 @@ def _facts(row: Row) -> Iterable[tuple[str, str]]:
     devices = row.metadata.get("device_per_host") or [row.metadata.get("device") or {}]
     facts = row.metadata.get("facts") or {}
     for host in row.metadata.get("hosts") or []:
-        if host:  # one that was lost has no name
+        if host:  # a lost host has no name
             yield "host", str(host)
     described = [
         *((gpu, {"name": "GPU", "memory_gib": "GPU memory, GiB", "power_limit_watts": "power limit, W"})
@@ -232,13 +237,13 @@ def _facts(row: Row) -> Iterable[tuple[str, str]]:
 
 
 def memory_and_rate(rows: Sequence[Row]) -> tuple[str | None, list[Row]]:
-    """Return the kind of memory of these rows and those that have both it and a throughput."""
+    """Return the memory metric of these rows, and the rows that have both it and a throughput."""
     kind = memory_kind(with_throughput(rows))
     return kind, [row for row in with_throughput(rows) if kind and row.output(kind) is not None]
 
 
 def without_memory(rows: Sequence[Row]) -> str:
-    """Return a note on the measurements that have a throughput but not the others' kind of memory, or nothing."""
+    """Return a note on the measurements that have a throughput but not the memory metric of the others, or nothing."""
     kind, having = memory_and_rate(rows)
     lacking = len(with_throughput(rows)) - len(having)
     verb = "is" if lacking == 1 else "are"

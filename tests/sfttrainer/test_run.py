@@ -88,7 +88,7 @@ def test_a_point_of_ado_brings_its_experiment(tmp_path: Path) -> None:
     assert read_workload([str(path)], "finetune_full_stability", plugin)[1] == "finetune_full_stability"
     point["experiments"][0]["actuatorIdentifier"] = "fms_hf_tuning"  # type: ignore[index]
     path.write_text(json.dumps(point))
-    with pytest.raises(BadUse, match="is for the actuator fms_hf_tuning, not sfttrainer"):
+    with pytest.raises(BadUse, match="is for the actuator 'fms_hf_tuning'; expected sfttrainer"):
         read_workload([str(path)], None, plugin)
     path.write_text(json.dumps({**point, "experiments": [{}, {}]}))
     with pytest.raises(BadUse, match="has 2 experiments"):
@@ -135,9 +135,9 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
         ([*WORDS, "--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory."),
         (["model_name=nothing-like-it", *WORDS[1:]], "nothing-like-it"),
         (["broken.yaml"], "broken.yaml: not valid YAML at line 2."),
-        (["list.yaml"], "list.yaml: expected properties and their values."),
+        (["list.yaml"], "list.yaml: expected a YAML mapping of properties to values."),
         ([*WORDS, "--config", "misspelled.yaml"], "run_timeout"),
-        (["twice.yaml"], "batch_size is given twice (line 1 and after)."),
+        (["twice.yaml"], "batch_size is given twice in the mapping that begins in line 1. Remove one of them."),
         ([*WORDS, "=5"], "'=5' has no property before the equals sign"),
         (["other.yaml"], "Experiment 'finetune_everything' does not exist"),
     ],
@@ -170,6 +170,6 @@ def test_a_signal_ends_the_run_and_its_trainers(sent: signal.Signals, status: in
         running.send_signal(sent)
         out, err = running.communicate(timeout=60)
     assert (running.returncode, out) == (status, "")
-    assert err.splitlines()[-1] == "Interrupted; nothing of this measurement is kept."
+    assert err.splitlines()[-1] == "Interrupted. Nothing of this measurement is kept."
     assert "Traceback" not in err
     assert not psutil.wait_procs(trainers, timeout=30)[1]

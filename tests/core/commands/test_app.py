@@ -51,7 +51,7 @@ def test_help_shows_the_tolerances_of_a_comparison(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     "words", [["run"], ["run", "a=1", "--colour"], ["report", "a", "--format", "pdf"], ["measure"]]
 )
-def test_bad_use_has_its_own_status(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_usage_error_has_its_own_status(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A missing argument, an unknown option, value or command: status 2, the usage and no traceback."""
     assert main(words) == 2
     shown = capsys.readouterr()
@@ -68,7 +68,7 @@ def test_options_may_stand_between_properties(capsys: pytest.CaptureFixture[str]
     assert '"reason": "batch_size 3 is not divisible by 2 processes."' in capsys.readouterr().out
 
 
-def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     """The exit status is that of the measurement, and nothing is printed about the pipe."""
     words = "run model_name=tiny-llama-5m model_max_length=8 batch_size=3 number_gpus=0 number_nodes=2 --json"
     command = f"{sys.executable} -m ado_actuators.sfttrainer {words} | true; echo ${{PIPESTATUS[0]}}"
@@ -77,7 +77,7 @@ def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
 
 
 def test_shells_complete_names() -> None:
-    """Experiments after the option, properties elsewhere."""
+    """Names of experiments after the option, else names of properties."""
     for words, expected in (
         ("ado-sfttrainer run --experiment finetune_l", "finetune_lora_benchmark"),
         ("ado-sfttrainer run batch_s", "batch_size="),

@@ -1,4 +1,4 @@
-"""What ``doctor`` finds on a real machine, on one with replayed GPUs, on a real cluster, and where something is missing."""
+"""``doctor`` on a real machine, with replayed GPUs, on a real cluster, and where something is missing."""
 
 from __future__ import annotations
 
@@ -31,32 +31,30 @@ def subject(tmp_path: Path) -> Subject:
 
 
 def found(findings: list[Finding], what: str) -> list[tuple[str, str]]:
-    """Return state and text of what bears this name."""
+    """Return state and text of the findings with this name."""
     return [(one.state, one.text) for one in findings if one.what == what]
 
 
-def test_what_is_installed_is_found(subject: Subject) -> None:
+def test_installed_packages_are_listed(subject: Subject) -> None:
     """The training stack with its versions, and ado's entry point."""
     findings = doctor.examine(subject)
     ((state, text),) = found(findings, "training stack")
     assert state == "ok"
     assert f"trl {importlib.metadata.version('trl')}" in text.split(", ")
     assert found(findings, "actuator") == [("ok", "ado finds sfttrainer")]
-    assert found(findings, "disk")[0][1].endswith(f"GiB free for {subject.state_dir}")
+    assert found(findings, "disk")[0][1].endswith(f"GiB free at {subject.state_dir}")
 
 
 def test_gpus_are_listed_as_the_driver_gives_them(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four replayed H100."""
+    """A replay of four H100."""
     monkeypatch.setitem(sys.modules, "pynvml", Replay("h100-four"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     gpus = found(doctor.examine(subject), "GPU")
     assert gpus == [("ok", "NVIDIA H100 80GB HBM3, 79.6 GiB, limit 700 W, driver 570.86.15")] * 4
 
 
-def test_a_gpu_in_parts_is_refused_with_the_sentence_of_a_measurement(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A replayed A100 in MIG mode."""
+def test_a_gpu_in_mig_mode_is_reported_as_missing(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay of an A100 in MIG mode; the text is the message of a measurement on it."""
     monkeypatch.setitem(sys.modules, "pynvml", Replay("a100-mig"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     ((state, text),) = found(doctor.examine(subject), "GPU")
@@ -65,8 +63,10 @@ def test_a_gpu_in_parts_is_refused_with_the_sentence_of_a_measurement(
 
 
 @pytest.mark.parametrize("given", [[], ["--state-dir", "~/state"], ["--state-dir", ""]])
-def test_each_node_has_its_own_home(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the caller asks for is resolved where it is looked at, and to the directory that measurements use."""
+def test_the_state_directory_is_resolved_on_each_node(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Homes differ between nodes; the directory is the one that measurements on that node use."""
     shipped: list[Subject] = []
 
     def look(address: str, subject: Subject) -> list[Finding]:
@@ -79,10 +79,10 @@ def test_each_node_has_its_own_home(given: list[str], tmp_path: Path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     place = state_dir(given[-1] if given else "")
     assert shipped[0].state_dir == place
-    assert found(doctor.examine(shipped[0]), "disk")[0][1].endswith(f"GiB free for {place}")
+    assert found(doctor.examine(shipped[0]), "disk")[0][1].endswith(f"GiB free at {place}")
 
 
-def test_a_home_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_home_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     """A message, not a traceback."""
     assert main(["doctor", "--state-dir", "~nobody-of-this-name/state"]) == 2
     assert "~nobody-of-this-name/state: Could not determine home directory." in capsys.readouterr().err
@@ -93,24 +93,24 @@ def test_a_home_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str
     [
         ("psutil>=5", ""),
         ("no-such-package>=1", "no-such-package is not installed"),
-        ("psutil<1", f"psutil {importlib.metadata.version('psutil')} is not <1"),
+        ("psutil<1", f"psutil {importlib.metadata.version('psutil')} is installed, <1 is required"),
     ],
 )
-def test_a_package_is_compared_with_what_the_plugin_asks_for(requirement: str, problem: str) -> None:
-    """Absent, too old or too new, or right."""
+def test_packages_are_compared_with_the_requirements(requirement: str, problem: str) -> None:
+    """Right, absent, and of a wrong version."""
     assert doctor.problem(Requirement(requirement)) == problem
 
 
-def test_what_qlora_needs_besides_is_noted(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only its experiment needs it, so nothing is missing without it; the command that mends it is there."""
+def test_missing_packages_of_the_extra_qlora_are_a_note(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one experiment needs them; the command that installs them is shown."""
     installed = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "bitsandbytes" else installed(name))
     notes = [one for one in doctor.examine(subject) if one.what == "qlora"]
     assert notes == [Finding("qlora", "note", "bitsandbytes is not installed", "pip install './sfttrainer[qlora]'")]
 
 
-def test_what_is_missing_comes_with_the_command_that_mends_it(tmp_path: Path) -> None:
-    """A plugin that is not installed, and the conclusion at the end."""
+def test_a_missing_package_has_the_command_that_installs_it(tmp_path: Path) -> None:
+    """A plugin that is not installed; the last line is a conclusion."""
     findings = doctor.examine(Subject("other", "current", str(tmp_path)))
     missing = [one for one in findings if one.what == "ado-other"]
     assert missing == [Finding("ado-other", "missing", "the plugin is not installed", "pip install ./other")]
@@ -119,12 +119,12 @@ def test_what_is_missing_comes_with_the_command_that_mends_it(tmp_path: Path) ->
         "missing ado-other  the plugin is not installed",
         "                   $ pip install ./other",
     ]
-    assert lines[-1] == "1 missing: run the command below each, then doctor again."
+    assert lines[-1] == "1 missing: run the command below each, then run doctor again."
 
 
 @pytest.mark.parametrize("plugin", ["sfttrainer", "fms_hf_tuning"])
 def test_the_command_needs_neither_torch_nor_ray_running(plugin: str, own_home: Path) -> None:
-    """It ends with 0 where nothing is missing, and torch is not loaded on the way."""
+    """Status 0 if nothing is missing, and torch is not imported."""
     code = (
         "import runpy, sys\n"
         "sys.argv = ['ado', 'doctor']\n"
@@ -136,13 +136,13 @@ def test_the_command_needs_neither_torch_nor_ray_running(plugin: str, own_home: 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     *_, conclusion, loaded = done.stdout.splitlines()
-    assert conclusion.startswith("Nothing is missing: it can measure on the CPU")
+    assert conclusion.startswith("Nothing is missing: measurements can run on the CPU")
     assert loaded == "False"
     assert ("fms-hf-tuning-3.2.2-cpu" in done.stdout) == (plugin == "fms_hf_tuning")
 
 
-def test_where_ado_is_broken_the_command_says_so() -> None:
-    """It does not need what it looks at: the other findings are there as well."""
+def test_an_ado_that_cannot_be_imported_is_reported() -> None:
+    """The command does not need ado itself, so the other findings are shown as well."""
     code = "import sys; sys.modules['ado'] = None; from ado_actuators.sfttrainer.__main__ import main; "
     code += "sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
@@ -161,10 +161,10 @@ def cluster() -> Iterator[Cluster]:
     two.shutdown()
 
 
-def test_every_node_of_a_cluster_is_looked_at_from_inside(
+def test_every_node_of_a_cluster_is_examined(
     cluster: Cluster, subject: Subject, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What Ray knows of it, and what the node itself finds."""
+    """Its resources in Ray, and the findings of a task on the node."""
     status = main(["doctor", "--address", cluster.address, "--state-dir", str(subject.state_dir)])
     printed = capsys.readouterr().out
     assert status == 0
@@ -173,26 +173,26 @@ def test_every_node_of_a_cluster_is_looked_at_from_inside(
     assert printed.count("ado finds sfttrainer") == 2
 
 
-def test_an_address_where_nothing_answers_is_said_at_once(subject: Subject) -> None:
-    """No waiting for Ray's own time-out."""
+def test_an_address_where_nothing_answers_is_reported_at_once(subject: Subject) -> None:
+    """Without waiting for Ray's own time-out."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     (finding,) = doctor.examine_cluster(f"127.0.0.1:{port}", subject)
     assert finding.text == f"nothing answers at 127.0.0.1:{port}: Connection refused"
 
 
-def test_the_dashboards_address_is_told_from_the_clusters(subject: Subject) -> None:
-    """Jobs go there, and RAY_ADDRESS may hold it; the message and the command say what to give instead."""
+def test_the_address_of_a_dashboard_is_rejected(subject: Subject) -> None:
+    """RAY_ADDRESS may hold it; message and command say which address to give instead."""
     (finding,) = doctor.examine_cluster("http://127.0.0.1:8265", subject)
     assert finding == Finding(
         "cluster", "missing",
-        "http://127.0.0.1:8265 is the dashboard's address, which takes jobs; "
+        "http://127.0.0.1:8265 is the address of the dashboard, which accepts jobs only; "
         "from outside the cluster give ray://127.0.0.1:10001",
         "ado-sfttrainer doctor --address 127.0.0.1:6379",
     )  # fmt: skip
 
 
-def test_an_empty_address_is_not_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    """An unset variable of a shell is no wish to look here."""
+def test_an_empty_address_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unset shell variable must not examine this machine instead of the cluster."""
     assert main(["doctor", "--address", ""]) == 2
     assert "--address is empty" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Rows to report on: of a real operation, and made by hand where a CPU cannot give them."""
+"""Rows for the tests: recorded from a real operation, or made by hand where a CPU cannot give them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RECORDINGS = Path(__file__).parents[2] / "recordings"
 
 @pytest.fixture(scope="session")
 def recorded() -> list[Row]:
-    """Ten results of a real operation on two cores, with metadata: six measured, three refused, one failed."""
+    """Ten results of a real operation on two cores, with metadata: six measured, three that cannot run, one failed."""
     return read.rows(str(RECORDINGS / "operation.yaml"))
 
 
 @pytest.fixture(scope="session")
 def row() -> Callable[..., Row]:
-    """Make a row of a workload on GPUs; ``tokens`` is its throughput, ``oom`` that it did not fit."""
+    """Function that makes a row of a workload on GPUs; ``tokens`` is its throughput, ``oom`` an out-of-memory."""
 
     def make(
         tokens: float | None = None, ci: float | None = 1.0, *, oom: bool = False, failed: str = "", **given: Any

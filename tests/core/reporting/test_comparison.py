@@ -26,7 +26,7 @@ def verdict(before: Row, after: Row, tolerance: Tolerance = Tolerance(3.0, 5.0))
 
 
 def test_noise_is_no_regression(row: Make) -> None:
-    """5 % slower, but each side is sure of 2 % only: with 3 % of tolerance that may be nothing."""
+    """5 % slower with intervals of 2 %: within a tolerance of 3 % the ratio may be 1."""
     assert verdict(row(100.0, 2.0), row(95.0, 2.0)) == ("same", "")
 
 
@@ -46,44 +46,44 @@ def test_faster_beyond_noise_is_an_improvement(row: Make) -> None:
 
 
 def test_what_ran_and_cannot_run_now_is_a_regression(row: Make) -> None:
-    """An upgrade that no longer fits is worse than a slow one."""
+    """A workload that ran before and runs out of memory or fails now, and the reverse."""
     assert verdict(row(100.0), row(oom=True)) == (
-        "regression", "ran before, cannot run (gpu_oom) now: no reason is known."
+        "regression", "ran before, cannot run (gpu_oom) now: the reason is not known."
     )  # fmt: skip
     assert verdict(row(100.0), row(failed="it broke.")) == ("regression", "ran before, failed now: it broke.")
     assert verdict(row(oom=True), row(100.0)) == ("improvement", "could not run before, runs now.")
 
 
 def test_more_allocated_memory_is_a_regression(row: Make) -> None:
-    """Allocators repeat to the byte: 6 % more is no noise."""
+    """Allocators give the same peak in each run, so 6 % more is not noise."""
     before = row(100.0, outputs={"torch_peak_allocated_gib": 50.0})
     after = row(100.0, outputs={"torch_peak_allocated_gib": 53.0})
     assert verdict(before, after) == ("regression", "allocates 6.0 % more memory.")
 
 
-def test_fewer_runs_that_end_well_are_a_regression(row: Make) -> None:
-    """A stability experiment has no throughput: the fraction of runs that ended well decides."""
+def test_fewer_successful_runs_are_a_regression(row: Make) -> None:
+    """A stability experiment has no throughput: the fraction of successful runs decides."""
     well, half, none = (row(outputs={"f_gpu_oom": 1 - share, "f_no_error": share}) for share in (1, 0.5, 0))
-    assert verdict(well, none) == ("regression", "100 % of the runs ended well before, 0 % do now.")
-    assert verdict(half, well) == ("improvement", "50 % of the runs ended well before, 100 % do now.")
-    assert verdict(none, none) == ("same", "0 % of the runs end well, as before.")
+    assert verdict(well, none) == ("regression", "100 % of the runs succeeded before, 0 % do now.")
+    assert verdict(half, well) == ("improvement", "50 % of the runs succeeded before, 100 % do now.")
+    assert verdict(none, none) == ("same", "0 % of the runs succeed, as before.")
 
 
 def test_a_higher_memory_estimate_is_a_regression(row: Make) -> None:
-    """It has no throughput either; the tolerance of memory holds for what is predicted."""
+    """The tolerance for memory applies to predicted memory."""
     low, high = row(outputs={"memory_estimate_gib": 50.0}), row(outputs={"memory_estimate_gib": 53.0})
-    assert verdict(low, high) == ("regression", "50 GiB were predicted before, 53 GiB are now.")
-    assert verdict(high, low) == ("improvement", "53 GiB were predicted before, 50 GiB are now.")
+    assert verdict(low, high) == ("regression", "predicted memory: 50 GiB before, 53 GiB now.")
+    assert verdict(high, low) == ("improvement", "predicted memory: 53 GiB before, 50 GiB now.")
     assert verdict(low, high, Tolerance(3.0, 10.0))[0] == "same"
 
 
-def test_without_an_interval_nothing_is_claimed(row: Make) -> None:
-    """Half the speed, but nobody knows how noisy it was."""
-    assert verdict(row(100.0, None), row(50.0, 1.0)) == ("unknown", "a side lacks the throughput or its interval.")
+def test_without_an_interval_the_verdict_is_unknown(row: Make) -> None:
+    """Half the speed, but the noise of one side is not known."""
+    assert verdict(row(100.0, None), row(50.0, 1.0)) == ("unknown", "throughput or interval is missing on one side.")
 
 
-def test_workloads_without_partner_are_named(row: Make) -> None:
-    """The join is by workload, wherever it was measured; of repetitions the last one counts."""
+def test_workloads_in_one_set_only_are_listed(row: Make) -> None:
+    """Pairs are formed by workload, whatever the source; the last row of a repeated workload counts."""
     before = [row(50.0, source="a"), row(100.0, source="a"), row(1.0, batch_size=2)]
     found = compare(before, [row(100.0, source="b"), row(1.0, batch_size=4)], Tolerance())
     assert [pair.verdict for pair in found.pairs] == ["same"]
@@ -109,13 +109,13 @@ def slowed(factor: float, directory: Path) -> str:
 def test_the_exit_status_says_whether_there_is_a_regression(
     factor: float, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """0 and 1; all ten workloads of the recorded operation are in the table."""
+    """Status 1 if there is one; the table has all ten workloads of the recorded operation."""
     assert main(["compare", slowed(1, tmp_path), slowed(factor, tmp_path)]) == status
     assert "10 workloads compared" in capsys.readouterr().out
 
 
-def test_the_table_says_what_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line as a user reads it."""
+def test_a_line_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rates, ratio, interval, verdict and reason of one workload."""
     main(["compare", slowed(1, tmp_path), slowed(0.9, tmp_path)])
     assert (
         "- tiny-llama-5m, length 32, batch 4, 1 node    539.0  485.1  0.900  0.887 to 0.913"
@@ -123,17 +123,15 @@ def test_the_table_says_what_got_worse(tmp_path: Path, capsys: pytest.CaptureFix
     ) in capsys.readouterr().out.splitlines()
 
 
-def test_json_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For programs."""
+def test_json_has_verdict_and_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The option --json, for programs."""
     main(["compare", "--json", slowed(1, tmp_path), slowed(0.9, tmp_path)])
     first = json.loads(capsys.readouterr().out)["pairs"][0]
     assert (first["verdict"], first["why"]) == ("regression", "slower by 10.0 %.")
 
 
-def test_where_no_workload_has_an_answer_the_status_is_bad_use(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The table is there, but no job passes because nothing is known."""
+def test_without_any_comparable_workload_the_status_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table is printed, but a CI job must not pass when nothing could be compared."""
     file = tmp_path / "short.csv"
     file.write_text(
         "identifier,experiment_id,model_name,model_max_length,batch_size,number_gpus,is_valid,dataset_tokens_per_second\n"
@@ -141,24 +139,22 @@ def test_where_no_workload_has_an_answer_the_status_is_bad_use(
     )
     assert main(["compare", str(file), str(file)]) == 2
     printed = capsys.readouterr()
-    assert printed.err == "No workload can be compared: each has a side without a throughput and its interval.\n"
+    assert printed.err == "No workload can be compared: throughput or interval is missing on one side of each.\n"
     assert "? m, length 32, batch 4" in printed.out
     assert "1 workload compared: 1 unknown." in printed.out
 
 
 @pytest.mark.parametrize("given", ["abc", "nan", "100"])
-def test_a_tolerance_that_is_no_percentage_is_answered_with_a_message(
-    given: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The usage, and what was expected."""
+def test_a_tolerance_that_is_no_percentage_is_rejected(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the usage and what was expected."""
     assert main(["compare", "a", "b", "--tolerance", given]) == 2
     assert re.search(f"'--tolerance': '?{given}'? is not a ", capsys.readouterr().err)
 
 
-def test_nothing_to_compare_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A missing file, and files without a common workload, end with 2 and a message."""
+def test_nothing_to_compare_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file, and files without a common workload: status 2 and a message."""
     assert other_main(["compare", str(tmp_path / "absent.csv"), slowed(1, tmp_path)]) == 2
-    assert "absent.csv is no file" in capsys.readouterr().err
+    assert "absent.csv is not a file" in capsys.readouterr().err
     other = tmp_path / "other.csv"
     lines = (RECORDINGS / "operation.csv").read_text().splitlines(keepends=True)
     other.write_text("".join([lines[0], lines[1].replace("tiny-llama-5m", "another")]))

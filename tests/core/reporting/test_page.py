@@ -1,4 +1,4 @@
-"""The report as a user gets it: figures, page, files, and a look at it in a real browser."""
+"""The report: figures, page, files, and the page in a real browser."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ addEventListener("load", () => {
 
 @pytest.fixture(scope="module")
 def everything(row: Make) -> list[Row]:
-    """Measurements that give every figure: two stacks, lengths, batches and GPUs, some out of memory."""
+    """Rows for every figure: two actuators, lengths, batches and numbers of GPUs, some out of memory."""
     rows = []
     for actuator, factor in (("sfttrainer", 1.0), ("fms_hf_tuning", 0.9)):
         for length in (512, 2048):
@@ -73,7 +73,7 @@ def everything(row: Make) -> list[Row]:
 
 
 def html_of(rows: list[Row]) -> str:
-    """Return the page of some rows."""
+    """Return the HTML page for these rows."""
     drawn, left_out = figures.draw(rows)
     pictures = [
         page.Picture(one.name, one.title, one.caption, figure_style.render(one, "svg").decode()) for one in drawn
@@ -88,7 +88,7 @@ def full_page(everything: list[Row]) -> str:
 
 
 def test_full_data_give_every_figure(everything: list[Row]) -> None:
-    """None is left out, and each has a name of its own."""
+    """No figure is left out, and all names are different."""
     drawn, left_out = figures.draw(everything)
     assert left_out == []
     assert sorted(one.name for one in drawn) == sorted(FIGURES)
@@ -96,7 +96,7 @@ def test_full_data_give_every_figure(everything: list[Row]) -> None:
 
 
 def test_every_axis_has_a_title(everything: list[Row]) -> None:
-    """With its unit, where it has one; bars have labels instead of a title."""
+    """The titles include units; the vertical axis of horizontal bars has labels instead."""
     drawn, _ = figures.draw(everything)
     titles = {one.name: (axes.get_xlabel(), axes.get_ylabel()) for one in drawn for axes in one.figure.axes[-1:]}
     assert titles["throughput-batch-size"] == ("batch_size (samples)", "real tokens per second")
@@ -114,14 +114,14 @@ def test_the_energy_of_a_million_tokens_is_in_kilowatt_hours(row: Make) -> None:
 
 
 def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
-    """5 % of 200 are 10, to both sides."""
+    """5 % of 200 is 10, above and below."""
     drawing = next(one for one in figures.draw([row(200.0, 5.0, batch_size=4), row(300.0, 0.0)])[0])
     (segments,) = [line.get_segments() for line in drawing.figure.axes[0].collections]
     assert segments[0].tolist() == [[4.0, 190.0], [4.0, 210.0]]
 
 
-def test_what_has_no_room_is_counted_in_the_caption(row: Make) -> None:
-    """Frontiers, scalings, bars and pairs are drawn as far as there is room, and the rest is not kept secret."""
+def test_a_caption_counts_what_the_figure_has_no_room_for(row: Make) -> None:
+    """Figures show a limited number of frontiers, curves, bars and pairs; the caption gives the total number."""
     prices = {"usd_per_million_tokens": 1.0}
     rows = [
         row(1.0, model_name=f"m{index}", number_gpus=gpus, actuator=actuator, outputs=prices)
@@ -135,22 +135,22 @@ def test_what_has_no_room_is_counted_in_the_caption(row: Make) -> None:
     assert ends["stacks"] == "The first 16 of 34 workloads."
 
 
-def test_memory_of_another_kind_is_counted(row: Make) -> None:
-    """A GPU's memory and a process's cannot be compared: of a mixed report the captions and the table say what lacks."""
+def test_measurements_with_another_memory_metric_are_counted(row: Make) -> None:
+    """Memory of a GPU and of a process cannot be compared; captions and the table say how many measurements are left out."""
     rows = [row(1.0, memory=10.0), row(2.0, memory=20.0, batch_size=4)]
     resident = [row(3.0, number_gpus=0, outputs={"cpu_memory_peak_gib": size}) for size in (1.0, 2.0)]
     captions = {one.name: one.caption for one in figures.draw([*rows, *resident])[0]}
     for name in ("memory", "pareto"):
         assert captions[name].endswith(" 2 measurements without gpu_memory_peak_gib are left out.")
-    table = "The memory is gpu_memory_peak_gib; that of 2 measurements without it is left out."
+    table = "The memory is gpu_memory_peak_gib; 2 measurements with another memory metric only are left out."
     assert table in html_of([*rows, *resident])
     captions = {one.name: one.caption for one in figures.draw(rows)[0]}
     assert captions["memory"] == "The peak memory of a GPU, gpu_memory_peak_gib."
-    assert "without it" not in html_of(rows)
+    assert "another memory metric" not in html_of(rows)
 
 
-def test_both_stacks_are_drawn_of_two_sources(row: Make) -> None:
-    """Each stack has a file of its own; labels name the workload and no file."""
+def test_stacks_from_two_sources_are_compared(row: Make) -> None:
+    """Each stack is in a file of its own; the labels do not include the file."""
     rows = [row(1.0, source="a", batch_size=4), row(1.0, source="a", batch_size=8)]
     rows += [row(2.0, source="b", actuator="fms_hf_tuning", batch_size=batch) for batch in (4, 8)]
     (drawing,) = (one for one in figures.draw(rows)[0] if one.name == "stacks")
@@ -159,7 +159,7 @@ def test_both_stacks_are_drawn_of_two_sources(row: Make) -> None:
 
 
 def test_a_name_with_dollars_is_no_formula(row: Make) -> None:
-    """Between two of them stands what a user wrote; as mathematics it could not even be drawn."""
+    """Matplotlib must not read the text between two dollar signs as mathematics, where it could fail."""
     drawn, _ = figures.draw([row(1.0, model_name=r"$\nothing$"), row(2.0, model_name="m", batch_size=4)])
     for one in drawn:
         figure_style.render(one, "png")
@@ -167,24 +167,24 @@ def test_a_name_with_dollars_is_no_formula(row: Make) -> None:
 
 
 def test_a_single_step_can_be_seen(row: Make) -> None:
-    """A line through one point is none: few steps have markers, and an axis that has room for them."""
+    """A line through one point is not visible, so few steps have markers, and the axis leaves space for them."""
     drawing = next(one for one in figures.draw([row(1.0, metadata={"step_s": [2.0]})])[0] if one.name == "traces")
     (axes,) = drawing.figure.axes
     assert [line.get_marker() for line in axes.lines] == ["o"]
     assert axes.get_xlim() == (0.5, 1.5)
 
 
-def test_one_best_workload_is_no_line(row: Make) -> None:
-    """Where one beats all others in both there is no front to draw, and the caption names it."""
+def test_a_front_of_one_workload_is_not_a_line(row: Make) -> None:
+    """If one workload is the best in both memory and throughput, the caption names it instead."""
     rows = [row(200.0, memory=1.0, batch_size=4), row(100.0, memory=2.0)]
     (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "pareto"]
     (axes,) = drawing.figure.axes
     assert "front" not in [line.get_label() for line in axes.lines]
-    assert drawing.caption == "Up and left is better: nothing beats batch 4 in either."
+    assert drawing.caption == "Up and left is better. No other workload is better than batch 4 in either."
 
 
-def test_what_the_data_lack_is_left_out_with_a_reason() -> None:
-    """An exported CSV from a CPU has no traces, no energy and no out-of-memory."""
+def test_figures_without_data_are_left_out_with_a_reason() -> None:
+    """A CSV from a CPU has no step times, no energy, no second stack and no out-of-memory."""
     rows = report.read.rows(str(RECORDINGS / "operation.csv"))
     assert [title for title, _ in figures.draw(rows)[1]] == [
         "Both stacks", "Out-of-memory frontier", "Energy", "Step times",
@@ -192,20 +192,20 @@ def test_what_the_data_lack_is_left_out_with_a_reason() -> None:
 
 
 def test_rows_without_any_number_still_make_a_page(row: Make) -> None:
-    """Everything failed: no figure, but the message is there."""
+    """If everything failed the page has no figure, but the message."""
     text = html_of([row(failed="the disk is full."), row(failed="the disk is full.", batch_size=1)])
     assert "<figure" not in text
     assert "the disk is full." in text
 
 
-def test_labels_of_an_axis_keep_apart() -> None:
-    """Of many values those are written that have room; on a logarithmic axis others than on a linear one."""
+def test_labels_of_an_axis_do_not_overlap() -> None:
+    """Labels too close to the one before are left out; a logarithmic scale leaves out others than a linear one."""
     assert figure_style.sparse([1, 2, 50, 51, 100], float) == [1, 50, 100]
     assert figure_style.sparse([1, 2, 4, 8, 15, 16], math.log) == [1, 2, 4, 8, 15]
 
 
 def test_numbers_of_other_experiments_are_in_the_table() -> None:
-    """A stability experiment has fractions instead of rates."""
+    """Such as the fractions of a stability experiment."""
     outputs = {"is_valid": 1, "failure": "none", "f_gpu_oom": 0.4, "f_no_error": 0.6}
     text = html_of([Row("s", "sfttrainer", "finetune_full_stability", {"batch_size": 4}, outputs)])
     assert "<th class=number>f_no_error</th>" in text
@@ -213,13 +213,13 @@ def test_numbers_of_other_experiments_are_in_the_table() -> None:
 
 
 def test_one_workload_is_counted_in_the_singular(row: Make) -> None:
-    """In the first tile of the page."""
+    """The first tile of the page says 1 workload, 2 workloads."""
     assert "<b>1</b><span>of 1 workload measured</span>" in html_of([row(1.0)])
     assert "<b>2</b><span>of 2 workloads measured</span>" in html_of([row(1.0), row(2.0)])
 
 
-def test_colours_of_a_drawing_come_from_the_page(full_page: str) -> None:
-    """One drawing is right in light and dark: no colour is fixed in it, and it is well-formed."""
+def test_drawings_take_their_colours_from_the_page(full_page: str) -> None:
+    """The SVG is well-formed and has no colours of its own, so that it fits both the light and the dark page."""
     drawings = re.findall(r"<svg .*?</svg>", full_page, re.DOTALL)
     assert len(drawings) == len(FIGURES)
     for svg in drawings:
@@ -229,7 +229,7 @@ def test_colours_of_a_drawing_come_from_the_page(full_page: str) -> None:
 
 
 def test_texts_are_escaped(row: Make) -> None:
-    """Nothing a user or a library wrote becomes markup, in the page and in its drawings."""
+    """Text from users and libraries does not become markup, neither on the page nor in its drawings."""
     evil = "<script>alert(1)</script>&\"'"
     rows = [
         row(1.0, model_name=evil), row(2.0), row(failed=evil, batch_size=3), row(3.0, source=evil),
@@ -240,8 +240,8 @@ def test_texts_are_escaped(row: Make) -> None:
     assert "&lt;script&gt;" in text
 
 
-def test_the_page_asks_for_nothing(full_page: str) -> None:
-    """No address but XML's name spaces, no import, no source."""
+def test_the_page_loads_nothing(full_page: str) -> None:
+    """It has no addresses except XML namespaces, no imports and no external sources."""
     assert set(re.findall(r"https?://[^\s\"'<]+", full_page)) <= {
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
@@ -250,7 +250,7 @@ def test_the_page_asks_for_nothing(full_page: str) -> None:
 
 
 def test_the_command_writes_page_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it prints exists, and the images are as wide as a figure at 160 dots an inch."""
+    """The printed files exist, and the images have the width of a figure at 160 dots per inch."""
     assert main(["report", str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path / "a" / "b")]) == 0
     printed = capsys.readouterr().out.splitlines()
     files = [Path(line) for line in printed if line.startswith(str(tmp_path))]
@@ -259,11 +259,11 @@ def test_the_command_writes_page_and_images(tmp_path: Path, capsys: pytest.Captu
     assert {file.name for file in files} == {file.name for file in (tmp_path / "a" / "b").iterdir()}
     image = next(file for file in files if file.name == "memory.png").read_bytes()
     assert struct.unpack(">II", image[16:24]) == (1024, 592)
-    assert "Both stacks: left out, no workload was measured with both actuators." in printed
+    assert "Both stacks: left out; no workload was measured with both actuators." in printed
 
 
-def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
-    """A CSV gives no step times: what is left of them goes, and what is not ours stays."""
+def test_images_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    """A CSV has no step times, so an old image of them is removed; other files stay."""
     for name in ("traces.png", "throughput-packing.png", "mine.png"):
         (tmp_path / name).touch()
     assert main(["report", "--format", "png", "-o", str(tmp_path), str(RECORDINGS / "operation.csv")]) == 0
@@ -271,8 +271,8 @@ def test_pictures_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
     assert names & {"traces.png", "throughput-packing.png", "mine.png", "memory.png"} == {"mine.png", "memory.png"}
 
 
-def test_what_to_write_can_stand_before_the_source(tmp_path: Path) -> None:
-    """The option takes one word, so what follows it is a source."""
+def test_options_can_precede_the_source(tmp_path: Path) -> None:
+    """--format takes one word; the next one is a source."""
     source = str(RECORDINGS / "operation.csv")
     assert main(["report", "-o", str(tmp_path), "--format", "html", source]) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
@@ -280,7 +280,7 @@ def test_what_to_write_can_stand_before_the_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_without_its_packages_the_command_says_what_to_install(package: str) -> None:
-    """The message names the package and the extra; nothing else of the plugin needs them."""
+    """The message names the package and the command that installs it."""
     code = (
         f"import sys; sys.modules['{package}'] = None; from ado_actuators.fms_hf_tuning.__main__ import main; "
         f"sys.exit(main(['report', {str(RECORDINGS / 'operation.csv')!r}]))"
@@ -290,10 +290,10 @@ def test_without_its_packages_the_command_says_what_to_install(package: str) -> 
     assert done.stderr == report.LACKS_PACKAGE.format(package, "fms_hf_tuning") + "\n"
 
 
-def test_a_source_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     """One message, status 2."""
     assert main(["report", "absent.csv"]) == 2
-    assert capsys.readouterr().err.startswith("absent.csv is no file; export one with")
+    assert capsys.readouterr().err.startswith("absent.csv is not a file; export one with")
 
 
 # -- in a browser -----------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_a_source_that_does_not_exist_is_bad_use(capsys: pytest.CaptureFixture[s
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    """Path of Chromium, which is installed where that is possible."""
+    """Path of Chromium; installs it if that is possible."""
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if not found and os.geteuid() == 0 and shutil.which("apt-get"):
@@ -314,7 +314,7 @@ def browser() -> str:
 
 
 def browse(browser: str, address: Path, profile: Path, *arguments: str) -> str:
-    """Open a file in a browser of its own; return what it printed."""
+    """Open a file in a new browser; return its output."""
     done = subprocess.run(
         [browser, *QUIET, f"--user-data-dir={profile}", *arguments, address.as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
@@ -325,7 +325,7 @@ def browse(browser: str, address: Path, profile: Path, *arguments: str) -> str:
 
 @pytest.mark.timeout(400)
 def test_a_browser_shows_every_figure(browser: str, full_page: str, tmp_path: Path) -> None:
-    """Each has a size and parts, and none of them sticks out at a side."""
+    """Each drawing has a size and parts, and no part exceeds its width."""
     file = tmp_path / "report.html"
     file.write_text(full_page.replace("</body>", MEASURE + "</body>"))
     shown = browse(browser, file, tmp_path / "profile", "--dump-dom")
@@ -342,7 +342,7 @@ def test_a_browser_shows_every_figure(browser: str, full_page: str, tmp_path: Pa
 def test_the_heads_of_a_table_are_underlined_and_its_states_on_one_line(
     browser: str, recorded: list[Row], tmp_path: Path
 ) -> None:
-    """The last line of a table has no rule below it, but its heads are the last line of nothing."""
+    """The last line of a table body has no rule below it; the heads have one."""
     script = """<script>
     const style = (query) => getComputedStyle(document.querySelector("#failures-section " + query));
     document.title = [style("thead th").borderBottomWidth, style("tbody tr:last-child td").borderBottomWidth,
@@ -355,7 +355,7 @@ def test_the_heads_of_a_table_are_underlined_and_its_states_on_one_line(
 
 @pytest.mark.timeout(400)
 def test_the_page_follows_the_readers_colour_scheme(browser: str, recorded: list[Row], tmp_path: Path) -> None:
-    """Light on one screenshot, dark on the other."""
+    """A screenshot is light or dark."""
     image = pytest.importorskip("matplotlib.image")
     file = tmp_path / "report.html"
     file.write_text(html_of(recorded))

@@ -1,4 +1,4 @@
-"""Rows from ado's store: the recorded requests in a real database, without any operation."""
+"""Rows from ado's store: recorded requests in a real database."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LATER, EARLIER = "random_walk-0", "random_walk-1"
 
 @pytest.fixture(scope="module")
 def space() -> str:
-    """Identifier of a space with the recorded operation as two; by name, the later one is first."""
+    """A space that has the recorded operation as two; the later one is the first by name."""
     context = AdoConfiguration.load().project_context
     metastore: Any = SQLStore(project_context=context)
     module = {"moduleClass": "SQLSampleStore", "moduleName": "ado.core.samplestore.sql"}
@@ -51,20 +51,20 @@ def space() -> str:
     return one.identifier
 
 
-def told(rows: list[Row]) -> list[tuple[Any, ...]]:
-    """Return all that rows say but where they were read."""
+def contents(rows: list[Row]) -> list[tuple[Any, ...]]:
+    """Return the contents of rows without their source."""
     return [(row.key, row.outputs, row.message, row.metadata) for row in rows]
 
 
 def test_a_space_gives_the_rows_of_all_its_operations(space: str, recorded: list[Row]) -> None:
-    """In the order in which they were asked for, whatever the operations are called."""
+    """In the order of the requests, whatever the names of the operations."""
     found = read.rows(space)
-    assert told(found) == told(recorded)
+    assert contents(found) == contents(recorded)
     assert {row.source for row in found} == {space}
 
 
 @pytest.mark.usefixtures("space")
 def test_an_operation_gives_its_own_rows(recorded: list[Row]) -> None:
-    """By its identifier, and the newest one by the word latest."""
-    assert told(read.rows(EARLIER)) == told(recorded[:6])
-    assert told(read.rows("latest")) == told(read.rows(LATER)) == told(recorded[6:])
+    """By its identifier; latest is the newest operation."""
+    assert contents(read.rows(EARLIER)) == contents(recorded[:6])
+    assert contents(read.rows("latest")) == contents(read.rows(LATER)) == contents(recorded[6:])
