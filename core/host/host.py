@@ -32,7 +32,7 @@ from ..protocol.messages import (
     Record,
 )
 from ..protocol.messages import progress as progress_message
-from . import environment
+from . import descendants, environment
 from . import sampler as devices
 from . import state_dir as places
 from .trainer_process import TrainerProcess
@@ -98,6 +98,7 @@ class Host:
         Raises:
             failures.Failure: the environment cannot be used.
         """
+        descendants.end_orphans()
         _sweep(self._state_dir / "runs")
         python = environment.resolve(
             self.spec.environment,
@@ -188,7 +189,7 @@ class Host:
         """Return the job with directories of this node where it names none."""
         return dataclasses.replace(
             job,
-            run_dir=job.run_dir or str(self._state_dir / "runs" / job.id),
+            run_dir=job.run_dir or str(self._state_dir / "runs" / f"{job.id}@{descendants.this_host()}"),
             cache_dir=job.cache_dir or str(self._state_dir / "models"),
         )
 
@@ -401,10 +402,11 @@ def ignoring_closed_pipes(progress: ProgressCallback) -> ProgressCallback:
 
 
 def _sweep(runs: Path) -> None:
-    """Remove run directories that killed hosts left ``LEFTOVER_S`` ago or earlier."""
+    """Remove run directories of hosts of this node that have ended, and of hosts that cannot be seen after ``LEFTOVER_S``."""
     with contextlib.suppress(OSError):
         for left in runs.iterdir():
-            if left.stat().st_mtime < time.time() - LEFTOVER_S:
+            _, _, host = left.name.partition("@")
+            if not descendants.is_alive(host) or left.stat().st_mtime < time.time() - LEFTOVER_S:
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""One trainer process as its host sees it: start, send, listen, kill. Process room: standard library only."""
+"""One trainer process as its host sees it: start it, send it jobs, receive its messages, end it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import contextlib
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import IO
 
 from .. import failures, redaction
 from ..protocol.messages import Job, Message
+from . import descendants
 
 TRAINER = Path(__file__).absolute().parent.parent / "trainer"
-# Outlives the host: when its standard input ends, it ends the trainer's process group and removes the run directory it was told
-# last, unless the last word was done. Orphaned, because Ray kills the children of a worker that ends.
+# Outlives the host. When its standard input ends, it kills the trainer's process group and whatever carries the trainer's mark, and
+# removes the run directory that it received last, unless the last line was "done". It has no parent, because Ray kills the children of
+# a worker that ends.
 GUARD = """
 exec 3<&0
 {
   while IFS= read -r line <&3; do last=$line; done
   [ "$last" = done ] && exit
   kill -9 -"$0"
+  for process in /proc/[0-9]*; do
+    grep -qsF -- "$1" "$process/environ" && kill -9 "${process#/proc/}"
+  done
   sleep 1
   case "$last" in /*) rm -rf -- "$last" ;; esac
 } >/dev/null 2>&1 &
@@ -33,6 +40,8 @@ LOG_HEAD_BYTES = 8 * 2**20
 LOG_TAIL_BYTES = 2**18
 KILL_TIMEOUT_S = 30.0
 LONGEST_MESSAGE_BYTES = 64 * 2**20
+# how soon the end of a trainer is noticed while a child of it keeps its pipes open
+ALIVE_CHECK_S = 0.5
 # Spinning threads cost factors when there are more threads than cores
 QUIET_THREADS = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -76,19 +85,20 @@ class TrainerProcess:
         self._messages = messages
         self._oom_kills = oom_kills()
         self._garbage = ""
+        self._mark = descendants.new_mark()
         try:
             self._process = subprocess.Popen(
                 [str(python), str(TRAINER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=trainer_environ(threads, mask, own_environment),
+                env={**trainer_environ(threads, mask, own_environment), descendants.VARIABLE: self._mark},
                 cwd=log.parent,
                 start_new_session=True,
             )
         except OSError as error:
             raise failures.Broken(f"the trainer cannot be started with {python}: {error.strerror}.") from error
-        self._guard = _guard(self._process.pid)
+        self._guard = _guard(self._process.pid, self._mark)
         self._writer = LogWriter(log)
         self._threads = [
             threading.Thread(target=self._listen, name=f"trainer-{local_rank}-messages", daemon=True),
@@ -120,9 +130,8 @@ class TrainerProcess:
             self._process.stdin.flush()
 
     def kill(self) -> None:
-        """End the whole process group and wait for it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """End the trainer and everything it has started, and wait for it."""
+        self._end_all()
         # a process in an uninterruptible call of a driver cannot be waited for
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=KILL_TIMEOUT_S)
@@ -143,6 +152,8 @@ class TrainerProcess:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             return failures.Broken("the trainer closed its channel and went on running.")
+        # a child that holds the pipe would keep the log open
+        self._end_all()
         if self._garbage:
             return failures.Broken(f"the trainer wrote something that is no record: {self._garbage!r}.")
         for thread in self._threads:
@@ -150,13 +161,16 @@ class TrainerProcess:
         return failures.from_exit(code, self._writer.tail(), oom_killed=oom_kills() > self._oom_kills)
 
     def _tell_guard(self, word: str) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._guard.write(word.encode() + b"\n" if "\n" not in word else b"\n")
 
+    def _end_all(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        descendants.end(self._mark)
+
     def _listen(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
-        while line := stream.readline(LONGEST_MESSAGE_BYTES):
+        for line in self._lines():
             try:
                 message = json.loads(line)
                 message["event"]
@@ -168,11 +182,36 @@ class TrainerProcess:
             self._messages.put((self.local_rank, message))
         self._messages.put((self.local_rank, None))
 
+    def _lines(self) -> Iterator[bytes]:
+        """Return the lines of standard output until it is closed or the trainer has ended, also if a child keeps it open."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        ready = select.poll()
+        ready.register(descriptor, select.POLLIN)
+        pending = bytearray()
+        while True:
+            # asked before reading: what a trainer wrote before its end is still read
+            ended = not self.alive
+            if ready.poll(0 if ended else ALIVE_CHECK_S * 1000):
+                chunk = os.read(descriptor, 65536)
+                if not chunk:
+                    break
+                pending += chunk
+                if b"\n" in chunk:
+                    *complete, pending = pending.split(b"\n")
+                    yield from map(bytes, complete)
+                if len(pending) > LONGEST_MESSAGE_BYTES:
+                    break
+            elif ended:
+                break
+        if pending:
+            yield bytes(pending)
 
-def _guard(pid: int) -> IO[bytes]:
+
+def _guard(pid: int, mark: str) -> IO[bytes]:
     """Start the guard of a trainer, and return the pipe to it."""
     started = subprocess.Popen(
-        ["/bin/sh", "-c", GUARD, str(pid)], stdin=subprocess.PIPE, start_new_session=True, bufsize=0
+        ["/bin/sh", "-c", GUARD, str(pid), mark], stdin=subprocess.PIPE, start_new_session=True, bufsize=0
     )
     started.wait()
     assert started.stdin is not None

@@ -1,0 +1,155 @@
+"""Everything a trainer has started ends with it, whatever its process group, session or parent."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ado_actuators.sfttrainer.core.host import descendants, host, trainer_process
+
+# a trainer that leaves a daemon which holds its pipes, reports its number, and does what the test asks
+TRAINER = """
+import json, os, signal, sys, time
+reader, writer = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.write(writer, str(os.getpid()).encode())
+        time.sleep(300)
+    os._exit(0)
+os.wait()
+print(json.dumps({"event": "progress", "text": os.read(reader, 99).decode()}), flush=True)
+sys.stdin.readline()
+sys.stderr.write("the last words")
+sys.stderr.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[trainer_process.TrainerProcess]]:
+    """Trainers that run ``TRAINER``; ended after the test."""
+    script = tmp_path / "trainer.py"
+    script.write_text(TRAINER)
+    monkeypatch.setattr(trainer_process, "TRAINER", script)
+    started: list[trainer_process.TrainerProcess] = []
+    yield started
+    for one in started:
+        one.kill()
+
+
+def start(tmp_path: Path, messages: queue.Queue[object]) -> trainer_process.TrainerProcess:
+    """Start a trainer."""
+    return trainer_process.TrainerProcess(
+        python=Path(sys.executable),
+        local_rank=0,
+        threads=1,
+        mask="",
+        log=tmp_path / "log",
+        messages=messages,  # type: ignore[arg-type]
+        own_environment=True,
+    )
+
+
+def gone(pid: int, limit_s: float = 20.0) -> bool:
+    """Whether a process ends within ``limit_s``."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_death_is_noticed_though_a_daemon_holds_the_pipes(
+    tmp_path: Path, trainers: list[trainer_process.TrainerProcess]
+) -> None:
+    """The end of the process counts, not the end of its output; its daemon ends, its log is read to the end, nothing is left here."""
+    # the first one makes what stays for good
+    for index in range(3):
+        messages: queue.Queue[tuple[int, dict[str, str] | None]] = queue.Queue()
+        trainer = start(tmp_path, messages)  # type: ignore[arg-type]
+        trainers.append(trainer)
+        _, first = messages.get(timeout=60)
+        assert first is not None
+        trainer._process.stdin.write(b"\n")  # type: ignore[union-attr]
+        trainer._process.stdin.flush()  # type: ignore[union-attr]
+        assert messages.get(timeout=60) == (0, None)
+        died = trainer.died()
+        assert "SIGKILL" in str(died)
+        trainer.kill()
+        assert gone(int(first["text"]))
+        assert (tmp_path / "log").read_text() == "the last words"
+        used = (len(list(Path("/proc/self/fd").iterdir())), threading.active_count())
+        if index == 1:
+            before = used
+    assert used == before
+
+
+def test_the_guard_ends_what_left_the_group(tmp_path: Path, trainers: list[trainer_process.TrainerProcess]) -> None:
+    """A host that is killed closes the guard's pipe: the daemon, which has a session of its own, ends too."""
+    messages: queue.Queue[tuple[int, dict[str, str] | None]] = queue.Queue()
+    trainer = start(tmp_path, messages)  # type: ignore[arg-type]
+    trainers.append(trainer)
+    _, first = messages.get(timeout=60)
+    assert first is not None
+    trainer._guard.close()
+    assert gone(int(first["text"]))
+    assert gone(trainer.pid)
+
+
+def test_a_later_host_ends_what_a_killed_one_left(tmp_path: Path) -> None:
+    """Neither the host nor its guard could end the trainer, which is stopped: the next host of this node does, and removes the files."""
+    runs = tmp_path / "runs"
+    script = f"""
+import os, subprocess, sys
+sys.path[:0] = {sys.path!r}
+from ado_actuators.sfttrainer.core.host import descendants
+environ = {{**os.environ, descendants.VARIABLE: descendants.new_mark()}}
+child = subprocess.Popen(["sleep", "300"], env=environ, start_new_session=True)
+os.makedirs({str(runs)!r} + "/one@" + descendants.this_host())
+print(child.pid, flush=True)
+sys.stdin.readline()
+"""
+    killed = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    pid = int(killed.stdout.readline())
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        mine = runs / f"two@{descendants.this_host()}"
+        mine.mkdir()
+        descendants.end_orphans()
+        host._sweep(runs)
+        assert Path(f"/proc/{pid}").exists()
+        assert len(list(runs.iterdir())) == 2
+        killed.kill()
+        killed.wait()
+        descendants.end_orphans()
+        host._sweep(runs)
+        assert gone(pid)
+        assert list(runs.iterdir()) == [mine]
+    finally:
+        killed.kill()
+        descendants.end_orphans()
+
+
+@pytest.mark.parametrize(
+    ("host_name", "alive"),
+    [("elsewhere:1:5", True), ("", True), (f"{descendants._node()}:4194304:5", False), (descendants.this_host(), True)],
+)
+def test_only_what_can_be_seen_counts_as_ended(host_name: str, alive: bool) -> None:
+    """A process of another node or container is never taken for ended."""
+    assert descendants.is_alive(host_name) is alive
