@@ -16,6 +16,8 @@ from ..workload.validation import first_message
 
 # a cluster that grows may take hours to get nodes
 AUTOSCALING_PENDING_S = 86400.0
+# 30 days; Python's own timers refuse much larger numbers
+Seconds = Annotated[float, pydantic.Field(gt=0, le=30 * 86400)]
 
 
 class MeasuringParameters(StandardActuatorParameters):
@@ -35,16 +37,15 @@ class MeasuringParameters(StandardActuatorParameters):
         ),
     ] = True
     idle_timeout_s: Annotated[
-        float, pydantic.Field(gt=0, description="Seconds after which an unused trainer gives its CPUs and GPUs back.")
+        Seconds, pydantic.Field(description="Seconds after which an unused trainer gives its CPUs and GPUs back.")
     ] = 300.0
     run_timeout_s: Annotated[
-        float,
-        pydantic.Field(gt=0, description="Most seconds one measurement may take once its trainers have the workload."),
+        Seconds,
+        pydantic.Field(description="Most seconds one measurement may take once its trainers have the workload."),
     ] = 3600.0
     pending_timeout_s: Annotated[
-        float,
+        Seconds,
         pydantic.Field(
-            gt=0,
             description="Most seconds a measurement may wait for CPUs and GPUs; a day if default with autoscaling.",
         ),
     ] = 3600.0
@@ -57,7 +58,8 @@ class MeasuringParameters(StandardActuatorParameters):
         ),
     ] = 2
     retry_backoff_s: Annotated[
-        float, pydantic.Field(ge=0, description="Seconds before the first repetition; doubled for each further one.")
+        float,
+        pydantic.Field(ge=0, le=3600, description="Seconds before the first repetition; doubled for each further one."),
     ] = 5.0
     skip_predicted_oom: Annotated[
         bool,
@@ -68,7 +70,9 @@ class MeasuringParameters(StandardActuatorParameters):
     price_usd_per_device_hour: Annotated[
         float | None,
         pydantic.Field(
-            ge=0, description="Price of one GPU (on CPU: one process) for an hour; gives usd_per_million_tokens."
+            ge=0,
+            le=1e6,
+            description="Price of one GPU (on CPU: one process) for an hour; gives usd_per_million_tokens.",
         ),
     ] = None
     trust_remote_code: Annotated[
