@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from .. import failures
 from ..host.local import Local
 from ..host.state_dir import state_dir
@@ -21,6 +19,7 @@ from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import Progress, describe
+from ..workload import yaml_input
 from .console import show
 
 if TYPE_CHECKING:
@@ -143,22 +142,9 @@ def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return _OnceLoader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
-        mark = getattr(error, "problem_mark", None)
-        raise BadUse(f"{where}: not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Loads YAML safely, and rejects a mapping that has a key twice: one of its values would be ignored."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise BadUse(
-                f"{twice[:60]} is given twice in the mapping that begins in line {node.start_mark.line + 1}. Remove one of them."
-            )
-        return super().construct_mapping(node, deep=deep)
+        return yaml_input.load(text)
+    except yaml_input.InvalidYAML as error:
+        raise BadUse(f"{where}: {error}") from None
 
 
 def _settings(path: Path | None, parameters_class: type[Any]) -> Any:

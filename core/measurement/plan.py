@@ -14,7 +14,7 @@ from .. import failures
 from ..metrics import accelerators
 from ..protocol import supported
 from ..protocol.messages import Job, JobWorkload
-from ..workload import models
+from ..workload import models, yaml_input
 from ..workload.experiments import KINDS, Kind, fields
 from ..workload.fields import Workload
 from ..workload.validation import parse
@@ -146,7 +146,7 @@ def _written(value: Any) -> str:
     if not isinstance(value, str):
         return text
     try:
-        plain = yaml.safe_load(text) == text
-    except (yaml.YAMLError, ValueError, RecursionError):  # a date that does not exist is a ValueError
+        plain = yaml_input.load(text) == text
+    except yaml_input.InvalidYAML:
         plain = False
     return text if plain else yaml.safe_dump(value, default_style='"', width=10**6).strip()

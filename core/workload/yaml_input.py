@@ -1,0 +1,78 @@
+"""YAML that users write: read safely, once per key, and in bounded time and memory."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+LONGEST_CHARACTERS = 2**20
+# nested aliases multiply: nine levels of nine would stand for 400 million values
+MOST_ALIASES = 20
+DEEPEST = 20
+_OCTAL = re.compile(r"[-+]?0[0-9_]+")
+
+
+class InvalidYAML(Exception):
+    """The text cannot be used; the message says where and why."""
+
+
+def load(text: str) -> Any:
+    """Return the value of a YAML document.
+
+    Numbers are read as YAML 1.2 and people write them: ``1e1`` is 10.0. YAML 1.1 would read ``010`` as 8; it is rejected.
+
+    Raises:
+        InvalidYAML: the text is no YAML, has a key twice or a number that begins with 0, or is longer, deeper or has more aliases
+            than allowed.
+    """
+    if len(text) > LONGEST_CHARACTERS:
+        raise InvalidYAML(f"has {len(text)} characters; expected at most {LONGEST_CHARACTERS}.")
+    try:
+        _check_size(text)
+        return _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
+        mark = getattr(error, "problem_mark", None)
+        raise InvalidYAML("not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
+
+
+def _check_size(text: str) -> None:
+    aliases = depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if aliases > MOST_ALIASES or depth > DEEPEST:
+            what = f"more than {MOST_ALIASES} aliases" if aliases > MOST_ALIASES else f"more than {DEEPEST} levels"
+            raise InvalidYAML(
+                f"has {what} at line {event.start_mark.line + 1}. Write the values out, or in fewer levels."
+            )
+
+
+class _Loader(yaml.SafeLoader):
+    """Rejects a mapping that has a key twice: one of its values would be ignored."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:
+                line = node.start_mark.line + 1
+                raise InvalidYAML(
+                    f"{key.value[:60]} is given twice in the mapping that begins in line {line}. Remove one of them."
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    if _OCTAL.fullmatch(node.value):
+        raise InvalidYAML(
+            f"{node.value[:60]} begins with 0, which YAML 1.1 reads as octal. Write the number without it."
+        )
+    return int(loader.construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+"), list("-+0123456789")
+)
