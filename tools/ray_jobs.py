@@ -14,6 +14,7 @@ import dataclasses
 import email.parser
 import hashlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -89,7 +90,7 @@ class Wishes:
         constraint: a file of version constraints.
         lines: more lines of a pip requirements file: packages, or options such as --extra-index-url.
         options: more options of the command ``pip install``.
-        variables: NAME=VALUE, for the installer and the job.
+        variables: for the installer and the job: NAME=VALUE, or NAME for the value that the variable has on the cluster's nodes.
     """
 
     extras: tuple[str, ...] = ()
@@ -106,8 +107,8 @@ def runtime_env(working_dir: Path, wheels: list[Path], wishes: Wishes) -> dict[s
         Refused: no wheel offers an extra, or a variable has no value.
     """
     for variable in wishes.variables:
-        if not re.fullmatch(r"\w+=.*", variable, re.DOTALL):
-            raise Refused(f"--env {variable} is not of the form NAME=VALUE.")
+        if not re.fullmatch(r"\w+(=.*)?", variable, re.DOTALL):
+            raise Refused(f"--env {variable.partition('=')[0]} is not of the form NAME=VALUE or NAME.")
     offered = {wheel: extras_of(wheel) for wheel in wheels}
     for extra in wishes.extras:
         if not any(extra in names for names in offered.values()):
@@ -122,8 +123,21 @@ def runtime_env(working_dir: Path, wheels: list[Path], wishes: Wishes) -> dict[s
     listed: Any = (
         {"packages": lines, "pip_install_options": [*PIP_OPTIONS, *wishes.options]} if wishes.options else lines
     )
-    given = dict(variable.split("=", 1) for variable in wishes.variables)
+    # Ray replaces ${NAME} on the node
+    given = {
+        name: value if equals else f"${{{name}}}"
+        for name, equals, value in (variable.partition("=") for variable in wishes.variables)
+    }
     return {"pip": listed, "env_vars": {"COLUMNS": COLUMNS} | given}
+
+
+def exposed_secrets(wishes: Wishes) -> list[str]:
+    """Return the options whose secrets the job's metadata would show in clear, without the secrets."""
+    secrets = runpy.run_path(str(ROOT / "core" / "redaction.py"))["secrets"]
+    variables = [variable.partition("=") for variable in wishes.variables]
+    named = [f"--env {name}" for name, _, value in variables if secrets({name: value})]
+    lines = [("--pip", line) for line in wishes.lines] + [("--pip-option", line) for line in wishes.options]
+    return named + [option for option, line in lines if secrets({"URL": re.sub(r"\$\{\w+\}", "", line)})]
 
 
 def submit(address: str, working_dir: Path, environment: dict[str, Any], command: list[str]) -> int:
@@ -215,7 +229,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--extra", action="append", default=[], help="an extra of the wheels that offer it, such as train")
     add("--constraint", type=Path, help="a file of version constraints for pip")
     add("--pip", action="append", default=[], metavar="LINE", help="one more line of pip's requirements file")
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="one more variable of the job's processes")
+    add(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="one more variable of the job's processes; without a value: that of the nodes",
+    )
     add("--pip-option", action="append", default=[], metavar="OPTION", help="one more option of pip install")
     build_only = what.add_parser("wheels", parents=[common], help=f"build wheels and {RUNTIME_ENV}")
     build_only.add_argument("--into", type=Path, default=ROOT / "dist", help="directory (default: dist)")
@@ -241,8 +261,21 @@ def _prepare(options: argparse.Namespace, into: Path) -> dict[str, Any]:
         variables=tuple(options.env),
     )
     environment = runtime_env(into, wheels, wishes)
-    (into / RUNTIME_ENV).write_text(yaml.safe_dump(environment, sort_keys=False, width=1000), encoding="utf-8")
+    for option in exposed_secrets(wishes):
+        print(
+            f"warning: {option} has a secret, which {RUNTIME_ENV} and the job's metadata show in clear to all users of the cluster. "
+            "Set the variable on the nodes and give only its name: --env NAME, or ${NAME} in a URL",
+            file=sys.stderr,
+        )
+    _write_private(into / RUNTIME_ENV, yaml.safe_dump(environment, sort_keys=False, width=1000))
     return environment
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, also where there is one with other permissions, or a link."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

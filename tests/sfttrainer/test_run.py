@@ -137,7 +137,10 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
         (["broken.yaml"], "broken.yaml: not valid YAML at line 2."),
         (["list.yaml"], "list.yaml: expected a YAML mapping of properties to values."),
         ([*WORDS, "--config", "misspelled.yaml"], "run_timeout"),
-        (["twice.yaml"], "twice.yaml: batch_size is given twice in the mapping that begins in line 1. Remove one of them."),
+        (
+            ["twice.yaml"],
+            "twice.yaml: batch_size is given twice in the mapping that begins in line 1. Remove one of them.",
+        ),
         ([*WORDS, "=5"], "'=5' has no property before the equals sign"),
         (["other.yaml"], "Experiment 'finetune_everything' does not exist"),
     ],

@@ -95,8 +95,35 @@ def test_variables_of_the_job(tmp_path: Path, wheels: list[Path]) -> None:
     given = ray_jobs.Wishes(variables=("COLUMNS=99", "UV_FIND_LINKS=/a=b"))
     environment = ray_jobs.runtime_env(tmp_path, wheels, given)
     assert environment["env_vars"] == {"COLUMNS": "99", "UV_FIND_LINKS": "/a=b"}
-    with pytest.raises(ray_jobs.Refused, match="--env UV_OFFLINE is not of the form NAME=VALUE"):
-        ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(variables=("UV_OFFLINE",)))
+    with pytest.raises(ray_jobs.Refused, match="--env UV-OFFLINE is not of the form NAME=VALUE or NAME"):
+        ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(variables=("UV-OFFLINE=1",)))
+
+
+def test_a_variable_without_value_is_taken_from_the_nodes(tmp_path: Path, wheels: list[Path]) -> None:
+    """Its value stands neither in the file nor in the job's metadata: Ray inserts it on the node."""
+    environment = ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(variables=("HF_TOKEN",)))
+    assert environment["env_vars"]["HF_TOKEN"] == "${HF_TOKEN}"
+
+
+def test_secrets_that_the_metadata_would_show_are_found() -> None:
+    """The warning names the option, not the secret."""
+    wishes = ray_jobs.Wishes(
+        variables=("HF_TOKEN=hf_0123456789abcdef", "COLUMNS=99", "WANDB_API_KEY"),
+        lines=("numpy<3", "--extra-index-url https://me:password123@example.org/simple"),
+        options=("--index-url=https://${USER}:${TOKEN}@example.org/simple",),
+    )
+    assert ray_jobs.exposed_secrets(wishes) == ["--env HF_TOKEN", "--pip"]
+
+
+def test_the_runtime_environment_is_its_owners(tmp_path: Path) -> None:
+    """A file that others could read, or a link that they planted, is replaced."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    path = tmp_path / "ray_runtime_env.yaml"
+    path.symlink_to(elsewhere)
+    ray_jobs._write_private(path, "pip: []")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert (path.read_text(), elsewhere.read_text()) == ("pip: []", "kept")
 
 
 def test_files_that_git_does_not_know(tmp_path: Path) -> None:
