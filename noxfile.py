@@ -41,16 +41,22 @@ LINT_TOOLS = (
 )
 # build and nox: what the tests of jobs run, as users do
 TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")
+# what the plugins depend on, without ado, Ray and the training stack
 UNIT_TOOLS = (
     "hypothesis",
+    "jinja2>=3.1",
     "matplotlib>=3.8",
-    "nvidia-ml-py",
-    "packaging",
-    "psutil",
+    "nox[uv]>=2025.2.9",
+    "nvidia-ml-py>=12.535",
+    "packaging>=23",
+    "psutil>=5.9.4",
     "pydantic>=2.10",
     "pytest>=8",
     "pytest-timeout",
-    "pyyaml",
+    "pytest-xdist",
+    "pyyaml>=6.0.2",
+    "rich>=13.8",
+    "typer>=0.22,<0.27",
 )
 WHEEL_TOOLS = ("pip", "pyyaml")
 BUILD_TOOLS = (
@@ -64,8 +70,12 @@ BUILD_TOOLS = (
     "setuptools-scm>=8.1",
     "twine",
 )
-# the server, and what its installer needs of the client; neither starts anything
-MARIADB = ("mariadb-server-core", "mariadb-client-core")
+# programs that tests use, with the Debian packages that have them: a database server for ado's shared store (the second program is what
+# its installer asks for defaults; the core package starts no server), and a browser for reports
+PROGRAMS = {
+    ("mariadbd", "my_print_defaults"): ("mariadb-server-core", "mariadb-client-core"),
+    ("chromium",): ("chromium",),
+}
 SHOWN = ("is_valid", "step_time_median_s", "dataset_tokens_per_second", "cpu_memory_peak_gib")
 IMPORTABLE = """
 import importlib, sys
@@ -200,15 +210,18 @@ def rounds(lists: list[str]) -> list[list[str]]:
     return [[f"{name}=={known[i]}" for name, known in versions.items() if len(known) > i] for i in range(count)]
 
 
-def provide_mariadb(session: nox.Session) -> None:
-    """Install the server that ado's shared store is tested with, where this user may; elsewhere that test is skipped."""
+def install_programs(session: nox.Session) -> None:
+    """Install missing programs that tests use if this user may do so; otherwise their tests are skipped."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
-    # the second is what the server's own installer asks for its defaults
-    there = all(shutil.which(name, path=path) for name in ("mariadbd", "my_print_defaults"))
-    if there or os.getuid() != 0 or not shutil.which("apt-get"):
+    missing = [
+        package
+        for programs, packages in PROGRAMS.items()
+        if not all(shutil.which(program, path=path) for program in programs)
+        for package in packages
+    ]
+    if not missing or os.getuid() != 0 or not shutil.which("apt-get"):
         return
-    # the core package has the server and starts none
-    for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", *MARIADB]):
+    for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", *missing]):
         options = ["-o", "DPkg::Lock::Timeout=300", "-y"]
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
         session.run("apt-get", *options, *command, env=quiet, external=True, silent=True, success_codes=range(256))
@@ -231,7 +244,7 @@ def unit(session: nox.Session) -> None:
     """Run the tests of the layers that need neither torch, Ray nor ado; what follows -- goes to pytest."""
     install(session, *UNIT_TOOLS)
     sources = os.pathsep.join(str(ROOT / plugin / "src") for plugin in PLUGINS)
-    selected = ["tests/core", "-m", "not ray and not torch and not slow"]
+    selected = ["-m", "not ray and not torch", "--numprocesses=2", "--dist=worksteal"]
     session.run("pytest", "--quiet", *(session.posargs or selected), env={"PYTHONPATH": sources})
 
 
@@ -254,10 +267,9 @@ def dev(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run all tests but those of building and installing, which have sessions of their own."""
     install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,report]"), *TEST_TOOLS)
-    provide_mariadb(session)
-    ours = [f"--ignore=tests/packaging/test_{name}.py" for name in ("version", "wheel")]
+    install_programs(session)
     # two at a time, since most of a test's time is the start of something; those of a file share what they start
-    session.run("pytest", *(session.posargs or ["tests", *ours, "--numprocesses=2", "--dist=loadfile"]))
+    session.run("pytest", *(session.posargs or ["--numprocesses=2", "--dist=loadfile"]))
 
 
 @nox.session

@@ -18,6 +18,7 @@ watches: with one of half a step in every 20 it covers 83 %. Both rooms, arithme
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 from collections.abc import Sequence
 
@@ -94,7 +95,7 @@ def _batch_means(points: Sequence[float], batches: int) -> float:
 
 
 def _autocovariance(centred: Sequence[float], lag: int) -> float:
-    return math.fsum(a * b for a, b in zip(centred, centred[lag:], strict=False)) / len(centred)
+    return math.fsum(map(operator.mul, centred, centred[lag:])) / len(centred)
 
 
 def _join_neighbours(values: Sequence[float]) -> list[float]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from ado_actuators.fms_hf_tuning import environments
-from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.fms_hf_tuning.core.host.local import Local
 from ado_actuators.fms_hf_tuning.core.measurement.plugin import Plugin
 
@@ -17,6 +16,9 @@ from ado_actuators.fms_hf_tuning.core.measurement.plugin import Plugin
 @pytest.fixture(scope="session", params=environments.versions())
 def local(request: pytest.FixtureRequest, own_home: Path) -> Iterator[Local]:
     """One host for each library version; its environment is built from the list in the package."""
+    # ado and Ray: pytest imports this file also where the tests that need them are deselected
+    from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
+
     plugin = Plugin("fms_hf_tuning", FMSHFTuning.kinds, environments.requirements(request.param, "cpu").name)
     settings = types.SimpleNamespace(
         environment="managed",

@@ -12,8 +12,6 @@ import pytest
 
 from .conftest import DISTRIBUTIONS, ROOT
 
-pytestmark = pytest.mark.slow
-
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tuning", "matplotlib")
 # every ado command imports the first line's modules before any plugin
 TIMED = """
@@ -55,12 +53,14 @@ def test_both_plugins_have_the_same_base(plugin: str) -> None:
     assert "scripts" not in projects[0]
 
 
+@pytest.mark.ray
 def test_the_installed_entry_point_is_the_actuator(plugin: str) -> None:
     """ado finds the plugin under its identifier."""
     (point,) = importlib.metadata.entry_points(group="ado.actuators", name=plugin)
     assert point.load().identifier == plugin
 
 
+@pytest.mark.ray
 def test_the_installed_command_is_the_plugins(plugin: str) -> None:
     """``ado-NAME`` runs the commands of the plugin with this name."""
     name = f"ado-{plugin.replace('_', '-')}"
@@ -73,6 +73,7 @@ def test_the_installed_command_is_the_plugins(plugin: str) -> None:
     assert (done.returncode, done.stderr) == (2, "--address is empty; leave it out to examine this machine.\n")
 
 
+@pytest.mark.ray
 def test_importing_a_plugin_is_cheap(plugin: str) -> None:
     """Every ado command pays for it: under 0.15 s beyond ado, and no training stack."""
     code = TIMED.format(plugin, HEAVY)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 HERE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"

@@ -60,6 +60,7 @@ def test_a_usage_error_has_its_own_status(words: list[str], capsys: pytest.Captu
     assert "Traceback" not in shown.err
 
 
+@pytest.mark.ray
 def test_options_may_stand_between_properties(capsys: pytest.CaptureFixture[str]) -> None:
     """Properties after an option are read as well."""
     experiment = ["--experiment", "finetune_lora_benchmark"]
@@ -68,6 +69,7 @@ def test_options_may_stand_between_properties(capsys: pytest.CaptureFixture[str]
     assert '"reason": "batch_size 3 is not divisible by 2 processes."' in capsys.readouterr().out
 
 
+@pytest.mark.ray
 def test_a_closed_pipe_is_not_an_error() -> None:
     """The exit status is that of the measurement, and nothing is printed about the pipe."""
     words = "run model_name=tiny-llama-5m model_max_length=8 batch_size=3 number_gpus=0 number_nodes=2 --json"
@@ -76,6 +78,7 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
+@pytest.mark.ray
 def test_shells_complete_names() -> None:
     """Names of experiments after the option, else names of properties."""
     for words, expected in (

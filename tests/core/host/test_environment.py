@@ -20,7 +20,7 @@ import pytest
 from ado_actuators.sfttrainer.core.host import environment
 from ado_actuators.sfttrainer.core.host.environment import EnvironmentProblem
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 # a process of its own that resolves a list and prints where the interpreter is
 BUILDER = """

@@ -14,7 +14,7 @@ from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
 from ado_actuators.sfttrainer.core.protocol.stopping import Protocol
 
 MOST_STEPS = 1200
-SERIES = 60
+SERIES = 40
 
 
 def noise(spread):
