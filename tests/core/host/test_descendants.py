@@ -149,6 +149,8 @@ sys.stdin.readline()
 @pytest.mark.parametrize(
     ("host_name", "alive"),
     [("elsewhere:1:5", True), ("", True), (f"{descendants._node()}:4194304:5", False), (descendants.this_host(), True)],
+    # the names of nodes and processes differ from one pytest-xdist worker to another
+    ids=["elsewhere", "unnamed", "ended", "this"],
 )
 def test_only_what_can_be_seen_counts_as_ended(host_name: str, alive: bool) -> None:
     """A process of another node or container is never taken for ended."""
