@@ -56,6 +56,7 @@ UNIT_TOOLS = (
     "pytest-xdist",
     "pyyaml>=6.0.2",
     "rich>=13.8",
+    "ruamel.yaml>=0.18.6",
     "typer>=0.22,<0.27",
 )
 WHEEL_TOOLS = ("pip", "pyyaml")

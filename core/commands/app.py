@@ -1,4 +1,4 @@
-"""The command line of a plugin: run, report, compare, doctor and dataset.
+"""The command line of a plugin: run, report, compare, doctor, dataset and convert.
 
 Imports typer only. Each command imports its module when it is called, so that ``--help`` and completion are fast and
 ``doctor`` works where ado does not.
@@ -26,6 +26,20 @@ SOURCE = (
 Samples = Annotated[int, typer.Option(help="Number of samples.")]
 Words = Annotated[int, typer.Option(help="Words of a sample.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds write equal files.")]
+
+
+class Actuator(StrEnum):
+    """What ``convert`` converts to."""
+
+    fms_hf_tuning = "fms_hf_tuning"
+    sfttrainer = "sfttrainer"
+
+
+class Weights(StrEnum):
+    """What ``convert`` lets models have."""
+
+    random = "random"
+    pretrained = "pretrained"
 
 
 class Format(StrEnum):
@@ -68,6 +82,7 @@ def build(plugin: str, environment: str, load: Load) -> typer.Typer:
     _add_compare(app, name)
     _add_doctor(app, name, plugin, environment)
     app.add_typer(_dataset(name), name="dataset")
+    _add_convert(app, name, plugin)
     return app
 
 
@@ -204,6 +219,57 @@ def _add_doctor(app: typer.Typer, name: str, plugin: str, environment: str) -> N
         from . import doctor as command
 
         raise typer.Exit(command.main(plugin, environment, address=address, state_dir=state_dir))
+
+
+def _add_convert(app: typer.Typer, name: str, plugin: str) -> None:
+    own = Actuator(plugin)
+    text = f"""Convert spaces, points, operations and actuator configurations of IBM's own actuator SFTTrainer.
+
+    Exit status: 0 the study is the same, 1 it differs where the output says so, 2 bad use.
+
+    \b
+    Examples:
+      {name} convert space.yaml operation.yaml configuration.yaml
+      {name} convert space.yaml --check
+    """
+
+    @app.command(help=text)
+    def convert(
+        files: Annotated[list[Path], typer.Argument(help="YAML files of one study.")],
+        to: Annotated[Actuator, typer.Option(help="The actuator to convert to.")] = own,
+        output: Annotated[
+            Path, typer.Option("-o", "--output", metavar="DIR", help="Where to write files of the same names.")
+        ] = Path("converted"),
+        check: Annotated[bool, typer.Option("--check", help="Only tell what would change.")] = False,
+        weights: Annotated[
+            Weights, typer.Option(help="random needs no download; pretrained loads, as IBM's actuator does.")
+        ] = Weights.random,
+        data: Annotated[
+            str,
+            typer.Option(
+                metavar="DIR",
+                help="Directory with the data sets of IBM's actuator, on every node. Default: synthetic data.",
+                show_default=False,
+            ),
+        ] = "",
+        adaptive: Annotated[
+            bool,
+            typer.Option("--adaptive", help="End each measurement when its rate is known, whatever the study says."),
+        ] = False,
+    ) -> None:
+        from . import convert as command
+
+        raise typer.Exit(
+            command.main(
+                files,
+                actuator=to.value,
+                output=output,
+                check=check,
+                weights=weights.value,
+                data=data,
+                adaptive=adaptive,
+            )
+        )
 
 
 def _dataset(name: str) -> typer.Typer:

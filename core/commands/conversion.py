@@ -1,0 +1,381 @@
+"""Converts ado's YAML documents for IBM's actuator ``SFTTrainer`` into documents for an actuator here.
+
+Documents are edited as ruamel.yaml has read them, so that comments and order stay. Values are those that PyYAML reads, as ado does.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from ruamel.yaml.util import load_yaml_guess_indent
+
+from ..workload import ibm, ibm_names
+from ..workload.ibm_values import Choices, Finding
+
+VERSION = "1.0.0"
+DEFAULTS_BELOW = f"defaults of IBM's actuator {ibm_names.ACTUATOR} that differ from those here"
+RANDOM_WALK = {"operatorName": "random_walk", "operationType": "explore"}
+# what a parameter of IBM's actuator configuration becomes
+PARAMETERS = {
+    "match_exact_dependencies": "the environment follows from number_gpus",
+    "hf_home": "export HF_HOME where Ray's nodes start",
+    "data_directory": "--data DIR takes its files",
+    "model_map": "model_name says it",
+}
+
+
+class Unusable(Exception):
+    """A file that cannot be converted, in one message."""
+
+
+@dataclasses.dataclass
+class Document:
+    """A YAML file.
+
+    Attributes:
+        path: where it was read.
+        kind: ``space``, ``point``, ``operation`` or ``actuator configuration``.
+        tree: as ruamel.yaml reads it, with comments; it is edited.
+        plain: as PyYAML reads it.
+        indents: spaces before the items of a list, dash included, and before its dash.
+        findings: what to tell about it.
+        steps: what was done, in order.
+    """
+
+    path: Path
+    kind: str
+    tree: Any
+    plain: dict[str, Any]
+    indents: tuple[int, int]
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    steps: list[str] = dataclasses.field(default_factory=list)
+
+    def tell(self, text: str, *, same: bool = True) -> None:
+        """Add a finding, once."""
+        self.add([Finding(text, same)])
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Add those findings that are new."""
+        self.findings += [finding for finding in findings if finding not in self.findings]
+
+    def step(self, text: str) -> None:
+        """Add what was done, once."""
+        self.steps += [text] if text not in self.steps else []
+
+    def text(self) -> str:
+        """Return the file as it is now."""
+        writer = _round_trip()
+        sequence, dash = self.indents
+        writer.indent(mapping=2, sequence=sequence, offset=dash)
+        stream = io.StringIO()
+        writer.dump(self.tree, stream)
+        return stream.getvalue()
+
+
+def read(path: Path) -> Document:
+    """Read one file.
+
+    Raises:
+        Unusable: there is no such file, it is not YAML, or none of ado's.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        plain = yaml.safe_load(text)
+        tree, sequence, dash = load_yaml_guess_indent(text, yaml=_round_trip())
+    except OSError as error:
+        raise Unusable(f"{path}: {error.strerror}.") from None
+    except (yaml.YAMLError, YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise Unusable(f"{path}: not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
+    kind = _kind(plain)
+    if not kind:
+        raise Unusable(f"{path} is no space, point, operation or actuator configuration of ado.")
+    return Document(path, kind, tree, plain, (sequence or 2, dash or 0))
+
+
+def _round_trip() -> YAML:
+    """Return what reads and writes YAML with comments, order and quotes."""
+    round_trip = YAML()
+    round_trip.preserve_quotes = True
+    round_trip.width = 4096
+    return round_trip
+
+
+def _kind(plain: Any) -> str:
+    if not isinstance(plain, dict):
+        return ""
+    if isinstance(plain.get("experiments"), list) and all(isinstance(one, dict) for one in plain["experiments"]):
+        if isinstance(plain.get("entity"), dict):
+            return "point"
+        if isinstance(plain.get("entitySpace"), list):
+            return "space"
+    if isinstance(plain.get("operation"), dict):
+        return "operation"
+    return "actuator configuration" if "actuatorIdentifier" in plain else ""
+
+
+def model_map(documents: Iterable[Document]) -> dict[str, str]:
+    """Return paths of models by name, of IBM's actuator configurations among the files."""
+    found: dict[str, str] = {}
+    for document in documents:
+        given = document.plain.get("parameters") or {}
+        if document.plain.get("actuatorIdentifier") == ibm_names.ACTUATOR and isinstance(given.get("model_map"), dict):
+            for name, path in given["model_map"].items():
+                chosen = path if isinstance(path, str) else next(iter(path.values()), "")
+                found[str(name)] = str(chosen)
+    return found
+
+
+def convert(document: Document, choices: Choices) -> None:
+    """Edit a document so that it says the same for another actuator, and note what was done.
+
+    Raises:
+        Unusable: it lacks what a document of its kind has.
+    """
+    try:
+        match document.kind:
+            case "space" | "point":
+                _convert_experiments(document, choices)
+            case "operation":
+                _convert_operation(document)
+            case _:
+                _convert_configuration(document, choices)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        text = f"{document.path}: incomplete {document.kind} ({type(error).__name__}: {error})"
+        raise Unusable(f"{text:.150}; ado create {document.kind.split()[-1]} --dry-run shows what is wrong.") from None
+    if not document.steps:
+        document.step(f"nothing to convert: it does not name the actuator {ibm_names.ACTUATOR}.")
+
+
+# -- spaces and points ------------------------------------------------------------------------------------------
+
+
+def _convert_experiments(document: Document, choices: Choices) -> None:
+    varied = _varied(document.plain)
+    changed: dict[str, tuple[str, list[Any]] | None] = {}
+    for tree, plain in zip(document.tree["experiments"], document.plain["experiments"], strict=True):
+        name = plain["experimentIdentifier"]
+        if plain.get("actuatorIdentifier") != ibm_names.ACTUATOR:
+            continue
+        ours = ibm_names.EXPERIMENTS.get(name)
+        if ours is None:
+            known = ", ".join(ibm_names.EXPERIMENTS)
+            raise Unusable(f"{document.path}: experiment {name} of {ibm_names.ACTUATOR} is unknown; there are {known}.")
+        asked = plain.get("parameterization") or []
+        given = {item["property"]["identifier"]: item["value"] for item in asked}
+        found = ibm.translate(ours, given, varied, choices)
+        changed |= {key: pair for key, pair in found.varied.items() if pair or key not in changed}
+        _set_scalar(tree, "actuatorIdentifier", choices.actuator)
+        _set_scalar(tree, "experimentIdentifier", ours)
+        at = list(tree).index("experimentIdentifier") + 1
+        tree.insert(at, "experimentVersion", DoubleQuotedScalarString(VERSION))
+        _set_parameterization(tree, given, found)
+        written = ", ".join(f"{key} {_number(value)}" for key, value in found.fixed.items() if key not in found.origin)
+        document.step(f"{name} is {ours} {VERSION} of {choices.actuator}")
+        if written:
+            document.step(f"written beside it: {written}")
+        document.add(found.findings)
+    if document.steps:
+        _leave_out_copies(document)
+        edit = _edit_space if document.kind == "space" else _edit_point
+        edit(document, changed)
+        if choices.weights == "random":
+            text = "weights are random: the speed of dense models does not depend on them; --weights pretrained loads them."
+            document.tell(text)
+
+
+def _varied(plain: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the properties of an entity or an entity space with their values, of a range its ends."""
+    if "entity" in plain:
+        return {name: [value] for name, value in plain["entity"].items()}
+    found = {}
+    for dimension in plain["entitySpace"]:
+        domain = dimension.get("propertyDomain") or {}
+        ends = domain.get("domainRange")
+        found[dimension["identifier"]] = domain.get("values") or ([ends[0], ends[1] - 1] if ends else [])
+    return found
+
+
+def _set_parameterization(tree: Any, given: dict[str, Any], found: ibm.Translation) -> None:
+    items, pending = CommentedSeq(), ""
+    old = tree.get("parameterization") or CommentedSeq()
+    if getattr(old, "ca", None) is not None and old.ca.comment:
+        items.ca.comment = old.ca.comment
+    for item in old:
+        name = str(item["property"]["identifier"])
+        wanted = [ours for ours in found.fixed if found.origin.get(ours) == name]
+        if not wanted:
+            pending += _comments(item)
+            continue
+        copied = _copy(item)
+        _set_scalar(copied["property"], "identifier", wanted[0])
+        if wanted[0] != name or found.fixed[wanted[0]] != given[name]:
+            copied["value"] = _scalar(found.fixed[wanted[0]])
+        for new in (copied, *(_item(ours, found.fixed[ours]) for ours in wanted[1:])):
+            items.append(new)
+        if pending:
+            items.yaml_set_comment_before_after_key(len(items) - len(wanted), before=pending.strip(), indent=6)
+            pending = ""
+    defaults = [ours for ours in found.fixed if ours not in found.origin]
+    for ours in defaults:
+        items.append(_item(ours, found.fixed[ours]))
+    if defaults:
+        before = "\n".join(filter(None, (pending.strip(), DEFAULTS_BELOW)))
+        items.yaml_set_comment_before_after_key(len(items) - len(defaults), before=before, indent=6)
+    if items:
+        tree["parameterization"] = items
+    else:
+        tree.pop("parameterization", None)
+
+
+def _item(name: str, value: Any) -> CommentedMap:
+    return CommentedMap({"property": CommentedMap({"identifier": name}), "value": _scalar(value)})
+
+
+def _copy(item: Any) -> Any:
+    """Return a copy with comments and without anchors: what several experiments shared differs now."""
+    copied = copy.deepcopy(item)
+    for node in (copied, copied["property"]):
+        node.yaml_set_anchor(None, always_dump=False)
+    return copied
+
+
+def _comments(node: Any) -> str:
+    """Return the text of all comments in a part of a tree, without their marks."""
+    found: list[str] = []
+    tokens = [one for key in getattr(getattr(node, "ca", None), "items", {}).values() for one in key or [] if one]
+    for token in tokens:
+        for one in token if isinstance(token, list) else [token]:
+            found += [line.strip().lstrip("#").strip() for line in one.value.splitlines() if line.strip()]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        found += _comments(child).splitlines()
+    return "".join(f"{line}\n" for line in found)
+
+
+def _edit_space(document: Document, changed: dict[str, tuple[str, list[Any]] | None]) -> None:
+    dimensions = document.tree["entitySpace"]
+    for at in reversed(range(len(dimensions))):
+        dimension = dimensions[at]
+        pair = changed.get(str(dimension["identifier"]))
+        if pair is None:
+            document.step(f"{dimension['identifier']} is no dimension here")
+            del dimensions[at]
+            continue
+        name, values = pair
+        if name != dimension["identifier"]:
+            document.step(f"{dimension['identifier']} is {name}")
+            _set_scalar(dimension, "identifier", name)
+        domain, plain = dimension.get("propertyDomain"), document.plain["entitySpace"][at].get("propertyDomain") or {}
+        if "values" in plain and (plain["values"] != values or any(map(_differ, plain["values"], values))):
+            flow = CommentedSeq(map(_scalar, values))
+            flow.fa.set_flow_style()
+            domain["values"] = flow
+            domain.pop("variableType", None)
+
+
+def _edit_point(document: Document, changed: dict[str, tuple[str, list[Any]] | None]) -> None:
+    entity = document.tree["entity"]
+    for name, value in list(document.plain["entity"].items()):
+        pair = changed.get(name)
+        if pair is None:
+            document.step(f"{name} is not a property here")
+            del entity[name]
+        elif pair[0] != name:
+            document.step(f"{name} is {pair[0]}")
+            entity.insert(list(entity).index(name), pair[0], _scalar(pair[1][0]))
+            del entity[name]
+        elif pair[1][0] != value or _differ(pair[1][0], value):
+            entity[name] = _scalar(pair[1][0])
+
+
+def _leave_out_copies(document: Document) -> None:
+    """Leave out experiments that are the same now: ado refuses them."""
+    experiments, seen = document.tree["experiments"], []
+    for at in range(len(experiments)):
+        said = yaml.safe_load(_dumped(experiments[at]))
+        said["parameterization"] = sorted(map(str, said.get("parameterization") or []))
+        seen.append(said)
+    for at in reversed(range(len(seen))):
+        if seen[at] in seen[:at]:
+            text = f"two experiments {seen[at]['experimentIdentifier']} are the same here: one of them is left out."
+            document.tell(text, same=False)
+            del experiments[at]
+
+
+# -- operations and configurations ------------------------------------------------------------------------------
+
+
+def _convert_operation(document: Document) -> None:
+    module = document.tree["operation"].get("module")
+    if module is not None and str(module.get("moduleClass")) == "RandomWalk":
+        document.tree["operation"]["module"] = CommentedMap(RANDOM_WALK)
+        document.step("the module RandomWalk is the operator random_walk")
+    _rename_outputs(document, document.tree["operation"].get("parameters"))
+    if not document.steps:
+        document.step("nothing to convert: an operation names no actuator")
+
+
+def _rename_outputs(document: Document, node: Any) -> None:
+    """Give measured properties in an operation's parameters, such as an optimizer's metric, the names they have here."""
+    pairs = list(node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ())
+    for key, value in pairs:
+        if not isinstance(value, str):
+            _rename_outputs(document, value)
+        elif value in ibm_names.OUTPUTS:
+            new = ibm_names.OUTPUTS[value]
+            if new is None:
+                document.tell(f"{key} {value} has no counterpart: it is not measured here.", same=False)
+            else:
+                document.step(f"{key} {value} is {new}")
+                _set_scalar(node, key, new)
+
+
+def _convert_configuration(document: Document, choices: Choices) -> None:
+    if document.plain["actuatorIdentifier"] != ibm_names.ACTUATOR:
+        return
+    _set_scalar(document.tree, "actuatorIdentifier", choices.actuator)
+    document.step(f"the configuration is one of {choices.actuator}")
+    for name in list(document.plain.get("parameters") or {}):
+        document.tell(f"{name} is left out: {PARAMETERS.get(name, 'there is nothing to set')}.")
+    document.tree["parameters"] = CommentedMap()
+    document.tree["parameters"].fa.set_flow_style()
+
+
+# -- nodes ------------------------------------------------------------------------------------------------------
+
+
+def _set_scalar(node: Any, key: Any, value: str) -> None:
+    """Replace a string and keep its quotes."""
+    old = node[key]
+    node[key] = type(old)(value) if type(old) is not str and isinstance(old, str) else value
+
+
+def _scalar(value: Any) -> Any:
+    """Return a value as it is to be written: whole numbers without a fraction, and quotes where ado would read something else."""
+    if isinstance(value, str) and yaml.safe_load(value) != value:
+        return DoubleQuotedScalarString(value)
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and value[:1].isdigit() else _number(value)
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two values that may be equal are a truth value and a number."""
+    return isinstance(one, bool) != isinstance(other, bool)
+
+
+def _dumped(node: Any) -> str:
+    stream = io.StringIO()
+    YAML().dump(node, stream)
+    return stream.getvalue()

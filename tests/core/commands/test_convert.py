@@ -1,0 +1,190 @@
+"""Files of studies for IBM's actuator, converted: what is written, what stays, what is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ado_actuators.sfttrainer.core.commands import convert
+
+RECORDINGS = Path(__file__).parents[2] / "recordings" / "ibm"
+
+
+def converted(tmp_path: Path, *files: Path, status: int = 1, **options: Any) -> list[Any]:
+    """Convert files and return what was written."""
+    output = tmp_path / "out"
+    defaults = {"actuator": "fms_hf_tuning", "check": False, "weights": "random", "data": "", "adaptive": False}
+    assert convert.main(list(files), output=output, **{**defaults, **options}) == status
+    return [yaml.safe_load((output / file.name).read_text()) for file in files if not options.get("check")]
+
+
+def written(tmp_path: Path, text: str, name: str = "study.yaml") -> Path:
+    """Write a file of a study."""
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def parameterization(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Return what an experiment of a space fixes."""
+    return {item["property"]["identifier"]: item["value"] for item in experiment["parameterization"]}
+
+
+POINT = """\
+# one workload
+entity:
+  model_name: llama3.2-1b
+  model_max_length: 512
+  batch_size: 4
+  number_gpus: 1
+  flash_attn: false
+  fast_moe: 0 # off
+experiments:
+- actuatorIdentifier: SFTTrainer
+  experimentIdentifier: finetune_lora_benchmark-v1.0.0
+  parameterization:
+  - {property: {identifier: fms_hf_tuning_version}, value: 3.1.0}
+"""
+
+
+def test_comments_and_order_stay(tmp_path: Path) -> None:
+    """Each comment of the local study is there, in order; its dimensions are unchanged to the letter."""
+    source = RECORDINGS / "local-space.yaml"
+    converted(tmp_path, source)
+    before, after = source.read_text(), (tmp_path / "out" / source.name).read_text()
+    comments = [text.partition("#")[2].strip() for text in before.splitlines() if "#" in text]
+    found = [text.partition("#")[2].strip() for text in after.splitlines() if "#" in text]
+    assert [text for text in found if text in comments] == comments
+    assert after.endswith(before[before.index("entitySpace:") :])
+
+
+def test_a_space_is_converted(tmp_path: Path) -> None:
+    """Names and version; what equals our default is left out; IBM's defaults that differ are added at the end."""
+    (space,) = converted(tmp_path, RECORDINGS / "local-space.yaml")
+    (experiment,) = space["experiments"]
+    assert experiment["actuatorIdentifier"] == "fms_hf_tuning"
+    assert (experiment["experimentIdentifier"], experiment["experimentVersion"]) == ("finetune_full_benchmark", "1.0.0")
+    assert list(parameterization(experiment).items()) == [
+        ("fms_hf_tuning_version", "3.1.0"),
+        ("stop_after_seconds", 30),
+        ("gradient_accumulation_steps", 4),
+        ("torch_dtype", "bfloat16"),
+        ("gradient_checkpointing", True),
+        ("target_ci_percent", 0),
+        ("max_steps", 1000000),
+    ]
+
+
+def test_experiments_that_shared_a_parameterization_get_one_each(tmp_path: Path) -> None:
+    """An anchor of the stability study stood for full fine-tuning and for LoRA, which have other defaults."""
+    (space,) = converted(tmp_path, RECORDINGS / "stability-space.yaml")
+    text = (tmp_path / "out" / "stability-space.yaml").read_text()
+    assert "&" not in text
+    full, fast, lora, _ = map(parameterization, space["experiments"])
+    assert "r" not in full
+    assert lora["r"] == 4
+    assert (full.get("fast_kernels"), fast["fast_kernels"]) == (None, True)
+
+
+def test_experiments_that_become_the_same_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TRL has none of the kernels in which two experiments differed; the dimension that it lacks goes too."""
+    (space,) = converted(tmp_path, RECORDINGS / "stability-space.yaml", actuator="sfttrainer")
+    assert [one["experimentIdentifier"] for one in space["experiments"]] == [
+        "finetune_full_benchmark",
+        "finetune_lora_benchmark",
+    ]
+    assert "fast_moe" not in [one["identifier"] for one in space["entitySpace"]]
+    assert "differs  two experiments finetune_lora_benchmark are the same here" in capsys.readouterr().out
+
+
+def test_a_point_is_converted(tmp_path: Path) -> None:
+    """Its entity has our names; a study that stays the same has status 0."""
+    source = written(tmp_path, POINT)
+    (point,) = converted(tmp_path, source, status=0)
+    assert point["entity"]["attn_implementation"] == "auto"
+    assert "flash_attn" not in point["entity"]
+    assert parameterization(point["experiments"][0])["target_modules"] == "q_proj,v_proj"
+    assert "# off" in (tmp_path / "out" / source.name).read_text()
+
+
+def test_a_configuration_gives_models_their_paths(tmp_path: Path) -> None:
+    """model_map becomes model_name, and no parameter stays."""
+    configuration = (
+        "actuatorIdentifier: SFTTrainer\nparameters: {hf_home: /h, model_map: {llama3.2-1b: {Vanilla: /w}}}\n"
+    )
+    point, settings = converted(
+        tmp_path, written(tmp_path, POINT), written(tmp_path, configuration, "ac.yaml"), status=0
+    )
+    assert point["entity"]["model_name"] == "/w"
+    assert settings == {"actuatorIdentifier": "fms_hf_tuning", "parameters": {}}
+
+
+def test_an_operation_gets_our_names(tmp_path: Path) -> None:
+    """Its sampler, and the property that an optimizer looks at."""
+    (walk,) = converted(tmp_path, RECORDINGS / "stability-operation.yaml", status=0)
+    assert walk["operation"]["module"] == {"operatorName": "random_walk", "operationType": "explore"}
+    assert walk["operation"]["parameters"]["singleMeasurement"] is False
+    text = "operation:\n  module: {operatorName: ray_tune}\n  parameters: {tuneConfig: {metric: train_runtime}}\n"
+    (tune,) = converted(tmp_path, written(tmp_path, text), status=0)
+    assert tune["operation"]["parameters"]["tuneConfig"]["metric"] == "train_runtime_s"
+    converted(tmp_path, written(tmp_path, text.replace("train_runtime", "cpu_memory_utilization")), status=1)
+
+
+def test_values_keep_the_meaning_that_ado_reads(tmp_path: Path) -> None:
+    """An unquoted no is False for ado, and the word no has to be quoted."""
+    text = (RECORDINGS / "local-space.yaml").read_text()
+    dimension = "  - identifier: accelerate_config_mixed_precision\n    propertyDomain: {values: [no, bf16, fp8]}\n"
+    (space,) = converted(tmp_path, written(tmp_path, text + dimension))
+    assert space["entitySpace"][-1] == {"identifier": "mixed_precision", "propertyDomain": {"values": ["no", "bf16"]}}
+
+
+def test_check_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same is told, and the status is the same."""
+    source = RECORDINGS / "local-space.yaml"
+    converted(tmp_path, source, check=True)
+    told = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert "differs  fms_hf_tuning_version 2.8.2 is not here" in told
+    assert told.rstrip().endswith("The study differs in 1 point, marked above.")
+
+
+def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
+    """What is not for IBM's actuator is copied."""
+    source = Path(__file__).parents[3] / "sfttrainer" / "examples" / "space.yaml"
+    assert converted(tmp_path, source, status=0) == [yaml.safe_load(source.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [", "not valid YAML at line"),
+        ("a: 1", "is no space, point, operation or actuator configuration"),
+        (POINT.replace("lora_benchmark-v1.0.0", "lora-v9"), "experiment finetune_lora-v9 of SFTTrainer is unknown"),
+        (POINT.replace("experimentIdentifier", "experiment"), "incomplete point"),
+        (POINT.replace("property: {identifier", "prop: {identifier"), "incomplete point"),
+    ],
+)
+def test_what_cannot_be_read_is_bad_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str
+) -> None:
+    """Status 2, one line that says why, and nothing is written."""
+    converted(tmp_path, written(tmp_path, text), status=2, check=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert told in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_the_source_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither is one converted file by another of the same name."""
+    source = written(tmp_path, POINT)
+    (tmp_path / "other").mkdir()
+    same = written(tmp_path / "other", POINT)
+    options = {"actuator": "sfttrainer", "check": False, "weights": "random", "data": "", "adaptive": False}
+    assert convert.main([source], output=tmp_path, **options) == 2
+    assert convert.main([source, same], output=tmp_path / "out", **options) == 2
+    assert source.read_text() == POINT
+    assert "would be overwritten" in capsys.readouterr().err
