@@ -90,7 +90,8 @@ def read(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
         plain = yaml.safe_load(text)
-        tree, sequence, dash = load_yaml_guess_indent(text, yaml=_round_trip())
+        tree = _round_trip().load(text)
+        _, sequence, dash = load_yaml_guess_indent(text)
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}.") from None
     except (yaml.YAMLError, YAMLError, ValueError) as error:
@@ -178,7 +179,7 @@ def _convert_experiments(document: Document, choices: Choices) -> None:
         _set_scalar(tree, "experimentIdentifier", ours)
         at = list(tree).index("experimentIdentifier") + 1
         tree.insert(at, "experimentVersion", DoubleQuotedScalarString(VERSION))
-        _set_parameterization(tree, given, found)
+        _set_parameterization(tree, given, found, indent=2 * document.indents[1] + 2)
         written = ", ".join(f"{key} {_number(value)}" for key, value in found.fixed.items() if key not in found.origin)
         document.step(f"{name} is {ours} {VERSION} of {choices.actuator}")
         if written:
@@ -205,7 +206,7 @@ def _varied(plain: dict[str, Any]) -> dict[str, list[Any]]:
     return found
 
 
-def _set_parameterization(tree: Any, given: dict[str, Any], found: ibm.Translation) -> None:
+def _set_parameterization(tree: Any, given: dict[str, Any], found: ibm.Translation, *, indent: int) -> None:
     items, pending = CommentedSeq(), ""
     old = tree.get("parameterization") or CommentedSeq()
     if getattr(old, "ca", None) is not None and old.ca.comment:
@@ -223,14 +224,14 @@ def _set_parameterization(tree: Any, given: dict[str, Any], found: ibm.Translati
         for new in (copied, *(_item(ours, found.fixed[ours]) for ours in wanted[1:])):
             items.append(new)
         if pending:
-            items.yaml_set_comment_before_after_key(len(items) - len(wanted), before=pending.strip(), indent=6)
+            items.yaml_set_comment_before_after_key(len(items) - len(wanted), before=pending.strip(), indent=indent)
             pending = ""
     defaults = [ours for ours in found.fixed if ours not in found.origin]
     for ours in defaults:
         items.append(_item(ours, found.fixed[ours]))
     if defaults:
         before = "\n".join(filter(None, (pending.strip(), DEFAULTS_BELOW)))
-        items.yaml_set_comment_before_after_key(len(items) - len(defaults), before=before, indent=6)
+        items.yaml_set_comment_before_after_key(len(items) - len(defaults), before=before, indent=indent)
     if items:
         tree["parameterization"] = items
     else:

@@ -10,7 +10,7 @@ import pytest
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.reporting.comparison import Tolerance
 
-COMMANDS = ("run", "report", "compare", "doctor", "dataset")
+COMMANDS = ("run", "report", "compare", "doctor", "dataset", "convert")
 LOADED = """
 import sys
 from ado_actuators.{}.__main__ import main

@@ -107,7 +107,9 @@ def test_a_point_is_converted(tmp_path: Path) -> None:
     assert point["entity"]["attn_implementation"] == "auto"
     assert "flash_attn" not in point["entity"]
     assert parameterization(point["experiments"][0])["target_modules"] == "q_proj,v_proj"
-    assert "# off" in (tmp_path / "out" / source.name).read_text()
+    text = (tmp_path / "out" / source.name).read_text()
+    assert "# off" in text
+    assert "\n  # defaults of IBM's actuator" in text
 
 
 def test_a_configuration_gives_models_their_paths(tmp_path: Path) -> None:
