@@ -8,4 +8,8 @@ class Refused(Exception):
 
 
 class BadInput(Exception):
-    """What the user provided cannot be used: a model cannot be read, data is malformed, a package is missing."""
+    """The user's input cannot be used: a model cannot be read, data is malformed, a package is missing."""
+
+
+class DataError(BadInput, ValueError):
+    """The data set cannot be used. The message names the file, the line or row, and what was expected."""

@@ -63,8 +63,8 @@ def quickly(seed: int, *, own_initialiser: bool) -> Iterator[None]:
     linear = torch.nn.Linear.reset_parameters
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, ParallelDraws(seed, pool):
         if own_initialiser:
-            torch.nn.Linear.reset_parameters = lambda self: None  # type: ignore[method-assign]
+            torch.nn.Linear.reset_parameters = lambda self: None
         try:
             yield
         finally:
-            torch.nn.Linear.reset_parameters = linear  # type: ignore[method-assign]
+            torch.nn.Linear.reset_parameters = linear

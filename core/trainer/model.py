@@ -16,11 +16,10 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol import supported
 from ..protocol.messages import Job
-from . import initialise, quantise
+from . import byte_tokenizer, initialise, quantise
 from .errors import BadInput, Refused
 from .fsdp import is_whole
 
-SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 # transformers renamed the argument in 4.56
 _DTYPE = "dtype" if tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
 
@@ -162,7 +161,7 @@ def tokenizer(job: Job, model: transformers.PreTrainedModel) -> transformers.Pre
         BadInput: text is to be tokenized and the model's tokenizer cannot be read.
     """
     if job.workload.dataset_id.startswith("synthetic-") or job.source is None:
-        return byte_tokenizer(job.workload.model_max_length)
+        return byte_tokenizer.build(job.workload.model_max_length)
     with _explained_tokenizer(job):
         loaded = transformers.AutoTokenizer.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
     if loaded.eos_token is None:
@@ -186,24 +185,6 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
         raise BadInput(
             _message(f"the tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))
         ) from error
-
-
-def byte_tokenizer(max_length: int) -> transformers.PreTrainedTokenizerFast:
-    """Return a tokenizer made here: one token a byte of UTF-8, after padding, end of sequence and unknown."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
-    bytewise = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bytewise,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        model_max_length=max_length,
-    )
 
 
 def router_facts(model: torch.nn.Module, wrapped_by: str, tokens: list[int]) -> dict[str, float]:

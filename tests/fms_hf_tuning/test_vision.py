@@ -118,18 +118,18 @@ def test_cross_attention_needs_one_token_for_an_image(local: Local, tmp_path: Pa
             {"dataset_image_field": "photo"},
             "dataset_image_field: data set {path!r} has no column 'photo'; it has image, caption.",
         ),
-        ({"dataset_text_field": "caption"}, "the image in row 3 of data set {path!r} cannot be decoded."),
+        ({"dataset_text_field": "caption"}, "Row 3 of data set {path!r}: the image cannot be decoded."),
         (
             {"dataset_text_field": "caption", "model_max_length": 37},
-            "the image in row 1 of data set {path!r}, 56x56, takes 37 tokens: model_max_length 37 leaves none for text.",
+            "Row 1 of data set {path!r}: the image of 56x56 pixels has 37 tokens; model_max_length 37 leaves none for text.",
         ),
         (
             {"dataset_id": "/no.parquet"},
-            "data set '/no.parquet' does not exist; give a .parquet file, or synthetic-image.",
+            "Data set '/no.parquet' does not exist; use a .parquet file, or synthetic-image.",
         ),
         (
             {"dataset_id": "/no.jsonl"},
-            "data set '/no.jsonl' is no .parquet file, which dataset_image_field needs; or use synthetic-image.",
+            "Data set '/no.jsonl' is not a .parquet file, which dataset_image_field needs; or use synthetic-image.",
         ),
     ],
 )

@@ -194,12 +194,12 @@ def test_ranks_stop_together_when_the_rate_is_known(local: Local) -> None:
 def test_a_model_directory_with_its_own_tokenizer_learns_from_text(local: Local, tmp_path: Path) -> None:
     """Prompts carry no loss; tokens are those of the directory's tokenizer."""
     transformers = pytest.importorskip("transformers")
-    from ado_actuators.sfttrainer.core.trainer.model import byte_tokenizer
+    from ado_actuators.sfttrainer.core.trainer import byte_tokenizer
 
     directory = tmp_path / "a model"
     config = {**(models.resolve("tiny-llama-5m").architecture or {})}
     transformers.AutoConfig.for_model(**config).save_pretrained(directory)
-    byte_tokenizer(64).save_pretrained(directory)
+    byte_tokenizer.build(64).save_pretrained(directory)
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"prompt": "2 + 2 = ", "completion": "four"}) + "\n")
     got = measure(local, model_name=str(directory), dataset_id=str(path)).properties
@@ -241,7 +241,7 @@ def test_the_same_command_repeats_the_run(local: Local) -> None:
     [
         ("missing.jsonl", None, "missing.jsonl"),
         ("empty.jsonl", "", "empty"),
-        ("malformed.jsonl", '{"text": "fine"}\n{"text": \n', "line 2"),
+        ("malformed.jsonl", '{"text": "fine"}\n{"text": \n', "Line 2"),
         ("columns.jsonl", '{"words": "fine"}\n', "text"),
     ],
 )

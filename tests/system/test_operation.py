@@ -177,7 +177,7 @@ def test_an_operation_goes_on_whatever_its_entities_are(tmp_path: Path) -> None:
     assert {name for name in missing if not name.startswith(NOT_HERE)} <= too_short
     told = {Path(row["dataset_id"]).stem: row["reason"] for row in rows if row["model_name"] == "tiny-llama-5m"}
     assert "does not exist" in told["missing"]
-    assert "line 2 of data set" in told["malformed"]
+    assert "Line 2 of data set" in told["malformed"]
     assert "is empty" in told["empty"]
     unknown = {row["reason"] for row in rows if row["model_name"] == "tiny-lama-5m"}
     assert len(unknown) == 1

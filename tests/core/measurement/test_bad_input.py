@@ -23,7 +23,7 @@ from ado_actuators.sfttrainer.core.commands import run
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.core.measurement.verdict import refusal
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
-from ado_actuators.sfttrainer.core.trainer import data, model
+from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data
 from ado_actuators.sfttrainer.core.trainer.errors import BadInput
 from ado_actuators.sfttrainer.core.workload.experiments import KINDS
 from ado_actuators.sfttrainer.core.workload.fields import Workload
@@ -260,7 +260,7 @@ LINES = st.one_of(
     ).map(lambda row: json.dumps(row).encode()),
     st.sampled_from([b"[" * 3000, b'{"text": "\\ud800"}', b'{"text": "x"}', b'{"messages": [{}]}', b'{"text": 1e999}', b"\xef\xbb\xbf{}"]),
 )  # fmt: skip
-TOKENIZER = model.byte_tokenizer(16)
+TOKENIZER = byte_tokenizer.build(16)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ pyarrow = pytest.importorskip("pyarrow")
 from ado_actuators.sfttrainer.__main__ import main  # noqa: E402
 from ado_actuators.sfttrainer.core.commands import dataset  # noqa: E402
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer import data, model  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.errors import BadInput, Refused  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import BadInput, DataError, Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(120)]
@@ -40,12 +40,12 @@ END = 1
 def build(tokenizer: Any = None, **change: Any) -> data.DataSet:
     """Build the data set of a changed workload."""
     workload = JobWorkload(**Workload.model_construct(**{**WORKLOAD, **change}).model_dump())
-    return data.build(Job(id="test", workload=workload), tokenizer or model.byte_tokenizer(16), CONFIG)
+    return data.build(Job(id="test", workload=workload), tokenizer or byte_tokenizer.build(16), CONFIG)
 
 
 def encode(text: str) -> list[int]:
     """Return the byte tokenizer's ids."""
-    return list(model.byte_tokenizer(16)(text)["input_ids"])
+    return list(byte_tokenizer.build(16)(text)["input_ids"])
 
 
 def write(path: Path, *rows: object) -> str:
@@ -147,7 +147,7 @@ def test_only_what_the_steps_need_is_read(tmp_path: Path) -> None:
     """A long file costs what its beginning costs: the malformed line 25 is never reached."""
     path = write(tmp_path / "d.jsonl", *({"text": "ab"} for _ in range(24)), "{")
     assert build(dataset_id=path).distinct == 24
-    with pytest.raises(data.DataError, match="line 25"):
+    with pytest.raises(DataError, match="Line 25"):
         build(dataset_id=path, num_train_epochs=1)
 
 
@@ -161,13 +161,13 @@ def test_the_text_may_have_another_column(tmp_path: Path) -> None:
     """The named column is trained on; a file without it is answered with what it has."""
     path = write(tmp_path / "d.jsonl", {"text": "no", "story": "yes"})
     assert build(dataset_id=path, dataset_text_field="story").lengths == [4] * 24
-    with pytest.raises(data.DataError, match=r"line 1 of data set .* needs tale, prompt and completion"):
+    with pytest.raises(DataError, match=r"Line 1 of data set .* needs tale, prompt and completion"):
         build(dataset_id=path, dataset_text_field="tale")
 
 
 def test_chat_goes_through_the_template(tmp_path: Path) -> None:
     """Messages are rendered by the tokenizer's own template."""
-    tokenizer = model.byte_tokenizer(64)
+    tokenizer = byte_tokenizer.build(64)
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
     rows = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
     made = build(tokenizer, dataset_id=write(tmp_path / "d.jsonl", rows))
@@ -186,7 +186,7 @@ def test_samples_without_loss_after_the_cut_are_dropped(tmp_path: Path) -> None:
     long = {"prompt": "a" * 16, "completion": "b"}
     made = build(dataset_id=write(tmp_path / "d.jsonl", long, {"text": "ab"}))
     assert (made.dropped, made.distinct) == (1, 1)
-    with pytest.raises(data.DataError, match="no sample with a token to learn within 16 tokens"):
+    with pytest.raises(DataError, match="no sample with a label within 16 tokens"):
         build(dataset_id=write(tmp_path / "e.jsonl", long))
 
 
@@ -200,7 +200,7 @@ def test_parquet_equals_json_lines(tmp_path: Path) -> None:
 
 def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
     """Line numbers are the editor's."""
-    with pytest.raises(data.DataError, match=r"^line 4 of data set .*d\.jsonl' is not valid JSON\.$"):
+    with pytest.raises(DataError, match=r"^Line 4 of data set .*d\.jsonl' is not valid JSON\.$"):
         build(dataset_id=write(tmp_path / "d.jsonl", {"text": "a"}, "", {"text": "b"}, '{"text": '))
 
 
@@ -209,12 +209,12 @@ def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
     [
         ("d.jsonl", b"", "is empty"),
         ("d.jsonl", b"\n\n", "is empty"),
-        ("d.jsonl", b'["text"]\n', "line 1"),
-        ("d.jsonl", b'{"text": 5}\n', "line 1"),
-        ("d.jsonl", b'{"words": "a"}\n', "its columns: words"),
-        ("d.jsonl", b'{"prompt": "a"}\n', "its columns: prompt"),
-        ("d.jsonl", b'{"text": "\xff"}\n', "line 1"),
-        ("d.jsonl", b"[" * 100_000 + b"\n", "line 1"),
+        ("d.jsonl", b'["text"]\n', "Line 1"),
+        ("d.jsonl", b'{"text": 5}\n', "Line 1"),
+        ("d.jsonl", b'{"words": "a"}\n', "it has words"),
+        ("d.jsonl", b'{"prompt": "a"}\n', "it has prompt"),
+        ("d.jsonl", b'{"text": "\xff"}\n', "Line 1"),
+        ("d.jsonl", b"[" * 100_000 + b"\n", "Line 1"),
         ("d.jsonl", b'{"messages": [{"role": "user", "content": "hi"}]}\n', "no chat template"),
         ("d.parquet", b"no parquet", "cannot be read as parquet"),
         ("d.csv", b"text\na\n", "neither a .jsonl nor a .parquet"),
@@ -223,7 +223,7 @@ def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
 def test_a_bad_file_is_one_message(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     """File, place and expectation are named, whatever is wrong; a failure of the user, not a crash."""
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(data.DataError) as raised:
+    with pytest.raises(DataError) as raised:
         build(dataset_id=str(tmp_path / name))
     message = str(raised.value)
     assert says in message
@@ -237,28 +237,28 @@ def test_a_bad_file_is_one_message(tmp_path: Path, name: str, content: bytes, sa
 def test_parquet_with_other_columns(tmp_path: Path) -> None:
     """The columns there are, are named."""
     parquet.write_table(pyarrow.table({"words": ["a"]}), tmp_path / "d.parquet")
-    with pytest.raises(data.DataError, match="it has words"):
+    with pytest.raises(DataError, match="it has words"):
         build(dataset_id=str(tmp_path / "d.parquet"))
 
 
 def test_an_empty_parquet_file(tmp_path: Path) -> None:
     """Columns without rows are empty data."""
     parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "d.parquet")
-    with pytest.raises(data.DataError, match="is empty"):
+    with pytest.raises(DataError, match="is empty"):
         build(dataset_id=str(tmp_path / "d.parquet"))
 
 
 def test_a_directory_is_no_data_set(tmp_path: Path) -> None:
     """The system's own word says what is wrong."""
     (tmp_path / "d.jsonl").mkdir()
-    with pytest.raises(data.DataError, match="Is a directory"):
+    with pytest.raises(DataError, match="Is a directory"):
         build(dataset_id=str(tmp_path / "d.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["synthetic-gauss", "/no/such/file.jsonl"])
 def test_unknown_data_names_the_choices(name: str) -> None:
     """What could have been meant is listed."""
-    with pytest.raises(data.DataError) as raised:
+    with pytest.raises(DataError) as raised:
         build(dataset_id=name)
     assert name in str(raised.value)
     assert "synthetic-lognormal" in str(raised.value)

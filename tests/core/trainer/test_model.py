@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer import initialise, model  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, initialise, model  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import BadInput, Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.workload import models  # noqa: E402
 from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
@@ -48,7 +48,7 @@ def saved(tmp_path: Path) -> Path:
     """A model directory with weights and tokenizer."""
     network, _ = model.build(job(SMALL))
     network.save_pretrained(tmp_path)
-    model.byte_tokenizer(32).save_pretrained(tmp_path)
+    byte_tokenizer.build(32).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -241,7 +241,7 @@ def test_a_hub_id_out_of_reach_is_one_message() -> None:
 
 def test_the_byte_tokenizer_takes_any_text() -> None:
     """One token for each byte of UTF-8; decoding gives the text back."""
-    tokenizer = model.byte_tokenizer(64)
+    tokenizer = byte_tokenizer.build(64)
     text = "héllo\n 語"
     ids = tokenizer(text)["input_ids"]
     assert len(ids) == len(text.encode())
@@ -268,7 +268,7 @@ def test_user_data_without_a_tokenizer(saved: Path) -> None:
 
 def test_a_tokenizer_larger_than_the_model(saved: Path) -> None:
     """Ids beyond the embedding would crash a GPU; they are found before."""
-    tokenizer = model.byte_tokenizer(32)
+    tokenizer = byte_tokenizer.build(32)
     tokenizer.add_tokens([f"<{number}>" for number in range(100)])
     tokenizer.save_pretrained(saved)
     asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
