@@ -45,13 +45,19 @@ class Plugin:
         variant = "cuda" if workload.number_gpus else "cpu"
         name = self.requirements.format(version=workload.fms_hf_tuning_version, variant=variant)
         if not (ENVIRONMENTS / name).is_file():
-            shape = re.escape(self.requirements).replace(r"\{version\}", "(.+)").replace(r"\{variant\}", variant)
-            names = sorted(path.name for path in ENVIRONMENTS.glob(f"*-{variant}.txt"))
-            known = ", ".join(found[1] for one in names if (found := re.fullmatch(shape, one)))
+            known = ", ".join(self.versions(variant))
             raise failures.BadInput(
                 f"there is no environment for fms_hf_tuning_version {workload.fms_hf_tuning_version!r}; there are {known}."
             )
         return name
+
+    def versions(self, variant: str) -> list[str]:
+        """Return the library versions with a pinned list for ``variant`` (cpu or cuda), oldest first."""
+        if self.requirements is None:
+            return []
+        pattern = re.escape(self.requirements).replace(r"\{version\}", "(.+)").replace(r"\{variant\}", variant)
+        found = (re.fullmatch(pattern, path.name) for path in ENVIRONMENTS.iterdir())
+        return sorted((match[1] for match in found if match), key=_numbers)
 
     def check(self, workload: Workload, architecture: dict[str, Any] | None, *, environment: str) -> None:
         """Reject a workload that the library of the managed environment cannot run, before anything starts.
@@ -69,3 +75,7 @@ class Plugin:
         pinned = (ENVIRONMENTS / str(self.requirements_of(workload))).read_text(encoding="utf-8")
         if message := self.unsupported(JobWorkload(**workload.model_dump()), pinned, architecture):
             raise failures.InvalidConfiguration(message)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))

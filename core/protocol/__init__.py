@@ -1,1 +1,1 @@
-"""What a host and its trainers share: messages, the stopping rule, what a model supports. Standard library only."""
+"""Shared by hosts and trainers: messages, the stopping rule, supported features. Imports the standard library only."""

@@ -1,18 +1,18 @@
-"""Confidence interval of a mean step time from steps that depend on each other. Standard library only.
+"""Confidence interval of the mean of step times that are autocorrelated. Imports the standard library only.
 
-The half-width is the larger of two:
+The half-width is the larger of two terms:
 
-- Student's t times the standard error of the mean, the variance multiplied by the autocorrelation time τ and the
-  degrees of freedom reduced to n/τ - 1; plus what one more stall like the worst one seen would add, (max - median)/n,
-  since few stalls make a skewed sum. τ is the largest of several estimates: stopping looks at the interval again and
-  again, and would otherwise pick the moment at which an estimate is too small by chance.
-- What stalls may add of which none was seen: after n steps their rate is at most 3/n with 95 % confidence (rule of
-  three), and a stall is taken to cost a fifth of a step. Steps as even as a clock's so need 30 steps for 2 %.
+- Student's t times the standard error of the mean, with the variance multiplied by the autocorrelation time τ and the degrees of
+  freedom reduced to n/τ - 1. To this is added the effect of one more stall like the longest one measured, (max - median)/n, because
+  a few stalls make the distribution skewed. τ is the largest of several estimates: the stopping rule computes the interval
+  repeatedly, and would otherwise tend to stop when an estimate is too small by chance.
+- The effect of stalls that did not occur while measuring: after n steps their rate is at most 3/n with 95 % confidence (rule of
+  three), and a stall is assumed to take a fifth of a step. Perfectly even steps therefore need 30 steps for 2 %.
 
-The mean it speaks of is that of the process which made the steps; where the steps trend, the mean of the trend over the
-measured steps. Simulated up to the moment of stopping at 2 %, it covers that mean in over 95 % of series with noise,
-drift, stalls and autocorrelation up to 0.9. No rule sees stalls that are dear and too rare to happen once while it
-watches: with one of half a step in every 20 it covers 83 %. Both rooms, arithmetic and trainer, import this file.
+The true mean is that of the random process that generates the steps or, if step times have a trend, the mean of the trend over the
+measured steps. In simulations that stop at 2 %, the interval contains the true mean in over 95 % of series with noise, drift, stalls
+and autocorrelation up to 0.9. No rule can account for long stalls that never occur while measuring: with a stall of half a step in
+every 20 steps, the interval contains the true mean in 83 % of series.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import statistics
 from collections.abc import Sequence
 
 STALL_SHARE = 0.2
-# more points than this are joined in equal neighbours before their correlation is looked at, which bounds the work
+# a longer series is reduced to at most this many means of neighbouring steps, which bounds the time to compute correlations
 MOST_POINTS = 512
 BATCHES = (5, 10)
 Z_975 = 1.959963984540054
@@ -33,7 +33,7 @@ def half_width_percent(durations: Sequence[float]) -> float:
     """Return the half-width of the 95 % confidence interval of the mean, percent of the mean.
 
     Args:
-        durations: step times in seconds, at least two, in the order in which they happened.
+        durations: step times in seconds, at least two, in order of time.
     """
     n = len(durations)
     mean = math.fsum(durations) / n
@@ -47,7 +47,7 @@ def half_width_percent(durations: Sequence[float]) -> float:
 
 
 def autocorrelation_time(points: Sequence[float]) -> float:
-    """Return how many neighbouring points carry the information of one: at least 1.
+    """Return the autocorrelation time: how many neighbouring points carry as much information as one independent point; at least 1.
 
     The largest of: the initial monotone positive sequence of autocovariances (Geyer 1992, Statistical Science 7), the
     time of a first-order autoregression, and the variance of batch means.
@@ -60,7 +60,7 @@ def autocorrelation_time(points: Sequence[float]) -> float:
         return 1.0
     estimates = [1.0, _initial_sequence(centred, gamma0), _autoregression(centred, gamma0)]
     estimates += [_batch_means(points, batches) for batches in BATCHES if n >= 3 * batches]
-    # two points of information are the least that leaves a degree of freedom
+    # an effective number of two points is the least that leaves a degree of freedom
     return min(max(estimates), n / 2)
 
 
@@ -81,9 +81,9 @@ def _autoregression(centred: Sequence[float], gamma0: float) -> float:
     n = len(centred)
     rho = _autocovariance(centred, 1) / gamma0
     if rho < 1.64 / math.sqrt(n):
-        # not distinguishable from independent steps
+        # not significantly different from independent steps
         return 1.0
-    # the estimate is too small by (1 + 3ρ)/n (Kendall 1954); one standard error on top errs on the side of more steps
+    # corrects the bias of -(1 + 3ρ)/n (Kendall 1954), and adds one standard error, so that rather too many steps are measured
     rho = min(0.99, rho + (1 + 3 * rho) / n + math.sqrt((1 - rho * rho) / n))
     return (1 + rho) / (1 - rho)
 
@@ -111,7 +111,7 @@ def _variance(values: Sequence[float]) -> float:
 def student_t_975(degrees: float) -> float:
     """Return the 97.5 % quantile of Student's t, within 0.2 %; exact for 1 and 2 degrees of freedom.
 
-    Abramowitz and Stegun 26.7.5. Degrees of freedom are rounded down to whole ones below 3, and up to 1.
+    Abramowitz and Stegun 26.7.5. Degrees of freedom below 3 are rounded down to 2 or 1, and raised to 1 below that.
     """
     if degrees < 2:
         return 12.706204736432095

@@ -1,9 +1,9 @@
 """The messages between a host and its trainers, and what a host returns, as types.
 
-Imports the standard library only and runs on Python 3.10: trainers import it in environments that have nothing of ours.
+Imports the standard library only and runs on Python 3.10, because trainers import it in environments without this plugin.
 
 Each message is one line of JSON. A host writes jobs (``Job.to_line``) to a trainer's standard input; a trainer answers with the
-messages of the union ``Message``, which their key ``event`` tells apart.
+messages of the union ``Message``, which differ in their key ``event``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ JsonObject = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobWorkload:
-    """The fields of ``core.workload.fields.Workload`` as plain values; a test keeps the two equal."""
+    """The fields of ``core.workload.fields.Workload`` as plain values; a test checks that both have the same fields."""
 
     method: Literal["full", "lora", "qlora", "prompt_tuning", "gptq_lora"]
     model_name: str
@@ -86,7 +86,7 @@ class JobWorkload:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one trainer process is to do. The defaults describe a single process.
+    """The task of one trainer process. The defaults describe a single process.
 
     Attributes:
         id: unique name of the measurement.
@@ -94,8 +94,8 @@ class Job:
         task: ``benchmark`` and ``stability`` train, ``memory_estimate`` traces.
         architecture: the model's Hugging Face configuration; None: read it from ``source``.
         source: directory or hub id of the model; None for a model without published weights.
-        run_dir: directory for files of this measurement, removed afterwards; empty: the host chooses one.
-        cache_dir: directory for files that later measurements use again; empty: the host chooses one.
+        run_dir: directory for files of this measurement, removed afterwards; the host replaces the empty string.
+        cache_dir: directory for files that later measurements reuse; the host replaces the empty string.
         rank: rank of this process among all processes of the measurement.
         world_size: number of processes of the measurement.
         local_rank: rank of this process on its node.
@@ -103,9 +103,9 @@ class Job:
         master_addr: address of the node of rank 0.
         master_port: port of the rendezvous at ``master_addr``.
         threads: CPU threads of this process; 0 leaves PyTorch's default.
-        trust_remote_code: whether a model may bring its own code.
+        trust_remote_code: whether to run Python code that comes with a model.
         fresh_trainers: whether trainers are started for this job alone and ended after it.
-        capacity_bytes: memory one device can give, for the largest batch of an estimate; None: do not search for it.
+        capacity_bytes: usable memory of one device, for the search for an estimate's largest batch; None: no search.
     """
 
     id: str
@@ -132,7 +132,7 @@ class Job:
 
     @classmethod
     def from_line(cls, line: str) -> Job:
-        """Read what ``to_line`` wrote.
+        """Parse a line that ``to_line`` returned.
 
         Raises:
             ValueError: the line is not JSON.
@@ -157,7 +157,7 @@ class MemoryInUse(_MemoryInUse, total=False):
 
 
 class Ready(MemoryInUse):
-    """The stack is imported; the memory in use is the baseline of later measurements."""
+    """The stack is imported. The memory in use is the baseline for the memory after each measurement."""
 
     event: Literal["ready"]
     versions: dict[str, str]
@@ -177,7 +177,7 @@ class _Progress(TypedDict):
 
 
 class Progress(_Progress, total=False):
-    """How far a measurement is; ``of`` is the largest number of steps."""
+    """The progress of a measurement: its state, and during training the step and the most steps (``of``)."""
 
     step: int
     of: int
@@ -192,7 +192,7 @@ class _FailureMessage(TypedDict):
 
 
 class FailureMessage(_FailureMessage, total=False):
-    """Why there is no record: class name and text of an exception; ``missing`` names a module that cannot be imported."""
+    """A measurement without a record: class name and text of the exception; ``missing`` is a module that cannot be imported."""
 
     missing: str | None
 
@@ -224,7 +224,7 @@ class _TrainingRecord(_Result):
 
 
 class Record(_TrainingRecord, total=False):
-    """What one rank measured; docs/architecture.md explains each key. Peaks that are not known are absent."""
+    """The measurement of one rank; docs/architecture.md explains each key. Unknown peaks are absent."""
 
     rss_peak_bytes: int
     torch_peak_allocated_bytes: int
@@ -232,7 +232,7 @@ class Record(_TrainingRecord, total=False):
 
 
 class EstimateRecord(_Result):
-    """What a memory estimate found: bytes per phase and use of memory, and batch sizes summed over all devices."""
+    """The result of a memory estimate: bytes by phase and kind of memory; batch sizes are sums over all devices."""
 
     peaks_bytes: dict[str, dict[str, int]]
     largest_batch_size: int | None
@@ -244,7 +244,7 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def progress(state: str) -> Progress:
-    """Return a progress message that says ``state`` only."""
+    """Return a progress message with only a state."""
     return {"event": "progress", "state": state}
 
 
@@ -262,7 +262,7 @@ def describe(message: Progress) -> str:
 
 
 class DeviceDescription(TypedDict):
-    """One GPU, for the metadata of a result; None where the driver does not say."""
+    """One GPU, for the metadata of a result; None if the driver does not report a value."""
 
     name: str
     uuid: str
@@ -281,7 +281,7 @@ class HardwareDescription(TypedDict, total=False):
 
 
 class DeviceSummary(TypedDict):
-    """What a host sampled: ``properties`` by name, for each ``omitted`` one the reason, and the hardware (``describe``)."""
+    """The host's device samples, summarised: ``properties`` by name, the reason for each ``omitted`` property, and the hardware."""
 
     properties: dict[str, float]
     omitted: dict[str, str]
@@ -289,18 +289,18 @@ class DeviceSummary(TypedDict):
 
 
 class Steps(TypedDict):
-    """Number of warm-up steps, and why measuring stopped."""
+    """The number of warm-up steps, and the reason why the measurement stopped."""
 
     warmup: int
     stopped_by: StopReason
 
 
 class ResultMetadata(TypedDict, total=False):
-    """What is stored beside the properties of a result, so that it can be understood and repeated.
+    """Metadata stored with the properties of a result, with which the measurement can be understood and repeated.
 
-    All have ``versions``. ``reason`` says why a workload cannot run. ``hosts`` to ``device_per_host`` say where it ran, ``facts`` to
-    ``phases_s`` how, ``peaks_bytes`` and ``traced_batches`` belong to estimates, ``errors`` and ``logs`` to repeated runs.
-    ``omitted`` groups the properties without a value by reason.
+    ``versions`` is always present. ``reason`` explains why a workload cannot run. ``hosts`` to ``device_per_host`` describe where the
+    workload ran, ``facts`` to ``phases_s`` how it ran. ``peaks_bytes`` and ``traced_batches`` belong to memory estimates, ``errors`` and
+    ``logs`` to experiments with several runs. ``omitted`` groups the properties without a value by reason.
     """
 
     versions: dict[str, str]

@@ -1,12 +1,12 @@
-"""When warm-up ends and when enough has been measured: fed with step times, knows no clock. Standard library only.
+"""Decides when warm-up ends and when a measurement stops, from step times alone. Reads no clock; imports the standard library only.
 
-Warm-up lasts at least 3 steps. It has ended when the median of the last five steps differs by less than 3 % from the
-median of the five one step earlier; the five that show it count as measured. It takes at most 40 % of the budget,
-``max_steps`` or ``stop_after_seconds``, whichever is used up first (but never fewer than 3 steps), and always leaves
-a step to measure: of three steps one is measured, and where only one step ran it is that one, without warm-up.
+Warm-up lasts at least 3 steps. It ends when the median of the last five steps differs by less than 3 % from the median of the five
+steps that end one step earlier; those last five steps count as measured. Warm-up takes at most 40 % of ``max_steps`` and of
+``stop_after_seconds``, but not fewer than 3 steps. It always leaves one step to measure: of three steps one is measured, and a
+single step is measured without warm-up.
 
-Measuring stops when the confidence interval of the mean step time is narrower than the target, both with and without
-the last tenth of the measured steps, and with at least ten; or at ``max_steps``; or after ``stop_after_seconds``.
+A measurement stops when the half-width of the confidence interval of the mean step time is at most the target, both with and without
+the last tenth of the measured steps and with at least ten steps each; or at ``max_steps``; or after ``stop_after_seconds``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ LEAST_WARMUP = 3
 LEAST_MEASURED = 10
 SETTLED = 0.03
 WARMUP_SHARE = 0.4
-# up to this step checks are as near as they may be, then a tenth apart
+# up to this step checks are as close together as ``checks_apart`` allows, then a tenth apart
 DENSE_CHECKS = 12
-# steps from one check to the next where ranks have to talk to each other
+# fewest steps between two checks if the ranks have to communicate at each
 APART_FOR_RANKS = 4
 
 
 class Protocol:
-    """Follows one measurement.
+    """The stopping rule of one measurement.
 
     Args:
-        target_ci_percent: half-width of the 95 % confidence interval, percent of the mean, at which to stop; 0: never.
-        max_steps: most optimizer steps, warm-up included, as in ``transformers.TrainingArguments``.
-        stop_after_seconds: most seconds since training began, warm-up included; None sets no limit.
-        checks_apart: fewest steps from one check to the next; ranks have to agree at each.
+        target_ci_percent: half-width of the 95 % confidence interval at which to stop, percent of the mean; 0 disables this rule.
+        max_steps: most optimizer steps including warm-up, as in ``transformers.TrainingArguments``.
+        stop_after_seconds: most seconds since training began, including warm-up; None sets no limit.
+        checks_apart: fewest steps between two checks, at each of which the ranks communicate.
     """
 
     def __init__(
@@ -52,17 +52,19 @@ class Protocol:
         self._warmup: int | None = None
 
     def add(self, duration_s: float) -> None:
-        """Take the duration of the next optimizer step in seconds, the first one included.
+        """Add the duration of the next optimizer step in seconds, beginning with the first step.
 
         Raises:
             ValueError: the duration is not positive.
         """
         if not duration_s > 0:
-            raise ValueError(f"step {len(self._durations) + 1} cannot take {duration_s} s")
+            raise ValueError(
+                f"Step {len(self._durations) + 1} has duration {duration_s} s; expected a positive number."
+            )
         self._durations.append(duration_s)
         self._elapsed_s += duration_s
         if self._warmup is None:
-            self._look_for_end_of_warmup()
+            self._detect_end_of_warmup()
 
     @property
     def warm(self) -> bool:
@@ -71,7 +73,7 @@ class Protocol:
 
     @property
     def warmup_steps(self) -> int:
-        """Leading steps that are not measured, if measuring stopped now; once a step ran, at least one is measured."""
+        """Number of leading steps that are not measured if the measurement stops now; of one or more steps at least one is measured."""
         ran = len(self._durations)
         warmup = self._warmup if self._warmup is not None else max(LEAST_WARMUP, int(WARMUP_SHARE * ran))
         return max(0, min(warmup, ran - 1))
@@ -83,10 +85,10 @@ class Protocol:
 
     @property
     def steady(self) -> bool:
-        """Whether the rate has converged.
+        """Whether the step time has converged.
 
-        At least ten steps are measured, the medians of their halves differ by less than 3 %, and the interval is no wider than
-        that of ten even steps.
+        At least ten steps are measured, the medians of their first and second half differ by less than 3 %, and the confidence
+        interval is no wider than that of ten equal steps.
         """
         measured = self.measured
         if len(measured) < LEAST_MEASURED or half_width_percent(measured) > half_width_percent([1.0] * LEAST_MEASURED):
@@ -95,7 +97,7 @@ class Protocol:
         return _close(statistics.median(measured[:half]), statistics.median(measured[-half:]))
 
     def should_stop(self) -> str | None:
-        """Return why to stop now: ``confidence``, ``max_steps`` or ``stop_after_seconds``; None to go on."""
+        """Return the reason to stop now: ``confidence``, ``max_steps`` or ``stop_after_seconds``; None means to go on."""
         if self._confident():
             return "confidence"
         if self._max_steps is not None and len(self._durations) >= self._max_steps:
@@ -105,7 +107,7 @@ class Protocol:
         return None
 
     def check_steps(self, step: int) -> bool:
-        """Whether the ranks exchange a decision after this step (counted from 1): the same answer on every rank."""
+        """Return whether the ranks exchange a decision after this step, counted from 1. The result is the same on every rank."""
         return is_check(step, self._checks_apart) or (self._max_steps is not None and step >= self._max_steps)
 
     def _confident(self) -> bool:
@@ -117,7 +119,7 @@ class Protocol:
             return False
         return all(half_width_percent(steps) <= self._target_percent for steps in (measured, earlier))
 
-    def _look_for_end_of_warmup(self) -> None:
+    def _detect_end_of_warmup(self) -> None:
         steps = self._durations
         if len(steps) >= LEAST_WARMUP + WINDOW and _close(
             statistics.median(steps[-WINDOW - 1 : -1]), statistics.median(steps[-WINDOW:])
@@ -133,7 +135,7 @@ class Protocol:
 
 
 def is_check(step: int, apart: int = 1) -> bool:
-    """Whether ``step`` (from 1) is in the schedule: each ``apart`` steps up to 12, then each a tenth after the one before."""
+    """Return whether ``step``, counted from 1, is a check: every ``apart`` steps up to 12, then each check a tenth after the last."""
     if step <= DENSE_CHECKS:
         return step % apart == 0
     check = DENSE_CHECKS

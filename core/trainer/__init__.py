@@ -1,1 +1,1 @@
-"""What runs inside the training environment: imports torch and a training stack, never ado, Ray or the package above."""
+"""Runs in the training environment. Imports torch, a training stack and ``core.protocol``, never ado, Ray or another folder of ``core``."""

@@ -1,7 +1,7 @@
-"""Entry of the trainer process: ``python CORE/trainer STACK``. Imports the standard library until ``serve`` takes over.
+"""Entry point of the trainer process: ``python CORE/trainer``. Imports only the standard library until it calls ``serve``.
 
-The process runs in an environment that may have neither ado nor Ray nor this plugin installed. The namespace
-``ado_actuators`` is therefore made here, of the directory this file lies in, and nothing else is put on ``sys.path``.
+The environment of the process may have neither ado nor Ray nor this plugin installed. This module therefore creates the namespace
+package ``ado_actuators`` from its own location, and adds nothing to ``sys.path``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A workload's FSDP properties as accelerate's plugin gets them, and what really wrapped a model. Trainer room."""
+"""Passes a workload's FSDP properties to accelerate, and finds out which wrapper a model has. Imports no third-party package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ..protocol.messages import JobWorkload
 
 EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
-# what FSDP version 2 mixes into a model's class is no wrapper of its own
+# FSDP version 2 has no wrapper module: it adds ``FSDPModule`` to the bases of the model's class
 WRAPPERS = {name: name for name in ("DistributedDataParallel", "FullyShardedDataParallel")} | {"FSDPModule": "FSDP2"}
 
 
@@ -19,7 +19,7 @@ def options(workload: JobWorkload) -> dict[str, Any]:
     strategy = workload.fsdp_sharding_strategy
     config: dict[str, Any] = {
         "version": 2 if backend == "FSDP2" else 1,
-        # version 2 has no strategies: it keeps the gathered parameters until the backward pass, or not
+        # version 2 has this flag instead of strategies: whether gathered parameters are freed before the backward pass
         "reshard_after_forward": strategy == "FULL_SHARD" if backend == "FSDP2" else strategy,
         "state_dict_type": workload.fsdp_state_dict_type,
         "use_orig_params": workload.fsdp_use_orig_params,
@@ -30,22 +30,22 @@ def options(workload: JobWorkload) -> dict[str, Any]:
     return {"fsdp": True, "fsdp_config": config}
 
 
-def layer_classes(asked: str) -> list[str]:
-    """Return the names of classes, separated by commas, one by one."""
-    return [name.strip() for name in asked.split(",")]
+def layer_classes(names: str) -> list[str]:
+    """Split the names of classes at the commas."""
+    return [name.strip() for name in names.split(",")]
 
 
 def variables(workload: JobWorkload) -> dict[str, str]:
-    """Return the environment variables by which ``accelerate launch`` describes FSDP to a trainer; empty without FSDP.
+    """Return the environment variables with which ``accelerate launch`` configures FSDP; empty without FSDP.
 
-    For releases of transformers whose ``TrainingArguments`` cannot say all of it, and for what accelerate looks up before it gets its
-    plugin. What no property says is as transformers says it by default.
+    Two cases need them: releases of transformers whose ``TrainingArguments`` lack some of the options, and settings that accelerate
+    reads before its plugin is created. Options without a property have the defaults of transformers.
     """
     config = options(workload).get("fsdp_config")
     if config is None:
         return {}
     layer = config.get("transformer_layer_cls_to_wrap")
-    said = {
+    found = {
         "ACCELERATE_USE_FSDP": True,
         "FSDP_VERSION": config["version"],
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -54,47 +54,52 @@ def variables(workload: JobWorkload) -> dict[str, str]:
         **({"FSDP_TRANSFORMER_CLS_TO_WRAP": ",".join(layer)} if layer else {}),
     }
     if config["version"] == 2:
-        said |= {"FSDP_RESHARD_AFTER_FORWARD": config["reshard_after_forward"]}
+        found |= {"FSDP_RESHARD_AFTER_FORWARD": config["reshard_after_forward"]}
     else:
-        said |= {
+        found |= {
             "FSDP_SHARDING_STRATEGY": config["reshard_after_forward"],
             "FSDP_USE_ORIG_PARAMS": config["use_orig_params"],
             "FSDP_BACKWARD_PREFETCH": "NO_PREFETCH",
             "FSDP_SYNC_MODULE_STATES": True,
         }
-    return {name: str(value) for name, value in said.items()}
+    return {name: str(value) for name, value in found.items()}
 
 
 def complete(arguments: Any, workload: JobWorkload) -> Any:
-    """Return ``arguments``, made with ``options``, with what transformers leaves out of accelerate's plugin.
+    """Add the sharding strategy, which transformers does not set, to the arguments of accelerate's plugin.
 
-    accelerate (1.15) reads the strategy of version 1 from its older field, which transformers does not set: without this
-    every strategy would silently be FULL_SHARD.
+    accelerate (1.15) reads the strategy of version 1 from an older field than the one transformers sets. Without this every strategy
+    would silently be FULL_SHARD.
+
+    Args:
+        arguments: ``TrainingArguments`` made with ``options``; changed in place and returned.
+        workload: the workload.
     """
-    handed = getattr(arguments, "fsdp_plugin_args", None)
-    if handed and workload.distributed_backend == "FSDP":
-        handed["sharding_strategy"] = workload.fsdp_sharding_strategy
+    plugin_arguments = getattr(arguments, "fsdp_plugin_args", None)
+    if plugin_arguments and workload.distributed_backend == "FSDP":
+        plugin_arguments["sharding_strategy"] = workload.fsdp_sharding_strategy
     return arguments
 
 
 def wrapper(trainer: Any) -> str:
     """Return what wraps a trainer's model: ``none``, ``DistributedDataParallel``, ``FullyShardedDataParallel`` or ``FSDP2``.
 
-    Its type tells: under FSDP the Trainer calls the wrapped model its model too, and torch.compile wraps whatever is there.
+    The wrapper is identified by the type of ``model_wrapped``, below the wrapper of torch.compile. Comparing it with ``model`` is not
+    enough, because under FSDP both are the wrapped model.
     """
     wrapped = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
     names = [kind.__name__ for kind in type(wrapped).__mro__]
-    return next((told for name, told in WRAPPERS.items() if name in names), "none")
+    return next((wrapper for name, wrapper in WRAPPERS.items() if name in names), "none")
 
 
 def is_whole(wrapped_by: str) -> bool:
-    """Return whether each rank has the whole model under this wrapper, so that it can use it without the others."""
+    """Return whether each rank holds the whole model under this wrapper, and can therefore run it without the other ranks."""
     return wrapped_by not in (EXPECTED["FSDP"], EXPECTED["FSDP2"])
 
 
 def mismatch(workload: JobWorkload, world_size: int, wrapped_by: str) -> str | None:
-    """Return the message for a model that ran under another wrapper than was asked for, or None."""
+    """Return an error message if the model was trained with another wrapper than the workload's, else None."""
     expected = EXPECTED.get(workload.distributed_backend)
     if world_size == 1 or wrapped_by == expected:
         return None
-    return f"distributed_backend {workload.distributed_backend} was asked for, but {wrapped_by} wrapped the model."
+    return f"distributed_backend is {workload.distributed_backend}, but the model was trained with the wrapper {wrapped_by}."

@@ -1,8 +1,8 @@
-"""Random weights quickly: a model's own initialiser, with its draws spread over the CPU's threads. Trainer room: torch.
+"""Initialises a model's random weights faster: the model's own initialiser draws in several CPU threads. Imports torch.
 
-PyTorch draws random numbers on the CPU in one thread, and every ``Linear`` draws once at construction and again when
-the model initialises itself. The first draw is left out and the others are made in pieces, each by a generator of its
-own, so that the result depends on the seed alone and not on the number of threads.
+PyTorch draws random numbers on the CPU in one thread. Moreover, every ``Linear`` draws its weights at construction, and the model
+draws them again when it initialises itself. Here the first draw is skipped, and large tensors are drawn in pieces, each with its own
+generator, so that the weights depend only on the seed and not on the number of threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ _DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
 class ParallelDraws(TorchFunctionMode):
-    """Under this mode ``normal_`` and ``uniform_`` fill large CPU tensors in pieces, in parallel."""
+    """Makes ``normal_`` and ``uniform_`` fill large CPU tensors in pieces and in parallel.
+
+    Args:
+        seed: of the generator of the first piece; each further piece has the next integer.
+        pool: the threads that draw.
+    """
 
     def __init__(self, seed: int, pool: ThreadPoolExecutor) -> None:
         super().__init__()
@@ -53,11 +58,11 @@ class ParallelDraws(TorchFunctionMode):
 
 @contextlib.contextmanager
 def quickly(seed: int, *, own_initialiser: bool) -> Iterator[None]:
-    """Seed PyTorch and make drawing weights quick inside the block.
+    """Seed PyTorch, and draw weights in parallel inside the block.
 
     Args:
-        seed: of every draw.
-        own_initialiser: the model initialises each ``Linear`` itself, so that the draw at construction can be left out.
+        seed: seed of all draws.
+        own_initialiser: whether the model initialises every ``Linear`` itself, so that the draw at construction can be skipped.
     """
     torch.manual_seed(seed)
     linear = torch.nn.Linear.reset_parameters

@@ -1,4 +1,4 @@
-"""Memory of the trainer process: peak resident set, and giving back what a measurement has used. Trainer room."""
+"""Memory of the trainer process: its resident set, that set's peak, and the release of memory after a measurement. Imports torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATUS = Path("/proc/self/status")
 
 
 def reset_peak_resident() -> bool:
-    """Make the kernel forget the peak resident set so far; false where it cannot, so that the peak is no one's measurement."""
+    """Reset the kernel's peak resident set of this process; return False where that is impossible and the peak covers its whole life."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -33,7 +33,7 @@ def resident_bytes() -> int:
 
 
 def release() -> None:
-    """Free what no one refers to: Python's cycles, torch's cache, and the C library's free lists."""
+    """Release unused memory: Python's reference cycles, the cache of PyTorch's CUDA allocator, and the C library's free lists."""
     import torch
 
     gc.collect()
@@ -45,7 +45,7 @@ def release() -> None:
 
 
 def in_use_bytes() -> MemoryInUse:
-    """Return ``rss_bytes`` (0 without Linux) and, with CUDA, ``allocated_bytes``: what must be back at its base line afterwards."""
+    """Return the memory in use, which must return to its baseline after a measurement; ``rss_bytes`` is 0 on other systems than Linux."""
     import torch
 
     use: MemoryInUse = {"rss_bytes": resident_bytes()}

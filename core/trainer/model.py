@@ -1,4 +1,4 @@
-"""The model of a job, built with random weights or loaded, and its tokenizer. Trainer room: torch, transformers."""
+"""The model of a job, with random or pretrained weights, and its tokenizer. Imports torch and transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol import supported
-from ..protocol.messages import Job
+from ..protocol.messages import Job, JobWorkload
 from . import byte_tokenizer, initialise, quantise
 from .errors import BadInput, Refused
 from .fsdp import is_whole
@@ -27,38 +27,27 @@ _DTYPE = "dtype" if tuple(int(part) for part in transformers.__version__.split("
 def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
     """Build or load the model of a job.
 
-    Random weights come from the model's own initialiser and the workload's seed, so they are equal on all ranks; they
-    are drawn on the GPU of this rank unless FSDP is to shard the model or it is to be quantised.
+    Random weights are drawn by the model's own initialiser with the workload's seed, so that they are equal on all ranks. They are
+    drawn on the GPU of this rank, or on the CPU if FSDP will shard the model or it will be quantised.
 
     Args:
-        job: what to do.
+        job: the job.
         quantised: whether linear layers get 4-bit weights (NF4).
 
     Returns:
-        The model, and facts about it: ``model_parameters`` (shared ones once, quantised ones each), ``dtype``,
-        ``attn_implementation``.
+        The model, and facts about it: ``model_parameters`` (shared parameters count once, two parameters packed into a byte count as
+        two), ``dtype``, ``attn_implementation``.
 
     Raises:
-        Refused: the architecture cannot do what the workload asks.
-        BadInput: the model cannot be read, or a package it needs is missing.
+        Refused: the architecture does not support what the workload asks for.
+        BadInput: the model cannot be read, or a package is missing.
     """
-    workload = job.workload
-    attention = workload.attn_implementation
-    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise BadInput(
-            "attn_implementation flash_attention_2 needs the package flash-attn in the training environment."
-        )
-    dtype = getattr(torch, workload.torch_dtype)
-    arguments = {_DTYPE: dtype}
-    if attention != "auto":
-        arguments["attn_implementation"] = attention
+    pretrained = job.workload.weights == "pretrained"
+    dtype = getattr(torch, job.workload.torch_dtype)
+    arguments = {_DTYPE: dtype, **_attention(job.workload)}
     with _explained(job):
-        config = configuration(job)
-        if message := supported.image_mismatch(workload, config.to_dict()):
-            raise Refused(message)
-        if any(name.endswith("ForMaskedLM") for name in getattr(config, "architectures", None) or ()):
-            raise Refused(f"model {workload.model_name[-80:]} predicts masked tokens: it is no causal language model.")
-        if workload.weights == "pretrained":
+        _check_architecture(job)
+        if pretrained:
             if quantised:
                 arguments |= {"quantization_config": quantise.configuration(dtype), "device_map": {"": _target(job)}}
             model = _load(job, arguments)
@@ -66,9 +55,9 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
             with contextlib.nullcontext() if quantised or _is_sharded(job) else _target(job):
                 model = _random(job, arguments)
     model.config.use_cache = False
-    # transformers counts the two numbers in each byte of a model it has quantised
+    # of a model that transformers has quantised, this counts both parameters in each byte
     parameters = model.num_parameters()
-    if quantised and workload.weights == "random":
+    if quantised and not pretrained:
         model = quantise.in_place(model, dtype, _target(job))
     return model, {
         "model_parameters": parameters,
@@ -77,8 +66,26 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
     }
 
 
+def _attention(workload: JobWorkload) -> dict[str, str]:
+    """Return the model's argument for the workload's attention; empty for ``auto``."""
+    attention = workload.attn_implementation
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise BadInput(
+            "attn_implementation flash_attention_2 needs the package flash-attn in the training environment."
+        )
+    return {} if attention == "auto" else {"attn_implementation": attention}
+
+
+def _check_architecture(job: Job) -> None:
+    config = configuration(job)
+    if message := supported.image_mismatch(job.workload, config.to_dict()):
+        raise Refused(message)
+    if any(name.endswith("ForMaskedLM") for name in getattr(config, "architectures", None) or ()):
+        raise Refused(f"Model {job.workload.model_name[-80:]} predicts masked tokens; use a causal language model.")
+
+
 def configuration(job: Job) -> transformers.PretrainedConfig:
-    """Return the configuration of a job's model; only a hub id without architecture needs the network or its cache."""
+    """Return the configuration of a job's model. Only a hub id without ``architecture`` needs the hub or its local cache."""
     if job.architecture is not None:
         return transformers.AutoConfig.for_model(**job.architecture)
     return transformers.AutoConfig.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
@@ -90,7 +97,7 @@ def _random(job: Job, arguments: dict[str, Any]) -> transformers.PreTrainedModel
     language = config.get_text_config()
     positions = getattr(language, "max_position_embeddings", None)
     if positions is not None and positions < workload.model_max_length:
-        # random positions are as good as published ones: a longer table costs what the longer model would
+        # with random weights a longer table of positions takes the time and memory of a model published with that length
         language.max_position_embeddings = workload.model_max_length
     remote = bool(job.trust_remote_code) and bool(getattr(config, "auto_map", None))
     with initialise.quickly(workload.seed, own_initialiser=not remote):
@@ -123,7 +130,7 @@ def _is_sharded(job: Job) -> bool:
 
 @contextlib.contextmanager
 def _explained(job: Job) -> Iterator[None]:
-    """Turn what transformers raises about a model into one message; running out of memory passes as it is."""
+    """Turn an exception of transformers about a model into one message; out-of-memory errors pass through unchanged."""
     name = job.workload.model_name
     try:
         yield
@@ -131,47 +138,48 @@ def _explained(job: Job) -> Iterator[None]:
         text = re.sub(r"^Class validation error for validator \S+ (\w+: )?", "", " ".join(str(error).split()))
         if "trust_remote_code" in text:
             raise BadInput(
-                f"model {name} needs code of its own: allow it with trust_remote_code in the configuration."
+                f"Model {name} needs its own code; allow that with trust_remote_code in the actuator configuration."
             ) from error
         if "does not support" in text and job.workload.attn_implementation != "auto":
             raise Refused(
-                f"model {name} does not support attn_implementation {job.workload.attn_implementation}."
+                f"Model {name} does not support attn_implementation {job.workload.attn_implementation}."
             ) from error
         kind = getattr(error, "name", None) if isinstance(error, ImportError) else None
         if kind:
-            raise BadInput(f"model {name} needs the package {kind} in the training environment.") from error
-        raise BadInput(_message(f"model {name} cannot be read", job.source, text)) from error
+            raise BadInput(f"Model {name} needs the package {kind} in the training environment.") from error
+        raise BadInput(_message(f"Model {name} cannot be read", job.source, text)) from error
 
 
 def _message(what: str, source: str | None, text: str) -> str:
     if source and not Path(source).is_dir() and ("connect" in text or "offline" in text.lower() or "cached" in text):
         return f"{what}: {source} is neither in the local cache nor reachable; give a model directory."
     if source:
-        # the model is named already, and a long directory would leave no room for what is wrong with the file
+        # the message names the model already, and a long directory would use up the message's characters
         text = text.replace(f"{source.rstrip('/')}/", "")
     return f"{what}: {textwrap.shorten(text.split('. ')[0].rstrip('.'), 130, placeholder=' …')}."
 
 
 def tokenizer(job: Job, model: transformers.PreTrainedModel) -> transformers.PreTrainedTokenizerBase:
-    """Return the tokenizer for a job's data.
+    """Return the tokenizer for a job's data: the model's own, or a byte tokenizer.
 
-    Synthetic data is tokens already, so a byte tokenizer stands in; so it does for a model of our own, which has none.
+    The byte tokenizer is used for synthetic data, which consist of token ids already, and for models of the catalogue without
+    published weights, which have no tokenizer.
 
     Raises:
-        BadInput: text is to be tokenized and the model's tokenizer cannot be read.
+        BadInput: the model's tokenizer cannot be read, or does not fit the model.
     """
     if job.workload.dataset_id.startswith("synthetic-") or job.source is None:
         return byte_tokenizer.build(job.workload.model_max_length)
     with _explained_tokenizer(job):
         loaded = transformers.AutoTokenizer.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
     if loaded.eos_token is None:
-        raise BadInput(f"the tokenizer of model {job.workload.model_name} has no end-of-sequence token.")
+        raise BadInput(f"The tokenizer of model {job.workload.model_name} has no end-of-sequence token.")
     if loaded.pad_token is None:
         loaded.pad_token = loaded.eos_token
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(loaded) > vocabulary:
         raise BadInput(
-            f"the tokenizer of model {job.workload.model_name} has {len(loaded)} tokens, the model only {vocabulary}."
+            f"The tokenizer of model {job.workload.model_name} has {len(loaded)} tokens, but the model only {vocabulary}."
         )
     return loaded
 
@@ -180,22 +188,22 @@ def tokenizer(job: Job, model: transformers.PreTrainedModel) -> transformers.Pre
 def _explained_tokenizer(job: Job) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever a tokenizer's files make the libraries raise
+    except Exception as error:  # the tokenizer's files can make the libraries raise anything
         name = job.workload.model_name
         raise BadInput(
-            _message(f"the tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))
+            _message(f"The tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))
         ) from error
 
 
 def router_facts(model: torch.nn.Module, wrapped_by: str, tokens: list[int]) -> dict[str, float]:
-    """Return the fact ``router_load_max_over_mean`` of a trained model; nothing for one without experts or one that is sharded.
+    """Return the fact ``router_load_max_over_mean`` of a trained model; empty for a model without experts or a sharded one.
 
-    Every rank asks its own copy, without its wrapper, so no rank waits for another.
+    Every rank runs its own copy of the model without the wrapper, so that no rank waits for another.
 
     Args:
-        model: what was trained, without the wrapper.
+        model: the trained model, without the wrapper.
         wrapped_by: the wrapper, as ``fsdp.wrapper`` names it.
-        tokens: a sample of the data.
+        tokens: token ids of one sample.
     """
     if not is_whole(wrapped_by):
         return {}
@@ -204,16 +212,16 @@ def router_facts(model: torch.nn.Module, wrapped_by: str, tokens: list[int]) -> 
 
 
 def router_load(model: torch.nn.Module, input_ids: torch.Tensor) -> float | None:
-    """Return how unevenly experts are loaded: largest over mean load of an expert, averaged over layers.
+    """Return how unevenly tokens are distributed over experts: the largest load over the mean load, averaged over layers.
 
-    Makes one forward pass without gradients. 1 is perfect balance, number of experts ÷ experts per token the worst.
+    Runs one forward pass without gradients. The ratio is 1 for perfect balance, and at most the number of experts ÷ experts per token.
 
     Args:
-        model: a causal language model, wrapped by adapters or not.
+        model: a causal language model, with or without adapters.
         input_ids: token ids, shape (rows, length), on the model's device.
 
     Returns:
-        The ratio, or None for a model without experts or one that does not give its router logits.
+        The ratio, or None for a model without experts or one that does not return its router logits.
     """
     config = model.config.get_text_config()
     chosen = getattr(config, "num_experts_per_tok", None)
@@ -229,12 +237,12 @@ def router_load(model: torch.nn.Module, input_ids: torch.Tensor) -> float | None
             )
     finally:
         model.train(training)
-    layers = [layer for layer in logits or () if layer is not None]
-    if not layers:
-        return None
-    ratios = []
-    for layer in layers:
-        picked = layer.reshape(-1, layer.shape[-1]).topk(chosen, dim=-1).indices
-        load = torch.bincount(picked.flatten(), minlength=experts).double()
-        ratios.append(float(load.max() / load.mean()))
-    return sum(ratios) / len(ratios)
+    ratios = [_max_over_mean(layer, chosen, experts) for layer in logits or () if layer is not None]
+    return sum(ratios) / len(ratios) if ratios else None
+
+
+def _max_over_mean(logits: torch.Tensor, chosen: int, experts: int) -> float:
+    """Return the largest over the mean load of one layer's experts; shape of ``logits``: (..., experts)."""
+    picked = logits.reshape(-1, logits.shape[-1]).topk(chosen, dim=-1).indices
+    load = torch.bincount(picked.flatten(), minlength=experts).double()
+    return float(load.max() / load.mean())

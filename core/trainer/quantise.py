@@ -1,7 +1,7 @@
-"""The frozen model of QLoRA: weights of linear layers as 4-bit NormalFloat (NF4), by bitsandbytes. Trainer room.
+"""Quantises the frozen model of QLoRA with bitsandbytes: weights of linear layers as 4-bit NormalFloat (NF4). Imports torch.
 
-Published weights are quantised by transformers while they load. A model with random weights is quantised here, layer by
-layer, so that a GPU never holds the model in its original type. As in transformers, the output layer stays as it is.
+transformers quantises pretrained weights while it loads them. This module quantises models with random weights, one layer at a time,
+so that a GPU never holds the whole model in its original data type. As in transformers, the output layer is not quantised.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from .errors import BadInput
 
 
 def check_installed() -> None:
-    """Refuse when bitsandbytes is missing.
+    """Check that bitsandbytes is installed.
 
     Raises:
-        BadInput: with the package to install.
+        BadInput: it is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BadInput(
-            "method qlora needs the package bitsandbytes in the training environment: pip install bitsandbytes."
+            "method qlora needs the package bitsandbytes in the training environment; install it with pip install bitsandbytes."
         )
 
 
 def configuration(dtype: torch.dtype) -> Any:
-    """Return what makes transformers quantise weights while it loads them; products are computed in ``dtype``."""
+    """Return the configuration with which transformers quantises weights while it loads them; ``dtype`` is that of matrix products."""
     import transformers
 
     return transformers.BitsAndBytesConfig(
@@ -39,7 +39,7 @@ def configuration(dtype: torch.dtype) -> Any:
 
 
 def in_place(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """Quantise the linear layers of ``model`` and return it, on ``device``, marked as transformers marks its own."""
+    """Quantise the linear layers of ``model``, move it to ``device``, and mark it as quantised as transformers does; return it."""
     output = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         if type(layer) is torch.nn.Linear and layer is not output:
@@ -52,7 +52,7 @@ def in_place(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def layers(model: torch.nn.Module) -> int:
-    """Return how many layers of a model are quantised, read from the model itself."""
+    """Return the number of quantised layers of a model."""
     import bitsandbytes
 
     return sum(isinstance(layer, bitsandbytes.nn.Linear4bit) for layer in model.modules())
@@ -62,11 +62,11 @@ def _quantised(layer: torch.nn.Linear, dtype: torch.dtype, device: torch.device)
     import bitsandbytes
 
     with torch.device("meta"):
-        made = bitsandbytes.nn.Linear4bit(
+        quantised = bitsandbytes.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=dtype, quant_type="nf4"
         )
-    made.bias = layer.bias
-    # quantised when it is moved to its device
+    quantised.bias = layer.bias
+    # bitsandbytes quantises a parameter when it is moved to its device
     weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-    made.weight = weight.to(device)
-    return made
+    quantised.weight = weight.to(device)
+    return quantised

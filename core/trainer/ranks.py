@@ -1,4 +1,4 @@
-"""Agreement between the ranks of one measurement, over gloo on the host so that no device waits. Trainer room."""
+"""Communication between the ranks of one measurement: gloo on the CPU, so that no GPU waits. Imports torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ REASONS = ("", "confidence", "max_steps", "stop_after_seconds", "data")
 
 
 class Ranks:
-    """The processes of one measurement. With a single process every method answers at once."""
+    """The processes of one measurement. With a single process no method communicates."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         self._rank = rank
@@ -18,12 +18,12 @@ class Ranks:
         self._group: Any = None
 
     def start(self) -> None:
-        """Make the host-side group; every rank calls it when training begins."""
+        """Create the gloo process group. Every rank must call this when training begins."""
         if self._world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")
 
     def agree(self, reason: str) -> str:
-        """Return rank 0's reason to stop (empty: go on) on every rank."""
+        """Return rank 0's reason to stop on every rank; the empty string means to go on."""
         return REASONS[self.share(REASONS.index(reason))]
 
     def share(self, number: int) -> int:

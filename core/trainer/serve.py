@@ -126,8 +126,9 @@ def _measure(stack: ModuleType, job: Job, progress: ProgressCallback) -> Record 
 def _estimate(stack: ModuleType, job: Job, progress: ProgressCallback) -> EstimateRecord:
     from .memory_estimate import estimate
 
-    made = estimate.record(stack, job, progress)
-    record = {"event": "record", **made, "rank": 0, "world_size": 1, "architecture": _json_values(made["architecture"])}
+    found = estimate.record(stack, job, progress)
+    architecture = _json_values(found["architecture"])
+    record = {"event": "record", **found, "rank": 0, "world_size": 1, "architecture": architecture}
     return cast("EstimateRecord", record)
 
 
@@ -137,14 +138,14 @@ def _train(stack: ModuleType, job: Job, progress: ProgressCallback) -> Record:
     clock = Clock(job, progress)
     facts = stack.train(job, clock)
     if clock.model is None:
-        raise BadInput("the training library ended without training.")
+        raise BadInput("The training library ended without training.")
     return _record(job, clock, facts)
 
 
 def _record(job: Job, clock: Clock, facts: JsonObject) -> Record:
     model: Any = clock.model
     parameters = list(model.parameters())
-    # a stack counts them itself where they are sharded or quantised
+    # a stack counts the parameters itself if they are sharded or quantised
     total = facts.pop("model_parameters", None) or sum(one.numel() for one in parameters)
     trainable = facts.pop("trainable_parameters", None) or sum(one.numel() for one in parameters if one.requires_grad)
     record = {
@@ -166,11 +167,11 @@ def _record(job: Job, clock: Clock, facts: JsonObject) -> Record:
 
 
 def float32_products() -> str:
-    """Return how CUDA multiplies float32 matrices now: ``tf32``, which libraries switch on for torch.compile, or ``float32``."""
+    """Return the precision of float32 matrix products with CUDA: ``float32``, or ``tf32``, which libraries enable for torch.compile."""
     import torch
 
     matmul = torch.backends.cuda.matmul
-    # torch before 2.9 has the older switch only, later ones refuse to be asked by both
+    # torch before 2.9 has only ``allow_tf32``; later releases raise an error if both settings are used
     precision = getattr(matmul, "fp32_precision", None)
     return "tf32" if (matmul.allow_tf32 if precision is None else precision == "tf32") else "float32"
 
@@ -211,7 +212,7 @@ def _rank_variables(job: Job) -> dict[str, str]:
 
 
 def _nccl_variables(workload: JobWorkload) -> dict[str, str]:
-    """Return the variables by which ``enable_roce`` decides what NCCL would otherwise decide itself."""
+    """Return the environment variables with which ``enable_roce`` configures NCCL; empty on a single node."""
     if workload.number_nodes == 1:
         return {}
     # GID index 3 is RoCE version 2

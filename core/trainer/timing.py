@@ -1,7 +1,7 @@
-"""Clock of one measurement: phases, step ends, token counts and losses, taken without waiting for the device.
+"""Clock of one measurement: phases, step ends, token counts and losses, recorded without waiting for the device.
 
-Trainer room: torch and transformers. The callback is all a stack has to hand to its trainer: counts and losses come from hooks
-on the model, so that no library needs to be changed, and stay on the device until training has ended.
+A stack passes only the clock's callback to its trainer. Hooks on the model collect counts and losses, so that no library needs to be
+changed; their values stay on the device until training has ended. Imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from .ranks import Ranks
 
 
 class StepEnds:
-    """Times of step ends, ``perf_counter`` seconds; on CUDA by events that are read when they have happened.
+    """Times at which steps ended, ``perf_counter`` seconds. With CUDA they are measured with events.
 
-    ``known()`` gives the ends that are known so far without waiting, ``all()`` waits for the device once.
+    ``known()`` returns the ends that are known without waiting; ``all()`` waits for the device once.
+
+    Args:
+        device: the device that trains.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,7 +44,7 @@ class StepEnds:
         self.begin_s = time.perf_counter()
 
     def mark(self) -> None:
-        """Note that the work of a step has been issued."""
+        """Record the end of a step, whose work has been issued to the device but may still run."""
         if not self._cuda:
             self._ends.append(time.perf_counter())
             return
@@ -53,23 +56,23 @@ class StepEnds:
         """Return the ends known so far, in order."""
         while self._pending and self._pending[0].query():
             event = self._pending.pop(0)
-            # from neighbour to neighbour: CUDA gives float32 milliseconds, which are coarse an hour after the origin
+            # elapsed from the previous event, not from the first: CUDA returns float32 milliseconds, which are coarse after an hour
             before = self._ends[-1] if self._ends else self.begin_s
             self._ends.append(before + self._last_event.elapsed_time(event) / 1e3)
             self._last_event = event
         return self._ends
 
     def all(self) -> list[float]:
-        """Return every end; waits for the device."""
+        """Return all ends. Waits for the device."""
         if self._pending:
             self._pending[-1].synchronize()
         return self.known()
 
 
 class Counts:
-    """What went through the model in each optimizer step: samples, token slots, tokens, squared lengths and losses.
+    """Counts the input of the model in each optimizer step: samples, token slots, tokens, squared lengths and losses.
 
-    Lengths of ``input_ids`` are known on the host; sums of masks and labels stay tensors on the device until ``read``.
+    The shape of ``input_ids`` is known on the host. Sums over masks and labels stay tensors on the device until ``read``.
     """
 
     def __init__(self) -> None:
@@ -77,11 +80,11 @@ class Counts:
         self._steps: list[list[tuple[Any, ...]]] = [[]]
         self._losses: list[list[Any]] = [[]]
         self._trained: Any = 0
-        # samples of the batches that are loaded and have not gone through the model: loaders are one batch ahead
+        # samples of the batches that are loaded but have not reached the model; data loaders are one batch ahead
         self._loaded: collections.deque[int] = collections.deque()
 
     def watch(self, loader: Any) -> None:
-        """Take from a trainer's data loader how many samples are in each batch: packed or without padding, all are one row."""
+        """Count the samples of each batch in a trainer's data loader: with packing or without padding, a whole batch is one row."""
         loader = getattr(loader, "base_dataloader", loader)
         collate = loader.collate_fn
 
@@ -92,16 +95,16 @@ class Counts:
         loader.collate_fn = counted
 
     def before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook."""
+        """Forward pre-hook: counts a batch."""
         if not module.training:
             return
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         rows, slots = ids.shape
         mask, labels, positions = (kwargs.get(key) for key in ("attention_mask", "labels", "position_ids"))
         real: Any = mask.sum() if mask is not None and mask.dim() == 2 else rows * slots
-        # nothing predicts the first token of a row, so it carries no loss whatever its label
+        # no position predicts the first token of a row, so its label is not used
         trained: Any = (labels[:, 1:] != -100).sum() if labels is not None else real - rows
-        # sum over positions of 2p+1 is the square of a document's length, so packed documents need no search for edges
+        # summed over the positions p of a document, 2p+1 gives the square of its length, so packed documents need not be separated
         squared: Any = (2 * positions + 1).sum() if positions is not None else rows * slots * slots
         loaded = self._loaded.popleft() if self._loaded else rows
         samples = loaded if rows == 1 else rows
@@ -110,12 +113,12 @@ class Counts:
         self._trained = trained
 
     def after(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook."""
+        """Forward hook: keeps the loss."""
         loss = getattr(output, "loss", None)
         if not module.training or loss is None:
             return
-        # transformers has the model divide by the tokens of the whole optimizer step, all ranks, when it says how many they are;
-        # before release 5 it counts tokens that nothing predicts among them
+        # with ``num_items_in_batch`` the model divides its loss by that number, the tokens of the whole optimizer step on all ranks;
+        # before release 5 of transformers it includes the first token of each row
         items = kwargs.get("num_items_in_batch")
         self._losses[-1].append(loss.detach() * (self._trained if items is None else items))
 
@@ -125,28 +128,28 @@ class Counts:
         self._losses.append([])
 
     def read(self) -> dict[str, list[Any]]:
-        """Return lists per step, keyed as in the record; waits for the device."""
+        """Return one list per count, with a number for each step, under the keys of the record. Waits for the device."""
         columns: dict[str, list[Any]] = {field: [] for field in COUNTS}
         for passes in self._steps[:-1]:
             for i, field in enumerate(COUNTS):
                 columns[field].append(sum(int(one[i]) for one in passes))
-        # a model that gives no loss at all is another thing than a loss that is not finite
+        # an empty list means that the model returns no loss, None in the list that a loss is not finite
         columns["losses"] = [_sum(losses) for losses in self._losses[:-1]] if any(self._losses) else []
         return columns
 
 
 def _sum(losses: list[Any]) -> float | None:
-    """Return the loss of a step, summed over its passes; None when it is not finite."""
+    """Return the loss of a step, summed over its forward passes; None if it is not finite."""
     total = sum(float(loss.float().mean()) for loss in losses)
     return total if math.isfinite(total) else None
 
 
 class Clock:
-    """Times one measurement and decides when it has been measured long enough.
+    """Times one measurement and decides when to stop it.
 
     Args:
-        job: what to do.
-        progress: called with ``state``, ``step``, ``of`` and ``tokens_per_second``; at most about twice a second.
+        job: the job.
+        progress: called when a phase begins, and at most about twice a second during training.
     """
 
     def __init__(self, job: Job, progress: ProgressCallback) -> None:
@@ -167,22 +170,22 @@ class Clock:
         self._ends: StepEnds | None = None
         self._counts = Counts()
         self._hooks: list[Any] = []
-        self._fed = 0
+        self._added = 0
         self._steps = 0
         self._warm = False
         self._last_progress_s = 0.0
-        # of each step until warm-up has ended, and then of all further steps together
+        # one entry for each step until warm-up has ended, then one for all further steps together
         self._peaks: list[dict[str, int]] = []
-        self._peak_is_ours = False
+        self._resident_peak_is_reset = False
 
     @property
     def callback(self) -> transformers.TrainerCallback:
-        """What the stack hands to its trainer."""
+        """The callback that the stack passes to its trainer."""
         return StepCallback(self)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase as ``<name>_s``."""
+        """Time a phase under the key ``<name>_s``, and report it as progress."""
         self._progress(progress_message(name.replace("_", " ")))
         begin = time.perf_counter()
         try:
@@ -194,8 +197,8 @@ class Clock:
         """Start the clock.
 
         Args:
-            model: the module whose forward passes are counted.
-            loader: where its batches come from; without it a row counts as a sample.
+            model: the model to train; its forward passes are counted.
+            loader: the data loader of its batches; None: each row counts as a sample.
         """
         self.model = model
         if loader is not None:
@@ -205,32 +208,32 @@ class Clock:
             model.register_forward_pre_hook(self._counts.before, with_kwargs=True),
             model.register_forward_hook(self._counts.after, with_kwargs=True),
         ]
-        self._peak_is_ours = _reset_peaks()
+        self._resident_peak_is_reset = _reset_peaks()
         self._progress({"event": "progress", "state": "training", "step": 0, "of": self._max_steps})
         self._ranks.start()
         self._ends = StepEnds(device)
 
     def end_step(self) -> bool:
-        """Mark the end of an optimizer step; True when all ranks stop here."""
+        """Record the end of an optimizer step; return True if all ranks stop after it."""
         assert self._ends is not None
         self._ends.mark()
         self._counts.end_step()
         self._steps += 1
-        self._feed(self._ends.known())
-        self._tell()
-        self._note_peaks()
+        self._add_durations(self._ends.known())
+        self._report_progress()
+        self._record_peaks()
         if not self.protocol.check_steps(self._steps):
             return False
-        # steps that are issued but have not ended on the device yet count for the limit too
+        # max_steps also counts steps that are issued but have not ended on the device
         limit = "max_steps" if self._steps >= self._max_steps else ""
         self.stopped_by = self._ranks.agree(self.protocol.should_stop() or limit)
         return bool(self.stopped_by)
 
     def end(self) -> None:
-        """Stop the clock: wait for the device and take the hooks off."""
+        """Stop the clock: wait for the device and remove the hooks."""
         assert self._ends is not None
         self._ends.all()
-        self._peaks.append(_peaks(resident=self._peak_is_ours))
+        self._peaks.append(_peaks(resident=self._resident_peak_is_reset))
         for hook in self._hooks:
             hook.remove()
 
@@ -238,7 +241,7 @@ class Clock:
         """Return the clock's part of the record."""
         assert self._ends is not None
         ends = self._ends.all()
-        self._feed(ends)
+        self._add_durations(ends)
         warmup_steps = self._ranks.share(self.protocol.warmup_steps)
         return {
             "train_begin_s": self._ends.begin_s,
@@ -251,19 +254,20 @@ class Clock:
             **self._measured_peaks(warmup_steps),
         }
 
-    def _feed(self, ends: list[float]) -> None:
+    def _add_durations(self, ends: list[float]) -> None:
         assert self._ends is not None
-        previous = ends[self._fed - 1] if self._fed else self._ends.begin_s
-        for end in ends[self._fed :]:
+        previous = ends[self._added - 1] if self._added else self._ends.begin_s
+        for end in ends[self._added :]:
             self.protocol.add(end - previous)
             previous = end
-        self._fed = len(ends)
+        self._added = len(ends)
 
-    def _note_peaks(self) -> None:
-        # which steps are measured is only known once warm-up has ended; peaks of its steps (autotuning, caches) are not theirs
+    def _record_peaks(self) -> None:
+        # Which steps are measured is known only once warm-up has ended. Until then peaks are recorded for each step, so that those of
+        # warm-up (autotuning, caches) can be excluded
         if self._warm:
             return
-        self._peaks.append(_peaks(resident=self._peak_is_ours))
+        self._peaks.append(_peaks(resident=self._resident_peak_is_reset))
         _reset_peaks()
         self._warm = self.protocol.warm
 
@@ -271,7 +275,7 @@ class Clock:
         measured = self._peaks[min(warmup_steps, len(self._peaks) - 1) :]
         return {name: max(peaks[name] for peaks in measured) for name in measured[0]}
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         assert self._ends is not None
         now = time.perf_counter()
         if now - self._last_progress_s < 0.5:
@@ -298,14 +302,14 @@ def _peaks(*, resident: bool) -> dict[str, int]:
 
 
 def _reset_peaks() -> bool:
-    """Forget the peaks so far; false where that of the resident set stays the process's own."""
+    """Reset the peaks; return False where the peak of the resident set cannot be reset."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     return reset_peak_resident()
 
 
 class StepCallback(transformers.TrainerCallback):
-    """Tells a ``Clock`` what happens in a ``transformers.Trainer``."""
+    """Calls the methods of a ``Clock`` from a ``transformers.Trainer``."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

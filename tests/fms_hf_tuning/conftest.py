@@ -1,4 +1,4 @@
-"""What tests of the fms-hf-tuning stack share: an environment is built once, a host started once for each library version."""
+"""Fixtures for tests of the fms-hf-tuning stack: one environment and one host for each library version."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.core.host.local import Local
 from ado_actuators.fms_hf_tuning.core.measurement.plugin import Plugin
+from ado_actuators.fms_hf_tuning.environments import FILE_NAME
+
+VERSIONS = Plugin("fms_hf_tuning", (), FILE_NAME).versions("cpu")
 
 
-@pytest.fixture(scope="session", params=environments.versions())
+@pytest.fixture(scope="session", params=VERSIONS)
 def local(request: pytest.FixtureRequest, own_home: Path) -> Iterator[Local]:
-    """One host for each library version; its environment is built from the list in the package."""
-    # ado and Ray: pytest imports this file also where the tests that need them are deselected
+    """Start one host for each library version. Its environment is built from the list in the package."""
+    # Imports ado and Ray: pytest also loads this file where the tests that need them are deselected
     from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 
-    plugin = Plugin("fms_hf_tuning", FMSHFTuning.kinds, environments.requirements(request.param, "cpu").name)
+    # the list of one version, whatever version a workload asks for
+    requirements = FILE_NAME.format(version=request.param, variant="cpu")
+    plugin = Plugin("fms_hf_tuning", FMSHFTuning.kinds, requirements)
     settings = types.SimpleNamespace(
         environment="managed",
         reuse_workers=True,
@@ -30,7 +34,7 @@ def local(request: pytest.FixtureRequest, own_home: Path) -> Iterator[Local]:
         trust_remote_code=False,
         skip_predicted_oom=False,
     )
-    # the default, where operations of the system tests find the environments too
+    # the default directory, so that operations of the system tests find the environments too
     with Local(plugin, settings, own_home / ".cache" / "ado-actuators", progress=print) as host:
         host.version = request.param  # type: ignore[attr-defined]
         yield host

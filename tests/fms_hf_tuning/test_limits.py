@@ -49,7 +49,7 @@ def test_plain_methods_run_anywhere(method: str) -> None:
 )
 def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
     """Each acceleration says that it needs a CUDA device, and is allowed where there is one."""
-    assert say(change, cuda=False) == f"{begins} needs a CUDA device, and this trainer has none."
+    assert say(change, cuda=False) == f"{begins} needs a CUDA device, but this trainer has none."
     assert say(change, cuda=True) is None
 
 
@@ -60,7 +60,7 @@ def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
             {"fast_kernels": True},
             {"model_type": "qwen3"},
             (
-                "fast_kernels has no kernels for models of type qwen3; it has them for gpt_bigcode, granite, "
+                "fast_kernels has no kernels for models of type qwen3, only for gpt_bigcode, granite, "
                 "granitemoe, granitemoehybrid, granitemoeshared, llama, mistral, mixtral."
             ),
         ),
@@ -68,7 +68,7 @@ def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
             {"fast_moe": 1},
             {"model_type": "llama"},
             (
-                "fast_moe has no kernels for models of type llama; it has them for granitemoe, granitemoehybrid, "
+                "fast_moe has no kernels for models of type llama, only for granitemoe, granitemoehybrid, "
                 "granitemoeshared, mixtral."
             ),
         ),
@@ -190,7 +190,7 @@ def test_prompt_tuning_fails_with_the_pins() -> None:
     ("change", "begins"),
     [
         ({"multipack": True}, "multipack needs padding_free"),
-        ({"padding_free": True, "packing": True}, "padding_free and packing exclude each other"),
+        ({"padding_free": True, "packing": True}, "fms-hf-tuning does not support padding_free together with packing"),
         ({"method": "gptq_lora"}, "method gptq_lora needs weights pretrained"),
     ],
 )
@@ -204,14 +204,14 @@ def test_images_need_a_newer_release() -> None:
     images = {"dataset_image_field": "image"}
     assert say(images, cuda=False) is None
     assert say(images, release={**RELEASE, "fms-hf-tuning": "3.1.0"}) == (
-        "dataset_image_field is measured from fms-hf-tuning 3.2 on, not with 3.1.0; use fms_hf_tuning_version 3.2.2."
+        "dataset_image_field needs fms-hf-tuning 3.2 or newer, not 3.1.0; use fms_hf_tuning_version 3.2.2."
     )
 
 
 def test_lora_under_fsdp2_is_refused() -> None:
     """The library's policy for adapters would leave every layer unsharded, under a wrapper of the right name."""
     change = {"method": "lora", "number_gpus": 2, "distributed_backend": "FSDP2"}
-    assert str(say(change, cuda=True)).startswith("LoRA is not measured under FSDP2")
+    assert str(say(change, cuda=True)).startswith("LoRA with FSDP2 is not supported")
     assert say({**change, "distributed_backend": "FSDP"}, cuda=True) is None
 
 

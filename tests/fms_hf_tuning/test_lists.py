@@ -1,4 +1,4 @@
-"""How a pinned list is made, without an index: what uv would answer is given."""
+"""How a pinned list is made and chosen. No package index is used: the tests provide the output of uv."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
+from ado_actuators.fms_hf_tuning.core.failures import BadInput
 from ado_actuators.fms_hf_tuning.core.host.environment import EnvironmentProblem
+from ado_actuators.fms_hf_tuning.core.workload.fields import Workload
 from ado_actuators.fms_hf_tuning.environments import __main__ as lists
 
 pytestmark = pytest.mark.ray
 
-# for each Python what a resolution gives
+# the output of uv for each Python
 RESOLVED = {
     "3.11": "fms-hf-tuning==9.9\nnumpy==1.26.4\ntorch==2.6.0\ntorchvision==0.21.0\nnvidia-cudnn-cu12==9.1\n",
     "3.12": "fms-hf-tuning==9.9\nnumpy==2.0.0\ntorch==2.6.0\ntorchvision==0.21.0\nnvidia-cudnn-cu12==9.1\n",
@@ -26,21 +29,21 @@ def hashed(pin: str) -> str:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Answer as uv with an index would, which has no hash of a package called ``bare``; return what was to be resolved."""
-    wishes = []
+    """Replace uv. The index has no hash of packages whose name begins with ``bare``. Return the list of requests."""
+    requests = []
 
     def compile_(wanted: list[str], python: str, *options: str) -> str:
-        wishes.append(wanted)
+        requests.append(wanted)
         if not options:
             return f"# comment\n{RESOLVED[python]}"
         return "".join(f"{pin if pin.startswith('bare') else hashed(pin)}\n" for pin in wanted)
 
     monkeypatch.setattr(lists, "_compile", compile_)
-    return wishes
+    return requests
 
 
-def test_merging_marks_what_not_all_pythons_have() -> None:
-    """A line of every Python stands once; another says which Python it is for."""
+def test_lines_that_differ_between_pythons_get_a_marker() -> None:
+    """A line that is equal for all Pythons appears once; another gets a marker for its Python."""
     merged = lists._merge({"3.11": ["a==1", "b==1"], "3.12": ["a==1", "b==2", "c==1"]})
     assert sorted(merged) == [
         "a==1",
@@ -51,7 +54,7 @@ def test_merging_marks_what_not_all_pythons_have() -> None:
 
 
 def test_each_line_gets_its_hashes(asked: list[list[str]]) -> None:
-    """A marker stays, the index is asked per Python, and torch's CPU build, which has none, is not asked for."""
+    """Markers are kept, hashes are requested for each Python, and none for the CPU build of torch."""
     lines = ["a==1", "b==1 ; python_version == '3.11'", "b==2 ; python_version == '3.12'", "torch==2.13.0+cpu"]
     made = lists.with_hashes(lines)
     assert asked == [["a==1", "b==1"], ["a==1", "b==2"]]
@@ -63,14 +66,14 @@ def test_each_line_gets_its_hashes(asked: list[list[str]]) -> None:
     ]
 
 
-def test_a_package_without_a_hash_is_refused(asked: list[list[str]]) -> None:
-    """It would be installed whatever a mirror hands out."""
-    with pytest.raises(EnvironmentProblem, match=r"The index gives no hash of bare==1, "):
+def test_a_package_without_a_hash_is_rejected(asked: list[list[str]]) -> None:
+    """Without a hash, a mirror could provide any file."""
+    with pytest.raises(EnvironmentProblem, match=r"The index has no hash of bare==1, "):
         lists.with_hashes(["a==1", "bare==1"])
 
 
 def test_the_list_for_cuda(asked: list[list[str]]) -> None:
-    """All that was resolved, accelerations asked for, under a head that says what it is for."""
+    """The list has all resolved packages, with those of the accelerations, and a head with the versions of Python."""
     text = lists.pin("9.9", "cuda")
     assert asked[0] == ["fms-hf-tuning==9.9", lists.ACCELERATION, *lists.UNDECLARED, *lists.PLUGINS]
     assert text.splitlines()[2] == "# python: 3.11 3.12"
@@ -85,7 +88,7 @@ def test_the_list_for_cuda(asked: list[list[str]]) -> None:
 
 
 def test_the_list_for_cpus(asked: list[list[str]]) -> None:
-    """What needs CUDA is left out, torch is the CPU build on Linux, and its index is named."""
+    """Packages that need CUDA are left out; torch is the CPU build on Linux, and the head names its index."""
     text = lists.pin("9.9", "cpu")
     assert asked[0] == ["fms-hf-tuning==9.9", lists.ACCELERATION, *lists.UNDECLARED]
     assert text.splitlines()[3] == f"# index: {lists.CPU_INDEX}"
@@ -98,14 +101,14 @@ def test_the_list_for_cpus(asked: list[list[str]]) -> None:
     ]
 
 
-def test_a_wrong_output_is_said_before_resolving(
+def test_a_wrong_output_is_rejected_before_resolving(
     tmp_path: Path, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Absent, a file, or not to be written to: one message, and nothing is resolved."""
+    """A missing directory, a file and a directory that cannot be written to give one message, and nothing is resolved."""
     (tmp_path / "file").touch()
     for place in (tmp_path / "absent", tmp_path / "file", Path("/proc/self")):
         monkeypatch.setattr(sys, "argv", ["environments", "9.9", "--output", str(place)])
-        with pytest.raises(SystemExit, match=rf"^Nothing can be written to {place} \(.+\); give another --output\.$"):
+        with pytest.raises(SystemExit, match=rf"^Cannot write to {place} \(.+\); give another --output\.$"):
             lists.main()
     assert asked == []
 
@@ -113,9 +116,28 @@ def test_a_wrong_output_is_said_before_resolving(
 def test_both_lists_are_written(
     tmp_path: Path, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One file for each variant, whose path is printed."""
+    """There is one file for each variant, and its path is printed."""
     monkeypatch.setattr(sys, "argv", ["environments", "9.9", "--output", str(tmp_path)])
     lists.main()
     made = [str(tmp_path / f"fms-hf-tuning-9.9-{variant}.txt") for variant in lists.VARIANTS]
     assert capsys.readouterr().out.splitlines() == made
     assert sorted(map(str, tmp_path.iterdir())) == sorted(made)
+
+
+def test_a_version_without_a_list_is_rejected() -> None:
+    """The message names the versions that have one, oldest first."""
+    plugin = FMSHFTuning.plugin()
+    values = {
+        "model_name": "m",
+        "model_max_length": 16,
+        "batch_size": 1,
+        "number_gpus": 0,
+        "fms_hf_tuning_version": "3.2.2",
+    }
+    workload = Workload.model_validate(values)
+    assert plugin.requirements_of(workload) == "fms-hf-tuning-3.2.2-cpu.txt"
+    assert plugin.versions("cpu") == plugin.versions("cuda") == ["3.1.0", "3.2.2"]
+    with pytest.raises(
+        BadInput, match=r"^there is no environment for fms_hf_tuning_version '3\.9\.9'; there are 3\.1\.0, 3\.2\.2\.$"
+    ):
+        plugin.requirements_of(workload.model_copy(update={"fms_hf_tuning_version": "3.9.9"}))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ado_actuators.fms_hf_tuning import environments
+from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.fms_hf_tuning.core.host.local import Local
 from ado_actuators.fms_hf_tuning.core.measurement.plan import make_plan
 from ado_actuators.fms_hf_tuning.core.measurement.verdict import Verdict
@@ -23,8 +23,9 @@ EXPERTS = {
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
 
 pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(600)]
-# an environment costs a minute where cores are few: older versions are only asked for what users ask first
-latest = pytest.mark.parametrize("local", environments.versions()[-1:], indirect=True)
+VERSIONS = FMSHFTuning.plugin().versions("cpu")
+# building an environment takes a minute on two cores, so only the most important tests run with older versions
+latest = pytest.mark.parametrize("local", VERSIONS[-1:], indirect=True)
 
 
 def measure(local: Local, experiment: str = "finetune_full_benchmark", **change: Any) -> Verdict:
@@ -84,7 +85,7 @@ def test_packing_fills_the_samples(local: Local) -> None:
 def test_another_release_than_the_installed_one_is_not_measured(local: Local) -> None:
     """A number is never stored under a release that did not make it."""
     other = next(version for version in ("3.1.0", "3.2.2") if version != local.version)  # type: ignore[attr-defined]
-    assert "was asked for" in measure(local, fms_hf_tuning_version=other).message
+    assert "but the training environment has" in measure(local, fms_hf_tuning_version=other).message
 
 
 @latest

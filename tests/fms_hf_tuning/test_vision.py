@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ado_actuators.fms_hf_tuning import environments
+from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.fms_hf_tuning.core import failures
 from ado_actuators.fms_hf_tuning.core.commands import dataset
 from ado_actuators.fms_hf_tuning.core.host.local import Local
@@ -20,6 +20,7 @@ from ado_actuators.fms_hf_tuning.core.measurement.verdict import Verdict
 parquet = pytest.importorskip("pyarrow.parquet")
 pyarrow = pytest.importorskip("pyarrow")
 
+VERSIONS = FMSHFTuning.plugin().versions("cpu")
 SMALL = {
     "model_name": "tiny-llava-next",
     "model_max_length": 64,
@@ -37,7 +38,7 @@ pytestmark = [
     pytest.mark.torch,
     pytest.mark.ray,
     pytest.mark.timeout(600),
-    pytest.mark.parametrize("local", environments.versions()[-1:], indirect=True),
+    pytest.mark.parametrize("local", VERSIONS[-1:], indirect=True),
 ]
 
 
@@ -154,12 +155,12 @@ def test_bad_data_is_one_message(
         (
             "sfttrainer",
             {"dataset_id": "synthetic-fixed"},
-            "model tiny-llava-next takes images: only benchmarks of the fms_hf_tuning actuator with dataset_image_field measure it.",
+            "Model tiny-llava-next takes images; use a benchmark of the fms_hf_tuning actuator with dataset_image_field.",
         ),
         (
             "fms_hf_tuning",
             {"model_name": "tiny-llama-5m"},
-            "model tiny-llama-5m takes no images: leave dataset_image_field out, or use a vision model.",
+            "Model tiny-llama-5m takes no images; leave dataset_image_field out, or use a vision model.",
         ),
     ],
 )

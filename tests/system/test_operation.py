@@ -256,7 +256,7 @@ def test_one_study_with_every_experiment_of_both_actuators(tmp_path: Path) -> No
         "prompt tuning fails in fms-hf-tuning 3.2.2"
     )
     assert refused == {
-        ("fms_hf_tuning", f"{method}_benchmark"): f"method {method} needs a CUDA device, and this trainer has none."
+        ("fms_hf_tuning", f"{method}_benchmark"): f"method {method} needs a CUDA device, but this trainer has none."
         for method in ("qlora", "gptq_lora")
     }
     full = [rows[actuator, "full_benchmark"].outputs for actuator in EXPERIMENTS]

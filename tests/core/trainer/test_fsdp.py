@@ -167,5 +167,5 @@ def test_another_wrapper_than_asked_for_is_not_measured() -> None:
     asked = JobWorkload(**parse({**GPUS, "distributed_backend": "FSDP"}).model_dump())
     assert fsdp.mismatch(asked, 2, "FullyShardedDataParallel") is None
     assert fsdp.mismatch(asked, 2, "DistributedDataParallel") == (
-        "distributed_backend FSDP was asked for, but DistributedDataParallel wrapped the model."
+        "distributed_backend is FSDP, but the model was trained with the wrapper DistributedDataParallel."
     )

@@ -148,7 +148,7 @@ SIGHT = {
 
 def test_a_vision_model_needs_images() -> None:
     """A directory or hub id is known to be a vision model only here; the message names the actuator that has images."""
-    with pytest.raises(Refused, match="takes images: only benchmarks of the fms_hf_tuning actuator"):
+    with pytest.raises(Refused, match="takes images; use a benchmark of the fms_hf_tuning actuator"):
         model.build(job(SIGHT))
 
 
@@ -229,7 +229,7 @@ def test_a_model_of_masked_tokens_is_refused(tmp_path: Path) -> None:
     """Trained on the next token it would give numbers that mean nothing."""
     config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 64, "vocab_size": 300}
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "num_hidden_layers": 1}))
-    with pytest.raises(Refused, match="predicts masked tokens: it is no causal language model"):
+    with pytest.raises(Refused, match="predicts masked tokens; use a causal language model"):
         model.build(job(source=str(tmp_path)))
 
 
@@ -262,7 +262,7 @@ def test_user_data_without_a_tokenizer(saved: Path) -> None:
         file.unlink()
     asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
     network, _ = model.build(asked)
-    with pytest.raises(BadInput, match="tokenizer of model mine cannot be read"):
+    with pytest.raises(BadInput, match="The tokenizer of model mine cannot be read"):
         model.tokenizer(asked, network)
 
 
@@ -273,7 +273,7 @@ def test_a_tokenizer_larger_than_the_model(saved: Path) -> None:
     tokenizer.save_pretrained(saved)
     asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
     network, _ = model.build(asked)
-    with pytest.raises(BadInput, match="has 359 tokens, the model only 300"):
+    with pytest.raises(BadInput, match="has 359 tokens, but the model only 300"):
         model.tokenizer(asked, network)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from . import environments
 from .core.actuator.base import MeasuringActuator
 from .core.measurement.plugin import Unsupported
 from .limits import before_start
@@ -24,5 +25,5 @@ class FMSHFTuning(MeasuringActuator):
         "finetune_full_stability",
         "finetune_memory_estimate",
     )
-    requirements = "fms-hf-tuning-{version}-{variant}.txt"
+    requirements = environments.FILE_NAME
     unsupported: ClassVar[Unsupported | None] = staticmethod(before_start)

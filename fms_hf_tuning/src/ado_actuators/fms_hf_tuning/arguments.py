@@ -1,4 +1,4 @@
-"""A workload in the configuration objects of fms-hf-tuning. Trainer room: imports the library alone, when it is called."""
+"""Converts a workload into the configuration objects of fms-hf-tuning. Each function imports the library when it is called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ KERNELS = ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings")
 
 
 def model(workload: JobWorkload, source: Path | str, tokenizer: Path) -> Any:
-    """Return how the model is loaded: ``source`` and ``tokenizer`` are directories, or the former a hub id."""
+    """Return the model's arguments.
+
+    Args:
+        workload: the workload.
+        source: directory or hub id of the model.
+        tokenizer: directory of the tokenizer.
+    """
     from tuning.config import configs
 
     attention = workload.attn_implementation
@@ -20,20 +26,25 @@ def model(workload: JobWorkload, source: Path | str, tokenizer: Path) -> Any:
         model_name_or_path=str(source),
         tokenizer_name_or_path=str(tokenizer),
         torch_dtype=workload.torch_dtype,
-        # its default asks for flash-attention
+        # the library's default is flash-attention
         use_flash_attn=attention != "auto",
         flash_attn_implementation=attention if attention != "auto" else None,
     )
 
 
-def training(job: Job, place: Path) -> Any:
-    """Return how is trained; nothing is logged, saved or reported while it lasts."""
+def training(job: Job, directory: Path) -> Any:
+    """Return the training arguments: nothing is logged, saved or reported during training.
+
+    Args:
+        job: the job.
+        directory: directory for the library's output.
+    """
     from tuning.config import configs
 
     workload = job.workload
     several, images = job.world_size > 1, bool(workload.dataset_image_field)
     return configs.TrainingArguments(
-        output_dir=str(place / "output"),
+        output_dir=str(directory / "output"),
         per_device_train_batch_size=workload.batch_size // job.world_size,
         gradient_accumulation_steps=workload.gradient_accumulation_steps,
         max_seq_length=workload.model_max_length,
@@ -50,11 +61,11 @@ def training(job: Job, place: Path) -> Any:
         seed=workload.seed,
         use_cpu=workload.number_gpus == 0,
         ddp_backend="gloo" if workload.number_gpus == 0 and several else None,
-        # of a vision tower the last layers may go unused
+        # some layers of a vision tower may not contribute to the loss
         ddp_find_unused_parameters=images if several else None,
-        # the collator of images needs columns that no model has
+        # the collator of images needs columns that are not arguments of the model
         remove_unused_columns=not images,
-        # nothing inside a step may wait for the device or write a file
+        # no step waits for the device or writes a file
         logging_strategy="no",
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -68,16 +79,20 @@ def training(job: Job, place: Path) -> Any:
     )
 
 
-def data(place: Path, *, images: bool) -> Any:
-    """Return where the data are, and for images how the library is to handle them.
+def data(directory: Path, *, images: bool) -> Any:
+    """Return the data arguments, and for images the data handlers.
 
-    Images are handled as the library would by itself, but in this process: it would fork one for each CPU, and a fork of
-    a process with torch's threads can hang.
+    The handlers for images are the library's defaults, but run in this process. By default the library forks a process per CPU, and
+    forking a process in which torch has started threads can hang.
+
+    Args:
+        directory: directory of ``data.parquet``; the configuration of the handlers is written there.
+        images: whether the data set has images.
     """
     from tuning.config import configs
 
     if not images:
-        return configs.DataArguments(training_data_path=str(place / "data.parquet"))
+        return configs.DataArguments(training_data_path=str(directory / "data.parquet"))
     fields = {"dataset_text_field": "text", "dataset_image_field": "image"}
     handlers = {
         "apply_tokenizer_chat_template": {
@@ -89,20 +104,20 @@ def data(place: Path, *, images: bool) -> Any:
             "processor_kwargs": {"return_tensors": "pt", "padding": True},
         },
     }
-    described = {
+    dataset = {
         "name": "images",
-        "data_paths": [str(place / "data.parquet")],
+        "data_paths": [str(directory / "data.parquet")],
         "data_handlers": [
-            {"name": name, "arguments": {"fn_kwargs": given, "num_proc": None, "batched": False}}
-            for name, given in handlers.items()
+            {"name": name, "arguments": {"fn_kwargs": arguments, "num_proc": None, "batched": False}}
+            for name, arguments in handlers.items()
         ],
     }
-    (place / "data.json").write_text(json.dumps({"datasets": [described]}))
-    return configs.DataArguments(data_config_path=str(place / "data.json"), **fields)
+    (directory / "data.json").write_text(json.dumps({"datasets": [dataset]}))
+    return configs.DataArguments(data_config_path=str(directory / "data.json"), **fields)
 
 
 def adapter(workload: JobWorkload) -> Any:
-    """Return what peft is to add to the model; None for full fine-tuning."""
+    """Return the configuration of the adapter that peft adds to the model; None for full fine-tuning."""
     from tuning.config import peft_config
 
     if workload.method in ("lora", "qlora", "gptq_lora"):
@@ -120,26 +135,28 @@ def adapter(workload: JobWorkload) -> Any:
 
 
 def acceleration(workload: JobWorkload) -> dict[str, Any]:
-    """Return the library's configuration of its acceleration plugins; empty where none is asked for."""
+    """Return the configuration of the library's acceleration plugins; empty if the workload uses none."""
     from tuning.config import acceleration_configs as plugins
     from tuning.config.acceleration_configs.attention_and_distributed_packing import MultiPack, PaddingFree
     from tuning.config.acceleration_configs.fast_moe import FastMoe
     from tuning.config.acceleration_configs.fused_ops_and_kernels import FastKernelsConfig
     from tuning.config.acceleration_configs.quantized_lora_config import AutoGPTQLoraConfig, BNBQLoraConfig
 
-    chosen: dict[str, Any] = {}
+    configurations: dict[str, Any] = {}
     if workload.method == "qlora":
-        chosen["quantized_lora_config"] = plugins.QuantizedLoraConfig(bnb_qlora=BNBQLoraConfig(quant_type="nf4"))
+        configurations["quantized_lora_config"] = plugins.QuantizedLoraConfig(
+            bnb_qlora=BNBQLoraConfig(quant_type="nf4")
+        )
     if workload.method == "gptq_lora":
-        chosen["quantized_lora_config"] = plugins.QuantizedLoraConfig(auto_gptq=AutoGPTQLoraConfig())
+        configurations["quantized_lora_config"] = plugins.QuantizedLoraConfig(auto_gptq=AutoGPTQLoraConfig())
     if workload.fast_moe:
-        chosen["fast_moe_config"] = plugins.FastMoeConfig(fast_moe=FastMoe(ep_degree=int(workload.fast_moe)))
+        configurations["fast_moe_config"] = plugins.FastMoeConfig(fast_moe=FastMoe(ep_degree=int(workload.fast_moe)))
     if workload.fast_kernels:
-        chosen["fusedops_kernels_config"] = plugins.FusedOpsAndKernelsConfig(
+        configurations["fusedops_kernels_config"] = plugins.FusedOpsAndKernelsConfig(
             fast_kernels=FastKernelsConfig(**dict.fromkeys(KERNELS, True))
         )
     if workload.padding_free:
-        chosen["attention_and_distributed_packing_config"] = plugins.AttentionAndDistributedPackingConfig(
+        configurations["attention_and_distributed_packing_config"] = plugins.AttentionAndDistributedPackingConfig(
             padding_free=PaddingFree(), multipack=MultiPack() if workload.multipack else None
         )
-    return chosen
+    return configurations

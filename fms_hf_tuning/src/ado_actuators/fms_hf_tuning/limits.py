@@ -1,6 +1,6 @@
-"""What fms-hf-tuning cannot do in a training environment, said before anything starts.
+"""Workloads that fms-hf-tuning does not support, so that they are rejected before training starts.
 
-Trainer room, but imports the standard library only.
+Imports the standard library only: both the actuator and the trainer use it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from .core.protocol.messages import JobWorkload
 
-# what each acceleration imports besides CUDA
+# packages that each acceleration imports; all of them need CUDA as well
 NEEDS = {
     "fast_moe": ("fms_acceleration_moe", "triton"),
     "fast_kernels": ("fms_acceleration_foak", "triton"),
@@ -26,12 +26,11 @@ NEEDS = {
     "attn_implementation flash_attention_2": ("flash_attn",),
 }
 DISTRIBUTIONS = {"flash_attn": "flash-attn", "PIL": "pillow"}
-# types of models that an acceleration has kernels for: restricted_model_archs of fms-acceleration-moe 0.4.6 and -foak 0.7.4
+# model types for which an acceleration has kernels: restricted_model_archs of fms-acceleration-moe 0.4.6 and -foak 0.7.4
 EXPERTS = ("granitemoe", "granitemoehybrid", "granitemoeshared", "mixtral")
 KNOWN = {"fast_moe": EXPERTS, "fast_kernels": (*EXPERTS, "gpt_bigcode", "granite", "llama", "mistral")}
 
-
-# the libraries whose limits differ between versions
+# libraries whose limits depend on their version
 RELEASED = ("fms-hf-tuning", "trl")
 
 
@@ -41,7 +40,7 @@ def installed(module: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the libraries whose limits differ between versions; absent ones are left out."""
+    """Return the installed versions of the libraries whose limits depend on their version; a missing library is omitted."""
     found = {}
     for name in RELEASED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -50,12 +49,12 @@ def versions() -> dict[str, str]:
 
 
 def before_start(workload: JobWorkload, pinned: str, architecture: dict[str, Any] | None = None) -> str | None:
-    """Return the message that says why ``workload`` is impossible in a managed environment that need not exist yet, or None.
+    """Return an error message if ``workload`` is impossible in a managed environment, which need not exist yet, else None.
 
     Args:
-        workload: fields of the workload.
-        pinned: text of the environment's list: what it has, and all it has.
-        architecture: as in ``refusal``.
+        workload: the workload.
+        pinned: text of the environment's list of packages.
+        architecture: the model's configuration; None if it is not known.
     """
     listed = dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", pinned, re.MULTILINE))
     return refusal(
@@ -75,14 +74,14 @@ def refusal(
     release: dict[str, str] | None = None,
     architecture: dict[str, Any] | None = None,
 ) -> str | None:
-    """Return the message that says why ``workload`` is impossible here, or None.
+    """Return an error message if ``workload`` is impossible in this environment, else None.
 
     Args:
-        workload: fields of the job's workload.
-        cuda: whether this process has a CUDA device.
-        has: whether a module is installed.
-        release: versions of ``fms-hf-tuning`` and ``trl``; default: the installed ones.
-        architecture: the model's configuration; None: not known yet.
+        workload: the workload.
+        cuda: whether there is a CUDA device.
+        has: returns whether a module is installed.
+        release: versions of ``fms-hf-tuning`` and ``trl``; None: the installed ones.
+        architecture: the model's configuration; None if it is not known.
     """
     release = versions() if release is None else release
     messages = itertools.chain(
@@ -95,7 +94,7 @@ def _unknown_to_kernels(workload: JobWorkload, architecture: dict[str, Any]) -> 
     kind = architecture.get("model_type")
     for asked, types in KNOWN.items():
         if kind and getattr(workload, asked) and kind not in types:
-            yield f"{asked} has no kernels for models of type {kind}; it has them for {', '.join(sorted(types))}."
+            yield f"{asked} has no kernels for models of type {kind}, only for {', '.join(sorted(types))}."
     degree, experts = workload.fast_moe, architecture.get("num_local_experts")
     if degree and experts is not None and (experts == 0 or experts % degree):
         yield f"fast_moe {degree} does not divide the {experts} experts of the model."
@@ -104,33 +103,33 @@ def _unknown_to_kernels(workload: JobWorkload, architecture: dict[str, Any]) -> 
 def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], release: dict[str, str]) -> Iterator[str]:
     if workload.method == "prompt_tuning":
         trl = release.get("trl", "")
-        # from 0.20 on TRL leaves the virtual tokens out of the logits it compares with labels
+        # before 0.20 TRL compares the logits of virtual tokens with labels, and fails
         if _numbers(trl) < (0, 20):
             yield (
-                f"prompt tuning fails in fms-hf-tuning {release.get('fms-hf-tuning', '')}: the trl {trl} it pins compares "
-                "logits of virtual tokens with labels; use the sfttrainer actuator."
+                f"Prompt tuning fails in fms-hf-tuning {release.get('fms-hf-tuning', '')}, because trl {trl} compares the logits "
+                "of virtual tokens with labels; use the sfttrainer actuator."
             )
     for asked in _asked(workload):
         if not cuda:
-            yield f"{asked} needs a CUDA device, and this trainer has none."
+            yield f"{asked} needs a CUDA device, but this trainer has none."
         missing = [_distribution(module) for module in NEEDS[asked] if not has(module)]
         if missing:
             yield f"{asked} needs the package {' and '.join(missing)} in the training environment."
     if workload.method == "lora" and workload.distributed_backend == "FSDP2" and workload.number_gpus > 1:
-        # it hands accelerate a policy that only version 1 understands: no layer would be sharded by itself
-        yield "LoRA is not measured under FSDP2: fms-hf-tuning wraps adapters in FSDP's first version only; use FSDP."
+        # the library's wrapping policy for adapters works with version 1 only; with version 2 no layer would be sharded separately
+        yield "LoRA with FSDP2 is not supported, because fms-hf-tuning wraps adapters only with FSDP version 1; use FSDP."
     if workload.multipack and not workload.padding_free:
-        yield "multipack needs padding_free: fms-hf-tuning packs batches only without padding."
+        yield "multipack needs padding_free, because fms-hf-tuning packs batches only without padding."
     if workload.padding_free and workload.packing:
-        yield "padding_free and packing exclude each other in fms-hf-tuning."
+        yield "fms-hf-tuning does not support padding_free together with packing; use one of them."
     if workload.method == "gptq_lora" and workload.weights != "pretrained":
-        yield "method gptq_lora needs weights pretrained and a model that was quantised with GPTQ."
+        yield "method gptq_lora needs weights pretrained, and a model quantised with GPTQ."
     if workload.dataset_image_field:
         if not has("PIL"):
             yield "dataset_image_field needs the package pillow in the training environment."
         if _numbers(release.get("fms-hf-tuning", "")) < (3, 2):
             yield (
-                f"dataset_image_field is measured from fms-hf-tuning 3.2 on, not with {release.get('fms-hf-tuning')}; "
+                f"dataset_image_field needs fms-hf-tuning 3.2 or newer, not {release.get('fms-hf-tuning')}; "
                 "use fms_hf_tuning_version 3.2.2."
             )
 

@@ -1,4 +1,4 @@
-"""Configuration of the fms_hf_tuning actuator: where and how, never what."""
+"""Configuration of the fms_hf_tuning actuator: where and how to measure. What to measure is in the entities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .core.actuator.parameters import MeasuringParameters
 class FMSHFTuningParameters(MeasuringParameters):
     """Parameters of the fms_hf_tuning actuator.
 
-    The library pins releases of torch, transformers and TRL that exclude today's, so it gets an environment of its own.
+    The library requires older releases of torch, transformers and TRL, so by default it has an environment of its own.
     """
 
     environment: Annotated[

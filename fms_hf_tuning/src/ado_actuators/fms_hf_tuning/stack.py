@@ -1,14 +1,15 @@
-"""How fms-hf-tuning is driven, which this module and ``arguments`` alone know. Runs in the trainer process, imports its room only.
+"""Trains with fms-hf-tuning. Runs in the trainer process; imports the library, and of the core only ``trainer`` and ``protocol``.
 
-``tuning.sft_trainer.train`` does everything after the model is built: data processing, acceleration plugins, TRL's trainer, training.
-It loads models by path. So that ``weights: random`` need not write gigabytes, and both actuators train exactly the same model,
-it is handed the model the core has built, in the place where it would have called ``AutoModelForCausalLM.from_pretrained`` with the
-same arguments. Plugins that read the weights themselves (quantisation, ScatterMoE) get a directory, written once per model.
+``tuning.sft_trainer.train`` processes the data, applies acceleration plugins, creates TRL's trainer and trains. It also loads the
+model, by path. This module replaces its ``AutoModelForCausalLM`` with an object whose ``from_pretrained`` returns the model that
+``core.trainer.model`` has built. Random weights therefore need not be written to disk, and both actuators train exactly the same
+model. Plugins that read the weights themselves (quantisation, ScatterMoE) get a directory, which is written once per model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -25,7 +26,7 @@ PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "flash-a
 
 
 def load() -> None:
-    """Import the stack, which takes seconds and happens once in a process.
+    """Import the stack, which takes several seconds, once per process.
 
     Raises:
         ImportError: a package of the stack is not installed.
@@ -37,80 +38,106 @@ def load() -> None:
 
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
-    """Train once as ``job`` says, handing ``clock.callback`` to the library; return facts read back from what ran.
+    """Train once with ``clock.callback`` in the library's trainer, and return facts about the trained model.
+
+    Args:
+        job: the job.
+        clock: the ``core.trainer.timing.Clock`` of the measurement, or one with the same methods.
 
     Raises:
         Refused: the workload is impossible in this environment.
         BadInput: the model or the data cannot be used.
     """
-    import torch
-
     from .core.trainer import fsdp, model
-    from .core.trainer.errors import BadInput, Refused
-    from .limits import refusal, versions
+    from .core.trainer.errors import BadInput
 
     workload = job.workload
-    release = versions().get("fms-hf-tuning")
-    if release != workload.fms_hf_tuning_version:
-        raise BadInput(
-            f"fms_hf_tuning_version {workload.fms_hf_tuning_version} was asked for, but the training environment has "
-            f"{release}; use environment managed."
-        )
-    if message := refusal(workload, cuda=torch.cuda.is_available(), architecture=job.architecture):
-        raise Refused(message)
-    place = Path(job.run_dir) / f"rank{job.rank}"
-    prepare = _images if workload.dataset_image_field else _texts
-    network, source, built = prepare(job, clock, place)
-    # the trainer forgets them with the measurement
+    _check(job)
+    directory = Path(job.run_dir) / f"rank{job.rank}"
+    images = bool(workload.dataset_image_field)
+    prepared = (_prepare_images if images else _prepare_text)(job, clock, directory)
+    # ``serve`` resets them after the measurement
     os.environ.update(fsdp.variables(workload))
     phases = _Phases(clock)
-    with phases, _handing(network, images=prepare is _images), _own_caches(place):
-        trainer = _train(job, source, place, [phases.edge(), clock.callback])
-    facts = {**_facts(trainer), "model_parameters": built["model_parameters"]}
+    with phases, _model_provided(prepared.model, images=images), _private_cache(directory):
+        trainer = _train(job, prepared.source, directory, [phases.callback(), clock.callback])
+    facts = {**_facts(trainer), "model_parameters": prepared.model_parameters}
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
         raise BadInput(message)
     if not fsdp.is_whole(facts["wrapped_by"]):
-        # each rank has a part of what was counted before
+        # counted before sharding, after which each rank has only a part
         facts["trainable_parameters"] = phases.trainable
-    # fast MoE keeps a rank's share of the experts only
-    if "sample" in built and not workload.fast_moe:
-        facts |= model.router_facts(trainer.model, facts["wrapped_by"], built["sample"])
+    # with fast_moe a rank has only a part of the experts
+    if prepared.sample is not None and not workload.fast_moe:
+        facts |= model.router_facts(trainer.model, facts["wrapped_by"], prepared.sample)
     return facts
 
 
-def _texts(job: Job, clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
-    """Build a language model and its data; return the model, where the library is to find it, facts about it and a sample."""
+def _check(job: Job) -> None:
+    import torch
+
+    from .core.trainer.errors import BadInput, Refused
+    from .limits import refusal, versions
+
+    release, wanted = versions().get("fms-hf-tuning"), job.workload.fms_hf_tuning_version
+    if release != wanted:
+        raise BadInput(
+            f"fms_hf_tuning_version is {wanted}, but the training environment has {release}; use environment managed."
+        )
+    if message := refusal(job.workload, cuda=torch.cuda.is_available(), architecture=job.architecture):
+        raise Refused(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """Model and data, ready for the library.
+
+    Attributes:
+        model: the model; None if an acceleration plugin loads it.
+        source: the path from which the library loads the model's configuration and, without ``model``, its weights.
+        model_parameters: number of parameters.
+        sample: token ids of the first sample; None for a data set with images.
+    """
+
+    model: Any
+    source: Path | str
+    model_parameters: int
+    sample: list[int] | None = None
+
+
+def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
+    """Build a language model, and write its data as token ids and labels."""
     from .core.trainer import data, model
 
     with clock.phase("model_load"):
         network, facts = model.build(job)
-        # saving a model notes its class, which acceleration plugins ask for
+        # acceleration plugins read the model's class, which transformers stores only when it saves a model
         network.config.architectures = network.config.architectures or [type(network).__name__]
         tokenizer = model.tokenizer(job, network)
-        source = _source(job, network, place)
+        source = _source(job, network, directory)
     with clock.phase("data"):
         samples = data.build(job, tokenizer, network.config)
-        samples.dataset.to_parquet(str(place / "data.parquet"))
-    # where samples are to be packed they are not cut yet
-    facts["sample"] = samples.dataset[0]["input_ids"][: job.workload.model_max_length]
-    return None if _reads_weights(job.workload) else network, source, facts
+        samples.dataset.to_parquet(str(directory / "data.parquet"))
+    # samples for packing are not truncated
+    sample = samples.dataset[0]["input_ids"][: job.workload.model_max_length]
+    return _Prepared(None if _reads_weights(job.workload) else network, source, facts["model_parameters"], sample)
 
 
-def _images(job: Job, clock: Any, place: Path) -> tuple[Any, Path | str, dict[str, Any]]:
-    """Do the same for a vision model; the library makes token ids and pixels itself, with the processor it finds."""
+def _prepare_images(job: Job, clock: Any, directory: Path) -> _Prepared:
+    """Build a vision model, and write its data as images and text, from which the library makes token ids and pixel values."""
     from .core.trainer import model, vision
 
     with clock.phase("model_load"):
         network, facts = model.build(job)
         processor = vision.processor(job, network.config)
         for part in (network.config, processor):
-            part.save_pretrained(place / "model")
+            part.save_pretrained(directory / "model")
     with clock.phase("data"):
-        vision.write(job, processor, network.config, place / "data.parquet")
-    return network, place / "model", facts
+        vision.write(job, processor, network.config, directory / "data.parquet")
+    return _Prepared(network, directory / "model", facts["model_parameters"])
 
 
-def _train(job: Job, source: Path | str, place: Path, callbacks: list[Any]) -> Any:
+def _train(job: Job, source: Path | str, directory: Path, callbacks: list[Any]) -> Any:
     from tuning.sft_trainer import train as library_train
 
     from . import arguments
@@ -118,9 +145,9 @@ def _train(job: Job, source: Path | str, place: Path, callbacks: list[Any]) -> A
     workload = job.workload
     images = bool(workload.dataset_image_field)
     trainer, _, _ = library_train(
-        arguments.model(workload, source, place / ("model" if images else "tokenizer")),
-        arguments.data(place, images=images),
-        arguments.training(job, place),
+        arguments.model(workload, source, directory / ("model" if images else "tokenizer")),
+        arguments.data(directory, images=images),
+        arguments.training(job, directory),
         peft_config=arguments.adapter(workload),
         additional_callbacks=callbacks,
         **arguments.acceleration(workload),
@@ -133,39 +160,39 @@ def _reads_weights(workload: JobWorkload) -> bool:
     return workload.method in ("qlora", "gptq_lora") or bool(workload.fast_moe)
 
 
-def _source(job: Job, network: Any, place: Path) -> Path | str:
-    """Prepare what the library is to find as the model's path: the weights where they are read, else the configuration alone."""
-    place.mkdir(parents=True, exist_ok=True)
+def _source(job: Job, network: Any, directory: Path) -> Path | str:
+    """Save the tokenizer, and what the library loads as the model: its configuration, and its weights if a plugin reads them."""
+    directory.mkdir(parents=True, exist_ok=True)
     vocabulary = network.get_input_embeddings().weight.shape[0]
-    padding_tokenizer(vocabulary, job.workload.model_max_length).save_pretrained(place / "tokenizer")
+    padding_tokenizer(vocabulary, job.workload.model_max_length).save_pretrained(directory / "tokenizer")
     if not _reads_weights(job.workload):
-        network.config.save_pretrained(place / "model")
-        return place / "model"
+        network.config.save_pretrained(directory / "model")
+        return directory / "model"
     if job.workload.weights == "pretrained":
         return str(job.source)
     return _saved(network, Path(job.cache_dir), job.workload.seed)
 
 
 def _saved(network: Any, cache_dir: Path, seed: int) -> Path:
-    """Return a directory with the weights of ``network``; written once per configuration, type and seed."""
-    what = json.dumps([network.config.to_dict(), str(network.dtype), seed], sort_keys=True, default=str)
-    place = cache_dir / hashlib.sha256(what.encode()).hexdigest()[:16]
+    """Return a directory with the weights of ``network``, which is written once per configuration, data type and seed."""
+    key = json.dumps([network.config.to_dict(), str(network.dtype), seed], sort_keys=True, default=str)
+    directory = cache_dir / hashlib.sha256(key.encode()).hexdigest()[:16]
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with (cache_dir / f"{place.name}.lock").open("w") as lock:
+    with (cache_dir / f"{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not place.exists():
-            for left in cache_dir.glob(f"{place.name}.writing-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            writing = Path(tempfile.mkdtemp(prefix=f"{place.name}.writing-", dir=cache_dir))
+        if not directory.exists():
+            for incomplete in cache_dir.glob(f"{directory.name}.writing-*"):
+                shutil.rmtree(incomplete, ignore_errors=True)
+            writing = Path(tempfile.mkdtemp(prefix=f"{directory.name}.writing-", dir=cache_dir))
             network.save_pretrained(writing)
-            writing.rename(place)
-    return place
+            writing.rename(directory)
+    return directory
 
 
 def padding_tokenizer(vocabulary: int, max_length: int) -> Any:
-    """Return a tokenizer of exactly ``vocabulary`` tokens: data come as ids, so the library only pads with it.
+    """Return a tokenizer with exactly ``vocabulary`` tokens. The data are token ids already, so the library uses it only for padding.
 
-    It resizes a model's embeddings to the length of its tokenizer, so any other length would change the model.
+    The library resizes a model's embeddings to the length of the tokenizer, so any other length would change the model.
     """
     import transformers
     from tokenizers import Tokenizer, models
@@ -182,8 +209,8 @@ def padding_tokenizer(vocabulary: int, max_length: int) -> Any:
     )
 
 
-class _Handed:
-    """Stands where the library looks for ``AutoModelForCausalLM`` and answers with the model that is built already."""
+class _ProvidedModel:
+    """Replaces ``AutoModelForCausalLM`` or ``AutoModelForVision2Seq`` in the library, and returns a model that exists already."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
@@ -191,13 +218,14 @@ class _Handed:
     def from_pretrained(
         self, path: str, *, torch_dtype: Any, attn_implementation: str | None = None, **unused: Any
     ) -> Any:
-        """Return the model, after checking that it is what the library would have loaded."""
+        """Return the model, after checking that its data type and attention are those that the library requests."""
         from .core.trainer.errors import BadInput
 
-        has = (self._network.dtype, self._network.config._attn_implementation)
-        if torch_dtype != has[0] or (attn_implementation or has[1]) != has[1]:
+        dtype, attention = self._network.dtype, self._network.config._attn_implementation
+        if torch_dtype != dtype or (attn_implementation or attention) != attention:
             raise BadInput(
-                f"fms-hf-tuning asked for a model in {torch_dtype} with attention {attn_implementation}, built was {has}."
+                f"fms-hf-tuning requested a model in {torch_dtype} with attention {attn_implementation}, "
+                f"but it was built in {dtype} with {attention}."
             )
         return self._network
 
@@ -205,52 +233,56 @@ class _Handed:
 class _NoVisionModel:
     @staticmethod
     def from_pretrained(path: str, **unused: Any) -> Any:
-        """Answer as transformers does for a language model; the library then takes it for one."""
+        """Raise the error of transformers for a language model, so that the library loads a language model instead."""
         raise ValueError("not a vision model")
 
 
 class _NoLanguageModel:
     @staticmethod
     def from_pretrained(path: str, **unused: Any) -> Any:
-        """End the measurement: the library asks for a language model when anything about a vision model failed."""
+        """End the measurement: the library requests a language model only after loading the vision model has failed."""
         from .core.trainer.errors import BadInput
 
-        raise BadInput("fms-hf-tuning could not use the model and its processor as a vision model; the log says why.")
+        raise BadInput("fms-hf-tuning could not load the model and its processor as a vision model; see the log.")
 
 
 @contextlib.contextmanager
-def _handing(network: Any, *, images: bool) -> Iterator[None]:
-    """Let the library get ``network`` from the model loader it uses with or without images; None leaves the loaders."""
+def _model_provided(network: Any, *, images: bool) -> Iterator[None]:
+    """Replace the library's model loaders, so that it gets ``network`` as language or vision model; None leaves them unchanged."""
     from tuning import sft_trainer
 
     if network is None:
         yield
         return
-    kept = sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq
-    handed = _Handed(network)
-    language, vision = (_NoLanguageModel, handed) if images else (handed, _NoVisionModel)
+    original = sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq
+    provided = _ProvidedModel(network)
+    language, vision = (_NoLanguageModel, provided) if images else (provided, _NoVisionModel)
     sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq = language, vision
     try:
         yield
     finally:
-        sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq = kept
+        sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq = original
 
 
 @contextlib.contextmanager
-def _own_caches(place: Path) -> Iterator[None]:
-    """Keep what datasets copies to this measurement."""
+def _private_cache(directory: Path) -> Iterator[None]:
+    """Move the cache of the library datasets into a directory of this measurement."""
     import datasets
 
-    kept = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = place / "datasets"
+    original = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = directory / "datasets"
     try:
         yield
     finally:
-        datasets.config.HF_DATASETS_CACHE = kept
+        datasets.config.HF_DATASETS_CACHE = original
 
 
 class _Phases(contextlib.ExitStack):
-    """Times the set-up and the training, which one call of the library does, as two phases; between them counts ``trainable``."""
+    """Times one call of the library as two phases, set-up and training; counts the trainable parameters before the training.
+
+    Attributes:
+        trainable: number of trainable parameters, before they are sharded.
+    """
 
     def __init__(self, clock: Any) -> None:
         super().__init__()
@@ -261,8 +293,8 @@ class _Phases(contextlib.ExitStack):
         self.enter_context(self._clock.phase("setup"))
         return self
 
-    def edge(self) -> Any:
-        """Return the callback that ends the set-up; it comes before the clock's."""
+    def callback(self) -> Any:
+        """Return the callback for the trainer that ends the set-up. It must come before the clock's."""
         import transformers
 
         phases = self

@@ -1,4 +1,4 @@
-"""Configuration of the sfttrainer actuator: where and how, never what."""
+"""Configuration of the sfttrainer actuator: where and how to measure. What to measure is in the entities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How TRL's SFTTrainer is driven. The only module that knows TRL; it runs in the trainer process and imports the trainer room only."""
+"""Trains with TRL's SFTTrainer. Runs in the trainer process; imports TRL, and of the core only ``trainer`` and ``protocol``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = ("trl", "bitsandbytes", "liger-kernel")
 
 
 def load() -> None:
-    """Import the stack, which takes seconds and happens once in a process.
+    """Import the stack, which takes several seconds, once per process.
 
     Raises:
         ImportError: a package of the stack is not installed.
@@ -21,18 +21,20 @@ def load() -> None:
     import peft  # noqa: F401
     import torch  # noqa: F401
     import trl  # noqa: F401
-    from trl import SFTConfig, SFTTrainer  # noqa: F401 - resolves TRL's lazy imports
+    from trl import SFTConfig, SFTTrainer  # noqa: F401 - TRL imports these only when they are accessed
 
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
-    """Train once as ``job`` says, handing ``clock.callback`` to the trainer; return facts read back from what ran.
+    """Train once with ``clock.callback`` in the trainer, and return facts about the trained model.
+
+    Args:
+        job: the job.
+        clock: the ``core.trainer.timing.Clock`` of the measurement, or one with the same methods.
 
     Raises:
         Refused: the workload is impossible in this environment.
         BadInput: the model or the data cannot be used.
     """
-    from trl import SFTTrainer
-
     from .core.trainer import data, fsdp, model, quantise
     from .core.trainer.errors import BadInput
 
@@ -45,21 +47,11 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         tokenizer = model.tokenizer(job, network)
     with clock.phase("data"):
         samples = data.build(job, tokenizer, network.config)
-    # by these accelerate adds gloo for shards in host memory; the trainer forgets them with the measurement
+    # with these accelerate adds a gloo process group for shards in host memory; ``serve`` resets them after the measurement
     os.environ.update(fsdp.variables(workload))
     with clock.phase("setup"):
-        trainer = SFTTrainer(
-            model=network,
-            args=_arguments(job, network.config.get_text_config()),
-            train_dataset=samples.dataset,
-            processing_class=tokenizer,
-            peft_config=_adapter(workload),
-            callbacks=[clock.callback],
-        )
-        for callback in list(trainer.callback_handler.callbacks):
-            if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
-                trainer.remove_callback(callback)
-        # counted before anything shards them
+        trainer = _trainer(job, network, tokenizer, samples.dataset, clock.callback)
+        # counted before the parameters are sharded
         counts = {
             "model_parameters": built["model_parameters"],
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
@@ -71,9 +63,26 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         facts["quantised_layers"] = quantise.layers(trainer.model)
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
         raise BadInput(message)
-    # where samples are to be packed they are not cut yet
+    # samples for packing are not truncated
     sample = samples.dataset[0]["input_ids"][: workload.model_max_length]
     return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)
+
+
+def _trainer(job: Job, network: Any, tokenizer: Any, dataset: Any, callback: Any) -> Any:
+    from trl import SFTTrainer
+
+    trainer = SFTTrainer(
+        model=network,
+        args=_arguments(job, network.config.get_text_config()),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=_adapter(job.workload),
+        callbacks=[callback],
+    )
+    for default in list(trainer.callback_handler.callbacks):
+        if type(default).__name__ in ("PrinterCallback", "ProgressCallback"):
+            trainer.remove_callback(default)
+    return trainer
 
 
 def _arguments(job: Job, config: Any) -> Any:
@@ -86,12 +95,12 @@ def _arguments(job: Job, config: Any) -> Any:
         output_dir=job.run_dir,
         per_device_train_batch_size=workload.batch_size // job.world_size,
         gradient_accumulation_steps=workload.gradient_accumulation_steps,
-        # TRL's defaults differ from Trainer's and change between versions, so everything that costs time is stated
+        # TRL's defaults differ from those of Trainer and change between releases, so everything that affects time is set explicitly
         max_length=workload.model_max_length,
         packing=workload.packing,
         packing_strategy=workload.packing_strategy,
         padding_free=workload.padding_free,
-        # the samples come as tokens of the right length; preparing them again only costs time
+        # without packing the samples are token ids of the right length already, and need no preparation
         dataset_kwargs={"skip_prepare_dataset": not workload.packing},
         gradient_checkpointing=workload.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": workload.gradient_checkpointing_use_reentrant},
@@ -110,7 +119,7 @@ def _arguments(job: Job, config: Any) -> Any:
         ddp_find_unused_parameters=False if job.world_size > 1 else None,
         **fsdp.options(workload),
         **_auxiliary_loss(config),
-        # nothing inside a step may wait for the device or write a file
+        # no step waits for the device or writes a file
         logging_strategy="no",
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -124,10 +133,10 @@ def _arguments(job: Job, config: Any) -> Any:
 
 
 def _auxiliary_loss(config: Any) -> dict[str, Any]:
-    """Return what switches the routers' loss off where transformers cannot compute it.
+    """Return the argument that disables the routers' auxiliary loss for models for which transformers cannot compute it; else empty.
 
-    TRL (from 1.16 on) switches it on for each model whose configuration has a coefficient for it. Granite 4.0's has one by
-    default, even without experts, but not the number of experts that transformers then asks for.
+    From 1.16 on, TRL enables this loss for every model with a coefficient for it in its configuration. That of Granite 4.0 has a
+    coefficient even without experts, but lacks the number of experts, which transformers needs for the loss.
     """
     from trl import SFTConfig
 

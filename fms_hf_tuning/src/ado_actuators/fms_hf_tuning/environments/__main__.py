@@ -1,8 +1,8 @@
-"""Makes the pinned lists of a library version: ``python -m ado_actuators.fms_hf_tuning.environments VERSION``.
+"""Writes the pinned lists of a library version: ``python -m ado_actuators.fms_hf_tuning.environments VERSION``.
 
-Both variants are resolved with uv from the library's own bounds, for Linux on x86-64; nothing is installed. Every package
-carries the hashes of all its files on the index, so that no mirror can hand out another one. Imports the standard library
-and, of the core, ``environment`` and ``indexes``.
+uv resolves both variants from the library's own requirements, for Linux on x86-64; nothing is installed. Each package is followed by
+the hashes of all its files on the index, so that a mirror cannot provide other files. Imports the standard library and, of the core,
+``host.environment`` and ``host.package_indexes``.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 
 from ..core.host import package_indexes as indexes
 from ..core.host.environment import EnvironmentProblem, find_uv
-from . import HERE, VARIANTS
+from . import FILE_NAME, HERE, VARIANTS
 
 PYTHONS = ("3.11", "3.12")
 ACCELERATION = "fms-acceleration>=0.6.2"
-# fms-acceleration-odm stays out: without torchdata it breaks every run while the library is imported
+# fms-acceleration-odm is excluded: without torchdata, importing the library fails
 PLUGINS = ("fms-acceleration-peft", "fms-acceleration-foak", "fms-acceleration-aadp", "fms-acceleration-moe")
-# pyarrow 26 refuses numpy 1 when it is imported, without declaring so, and fms-acceleration allows no numpy 2
+# pyarrow 26 cannot be imported with numpy 1, although its metadata allow it, and fms-acceleration requires numpy 1
 UNDECLARED = ("pyarrow<26",)
-# the library's bounds on torch have no CPU build that all indexes carry; this one runs it
+# no CPU build within the library's bounds on torch is on all indexes; the library runs with this one
 CPU_TORCH = "2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HASHED = re.compile(r"^(\S+==\S+) (?:;[^\\\n]*)?\\\n((?: +--hash=\S+(?: \\\n)?)+)", re.MULTILINE)
-# torchvision must match torch to the minor version and is only used for image data
+# torchvision requires one release of torch, and the library uses it for image data only
 NOT_ON_CPU = re.compile(r"^(torch|torchvision|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
 
@@ -36,7 +36,7 @@ def pin(version: str, variant: str) -> str:
     """Return the text of the list for ``version`` and ``variant``.
 
     Raises:
-        EnvironmentProblem: when the packages cannot be resolved.
+        EnvironmentProblem: the packages cannot be resolved.
     """
     wanted = [f"fms-hf-tuning=={version}", ACCELERATION, *UNDECLARED, *(PLUGINS if variant == "cuda" else ())]
     lines = _merge({python: _resolve(wanted, python) for python in PYTHONS})
@@ -53,18 +53,18 @@ def pin(version: str, variant: str) -> str:
 
 
 def with_hashes(lines: list[str]) -> list[str]:
-    """Return the lines of a list, each followed by the hashes of all files its release has on the index.
+    """Return the lines of a list, each followed by the hashes of all files of that release on the index.
 
-    torch's CPU build has none: every index that carries it, and every local directory, may have built its own.
+    The CPU build of torch has no hashes, because each index and each local directory may have another build.
 
     Raises:
-        EnvironmentProblem: when the index does not answer, or knows no hash of a package.
+        EnvironmentProblem: the index does not answer, or has no hash of a package.
     """
     known: dict[str, str] = {}
     for python in PYTHONS:
-        # a package may have another version for another Python
-        theirs = [line for line in lines if "python_version" not in line or f"== '{python}'" in line]
-        pins = [pin for line in theirs if not (pin := line.partition(" ;")[0]).endswith("+cpu")]
+        # a package may have different versions for different Pythons
+        selected = [line for line in lines if "python_version" not in line or f"== '{python}'" in line]
+        pins = [pin for line in selected if not (pin := line.partition(" ;")[0]).endswith("+cpu")]
         known |= dict(HASHED.findall(_compile(pins, python, "--no-deps", "--generate-hashes")))
     return [_with_its_hashes(line, known) for line in lines]
 
@@ -75,7 +75,7 @@ def _with_its_hashes(line: str, known: dict[str, str]) -> str:
         return f"{line} \\\n{hashes.rstrip()}"
     if pinned.endswith("+cpu"):
         return line
-    raise EnvironmentProblem(f"The index gives no hash of {pinned}, so nothing would tell another file from it.")
+    raise EnvironmentProblem(f"The index has no hash of {pinned}, so its files cannot be verified; use another index.")
 
 
 def _resolve(wanted: list[str], python: str) -> list[str]:
@@ -92,12 +92,12 @@ def _compile(wanted: list[str], python: str, *options: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=directory, check=False)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
-        raise EnvironmentProblem(f"{wanted[0]} cannot be resolved for Python {python}; uv says why above.")
+        raise EnvironmentProblem(f"{wanted[0]} cannot be resolved for Python {python}; see the output of uv above.")
     return done.stdout
 
 
 def _merge(resolved: dict[str, list[str]]) -> list[str]:
-    """Return the lines of all Python versions; one that not all have carries the version it is for."""
+    """Return the lines of all Python versions; a line that some versions lack gets a marker for its version."""
     common = set.intersection(*(set(lines) for lines in resolved.values()))
     special = [
         f"{line} ; python_version == '{python}'"
@@ -114,17 +114,18 @@ def main() -> None:
     parser.add_argument("version", help="version of fms-hf-tuning, for example 3.2.2")
     parser.add_argument("--output", type=Path, default=HERE, help="directory to write to (default: this package)")
     arguments = parser.parse_args()
-    # said before minutes of resolving; by trying, since root seems to be allowed what a read-only disk refuses
+    # Checked before the packages are resolved, which takes minutes. Only writing shows whether it is possible: permissions allow root
+    # to write on a read-only file system
     try:
         tempfile.TemporaryFile(dir=arguments.output).close()
     except OSError as error:
-        sys.exit(f"Nothing can be written to {arguments.output} ({error.strerror}); give another --output.")
+        sys.exit(f"Cannot write to {arguments.output} ({error.strerror}); give another --output.")
     for variant in VARIANTS:
         try:
             text = pin(arguments.version, variant)
         except EnvironmentProblem as problem:
             sys.exit(str(problem))
-        path = arguments.output / f"fms-hf-tuning-{arguments.version}-{variant}.txt"
+        path = arguments.output / FILE_NAME.format(version=arguments.version, variant=variant)
         path.write_text(text)
         print(path)
 
