@@ -60,7 +60,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     os.environ.update(fsdp.variables(workload))
     phases = _Phases(clock)
     with phases, _model_provided(prepared.model, images=images), _private_cache(directory):
-        trainer = _train(job, prepared.source, directory, [phases.callback(), clock.callback])
+        trainer = _train(job, prepared.source, directory, [phases.trainer_callback(), clock.callback])
     facts = {**_facts(trainer), "model_parameters": prepared.model_parameters}
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
         raise BadInput(message)
@@ -293,7 +293,7 @@ class _Phases(contextlib.ExitStack):
         self.enter_context(self._clock.phase("setup"))
         return self
 
-    def callback(self) -> Any:
+    def trainer_callback(self) -> Any:
         """Return the callback for the trainer that ends the set-up. It must come before the clock's."""
         import transformers
 
