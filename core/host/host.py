@@ -114,9 +114,9 @@ class Host:
         self._baseline = {}
         mask = visible_mask(self.spec.gpus)
         threads = self.spec.threads or max(1, cpu_count() // self.spec.processes)
-        logs = self._state_dir / "logs"
         try:
-            logs.mkdir(parents=True, exist_ok=True)
+            logs = places.make_subdirectory(self._state_dir, "logs")
+            places.make_subdirectory(self._state_dir, "runs")
         except OSError as error:
             raise failures.Broken(f"nothing can be written in {self._state_dir}: {error.strerror}.") from None
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"

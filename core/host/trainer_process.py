@@ -232,7 +232,8 @@ class LogWriter:
         """Copy ``stream`` until it ends."""
         file: FileIO | None = None
         with contextlib.suppress(OSError):
-            file = self._path.open("wb", buffering=0)
+            # a new file for this user alone, never a file or link that another user has planted
+            file = open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)  # noqa: PTH123, SIM115
         with contextlib.suppress(ValueError, OSError):
             while chunk := os.read(stream.fileno(), 65536):
                 self._keep(self._filter.feed(chunk), file)

@@ -113,7 +113,7 @@ def _import_failure(error: ImportError) -> FailureMessage:
 
 
 def _measure(stack: ModuleType, job: Job, progress: ProgressCallback) -> Record | EstimateRecord:
-    Path(job.run_dir).mkdir(parents=True, exist_ok=True)
+    Path(job.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     begin = time.perf_counter()
     with _distributed(job):
         if job.task == "memory_estimate":

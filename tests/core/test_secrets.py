@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import os
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,11 @@ def told(text: str) -> list[str]:
 def test_names_tell_which_values_are_secret() -> None:
     """Values by the variable's name and logins of URLs; not switches, directories, or a tokenizer's settings."""
     environ = {**SECRETS, "TOKENIZERS_PARALLELISM": "false-or-so", "RAY_AUTH_TOKEN": "off", "PWD": "/some/directory"}
-    assert set(redaction.secrets(environ)) == {*PLANTED, "planted-user:planted-index-password"}
+    found = redaction.secrets(environ)
+    assert {*PLANTED, "planted-user:planted-index-password"} <= set(found)
+    # the others are these again, quoted or encoded
+    assert all(redaction.secrets({"ONE_TOKEN": secret}) for secret in PLANTED)
+    assert not any(word in " ".join(found) for word in ("false", "directory"))
 
 
 @pytest.mark.parametrize(
@@ -68,11 +74,16 @@ def test_names_tell_which_values_are_secret() -> None:
         "AWS_ACCESSKEY",
         "GITHUB_PAT",
         "DATABASE_AUTH",
+        "SESSION_COOKIE",
+        "SLACK_WEBHOOK_URL",
+        "CI_JOB_JWT",
+        "KUBECONFIG_DATA",
+        "GPG_PASSPHRASE",
     ],
 )
 def test_a_name_may_run_its_words_together(name: str) -> None:
     """What a value is for is seen in the plural, and at the end of a word, too."""
-    assert redaction.secrets({name: "planted-value"}) == ["planted-value"]
+    assert "planted-value" in redaction.secrets({name: "planted-value"})
 
 
 @pytest.mark.parametrize(
@@ -84,8 +95,48 @@ def test_a_name_may_run_its_words_together(name: str) -> None:
 def test_a_secret_is_hidden_however_it_is_quoted(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is, line by line, and as an exception or a record quotes it."""
     monkeypatch.setenv("MY_API_KEY", value)
-    told_as = [value, repr(value), json.dumps(value), str(dict(os.environ)), *value.splitlines()]
-    assert [text for text in map(redaction.hide, told_as) if "plant" in text or "nted" in text] == []
+    quoted = [value, repr(value), json.dumps(value), str(dict(os.environ)), *value.splitlines()]
+    in_url = [urllib.parse.quote(value, safe=""), urllib.parse.quote_plus(value)]
+    assert [text for text in map(redaction.hide, quoted + in_url) if "plant" in text or "nted" in text] == []
+
+
+@pytest.mark.parametrize("before", ["", "a", "me:", "user:", "four", "five5"])
+def test_a_secret_is_hidden_in_base64(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stands in what is encoded, as in the header of basic authentication; the decoded rest has nothing of it."""
+    monkeypatch.setenv("MY_PASSWORD", "planted-password?>")
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        encoded = encode(f"{before}planted-password?>".encode()).decode()
+        hidden = redaction.hide(f"header {encoded}")
+        assert hidden.startswith("header ")
+        assert "***" in hidden
+        assert len(hidden) <= len("header ***") + len(before) * 4 // 3 + 4
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("hf_" + "aB3" * 11, "***"),
+        ("token ghp_" + "aB3d" * 9 + ".", "token ***."),
+        ("AKIAABCDEFGHIJKLMNOP", "***"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "***"),
+        ("glpat-" + "x" * 20, "***"),
+        ("Authorization: Bearer abcdefghijklmnopqrstuv==", "Authorization: Bearer ***"),
+        ("get https://bob:pw@host/simple", "get https://***@host/simple"),
+        ("https://h/f?X-Amz-Signature=abc&x=1", "https://h/f?X-Amz-Signature=***&x=1"),
+        ("https://h/f?a=1&sig=q%2Fw&token=t", "https://h/f?a=1&sig=***&token=***"),
+        ("https://host/model?revision=main&keyboard=us", "https://host/model?revision=main&keyboard=us"),
+        (
+            "ssh://git@host/x and sk-learn, task-specific-adapters",
+            "ssh://git@host/x and sk-learn, task-specific-adapters",
+        ),
+        ("tcp://127.0.0.1:6379 me@host", "tcp://127.0.0.1:6379 me@host"),
+    ],
+)
+def test_what_has_the_form_of_a_secret_is_hidden(text: str, hidden: str) -> None:
+    """Also where no variable holds it, in a message and in a log, in pieces of any size; other text stays."""
+    assert redaction.hide(text) == hidden
+    kept = redaction.Filter()
+    assert b"".join([*(kept.feed(bytes([byte])) for byte in text.encode()), kept.end()]).decode() == hidden
 
 
 def test_what_comes_behind_bearer_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

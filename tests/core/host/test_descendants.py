@@ -47,14 +47,14 @@ def trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[t
         one.kill()
 
 
-def start(tmp_path: Path, messages: queue.Queue[object]) -> trainer_process.TrainerProcess:
+def start(log: Path, messages: queue.Queue[object]) -> trainer_process.TrainerProcess:
     """Start a trainer."""
     return trainer_process.TrainerProcess(
         python=Path(sys.executable),
         local_rank=0,
         threads=1,
         mask="",
-        log=tmp_path / "log",
+        log=log,
         messages=messages,  # type: ignore[arg-type]
         own_environment=True,
     )
@@ -81,7 +81,8 @@ def test_a_death_is_noticed_though_a_daemon_holds_the_pipes(
     # the first one makes what stays for good
     for index in range(3):
         messages: queue.Queue[tuple[int, dict[str, str] | None]] = queue.Queue()
-        trainer = start(tmp_path, messages)  # type: ignore[arg-type]
+        log = tmp_path / f"log{index}"
+        trainer = start(log, messages)  # type: ignore[arg-type]
         trainers.append(trainer)
         _, first = messages.get(timeout=60)
         assert first is not None
@@ -92,7 +93,7 @@ def test_a_death_is_noticed_though_a_daemon_holds_the_pipes(
         assert "SIGKILL" in str(died)
         trainer.kill()
         assert gone(int(first["text"]))
-        assert (tmp_path / "log").read_text() == "the last words"
+        assert log.read_text() == "the last words"
         used = (len(list(Path("/proc/self/fd").iterdir())), threading.active_count())
         if index == 1:
             before = used
@@ -102,7 +103,7 @@ def test_a_death_is_noticed_though_a_daemon_holds_the_pipes(
 def test_the_guard_ends_what_left_the_group(tmp_path: Path, trainers: list[trainer_process.TrainerProcess]) -> None:
     """A host that is killed closes the guard's pipe: the daemon, which has a session of its own, ends too."""
     messages: queue.Queue[tuple[int, dict[str, str] | None]] = queue.Queue()
-    trainer = start(tmp_path, messages)  # type: ignore[arg-type]
+    trainer = start(tmp_path / "log", messages)  # type: ignore[arg-type]
     trainers.append(trainer)
     _, first = messages.get(timeout=60)
     assert first is not None

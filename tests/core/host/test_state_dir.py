@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core.host import environment
+from ado_actuators.sfttrainer.core.host import environment, state_dir, trainer_process
 from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
@@ -84,3 +84,36 @@ def test_another_user_cannot_build_where_he_may_not_write(shared: Path) -> None:
     """An environment that is missing in somebody else's cache: one message."""
     (shared / "cache").mkdir(mode=0o755)
     assert as_nobody(shared) == f"The environment cannot be built in {shared / 'cache'}: Permission denied."
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o755, 0o700), (0o775, 0o1777), (0o1777, 0o1777)])
+def test_files_of_measurements_are_private(mode: int, expected: int, tmp_path: Path) -> None:
+    """Logs and run files are for their user; in a state directory that several may write each can still write."""
+    tmp_path.chmod(mode)
+    made = state_dir.make_subdirectory(tmp_path, "logs")
+    assert made.stat().st_mode & 0o7777 == expected
+    assert state_dir.make_subdirectory(tmp_path, "logs") == made
+
+
+def test_a_link_of_another_user_is_rejected(shared: Path, tmp_path: Path) -> None:
+    """Logs would otherwise overwrite what the link names."""
+    (shared / "logs").symlink_to(tmp_path)
+    os.lchown(shared / "logs", NOBODY, NOBODY)
+    with pytest.raises(PermissionError, match="logs is a link of another user"):
+        state_dir.make_subdirectory(shared, "logs")
+
+
+def test_a_log_is_a_new_file(tmp_path: Path) -> None:
+    """A link or file with the name of a log stays as it is, and the log is its user's alone."""
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
+    (tmp_path / "planted").symlink_to(kept)
+    for name in ("planted", "new"):
+        read, write = os.pipe()
+        os.write(write, b"output")
+        os.close(write)
+        with os.fdopen(read, "rb") as stream:
+            trainer_process.LogWriter(tmp_path / name).pump(stream)
+    assert kept.read_text() == "kept"
+    assert (tmp_path / "new").read_text() == "output"
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
