@@ -45,7 +45,7 @@ def _check_size(text: str) -> None:
         if aliases > MOST_ALIASES or depth > DEEPEST:
             what = f"more than {MOST_ALIASES} aliases" if aliases > MOST_ALIASES else f"more than {DEEPEST} levels"
             raise InvalidYAML(
-                f"has {what} at line {event.start_mark.line + 1}. Write the values out, or in fewer levels."
+                f"has {what} at line {event.start_mark.line + 1 if event.start_mark else 1}. Write the values out, or in fewer levels."
             )
 
 
