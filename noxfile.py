@@ -234,7 +234,7 @@ def lint(session: nox.Session) -> None:
     install(session, *LINT_TOOLS)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "sfttrainer/src"}, silent=True)
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "sfttrainer/src:fms_hf_tuning/src"}, silent=True)
     for plugin in PLUGINS:
         session.run("mypy", "--package", f"ado_actuators.{plugin}", env={"MYPYPATH": f"{plugin}/src"})
     session.run("mypy", *map(str, Path("benchmarks").glob("*.py")), env={"MYPYPATH": "benchmarks:sfttrainer/src"})
