@@ -5,12 +5,49 @@ The host checks this before it starts a trainer if it knows the model's configur
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
 UNTRACEABLE = ("use_liger_kernel", "torch_compile", "padding_free", "fast_kernels", "fast_moe", "multipack")
+
+
+# the largest published configuration has less than 100 kB
+LARGEST_CONFIGURATION_BYTES = 4 * 2**20
+# Largest plausible values, a thousand times those of published models for sizes. Each must be at least 1
+_MOST = {
+    "num_hidden_layers": 2_000,
+    "hidden_size": 2_000_000,
+    "intermediate_size": 20_000_000,
+    "vocab_size": 20_000_000,
+    "num_attention_heads": 20_000,
+    "num_key_value_heads": 20_000,
+    "head_dim": 100_000,
+    "max_position_embeddings": 10_000_000_000,
+    "num_experts": 100_000,
+    "num_local_experts": 100_000,
+    "n_routed_experts": 100_000,
+    "moe_intermediate_size": 20_000_000,
+}
+# other names of the same numbers
+_ALIASES = {
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "ffn_dim": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "n_ctx": "max_position_embeddings",
+}
+# 0 or null: the model type has none, or derives the number
+_MAY_BE_ZERO = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "intermediate_size")
 
 
 class Workload(Protocol):
@@ -38,6 +75,49 @@ def image_mismatch(workload: Workload, architecture: Mapping[str, Any]) -> str |
     if workload.dataset_image_field and not takes_images:
         return f"Model {name} takes no images; leave dataset_image_field out, or use a vision model."
     return None
+
+
+def implausible(model_name: str, configuration: Mapping[str, Any]) -> str | None:
+    """Return an error message if a number of a model's configuration, or of a part of it, cannot be meant; else None.
+
+    Args:
+        model_name: for the message.
+        configuration: keys of a Hugging Face configuration.
+    """
+    for key, value in configuration.items():
+        if isinstance(value, Mapping):
+            found = implausible(model_name, value) if key.endswith("_config") and key != "quantization_config" else None
+            if found:
+                return found
+            continue
+        name = _ALIASES.get(key, key)
+        if name not in _MOST or value is None or isinstance(value, list):
+            continue
+        least = 0 if name in _MAY_BE_ZERO else 1
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST[name]:
+            return (
+                f"Model {model_name[-_SHOWN:]} has {key} {value!r:.40} in its configuration; "
+                f"expected a whole number from {least} to {_MOST[name]}."
+            )
+    return None
+
+
+def unusable_configuration(model_name: str, file: Path) -> str | None:
+    """Return an error message if a model's config.json is no regular file, is too large to be one, or has an implausible number.
+
+    What is no JSON object is left to transformers.
+    """
+    name = model_name[-_SHOWN:]
+    if not file.is_file():
+        return f"Model {name} has a config.json that is no regular file."
+    size = file.stat().st_size
+    if size > LARGEST_CONFIGURATION_BYTES:
+        return f"Model {name} has a config.json of {size} bytes; expected at most {LARGEST_CONFIGURATION_BYTES}."
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return implausible(model_name, content) if isinstance(content, dict) else None
 
 
 def untraceable(workload: Workload) -> str | None:

@@ -14,9 +14,8 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from ..protocol import supported
 from ..protocol.messages import Job, JobWorkload
-from . import byte_tokenizer, initialise, quantise
+from . import byte_tokenizer, configuration, initialise, quantise
 from .errors import BadInput, Refused
 from .fsdp import is_whole
 
@@ -46,14 +45,14 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
     dtype = getattr(torch, job.workload.torch_dtype)
     arguments = {_DTYPE: dtype, **_attention(job.workload)}
     with _explained(job):
-        _check_architecture(job)
+        config = configuration.read(job)
         if pretrained:
             if quantised:
                 arguments |= {"quantization_config": quantise.configuration(dtype), "device_map": {"": _target(job)}}
-            model = _load(job, arguments)
+            model = _load(job, config, arguments)
         else:
             with contextlib.nullcontext() if quantised or _is_sharded(job) else _target(job):
-                model = _random(job, arguments)
+                model = _random(job, config, arguments)
     model.config.use_cache = False
     # of a model that transformers has quantised, this counts both parameters in each byte
     parameters = model.num_parameters()
@@ -76,24 +75,8 @@ def _attention(workload: JobWorkload) -> dict[str, str]:
     return {} if attention == "auto" else {"attn_implementation": attention}
 
 
-def _check_architecture(job: Job) -> None:
-    config = configuration(job)
-    if message := supported.image_mismatch(job.workload, config.to_dict()):
-        raise Refused(message)
-    if any(name.endswith("ForMaskedLM") for name in getattr(config, "architectures", None) or ()):
-        raise Refused(f"Model {job.workload.model_name[-80:]} predicts masked tokens; use a causal language model.")
-
-
-def configuration(job: Job) -> transformers.PretrainedConfig:
-    """Return the configuration of a job's model. Only a hub id without ``architecture`` needs the hub or its local cache."""
-    if job.architecture is not None:
-        return transformers.AutoConfig.for_model(**job.architecture)
-    return transformers.AutoConfig.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
-
-
-def _random(job: Job, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
+def _random(job: Job, config: transformers.PretrainedConfig, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
     workload = job.workload
-    config = configuration(job)
     language = config.get_text_config()
     positions = getattr(language, "max_position_embeddings", None)
     if positions is not None and positions < workload.model_max_length:
@@ -104,8 +87,8 @@ def _random(job: Job, arguments: dict[str, Any]) -> transformers.PreTrainedModel
         return _loader(job).from_config(config, trust_remote_code=job.trust_remote_code, **arguments)
 
 
-def _load(job: Job, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
-    return _loader(job).from_pretrained(job.source, trust_remote_code=job.trust_remote_code, **arguments)
+def _load(job: Job, config: transformers.PretrainedConfig, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
+    return _loader(job).from_pretrained(job.source, config=config, trust_remote_code=job.trust_remote_code, **arguments)
 
 
 def _loader(job: Job) -> Any:

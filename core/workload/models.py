@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from ..protocol import supported
+
 ACCEPTED = "a name of the catalogue, a directory with a config.json, or a hub id (org/name)"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHOWN = 80
@@ -84,6 +86,8 @@ def _model_directory(path: Path, name: str) -> Path:
         raise NotAModelDirectory(f"model {_shown(name)} is a file, but must be a directory with a config.json.")
     if not (path / "config.json").is_file():
         raise NotAModelDirectory(f"directory {_shown(name)} holds no config.json, so it is no model.")
+    if message := supported.unusable_configuration(name, path / "config.json"):
+        raise NotAModelDirectory(message)
     return path.absolute()
 
 

@@ -229,7 +229,7 @@ def test_a_model_of_masked_tokens_is_refused(tmp_path: Path) -> None:
     """Trained on the next token it would give numbers that mean nothing."""
     config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 64, "vocab_size": 300}
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "num_hidden_layers": 1}))
-    with pytest.raises(Refused, match="predicts masked tokens; use a causal language model"):
+    with pytest.raises(Refused, match="does not predict the next token; use a causal language model"):
         model.build(job(source=str(tmp_path)))
 
 
