@@ -27,17 +27,22 @@ ROOT = Path(__file__).resolve().parent
 # how the plugins themselves tell uv what the user has told pip
 INDEXES = runpy.run_path(str(ROOT / "core" / "host" / "package_indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
+# ruff, mypy and import-linter, and the libraries whose types mypy reads
 LINT_TOOLS = (
+    "hypothesis",
     "import-linter",
     "jinja2",
     "mypy",
+    "nox[uv]>=2025.2.9",
     "numpy",
     "packaging",
-    "pydantic",
+    "pydantic>=2.10",
+    "pytest>=8",
     "ruff",
     "typer>=0.22,<0.27",
     "types-psutil",
     "types-PyYAML",
+    "types-setuptools",
 )
 # build and nox: what the tests of jobs run, as users do
 TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")

@@ -115,6 +115,7 @@ def validate(parameters_class: type[MeasuringParameters], given: Any) -> Measuri
         ValueError: the configuration is invalid; the message says why.
     """
     try:
-        return parameters_class.model_validate(given)
+        validated: MeasuringParameters = parameters_class.model_validate(given)
     except pydantic.ValidationError as error:
         raise ValueError(plain_message(first_message(error, "the actuator configuration"))) from None
+    return validated

@@ -100,7 +100,8 @@ def _shown(value: str) -> str:
 def _catalogue() -> dict[str, dict[str, Any]]:
     text = (resources.files(__package__) / "models.yaml").read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(text, Loader=loader)["models"]
+    catalogue: dict[str, dict[str, Any]] = yaml.load(text, Loader=loader)["models"]
+    return catalogue
 
 
 @functools.cache

@@ -44,9 +44,8 @@ def _check_size(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if aliases > MOST_ALIASES or depth > DEEPEST:
             what = f"more than {MOST_ALIASES} aliases" if aliases > MOST_ALIASES else f"more than {DEEPEST} levels"
-            raise InvalidYAML(
-                f"has {what} at line {event.start_mark.line + 1 if event.start_mark else 1}. Write the values out, or in fewer levels."
-            )
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise InvalidYAML(f"has {what} at line {line}. Write the values out, or in fewer levels.")
 
 
 class _Loader(yaml.SafeLoader):

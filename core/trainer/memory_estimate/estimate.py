@@ -258,7 +258,7 @@ def _both(module: torch.nn.Module) -> tuple[int, int]:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.numel() * tensor.element_size())
 
 
 def _width(name: str) -> int:

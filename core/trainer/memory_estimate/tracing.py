@@ -195,14 +195,14 @@ def _libraries_unaware() -> Iterator[None]:
         getattr(import_utils, "is_fake_tensor", None),
     )
     fake_tensor.CONSTANT_NUMEL_LIMIT = MOST_CONSTANT_NUMBERS
-    torch.nn.Module._apply = _apply  # type: ignore[method-assign]
+    torch.nn.Module._apply = _apply
     if asked is not None:
         import_utils.is_fake_tensor = lambda value: False
     try:
         yield
     finally:
         fake_tensor.CONSTANT_NUMEL_LIMIT = limit
-        torch.nn.Module._apply = apply  # type: ignore[method-assign]
+        torch.nn.Module._apply = apply
         if asked is not None:
             import_utils.is_fake_tensor = asked
 
