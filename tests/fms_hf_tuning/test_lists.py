@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.fms_hf_tuning.core.failures import BadInput
 from ado_actuators.fms_hf_tuning.core.host.environment import EnvironmentProblem
@@ -119,7 +120,7 @@ def test_both_lists_are_written(
     """There is one file for each variant, and its path is printed."""
     monkeypatch.setattr(sys, "argv", ["environments", "9.9", "--output", str(tmp_path)])
     lists.main()
-    made = [str(tmp_path / f"fms-hf-tuning-9.9-{variant}.txt") for variant in lists.VARIANTS]
+    made = [str(tmp_path / f"fms-hf-tuning-9.9-{variant}.txt") for variant in environments.VARIANTS]
     assert capsys.readouterr().out.splitlines() == made
     assert sorted(map(str, tmp_path.iterdir())) == sorted(made)
 

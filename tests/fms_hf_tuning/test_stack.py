@@ -20,7 +20,13 @@ EXPERTS = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
     "bos_token_id": 1, "eos_token_id": 1,
 }  # fmt: skip
-SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
+SMALL: dict[str, Any] = {
+    "model_name": "tiny-llama-5m",
+    "model_max_length": 32,
+    "batch_size": 2,
+    "number_gpus": 0,
+    "max_steps": 6,
+}
 
 pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(600)]
 VERSIONS = FMSHFTuning.plugin().versions("cpu")

@@ -94,9 +94,9 @@ def test_a_file_of_images_is_measured(local: Local, images: Path) -> None:
 
 def test_cross_attention_needs_one_token_for_an_image(local: Local, tmp_path: Path) -> None:
     """An mllama model given by its directory: the image is one token of a sample, and carries no loss."""
-    text = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    text: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1], "pad_token_id": 0}
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_global_layers": 1}
+    tower: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_global_layers": 1}
     tower |= {"attention_heads": 2, "image_size": 56, "vision_output_dim": 64, "intermediate_layers_indices": [0]}
     rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = {

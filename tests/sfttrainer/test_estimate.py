@@ -61,7 +61,7 @@ def test_an_estimate_for_gpus_that_are_not_here(local: Local) -> None:
 )
 def test_flash_attention_needs_no_matrix_of_lengths(local: Local, change: dict[str, Any]) -> None:
     """Padding and documents of one row cost nothing but themselves; with masks they take the square of the batch."""
-    flash = {
+    flash: dict[str, Any] = {
         "attn_implementation": "flash_attention_2",
         "torch_dtype": "bfloat16",
         "model_max_length": 1024,

@@ -25,7 +25,13 @@ EXPERTS = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
     "bos_token_id": 1, "eos_token_id": 1,
 }  # fmt: skip
-SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 6}
+SMALL: dict[str, Any] = {
+    "model_name": "tiny-llama-5m",
+    "model_max_length": 32,
+    "batch_size": 2,
+    "number_gpus": 0,
+    "max_steps": 6,
+}
 
 pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -176,7 +182,8 @@ def test_ranks_agree_and_add_up(local: Local) -> None:
     assert outcome.records[0]["real_tokens"] != outcome.records[1]["real_tokens"]
     (warmup,) = {record["warmup_steps"] for record in outcome.records}
     got = conclude(made, [Run([outcome], 1)], price=None).properties
-    tokens = sum(sum(record["real_tokens"][warmup:]) for record in outcome.records)
+    records: list[Any] = outcome.records
+    tokens = sum(sum(record["real_tokens"][warmup:]) for record in records)
     assert got["dataset_tokens_per_second"] * got["train_runtime_s"] == pytest.approx(tokens)
     assert got["measured_steps"] == 8 - warmup
 

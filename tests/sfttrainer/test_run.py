@@ -17,6 +17,7 @@ from rich.console import Console
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.commands.run import BadUse, _Bar, _Changes, read_workload
+from ado_actuators.sfttrainer.core.protocol.messages import Progress, progress
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 WORDS = ["model_name=tiny-llama-5m", "model_max_length=32", "batch_size=2", "number_gpus=0"]
@@ -95,14 +96,14 @@ def test_a_point_of_ado_brings_its_experiment(tmp_path: Path) -> None:
         read_workload([str(path)], None, plugin)
 
 
-TRAINING = {"state": "training", "step": 7, "of": 100, "tokens_per_second": 1234.5}
+TRAINING: Progress = {"event": "progress", "state": "training", "step": 7, "of": 100, "tokens_per_second": 1234.5}
 
 
 def test_a_terminal_has_one_bar_that_goes_away() -> None:
     """State, step, rate and time on one line; the line is erased for the report."""
     shown = io.StringIO()
     with _Bar(Console(file=shown, force_terminal=True, width=120)) as bar:
-        bar({"state": "starting"})
+        bar(progress("starting"))
         bar(TRAINING)
         bar._bars.refresh()
     printed = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
@@ -120,7 +121,7 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
     with _Changes() as changes:
         for now[0] in (100.0, 101.0, 131.0):
             changes(TRAINING)
-        changes({"state": "reporting"})
+        changes(progress("reporting"))
     assert capsys.readouterr().err.splitlines() == [
         "training, step 7 of at most 100, 1234 tok/s",
         "training, step 7 of at most 100, 1234 tok/s",

@@ -44,12 +44,12 @@ def start(tmp_path: Path, lengths: str = "[16, 24]", store: str = "config") -> s
 def rows(tmp_path: Path, suffix: str, columns: str, store: str = "config") -> list[tuple[Any, ...]]:
     """Return these columns of the store's table whose name ends so; empty while there is none."""
     for path in (tmp_path / store).rglob("*.db"):
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as store:
-            named = store.execute(
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+            named = database.execute(
                 "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?", (f"%{suffix}",)
             )
             for (name,) in named.fetchall():
-                if found := store.execute(f"SELECT {columns} FROM {name}").fetchall():
+                if found := database.execute(f"SELECT {columns} FROM {name}").fetchall():
                     return list(found)
     return []
 

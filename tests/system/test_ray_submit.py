@@ -115,7 +115,15 @@ def test_an_edited_plugin_is_never_the_cached_one(
     with (repository / "core" / "workload.py").open("a") as file:
         file.write("# edited\n")
     (repository / "core" / "forgotten.csv").write_text("1,2\n")
-    nox = [sys.executable, "-m", "nox", "--noxfile", repository / "noxfile.py", "--session", "ray_submit"]
+    nox: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "nox",
+        "--noxfile",
+        repository / "noxfile.py",
+        "--session",
+        "ray_submit",
+    ]
     options = ["--address", head.address, "--extra", "train", "--constraint", "tests/constraints-cpu.txt"]
     command = ["--", "bash", "-c", "ado get actuators --details; exit 7"]
     done = head.run(*nox, "--", *options, *command, cwd=repository)

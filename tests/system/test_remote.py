@@ -84,8 +84,8 @@ def test_an_operation_on_the_cluster_fills_the_shared_store(
     # ado remembers the context it was last given, which is nothing for other tests
     state = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")}
     space = f"space={EXAMPLES / 'space.yaml'}"
-    create = ["create", "operation", "-f", EXAMPLES / "operation.yaml", "--with", space]
-    with_context = ["ado", "-c", tmp_path / "context.yaml"]
+    create: list[str | Path] = ["create", "operation", "-f", EXAMPLES / "operation.yaml", "--with", space]
+    with_context: list[str | Path] = ["ado", "-c", tmp_path / "context.yaml"]
     remote = head.run(*with_context, "--remote", tmp_path / "execution.yaml", *create, cwd=repository, environ=state)
     assert remote.returncode == 0, remote.stdout
     assert re.findall(r"^Built wheel: (ado_\w+)-", remote.stdout, flags=re.M) == ["ado_sfttrainer", "ado_fms_hf_tuning"]

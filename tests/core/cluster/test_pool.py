@@ -307,7 +307,7 @@ def test_knowledge_of_one_gpu_is_knowledge_of_all_where_they_are_alike(monkeypat
     large = {"Alive": True, "Resources": {"GPU": 4.0, "accelerator_type:A100": 1.0}, "Labels": {}}
     none = {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": {}}
     for nodes, same in (([small, none], True), ([none], True), ([small, large], False)):
-        monkeypatch.setattr(cluster.ray, "nodes", lambda nodes=nodes: nodes)
+        monkeypatch.setattr(ray, "nodes", lambda nodes=nodes: nodes)
         assert cluster.alike() is same
 
 
@@ -355,11 +355,11 @@ def test_roce_is_asked_for_where_nodes_say_that_they_have_it(monkeypatch: pytest
     """With a node that has the resource RoCE, RDMA needs it; where no node has it, nodes are not told apart."""
     plain = {"Alive": True, "Resources": {"GPU": 4.0}, "Labels": {}}
     rdma = {"Alive": True, "Resources": {"GPU": 4.0, "RoCE": 1.0}, "Labels": {}}
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: [plain, rdma])
+    monkeypatch.setattr(ray, "nodes", lambda: [plain, rdma])
     assert cluster.marks("any", roce=True) == cluster.Marks(("RoCE",))
     assert [cluster.marks("any", roce=True).on(node) for node in (plain, rdma)] == [False, True]
     assert cluster.marks("any") == cluster.Marks()
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: [plain])
+    monkeypatch.setattr(ray, "nodes", lambda: [plain])
     assert cluster.marks("any", roce=True) == cluster.Marks()
 
 
@@ -402,7 +402,7 @@ def test_nodes_without_cpus_take_no_process(monkeypatch: pytest.MonkeyPatch) -> 
     """A head with no CPUs and a worker with two: two processes get one CPU each."""
     head = {"Alive": True, "Resources": {}, "Labels": {}}
     worker = {"Alive": True, "Resources": {"CPU": 2.0}, "Labels": {}}
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: [head, worker])
+    monkeypatch.setattr(ray, "nodes", lambda: [head, worker])
     workload = parse({**SMALL, "number_nodes": 2})
     assert cluster.cpus_per_host(workload) == 1
     cluster.check(workload, autoscaling=False)

@@ -69,7 +69,7 @@ def test_what_hosts_sampled_is_joined_as_its_name_says() -> None:
 def test_devices_of_other_hosts_are_told_where_they_differ() -> None:
     """Of equal hosts one description is stored, of others all."""
     described = [{"devices": [{"name": name}]} for name in ("NVIDIA H200", "NVIDIA A30")]
-    device = {"properties": {}, "omitted": {}}
+    device: dict[str, Any] = {"properties": {}, "omitted": {}}
     hosts = [outcome(rank, device={**device, "describe": described[rank]}) for rank in (0, 1)]
     verdict = conclude(PLAN, [Run(hosts, 1)], price=None)
     assert verdict.metadata["device_per_host"] == described

@@ -152,7 +152,7 @@ def test_two_gpus_under_lora_with_everything_known() -> None:
 def test_the_peak_is_that_of_what_was_computed(facts: dict[str, str], change: dict[str, Any], peak: float) -> None:
     """By the type of products, as read back."""
     asked = parse({"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 1, **change})
-    got = make(
+    got: dict[str, Any] = make(
         [record(facts=facts)], asked, device=None, device_names=["NVIDIA A100-SXM4-80GB"], price_usd_per_device_hour=None,
         total_s=20.0,
     ).properties  # fmt: skip

@@ -1,5 +1,7 @@
 """FLOPs per token against ``torch.utils.flop_counter`` on the meta device, which runs the real model without memory."""
 
+from typing import Any
+
 import pytest
 
 from ado_actuators.sfttrainer.core.metrics import flops
@@ -38,7 +40,7 @@ def computed(config, squared_lengths, **options):
     return LENGTH * flops.per_token(architecture, token_slots=LENGTH, squared_lengths=squared_lengths, **options)
 
 
-CASES = {
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "dense, tied": ("Llama", {**SMALL, "num_hidden_layers": 2, "tie_word_embeddings": True}, "full"),
     "grouped queries": ("Qwen3", {**SMALL, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 128}, "full"),
     "granite": ("Granite", {**SMALL, "num_hidden_layers": 2, "num_key_value_heads": 1}, "full"),

@@ -16,7 +16,7 @@ import pytest
 
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.commands import report
-from ado_actuators.sfttrainer.core.reporting import figure_style, figures, page
+from ado_actuators.sfttrainer.core.reporting import figure_style, figures, page, read
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
 from .conftest import RECORDINGS
@@ -184,7 +184,7 @@ def test_a_front_of_one_workload_is_not_a_line(row: Make) -> None:
 
 def test_figures_without_data_are_left_out_with_a_reason() -> None:
     """A CSV from a CPU has no step times, no energy, no second stack and no out-of-memory."""
-    rows = report.read.rows(str(RECORDINGS / "operation.csv"))
+    rows = read.rows(str(RECORDINGS / "operation.csv"))
     assert [title for title, _ in figures.draw(rows)[1]] == [
         "Both stacks", "Out-of-memory frontier", "Energy", "Step times",
     ]  # fmt: skip

@@ -172,13 +172,13 @@ def test_fused_attention_holds_no_matrix_of_lengths() -> None:
     """Shapes and gradients are those of real attention; what is kept grows with the length, not with its square."""
     query = torch.randn(2, 4, 128, 16, dtype=torch.bfloat16, requires_grad=True)
     key, value = (torch.randn(2, 2, 128, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
-    kept = []
-    with (
-        attention.kernels_of_cuda(),
-        torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
-        ),
-    ):
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with attention.kernels_of_cuda(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     out.sum().backward()
     assert (out.shape, query.grad.shape, key.grad.shape) == (query.shape, query.shape, key.shape)
