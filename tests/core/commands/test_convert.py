@@ -185,7 +185,13 @@ def test_the_source_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureF
     source = written(tmp_path, POINT)
     (tmp_path / "other").mkdir()
     same = written(tmp_path / "other", POINT)
-    options = {"actuator": "sfttrainer", "check": False, "weights": "random", "data": "", "adaptive": False}
+    options: dict[str, Any] = {
+        "actuator": "sfttrainer",
+        "check": False,
+        "weights": "random",
+        "data": "",
+        "adaptive": False,
+    }
     assert convert.main([source], output=tmp_path, **options) == 2
     assert convert.main([source, same], output=tmp_path / "out", **options) == 2
     assert source.read_text() == POINT

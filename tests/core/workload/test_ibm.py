@@ -13,8 +13,13 @@ from ado_actuators.sfttrainer.core.workload.ibm_values import Choices
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
 FMS, TRL = Choices("fms_hf_tuning"), Choices("sfttrainer")
-GPUS = {"model_name": ["llama3.2-1b"], "model_max_length": [512], "batch_size": [8], "number_gpus": [2]}
-CPU = {**GPUS, "number_gpus": [0]}
+GPUS: dict[str, list[Any]] = {
+    "model_name": ["llama3.2-1b"],
+    "model_max_length": [512],
+    "batch_size": [8],
+    "number_gpus": [2],
+}
+CPU: dict[str, list[Any]] = {**GPUS, "number_gpus": [0]}
 FULL, LORA, GPTQ = "finetune_full_benchmark", "finetune_lora_benchmark", "finetune_gptq_lora_benchmark"
 
 
@@ -59,7 +64,7 @@ def test_gptq_has_defaults_of_its_own() -> None:
 @pytest.mark.parametrize("gpus", [0, 1, 2])
 def test_a_translated_workload_is_possible(name: str, gpus: int) -> None:
     """Every experiment with IBM's defaults passes our rules; without GPUs once flash attention is off, as there."""
-    varied = {**GPUS, "number_gpus": [gpus]}
+    varied: dict[str, list[Any]] = {**GPUS, "number_gpus": [gpus]}
     given = {"flash_attn": False} if gpus == 0 else {}
     fixed = ibm.translate(name, given, varied, TRL).fixed
     parse({**{key: values[0] for key, values in varied.items()}, **fixed, **KINDS[name].sets})
@@ -168,7 +173,7 @@ def test_lora_modules_that_differ_between_models_are_told() -> None:
 
 def test_models_of_a_configuration_are_paths() -> None:
     """model_map decides, unless it names the hub id that the catalogue has for the name."""
-    varied = {**GPUS, "model_name": ["allam-1-13b", "llama3.2-1b"]}
+    varied: dict[str, list[Any]] = {**GPUS, "model_name": ["allam-1-13b", "llama3.2-1b"]}
     paths = {"allam-1-13b": "/models/allam", "llama3.2-1b": "meta-llama/Llama-3.2-1B"}
     found = ibm.translate(FULL, {}, varied, Choices("fms_hf_tuning", model_map=paths))
     assert found.varied["model_name"] == ("model_name", ["/models/allam", "llama3.2-1b"])
@@ -178,7 +183,7 @@ def test_models_of_a_configuration_are_paths() -> None:
 
 def test_varied_properties_keep_their_values() -> None:
     """Renamed, mapped one by one, without those that have no counterpart."""
-    varied = {
+    varied: dict[str, list[Any]] = {
         **GPUS,
         "flash_attn": [True, False],
         "accelerate_config_mixed_precision": ["no", "fp8", "bf16"],
