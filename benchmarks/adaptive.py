@@ -12,6 +12,7 @@ import math
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ MANY_STEPS = 1_000_000
 TARGET_PERCENT = 2.0
 # a fixed protocol that knows its own mean no better than this has nothing to say on another
 CONCLUSIVE_PERCENT = 5.0
+# measures a workload, given by its property values
+Measure = Callable[[dict[str, Any]], common.Measured]
 DEVICE_PROPERTIES = ("mfu_percent", "energy_joules_per_token", "gpu_memory_peak_gib")
 
 
@@ -51,7 +54,11 @@ def main() -> int:
     results = []
     with tempfile.TemporaryDirectory(prefix="adaptive-") as directory:
         for name, values in common.cases(given.device, given.quick).items():
-            results.append(compare(name, values, warmup_s, measured_s, repeats, Path(directory)))
+
+            def measure(given: dict[str, Any]) -> common.Measured:
+                return common.measure(given, Path(directory))
+
+            results.append(compare(name, values, warmup_s, measured_s, repeats, measure))
             common.add_versions(facts, results[-1].pop("versions"))
     met = all(
         conclusive(result)
@@ -66,14 +73,14 @@ def main() -> int:
 
 
 def compare(
-    name: str, values: dict[str, Any], warmup_s: float, measured_s: float, repeats: int, directory: Path
+    name: str, values: dict[str, Any], warmup_s: float, measured_s: float, repeats: int, measure: Measure
 ) -> dict[str, Any]:
     """Return the comparison for one workload; adaptive measurements are made before and after the fixed one."""
     # the fixed protocol measures for as long as the adaptive one may take at most: 120 s, the default of stop_after_seconds
     limit_s = measured_s
-    adaptive = [adaptively(name, values, limit_s, directory) for _ in range(repeats // 2)]
-    fixed = fixedly(name, values, warmup_s, measured_s, directory)
-    adaptive += [adaptively(name, values, limit_s, directory) for _ in range(repeats - repeats // 2)]
+    adaptive = [adaptively(name, values, limit_s, measure) for _ in range(repeats // 2)]
+    fixed = fixedly(name, values, warmup_s, measured_s, measure)
+    adaptive += [adaptively(name, values, limit_s, measure) for _ in range(repeats - repeats // 2)]
     middle = {
         "interval": [statistics.median(one["interval"][end] or math.inf for one in adaptive) for end in (0, 1)],
         "time_ratio": statistics.median(one["training_s"] for one in adaptive) / fixed["training_s"],
@@ -99,10 +106,10 @@ def compare(
     }
 
 
-def adaptively(name: str, values: dict[str, Any], limit_s: float, directory: Path) -> dict[str, Any]:
+def adaptively(name: str, values: dict[str, Any], limit_s: float, measure: Measure) -> dict[str, Any]:
     """Measure as the plugin does, and return throughput, interval (tokens/s) and times (s)."""
     limits = {"max_steps": MANY_STEPS, "target_ci_percent": TARGET_PERCENT, "stop_after_seconds": limit_s}
-    ours = common.measure({**values, **limits}, directory)
+    ours = measure({**values, **limits})
     got = ours.verdict.properties
     made = throughput(ours.step_s[got["warmup_steps"] :], values) | {
         "training_s": math.fsum(ours.step_s),
@@ -116,10 +123,10 @@ def adaptively(name: str, values: dict[str, Any], limit_s: float, directory: Pat
     return made
 
 
-def fixedly(name: str, values: dict[str, Any], warmup_s: float, measured_s: float, directory: Path) -> dict[str, Any]:
+def fixedly(name: str, values: dict[str, Any], warmup_s: float, measured_s: float, measure: Measure) -> dict[str, Any]:
     """Measure for a fixed time, and return throughput and interval (tokens/s) over the steps between the two edges."""
     limits = {"max_steps": MANY_STEPS, "target_ci_percent": 0, "stop_after_seconds": warmup_s + measured_s}
-    ours = common.measure({**values, **limits}, directory)
+    ours = measure({**values, **limits})
     got = ours.verdict.properties
     edges = [0.0, *itertools.accumulate(ours.step_s)]
     inside = [

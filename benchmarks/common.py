@@ -242,7 +242,7 @@ def heading(title: str, facts: dict[str, Any]) -> str:
             "",
             f"- {facts['date']}, `{facts['command']}`",
             f"- {'; '.join(named)}",
-            f"- load average {facts['load_average_before']} before, {facts['load_average_after']} after",
+            f"- load average {facts['load_average_before']} before, {facts.get('load_average_after', 'unknown')} after",
             f"- {versions}",
             f"- commit {facts['commit'] or 'unknown'}",
         ]

@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 
 import bare_trl
+import torch
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     for _ in sys.stdin:
-        gc.collect()  # the model before, as a trainer gives it back
-        print(json.dumps(bare_trl.main(spec), default=str), file=answers, flush=True)
+        made = bare_trl.main(spec)
+        # as a trainer does: the other side needs the memory
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        print(json.dumps(made, default=str), file=answers, flush=True)

@@ -89,6 +89,8 @@ class Host:
         self._messages: queue.Queue[tuple[int, Message | None]] = queue.Queue()
         # memory in use before the first measurement, by local rank
         self._baseline: dict[int, Mapping[str, Any]] = {}
+        # the same after the latest measurement, once it was given back
+        self.released: Mapping[int, Idle] = {}
         self._start_s = 0.0
         self._measured = 0
 
@@ -112,6 +114,7 @@ class Host:
         self._messages = queue.Queue()
         self._measured = 0
         self._baseline = {}
+        self.released = {}
         mask = visible_mask(self.spec.gpus)
         threads = self.spec.threads or max(1, cpu_count() // self.spec.processes)
         try:
@@ -178,6 +181,11 @@ class Host:
             reused=reused,
         )
 
+    @property
+    def baseline(self) -> Mapping[int, Mapping[str, Any]]:
+        """Memory in use before the first measurement (``MemoryInUse``), by local rank."""
+        return self._baseline
+
     def close(self) -> None:
         """End the trainers and everything they started."""
         for trainer in self._trainers:
@@ -205,6 +213,7 @@ class Host:
 
     def _wait_until_idle(self, idle: dict[int, Idle]) -> None:
         """Wait until the trainers have released their memory; end them if they do not, or if they leak."""
+        self.released = idle
         try:
             deadline = time.perf_counter() + RELEASE_TIMEOUT_S
             while len(idle) < len(self._trainers):

@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/gpu.py``. Each has ``run`` (measures), ``judge`` and ``blocks`` (pure: from what was found)."""

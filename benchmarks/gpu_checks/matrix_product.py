@@ -1,0 +1,64 @@
+"""Says what torch sees of the device, then multiplies matrices: python matrix_product.py SECONDS DTYPE SIZE. Two lines of JSON.
+
+``tflops`` is the median of rounds of products of two square matrices, each round timed by the clock between two synchronisations.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+
+PRODUCTS_OF_A_ROUND = 10
+
+
+def facts() -> dict[str, Any]:
+    """Return torch's versions and, with CUDA, what it says of the device."""
+    found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    if not torch.cuda.is_available():
+        return found
+    device = torch.cuda.get_device_properties(0)
+    return found | {
+        "name": device.name,
+        "capability": f"{device.major}.{device.minor}",
+        "memory_bytes": device.total_memory,
+        "multiprocessors": device.multi_processor_count,
+        "cudnn": torch.backends.cudnn.version(),
+        "bfloat16": torch.cuda.is_bf16_supported(),
+    }
+
+
+def multiply(seconds: float, dtype: str, size: int) -> dict[str, Any]:
+    """Return the speed of a matrix product in TFLOP/s.
+
+    Args:
+        seconds: how long to multiply, at least two rounds.
+        dtype: type of the numbers.
+        size: rows and columns.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    rounds: list[float] = []
+    begin = time.perf_counter()
+    # the first round selects kernels
+    while len(rounds) < 3 or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        for _ in range(PRODUCTS_OF_A_ROUND):
+            left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        rounds.append((time.perf_counter() - start) / PRODUCTS_OF_A_ROUND)
+    return {"tflops": 2 * size**3 / statistics.median(rounds[1:]) / 1e12, "size": size, "rounds": len(rounds)}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        # only asked what there is
+        print(json.dumps(facts()))
+        sys.exit()
+    print(json.dumps(facts()), flush=True)
+    print(json.dumps(multiply(float(sys.argv[1]), sys.argv[2], int(sys.argv[3]))), flush=True)

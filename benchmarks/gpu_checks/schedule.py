@@ -1,0 +1,75 @@
+"""How the time of a run is divided among its parts, and the alarm that ends a part. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+from collections.abc import Iterator, Sequence
+
+# a part ends its measurements itself; the alarm is for what hangs
+GRACE_S = 8.0
+
+
+class OutOfTime(BaseException):
+    """The time of a part is over. Not an Exception: nothing that measures may take it for a failure of the workload."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """The time of a part on a data-centre GPU.
+
+    Attributes:
+        name: of the part.
+        usual_s: what it takes; later parts are promised theirs.
+        least_s: with less left of the total limit it is not begun.
+    """
+
+    name: str
+    usual_s: float
+    least_s: float
+
+
+BUDGETS = (
+    Budget("device", 25, 10),
+    Budget("memory", 95, 30),
+    Budget("edge", 45, 30),
+    Budget("fidelity", 75, 50),
+    Budget("rates", 40, 25),
+    Budget("energy", 25, 20),
+    Budget("adaptive", 80, 75),
+    Budget("reuse", 80, 25),
+)
+
+
+def allowance_s(name: str, chosen: Sequence[str], left_s: float) -> float:
+    """Return how long a part may take; 0 if what is left is not enough to begin it.
+
+    It may take its usual time, and what is left beyond the usual times of the chosen parts after it.
+
+    Args:
+        name: the part.
+        chosen: all parts of the run, in their order.
+        left_s: what is left of the total limit, seconds.
+    """
+    usual = {budget.name: budget for budget in BUDGETS}
+    if left_s < usual[name].least_s:
+        return 0.0
+    later = sum(usual[other].usual_s for other in chosen[chosen.index(name) + 1 :])
+    return min(left_s, max(usual[name].usual_s, left_s - later))
+
+
+@contextlib.contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Raise ``OutOfTime`` in the main thread when the block has taken ``seconds`` and ``GRACE_S``."""
+
+    def ring(number: int, frame: object) -> None:
+        raise OutOfTime(f"it took longer than its {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
