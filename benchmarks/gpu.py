@@ -64,15 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; return the exit status."""
     given = options(arguments)
     use_source_tree()
-    packages.go_offline()
-    if lacking := packages.missing(given.device):
-        print(f"Not installed: {', '.join(lacking)}. Install them: pip install {' '.join(lacking)}", file=sys.stderr)
-        return 2
     if given.show:
         from gpu_checks import report
 
         print(report.markdown(json.loads(given.show.read_text(encoding="utf-8"))))
         return 0
+    packages.go_offline()
+    if lacking := packages.missing(given.device):
+        print(f"Not installed: {', '.join(lacking)}. Install them: pip install {' '.join(lacking)}", file=sys.stderr)
+        return 2
+    if unfit := packages.unfit(SOURCE.parent / "pyproject.toml"):
+        print(f"{'; '.join(unfit)}. Install versions that the plugin supports.", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="gpu-", ignore_cleanup_errors=True) as directory:
         made = prepare(given, Path(directory))

@@ -7,6 +7,7 @@ It records the calls that ``core/host/nvml.py`` makes, for all GPUs in NVML's or
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -32,9 +33,13 @@ def record(
     source: str = "Recorded by record_nvml.py.",
     about: str = "",
 ) -> dict[str, Any]:
-    """Return a recording of ``frames`` readings of every GPU; ``pause`` is called after each of them."""
+    """Return a recording of ``frames`` readings of every GPU that this process may use; ``pause`` is called after each of them."""
     nvml.nvmlInit()
-    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    handles = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        # NVML counts GPUs of other containers and lost ones as well
+        with contextlib.suppress(nvml.NVMLError_NoPermission, nvml.NVMLError_GpuIsLost):
+            handles.append(nvml.nvmlDeviceGetHandleByIndex(index))
     devices = [
         {f"nvmlDeviceGet{what}": answer(nvml, handle, what) for what in ONCE}
         | {f"nvmlDeviceGet{what}": [] for what in EACH_FRAME}

@@ -215,7 +215,7 @@ class Bench:
         Raises:
             Failed: torch cannot use the device.
         """
-        seconds = 1.0 if self.choice.device == "cpu" or self.choice.quick else 6.0
+        seconds = 0.5 if self.choice.device == "cpu" else 3.0 if self.choice.quick else 6.0
         self._product = self._multiply(seconds, while_busy)
         return self._product
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 # distribution -> what it is for
 REQUIRED = {
@@ -51,6 +53,25 @@ def missing(device: str, version: Version = version) -> list[str]:
     """Return the required packages that are not installed; without a GPU nothing has to read one."""
     wanted = (name for name in REQUIRED if device == "gpu" or name != "nvidia-ml-py")
     return [name for name in wanted if version(name) is None]
+
+
+def unfit(pyproject: Path, version: Version = version) -> list[str]:
+    """Return the installed packages of the training stack whose version the plugin does not support, with what it supports.
+
+    Args:
+        pyproject: the plugin's pyproject.toml.
+        version: returns the version of an installed package.
+    """
+    # one of the required packages
+    from packaging.requirements import Requirement
+
+    stated = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["optional-dependencies"]["train"]
+    found = []
+    for one in map(Requirement, stated):
+        installed = version(one.name)
+        if installed and not one.specifier.contains(installed, prereleases=True):
+            found.append(f"{one.name} {installed} is not {one.specifier}")
+    return found
 
 
 def left_out(version: Version = version) -> dict[str, str]:
