@@ -231,7 +231,7 @@ def test_the_whole_run_on_a_cpu_without_ado_and_ray(tmp_path: Path) -> None:
     )
     doctor = {one["what"]: one for one in parts["device"]["found"]["doctor"]}
     # the blocker works: doctor could not load the actuator, if it is installed at all
-    assert doctor["ado-sfttrainer"]["state"] == "missing" or "No module named 'ado" in doctor["actuator"]["text"]
+    assert doctor["ado-sfttrainer"]["state"] == "missing" or "No module named" in doctor["actuator"]["text"]
     assert parts["device"]["found"]["matrix_product"]["tflops"] > 0
     rows = parts["memory"]["found"]["rows"]
     assert len(rows) == 2
