@@ -366,6 +366,12 @@ def soak(session: nox.Session) -> None:
     session.run("python", "benchmarks/soak.py", *session.posargs)
 
 
+@nox.session(default=False, venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Check on a GPU what CPUs cannot, with the Python in use and its training stack; what follows -- goes to benchmarks/gpu.py."""
+    session.run("python", "benchmarks/gpu.py", *session.posargs, external=True)
+
+
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Inject every fault and write the table of docs/reliability.md."""

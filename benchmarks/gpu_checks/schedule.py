@@ -66,10 +66,12 @@ def alarm(seconds: float) -> Iterator[None]:
     def ring(number: int, frame: object) -> None:
         raise OutOfTime(f"it took longer than its {seconds:.0f} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_S)
+    handler = signal.signal(signal.SIGALRM, ring)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_S)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        # of whoever had set it before
+        signal.setitimer(signal.ITIMER_REAL, *timer)

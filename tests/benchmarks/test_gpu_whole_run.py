@@ -1,0 +1,75 @@
+"""The whole run of ``benchmarks/gpu.py`` on a CPU: the code that a GPU is measured with, in processes that have neither ado nor Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..processes import run
+from .conftest import ROOT
+
+from gpu_checks import report  # isort: skip
+
+# six trainers start, on a machine that may be busy
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(2100)]
+
+# refuses what a GPU machine need not have, in every process of the run
+BLOCKER = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ado", "ray"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_the_whole_run_on_a_cpu_without_ado_and_ray(tmp_path: Path) -> None:
+    """All parts end; every measurement was made, and no process imported ado or Ray."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    output = tmp_path / "gpu-cpu.json"
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "gpu.py"),
+        "--device",
+        "cpu",
+        "--quick",
+        "--output",
+        str(output),
+    ]
+    # however busy the machine, no part may be left out
+    done = run([*command, "--limit", "2000"], cwd=tmp_path, env=environ, timeout_s=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(output.read_text())
+    assert results["complete"]
+    parts = results["parts"]
+    assert {name: (part["state"], part["reason"]) for name, part in parts.items()} == dict.fromkeys(
+        report.PARTS, ("ran", "")
+    )
+    doctor = {one["what"]: one for one in parts["device"]["found"]["doctor"]}
+    # the blocker works: doctor could not load the actuator, if it is installed at all
+    assert doctor["ado-sfttrainer"]["state"] == "missing" or "No module named" in doctor["actuator"]["text"]
+    assert parts["device"]["found"]["matrix_product"]["tflops"] > 0
+    rows = parts["memory"]["found"]["rows"]
+    assert len(rows) == 2
+    assert all(row["predicted"]["memory_estimate_gib"] > 0.01 and row["host_gib"] > 0.1 for row in rows)
+    assert parts["edge"]["found"] == {"reason": "there is no GPU"}
+    result = parts["fidelity"]["found"]["result"]
+    assert result["differences"] == []
+    assert result["clock_over_stopwatch"] == pytest.approx(1.0, abs=0.05)
+    assert [one["exact"] for one in result["identity"]] == [True]
+    assert parts["rates"]["found"]["rows"][0]["tflops"] > 0
+    assert parts["energy"]["found"]["seconds"] > 0
+    assert len(parts["adaptive"]["found"]["result"]["adaptive"]) == 2
+    reuse = parts["reuse"]
+    assert len(reuse["found"]["rows"]) == 4
+    assert reuse["checks"][0]["state"] == reuse["checks"][1]["state"] == "met"
+    assert output.with_suffix(".md").read_text().strip() in done.stdout
+    assert results["versions"]["trl"]
