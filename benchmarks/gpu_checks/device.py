@@ -25,6 +25,7 @@ BUSY_PERCENT = 80.0
 FRAMES, APART_S = 30, 0.1
 # NVML's utilisation is that of a period of up to a second before
 SETTLE_S = 1.5
+DOCTOR_TIMEOUT_S = 90.0
 # in a process of its own, since it imports ado where ado is installed
 DOCTOR = """
 import dataclasses, json
@@ -35,7 +36,11 @@ print(json.dumps([dataclasses.asdict(one) for one in doctor.examine(doctor.Subje
 
 def run(bench: Bench, found: Found) -> None:
     """Look at the machine."""
-    found["doctor"] = doctor()
+    try:
+        found["doctor"] = doctor()
+    except Failed as failed:
+        found["doctor"] = [{"what": "doctor", "state": "missing", "text": str(failed), "remedy": ""}]
+        found["doctor_log"] = failed.log
     for one in found["doctor"]:
         bench.say(f"{one['state']:<8}{one['what']}: {one['text']}")
     if bench.device is None:
@@ -72,9 +77,13 @@ def doctor() -> list[dict[str, str]]:
     """Return the findings of the command ``doctor``.
 
     Raises:
-        Failed: it ended with an error.
+        Failed: it ended with an error, or not at all.
     """
-    done = subprocess.run([sys.executable, "-c", DOCTOR], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", DOCTOR]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOCTOR_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"doctor did not end within {DOCTOR_TIMEOUT_S:.0f} s") from None
     if done.returncode:
         raise Failed(f"doctor ended with {done.returncode}", done.stderr[-2000:])
     findings: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])

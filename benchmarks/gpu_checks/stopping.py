@@ -19,7 +19,7 @@ WARMUP_S, MEASURED_S = 10.0, 50.0
 
 def run(bench: Bench, found: Found) -> None:
     """Measure adaptively, for a fixed time, and adaptively again."""
-    warmup_s, measured_s = (1.0, 4.0) if bench.choice.quick else (WARMUP_S, MEASURED_S)
+    warmup_s, measured_s = (1.0, 3.0) if bench.choice.quick else (WARMUP_S, MEASURED_S)
 
     def measure(values: Values) -> common.Measured:
         run = bench.measured(values)
