@@ -8,19 +8,42 @@ import typing
 from typing import Any
 
 from ado.modules.actuators.catalog import ExperimentCatalog
+from ado.modules.actuators.errors import DeprecatedExperimentError
 from ado.schema.experiment import Experiment
+from ado.schema.reference import ExperimentReference
 from pydantic.fields import FieldInfo
 
-from ..workload import models
+from ..workload import ibm_names, models
 from ..workload.experiments import KINDS, Kind, extra, fields
 
 VERSION = "1.0.0"
 
 
+class RenamedExperimentError(DeprecatedExperimentError, ValueError):
+    """An experiment of IBM's actuator. ado passes the first base on with its message, and prints the second in one line."""
+
+
+class Catalogue(ExperimentCatalog):
+    """Experiments of an actuator. Those of IBM's actuator, which have other names, are answered with what to do."""
+
+    def experimentForReference(self, reference: ExperimentReference, **options: Any) -> Any:
+        """Return the experiment that is meant, as ado's catalogue does.
+
+        Raises:
+            RenamedExperimentError: it is one of IBM's actuator.
+        """
+        name = reference.experimentIdentifier
+        if name in ibm_names.EXPERIMENTS:
+            raise RenamedExperimentError(
+                f"{name} is an experiment of IBM's actuator, here {ibm_names.EXPERIMENTS[name]}.{ibm_names.hint(name)}"
+            )
+        return super().experimentForReference(reference, **options)
+
+
 @functools.cache
 def experiments(actuator: str, kinds: tuple[str, ...]) -> ExperimentCatalog:
     """Return the catalogue of ``actuator`` with these kinds of experiment."""
-    catalogue = ExperimentCatalog(catalogIdentifier=actuator)
+    catalogue = Catalogue(catalogIdentifier=actuator)
     for kind in kinds:
         catalogue.addExperiment(_experiment(actuator, kind))
     return catalogue

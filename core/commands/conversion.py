@@ -18,7 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.util import load_yaml_guess_indent
 
-from ..workload import ibm, ibm_names
+from ..workload import ibm, ibm_names, yaml_input
 from ..workload.ibm_values import Choices, Finding
 
 VERSION = "1.0.0"
@@ -89,12 +89,14 @@ def read(path: Path) -> Document:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        plain = yaml.safe_load(text)
+        plain = yaml_input.load(text)
         tree = _round_trip().load(text)
         _, sequence, dash = load_yaml_guess_indent(text)
     except OSError as error:
         raise Unusable(f"{path}: {error.strerror}.") from None
-    except (yaml.YAMLError, YAMLError, ValueError) as error:
+    except yaml_input.InvalidYAML as invalid:
+        raise Unusable(f"{path}: {invalid}") from None
+    except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         raise Unusable(f"{path}: not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
     kind = _kind(plain)

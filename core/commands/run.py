@@ -19,7 +19,7 @@ from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import Progress, describe
-from ..workload import yaml_input
+from ..workload import ibm_names, yaml_input
 from .console import show
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> t
     in_file = values.pop("experiment", DEFAULT_EXPERIMENT)
     chosen = experiment or in_file
     if not isinstance(chosen, str) or chosen not in plugin.kinds:
-        raise BadUse(f"Experiment {chosen!r:.60} does not exist; use one of: {', '.join(sorted(plugin.kinds))}.")
+        answer = ibm_names.hint(str(chosen)) or f" Use one of: {', '.join(sorted(plugin.kinds))}."
+        raise BadUse(f"Experiment {chosen!r:.60} does not exist.{answer}")
     return values, chosen
 
 
@@ -133,11 +134,21 @@ def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
     if len(asked) > 1:
         raise BadUse(f"{path}: has {len(asked)} experiments, expected one. Keep one of them in the file.")
     if asked[0].get("actuatorIdentifier", plugin.identifier) != plugin.identifier:
-        raise BadUse(
-            f"{path}: is for the actuator {asked[0]['actuatorIdentifier']!r:.60}; expected {plugin.identifier}."
-        )
+        other = asked[0]["actuatorIdentifier"]
+        text = f"{path}: is for the actuator {other!r:.60}; expected {plugin.identifier}."
+        raise BadUse(f"{text}{ibm_names.hint(str(other))}")
     experiment = asked[0].get("experimentIdentifier")
-    return {**content["entity"], **({"experiment": experiment} if experiment else {})}
+    fixed = _parameterization(asked[0].get("parameterization") or [], path)
+    return {**content["entity"], **fixed, **({"experiment": experiment} if experiment else {})}
+
+
+def _parameterization(items: Any, path: Path) -> dict[str, Any]:
+    """Return the properties that an experiment of a point file fixes."""
+    try:
+        return {item["property"]["identifier"]: item["value"] for item in items}
+    except (KeyError, TypeError):
+        text = "each item of parameterization needs property, with its identifier, and value."
+        raise BadUse(f"{path}: {text}") from None
 
 
 def _yaml(text: str, where: str) -> Any:

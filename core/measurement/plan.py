@@ -14,7 +14,7 @@ from .. import failures
 from ..metrics import accelerators
 from ..protocol import supported
 from ..protocol.messages import Job, JobWorkload
-from ..workload import models, yaml_input
+from ..workload import ibm_names, models, yaml_input
 from ..workload.experiments import KINDS, Kind, fields
 from ..workload.fields import Workload
 from ..workload.validation import parse
@@ -122,7 +122,8 @@ def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) ->
     known = fields(actuator, kind)
     for name, value in values.items():
         if name not in known:
-            raise failures.InvalidConfiguration(f"{name} is not a property of {experiment} in {actuator}.")
+            text = f"{name} is not a property of {experiment} in {actuator}.{ibm_names.hint(name)}"
+            raise failures.InvalidConfiguration(text)
         allowed = kind.limits.get(name)
         if allowed and value not in allowed:
             raise failures.InvalidConfiguration(

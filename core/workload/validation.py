@@ -10,6 +10,7 @@ from typing import Any
 import pydantic
 
 from ..failures import InvalidConfiguration
+from . import ibm_names
 from .fields import Workload
 
 
@@ -132,7 +133,7 @@ def first_message(error: pydantic.ValidationError, what: str) -> str:
     if first["type"] == "missing":
         return f"{name} is missing."
     if first["type"] == "extra_forbidden":
-        return f"{name} is not a property of {what}."
+        return f"{name} is not a property of {what}.{ibm_names.hint(name)}"
     value, expected = _shown(first["input"]), first["msg"].removeprefix("Value error, ")
     return f"{name} {value} is impossible: {expected[0].lower()}{expected[1:]}."
 

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.commands import convert
+from ado_actuators.sfttrainer.core.commands.run import BadUse, read_workload
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan
+from ado_actuators.sfttrainer.core.measurement.plugin import Plugin
 
 RECORDINGS = Path(__file__).parents[2] / "recordings" / "ibm"
 
@@ -196,3 +200,40 @@ def test_the_source_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureF
     assert convert.main([source, same], output=tmp_path / "out", **options) == 2
     assert source.read_text() == POINT
     assert "would be overwritten" in capsys.readouterr().err
+
+
+def test_a_converted_point_can_be_run(tmp_path: Path) -> None:
+    """The run command reads what the experiment fixes, too."""
+    source = written(tmp_path, POINT)
+    converted(tmp_path, source, status=0)
+    plugin = Plugin("fms_hf_tuning", ("finetune_lora_benchmark",))
+    values, experiment = read_workload([str(tmp_path / "out" / source.name)], None, plugin)
+    assert (experiment, values["model_name"], values["r"]) == ("finetune_lora_benchmark", "llama3.2-1b", 4)
+    make_plan("fms_hf_tuning", experiment, values)
+
+
+def test_a_parameterization_that_ado_would_not_read_is_bad_use(tmp_path: Path) -> None:
+    """A mapping of properties, as people write it."""
+    text = POINT.replace("SFTTrainer", "sfttrainer").replace(
+        "  - {property: {identifier: fms_hf_tuning_version}", "  - {r"
+    )
+    with pytest.raises(BadUse, match="parameterization needs property"):
+        read_workload([str(written(tmp_path, text))], None, Plugin("sfttrainer", ()))
+
+
+@pytest.mark.parametrize("changed", [{}, {"SFTTrainer": "sfttrainer"}])
+def test_what_is_not_converted_leads_to_the_command(tmp_path: Path, changed: dict[str, str]) -> None:
+    """The actuator's name in a point, and the experiment's."""
+    text = POINT
+    for old, new in changed.items():
+        text = text.replace(old, new)
+    with pytest.raises(BadUse, match="ado-fms-hf-tuning convert FILE"):
+        read_workload([str(written(tmp_path, text))], None, Plugin("sfttrainer", ("finetune_lora_benchmark",)))
+
+
+def test_a_property_of_ibm_leads_to_the_command() -> None:
+    """A measurement that was asked for one says what translates it, within the length of a message."""
+    values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 1, "number_gpus": 0, "flash_attn": 0}
+    with pytest.raises(failures.InvalidConfiguration, match="ado-fms-hf-tuning convert FILE") as caught:
+        make_plan("fms_hf_tuning", "finetune_prompt_tuning_benchmark", values)
+    assert len(str(caught.value)) <= 200
