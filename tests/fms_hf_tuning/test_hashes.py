@@ -1,4 +1,4 @@
-"""The pinned lists name the hashes of their packages, and what has another hash is not installed."""
+"""The pinned lists have hashes of their packages, and a file with another hash is not installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LISTS = sorted(environments.HERE.glob("*.txt"))
 
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
 def test_every_package_has_hashes(path: Path) -> None:
-    """All but torch's CPU build, which each index has built by itself, carry at least one SHA-256."""
+    """Every package has at least one SHA-256, except the CPU build of torch, which differs between indexes."""
     requirements = path.read_text().replace("\\\n", "").splitlines()
     pins = [line for line in requirements if not line.startswith("#")]
     assert len(pins) > 50
@@ -30,7 +30,7 @@ def test_every_package_has_hashes(path: Path) -> None:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a directory with one wheel the only place where packages come from; return the wheel."""
+    """Create a wheel, and make its directory the only source of packages; return the wheel."""
     place = tmp_path / "wheels"
     place.mkdir()
     info = "tiny_hashed-1.0.dist-info"
@@ -46,7 +46,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build(tmp_path: Path, digest: str) -> Path:
-    """Build the environment of a list that allows one other file and the one with ``digest``."""
+    """Build the environment of a list that allows ``digest`` and one other hash."""
     path = tmp_path / "list.txt"
     path.write_text(f"tiny-hashed==1.0 \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest}\n")
     return environment.resolve(
@@ -55,13 +55,13 @@ def build(tmp_path: Path, digest: str) -> Path:
 
 
 def test_the_right_file_is_installed_without_an_index(wheel: Path, tmp_path: Path) -> None:
-    """One of the hashes fits a wheel of a local directory."""
+    """A wheel of a local directory is installed if one of the hashes matches."""
     python = build(tmp_path, hashlib.sha256(wheel.read_bytes()).hexdigest())
     subprocess.run([python, "-I", "-c", "import tiny_hashed"], check=True)
 
 
-def test_another_file_is_refused(wheel: Path, tmp_path: Path) -> None:
-    """A wheel of the right name and version whose content is another one: a message, and no environment."""
+def test_a_file_with_another_hash_is_rejected(wheel: Path, tmp_path: Path) -> None:
+    """A wheel with the right name and version but other content gives a message, and no environment."""
     with pytest.raises(EnvironmentProblem) as problem:
         build(tmp_path, "1" * 64)
     assert str(problem.value) == (

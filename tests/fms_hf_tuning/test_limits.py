@@ -1,4 +1,4 @@
-"""What fms-hf-tuning cannot do is said in one message."""
+"""Workloads that fms-hf-tuning does not support are rejected with one message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RELEASE = {"fms-hf-tuning": "3.2.2", "trl": "0.19.1"}
 def say(
     change: dict[str, Any], *, cuda: bool = True, lacks: str = "", release: dict[str, str] | None = None
 ) -> str | None:
-    """Return the refusal of a plain workload with changes, where one package is missing."""
+    """Return the message for a plain workload with changes, where one package is missing."""
     return refusal(
         dataclasses.replace(PLAIN, **change), cuda=cuda, has=lambda module: module != lacks, release=release or RELEASE
     )
@@ -48,7 +48,7 @@ def test_plain_methods_run_anywhere(method: str) -> None:
     ],
 )
 def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
-    """Each acceleration says that it needs a CUDA device, and is allowed where there is one."""
+    """Each acceleration is rejected without a CUDA device, and accepted with one."""
     assert say(change, cuda=False) == f"{begins} needs a CUDA device, but this trainer has none."
     assert say(change, cuda=True) is None
 
@@ -87,10 +87,10 @@ def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
         ({}, {"model_type": "qwen3"}, None),
     ],
 )
-def test_kernels_know_some_models_only(
+def test_accelerations_support_some_model_types_only(
     change: dict[str, Any], architecture: dict[str, Any], message: str | None
 ) -> None:
-    """What an acceleration has no kernels for is refused, with what it has them for."""
+    """A model type without kernels is rejected; the message lists the types with kernels."""
     said = refusal(
         dataclasses.replace(PLAIN, **change),
         cuda=True,
@@ -130,20 +130,20 @@ def planned(**change: Any) -> Plan:
         ({"fast_kernels": True, "number_gpus": 0}, "fast_kernels needs a CUDA device"),
     ],
 )
-def test_a_managed_environment_is_asked_before_it_is_built(change: dict[str, Any], begins: str) -> None:
-    """Its list says what it will have, and the model's configuration what it is: nothing has to start."""
-    made = planned(**change)
+def test_a_managed_environment_is_checked_before_it_is_built(change: dict[str, Any], begins: str) -> None:
+    """Its list of packages and the model's configuration are sufficient."""
+    plan = planned(**change)
     with pytest.raises(failures.InvalidConfiguration) as refused:
-        FMSHFTuning.plugin().check(made.workload, made.source.architecture, environment="managed")
+        FMSHFTuning.plugin().check(plan.workload, plan.source.architecture, environment="managed")
     assert str(refused.value).startswith(begins)
 
 
-def test_what_the_managed_environment_has_is_let_through() -> None:
-    """Kernels for a model they know; and of another Python only its trainer can tell."""
+def test_a_supported_workload_passes_the_check() -> None:
+    """A model with kernels passes; another environment than managed is checked by its trainer only."""
     check = FMSHFTuning.plugin().check
     for change, environment in (({"fast_kernels": True}, "managed"), ({"fast_moe": 1}, "/some/python")):
-        made = planned(**change)
-        assert check(made.workload, made.source.architecture, environment=environment) is None
+        plan = planned(**change)
+        assert check(plan.workload, plan.source.architecture, environment=environment) is None
 
 
 @pytest.mark.parametrize(
@@ -173,12 +173,12 @@ def test_what_the_managed_environment_has_is_let_through() -> None:
     ],
 )
 def test_a_missing_package_is_named(change: dict[str, Any], lacks: str, message: str) -> None:
-    """Where a package is missing, the message names it."""
+    """The message names the missing package."""
     assert say(change, lacks=lacks) == message
 
 
 def test_prompt_tuning_fails_with_the_pins() -> None:
-    """Prompt tuning is refused with the trl the library pins, and only with that."""
+    """Prompt tuning is rejected with the trl that the library pins, and only with that."""
     message = say({"method": "prompt_tuning"})
     assert message is not None
     assert "trl 0.19.1" in message
@@ -195,12 +195,12 @@ def test_prompt_tuning_fails_with_the_pins() -> None:
     ],
 )
 def test_combinations_the_library_rejects(change: dict[str, Any], begins: str) -> None:
-    """Combinations the library would stop at are refused on any hardware."""
+    """Combinations that the library rejects are rejected on any hardware."""
     assert (say(change) or "").startswith(begins)
 
 
 def test_images_need_a_newer_release() -> None:
-    """Handlers of images differ between releases, and only those of 3.2 are tried."""
+    """Handlers of images differ between releases, and only those of 3.2 are tested."""
     images = {"dataset_image_field": "image"}
     assert say(images, cuda=False) is None
     assert say(images, release={**RELEASE, "fms-hf-tuning": "3.1.0"}) == (
@@ -208,15 +208,15 @@ def test_images_need_a_newer_release() -> None:
     )
 
 
-def test_lora_under_fsdp2_is_refused() -> None:
-    """The library's policy for adapters would leave every layer unsharded, under a wrapper of the right name."""
+def test_lora_with_fsdp2_is_rejected() -> None:
+    """The library's wrapping policy for adapters would shard no layer separately, although the wrapper would be FSDP2."""
     change = {"method": "lora", "number_gpus": 2, "distributed_backend": "FSDP2"}
     assert str(say(change, cuda=True)).startswith("LoRA with FSDP2 is not supported")
     assert say({**change, "distributed_backend": "FSDP"}, cuda=True) is None
 
 
 def test_quantised_weights_are_not_sharded() -> None:
-    """Refused before any GPU is asked for."""
+    """The combination is rejected before any GPU is requested."""
     values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2}
     message = "method gptq_lora is not measured with FSDP2: use distributed_backend DDP."
     with pytest.raises(failures.InvalidConfiguration, match=message):

@@ -57,9 +57,9 @@ def test_lines_that_differ_between_pythons_get_a_marker() -> None:
 def test_each_line_gets_its_hashes(asked: list[list[str]]) -> None:
     """Markers are kept, hashes are requested for each Python, and none for the CPU build of torch."""
     lines = ["a==1", "b==1 ; python_version == '3.11'", "b==2 ; python_version == '3.12'", "torch==2.13.0+cpu"]
-    made = lists.with_hashes(lines)
+    lines_with_hashes = lists.with_hashes(lines)
     assert asked == [["a==1", "b==1"], ["a==1", "b==2"]]
-    assert made == [
+    assert lines_with_hashes == [
         hashed("a==1"),
         hashed("b==1").replace("b==1 \\", "b==1 ; python_version == '3.11' \\"),
         hashed("b==2").replace("b==2 \\", "b==2 ; python_version == '3.12' \\"),
@@ -120,9 +120,9 @@ def test_both_lists_are_written(
     """There is one file for each variant, and its path is printed."""
     monkeypatch.setattr(sys, "argv", ["environments", "9.9", "--output", str(tmp_path)])
     lists.main()
-    made = [str(tmp_path / f"fms-hf-tuning-9.9-{variant}.txt") for variant in environments.VARIANTS]
-    assert capsys.readouterr().out.splitlines() == made
-    assert sorted(map(str, tmp_path.iterdir())) == sorted(made)
+    paths = [str(tmp_path / f"fms-hf-tuning-9.9-{variant}.txt") for variant in environments.VARIANTS]
+    assert capsys.readouterr().out.splitlines() == paths
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(paths)
 
 
 def test_a_version_without_a_list_is_rejected() -> None:

@@ -1,4 +1,4 @@
-"""Real measurements with the real library, in the managed environment that its users get (CPU variant)."""
+"""Measurements with fms-hf-tuning in its managed environment, CPU variant."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def measure(local: Local, experiment: str = "finetune_full_benchmark", **change:
 
 
 def test_full_fine_tuning_is_measured(local: Local) -> None:
-    """Counts are exact, the library is the one asked for, and the first loss is that of the model's own initialiser."""
+    """Counts are exact, the library's version is the workload's, and the first loss is that of random weights."""
     verdict = measure(local)
     got = verdict.properties
     assert verdict.message == ""
@@ -56,8 +56,8 @@ def test_full_fine_tuning_is_measured(local: Local) -> None:
 
 
 @latest
-def test_the_model_is_the_one_asked_for(local: Local) -> None:
-    """The library resizes no embedding: every parameter of the architecture is there, and trained."""
+def test_the_model_is_not_changed(local: Local) -> None:
+    """The library does not resize the embeddings: the model has all parameters of the architecture, and all are trained."""
     verdict = measure(local, torch_dtype="bfloat16", attn_implementation="eager")
     got, facts = verdict.properties, verdict.metadata["facts"]
     assert (got["model_parameters"], got["trainable_parameters"]) == (4_999_424, 4_999_424)
@@ -65,7 +65,7 @@ def test_the_model_is_the_one_asked_for(local: Local) -> None:
 
 
 def test_lora_trains_the_adapters_only(local: Local) -> None:
-    """Of the parameters only the adapters' are trainable."""
+    """Only the parameters of the adapters are trainable."""
     got = measure(local, "finetune_lora_benchmark", r=4, target_modules="q_proj,v_proj").properties
     config = architecture()
     width, layers = config["hidden_size"], config["num_hidden_layers"]
@@ -75,28 +75,28 @@ def test_lora_trains_the_adapters_only(local: Local) -> None:
 
 
 @latest
-def test_padding_is_no_data(local: Local) -> None:
-    """Token slots count padding, dataset tokens do not."""
+def test_padding_does_not_count_as_data(local: Local) -> None:
+    """Token slots include padding, dataset tokens do not."""
     got = measure(local, dataset_id="synthetic-uniform", batch_size=4).properties
     assert got["dataset_tokens_per_second"] < got["train_tokens_per_second"]
 
 
 @latest
 def test_packing_fills_the_samples(local: Local) -> None:
-    """Packed, data of any length leave almost no padding: packs are flattened into one row."""
+    """With packing there is no padding, because packs are flattened into one row."""
     got = measure(local, dataset_id="synthetic-uniform", batch_size=4, packing=True).properties
     assert got["dataset_tokens_per_second"] == got["train_tokens_per_second"]
 
 
 def test_another_release_than_the_installed_one_is_not_measured(local: Local) -> None:
-    """A number is never stored under a release that did not make it."""
+    """A result must not be stored under another release of the library."""
     other = next(version for version in ("3.1.0", "3.2.2") if version != local.version)  # type: ignore[attr-defined]
     assert "but the training environment has" in measure(local, fms_hf_tuning_version=other).message
 
 
 @latest
 def test_two_processes_train_together(local: Local) -> None:
-    """Two processes are wrapped by DDP and share the samples."""
+    """Two processes train with DDP, and each has a part of the samples."""
     verdict = measure(local, batch_size=4, number_nodes=2, max_steps=4)
     assert verdict.message == ""
     assert verdict.metadata["facts"]["wrapped_by"] == "DistributedDataParallel"
@@ -106,8 +106,8 @@ def test_two_processes_train_together(local: Local) -> None:
 
 @latest
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_the_load_of_experts_is_told(local: Local, tmp_path: Path, nodes: int) -> None:
-    """Alone or under DDP the metadata say how uneven the routers are: 2 of 4 experts, so at most 2."""
+def test_the_load_of_experts_is_in_the_metadata(local: Local, tmp_path: Path, nodes: int) -> None:
+    """With one process or DDP; with 2 of 4 experts per token the ratio is at most 2."""
     (tmp_path / "config.json").write_text(json.dumps(EXPERTS))
     verdict = measure(local, model_name=str(tmp_path), batch_size=2 * nodes, number_nodes=nodes, max_steps=4)
     assert verdict.message == ""
@@ -117,28 +117,28 @@ def test_the_load_of_experts_is_told(local: Local, tmp_path: Path, nodes: int) -
 
 @latest
 def test_the_packs_of_an_epoch_are_counted(local: Local, tmp_path: Path) -> None:
-    """Of seven documents no two fit a pack; the short batch at the end of the epoch counts the one it has."""
+    """Each of seven documents is one pack; the short batch at the end of the epoch counts the one pack that it has."""
     path = tmp_path / "seven.jsonl"
     path.write_text((json.dumps({"text": "x" * 19}) + "\n") * 7)
     change = {"packing": True, "dataset_id": str(path), "num_train_epochs": 1, "fms_hf_tuning_version": local.version}  # type: ignore[attr-defined]
-    made = make_plan("fms_hf_tuning", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
-    (record,) = local._attempt(made).records
+    plan = make_plan("fms_hf_tuning", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
+    (record,) = local._attempt(plan).records
     assert record["samples"] == [2, 2, 2, 1]
     assert sum(record["real_tokens"]) == 140
 
 
 @latest
 @pytest.mark.parametrize("method", ["prompt_tuning", "qlora"])
-def test_what_the_library_cannot_do_is_a_finished_measurement(local: Local, method: str) -> None:
-    """A method that is impossible here is answered before anything starts, with the reason."""
+def test_an_unsupported_method_is_a_complete_measurement(local: Local, method: str) -> None:
+    """The metadata have the reason."""
     verdict = measure(local, f"finetune_{method}_benchmark")
     assert (verdict.properties["is_valid"], verdict.properties["failure"]) == (0, "invalid_configuration")
     assert len(verdict.metadata["reason"]) <= 200
 
 
 @latest
-def test_the_memory_of_gpus_that_are_not_here(local: Local) -> None:
-    """The same estimator traces this library's own training: weights, gradients in DDP's buckets, two moments."""
+def test_a_memory_estimate_for_gpus_that_this_machine_lacks(local: Local) -> None:
+    """The estimate traces training with this library: weights, gradients in DDP's buckets, two moments."""
     verdict = measure(local, "finetune_memory_estimate", number_gpus=2, gpu_model="Tesla-T4")
     got = verdict.properties
     assert verdict.message == ""
@@ -151,7 +151,7 @@ def test_the_memory_of_gpus_that_are_not_here(local: Local) -> None:
 
 
 def architecture() -> dict[str, Any]:
-    """Architecture of the small model."""
+    """Return the architecture of the small model."""
     found = models.resolve(SMALL["model_name"]).architecture
     assert found is not None
     return found

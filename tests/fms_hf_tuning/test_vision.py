@@ -1,4 +1,4 @@
-"""Vision models and data sets with images, measured for real with the library; the bad ones are answered in one message."""
+"""Vision models and data sets with images, measured with fms-hf-tuning; bad input gives one message."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = {
     "dataset_id": "synthetic-image",
     "dataset_image_field": "image",
 }
-# 4x4 patches of the whole image, 4x4 of its one tile, and an end for each of the tile's 4 rows
+# 4x4 patches of the whole image, 4x4 of its one tile, and a newline token for each of the tile's 4 rows
 IMAGE_TOKENS = 36
 PARAMETERS = 533_440
 
@@ -48,14 +48,14 @@ def measure(local: Local, experiment: str = "finetune_full_benchmark", **change:
 
 
 def per_sample(got: dict[str, Any]) -> list[float]:
-    """Return token slots, real tokens and tokens with loss of a sample, on average."""
+    """Return the mean token slots, real tokens and trained tokens per sample."""
     rates = (got[f"{count}_tokens_per_second"] for count in ("train", "dataset", "trained"))
     return [rate / got["train_samples_per_second"] for rate in rates]
 
 
 @pytest.fixture(scope="module")
 def images(local: Local, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of six images of 56 pixels with captions, written by the tool where pillow is: in the managed environment."""
+    """Write a data set of six images of 56 pixels with captions, in the managed environment, which has Pillow."""
     path = tmp_path_factory.mktemp("images") / "six.parquet"
     (python,) = (Path(local._state_dir) / "environments").glob("fms-hf-tuning-3.2.2-cpu-*/bin/python")
     code = "import pathlib, sys, dataset; dataset.write_images(pathlib.Path(sys.argv[1]), samples=6, pixels=56)"
@@ -64,7 +64,7 @@ def images(local: Local, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_synthetic_images_are_measured(local: Local) -> None:
-    """Every sample is as long as asked for, its image's tokens carry no loss, and the model is untrained and complete."""
+    """Every sample has model_max_length tokens, those of the image have no label, and the loss is that of random weights."""
     verdict = measure(local)
     got = verdict.properties
     assert verdict.message == ""
@@ -77,7 +77,7 @@ def test_synthetic_images_are_measured(local: Local) -> None:
 
 
 def test_a_file_of_images_is_measured(local: Local, images: Path) -> None:
-    """Captions are padded to the longest of the batch and end with one token more; LoRA adapts text model and tower."""
+    """Captions get an end token and are padded to the longest of the batch; LoRA adapts language model and vision tower."""
     captions = [len(row["caption"]) for row in parquet.read_table(images).to_pylist()]
     change = {"dataset_text_field": "caption", "model_max_length": 128, "batch_size": 6}
     verdict = measure(
@@ -93,7 +93,7 @@ def test_a_file_of_images_is_measured(local: Local, images: Path) -> None:
 
 
 def test_cross_attention_needs_one_token_for_an_image(local: Local, tmp_path: Path) -> None:
-    """An mllama model given by its directory: the image is one token of a sample, and carries no loss."""
+    """In an mllama model, given by its directory, the image is one token of a sample, without a label."""
     text: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "cross_attention_layers": [1], "pad_token_id": 0}
     tower: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_global_layers": 1}
@@ -137,14 +137,14 @@ def test_cross_attention_needs_one_token_for_an_image(local: Local, tmp_path: Pa
 def test_bad_data_is_one_message(
     local: Local, images: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
-    """File, row and what was expected are named; the third image of this file is cut off."""
+    """The message names the file, the row and what was expected; the third image of the file is truncated."""
     table = parquet.read_table(images)
     rows = table.to_pylist()
     rows[2]["image"]["bytes"] = rows[2]["image"]["bytes"][:100]
     path = images.with_name("bad.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=table.schema), path)
     said = measure(local, **{"dataset_id": str(path), **change}).message
-    # the end of a long path says more than its beginning
+    # only the end of a long path is shown
     assert said == message.format(path=str(path) if len(str(path)) <= 60 else "..." + str(path)[-57:])
     assert len(said) <= 200
 
@@ -165,10 +165,10 @@ def test_bad_data_is_one_message(
     ],
 )
 def test_model_and_data_have_to_agree(local: Local, actuator: str, change: dict[str, Any], message: str) -> None:
-    """What cannot be measured is known before anything starts."""
+    """The workload is rejected before anything starts."""
     values = {**SMALL, **change}
     if actuator == "sfttrainer":
-        del values["dataset_image_field"]  # which it does not have
+        del values["dataset_image_field"]  # not a property of this actuator
     with pytest.raises(failures.InvalidConfiguration) as caught:
         make_plan(actuator, "finetune_full_benchmark", values)
     assert str(caught.value) == message

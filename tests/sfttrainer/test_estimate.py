@@ -1,4 +1,4 @@
-"""The memory estimate as users get it: in a trainer process, for GPUs that are not here."""
+"""The memory estimate in a trainer process, for GPUs that this machine lacks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    """One host without GPUs that skips what cannot fit."""
+    """Start one host without GPUs, with skip_predicted_oom."""
     settings = SFTTrainerParameters(max_retries=0, skip_predicted_oom=True)
     with Local(SFTTrainer.plugin(), settings, tmp_path_factory.mktemp("state")) as host:
         yield host
@@ -38,8 +38,8 @@ def plan(experiment: str = "finetune_memory_estimate", **change: Any) -> Plan:
     return make_plan("sfttrainer", experiment, {**VALUES, **change})
 
 
-def test_an_estimate_for_gpus_that_are_not_here(local: Local) -> None:
-    """The parts add up, the small model fits, and the largest batch was traced."""
+def test_an_estimate_for_gpus_that_this_machine_lacks(local: Local) -> None:
+    """The parts add up to the total, the small model fits, and the largest batch was traced."""
     verdict = local.measure(plan())
     got = verdict.properties
     assert verdict.message == ""
@@ -60,13 +60,13 @@ def test_an_estimate_for_gpus_that_are_not_here(local: Local) -> None:
     [{"dataset_id": "synthetic-uniform"}, {"packing": True}, {"packing": True, "dataset_id": "synthetic-lognormal"}],
 )
 def test_flash_attention_needs_no_matrix_of_lengths(local: Local, change: dict[str, Any]) -> None:
-    """Padding and documents of one row cost nothing but themselves; with masks they take the square of the batch."""
+    """With flash attention, padding and packed documents need no further memory; with sdpa, masks need the square of the row's length."""
     flash: dict[str, Any] = {
         "attn_implementation": "flash_attention_2",
         "torch_dtype": "bfloat16",
         "model_max_length": 1024,
         "number_gpus": 1,
-        # without a type of GPU there is no largest batch to look for
+        # without a type of GPU no largest batch is searched for
         "gpu_model": "any",
     }
     fixed, varied = local.measure(plan(**flash)), local.measure(plan(**flash, **change))
@@ -78,22 +78,22 @@ def test_flash_attention_needs_no_matrix_of_lengths(local: Local, change: dict[s
         assert masked.properties["memory_estimate_gib"] > most
 
 
-def test_what_cannot_be_traced_is_a_finished_measurement(local: Local) -> None:
-    """It says why."""
+def test_a_workload_that_cannot_be_traced_is_a_complete_measurement(local: Local) -> None:
+    """The metadata have the reason."""
     verdict = local.measure(plan(torch_compile=True))
     assert (verdict.properties["is_valid"], verdict.properties["failure"]) == (0, "invalid_configuration")
     assert "cannot trace torch_compile" in verdict.metadata["reason"]
 
 
-def test_what_is_predicted_not_to_fit_is_not_tried(local: Local) -> None:
-    """No GPU is asked for: there is none here, and the answer is about memory."""
+def test_a_workload_that_is_predicted_not_to_fit_is_not_tried(local: Local) -> None:
+    """The answer is about memory although this machine has no GPU, because no GPU is requested."""
     verdict = local.measure(plan("finetune_full_benchmark", model_name="llama3.2-1b", batch_size=2))
     assert verdict.properties == {"is_valid": 0, "failure": "predicted_oom"}
     assert re.search(r"predicted not to fit: .* GiB on each device", verdict.metadata["reason"])
 
 
-def test_what_may_fit_goes_on_to_the_gpus(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small workload gets as far as this machine's GPUs, and here are none."""
+def test_a_workload_that_may_fit_is_tried(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small workload requests a GPU, and this machine has none."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(failures.Broken, match="this machine shows 0 NVIDIA GPUs"):
         local.measure(plan("finetune_full_benchmark", number_gpus=1))

@@ -1,4 +1,4 @@
-"""Predicted against real memory: the same step without data, and for real, counted by PyTorch's profiler byte by byte."""
+"""Predicted and real memory of the same step; PyTorch's profiler counts the bytes that are really allocated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Sharing
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 2}
-# two layers are enough to see everything that happens between layers
+# two layers are enough to include what happens between layers
 ARCHITECTURE = {
     "model_type": "llama",
     "vocab_size": 2048,
@@ -53,8 +53,8 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def _forget_ranks() -> Iterator[None]:
-    """What accelerate keeps of one run must not reach the next."""
+def _reset_accelerate() -> Iterator[None]:
+    """Reset accelerate's global state after each test."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     yield
@@ -65,14 +65,14 @@ def _forget_ranks() -> Iterator[None]:
 
 def job(directory: Path, **change: Any) -> Job:
     """Return the job of a small workload."""
-    made = make_plan("sfttrainer", "finetune_memory_estimate", {**SMALL, **change})
+    plan = make_plan("sfttrainer", "finetune_memory_estimate", {**SMALL, **change})
     address = ("127.0.0.1", 0)
-    asked = made.job(trust_remote_code=False, address=address, rank=0, threads=1)
+    asked = plan.job(trust_remote_code=False, address=address, rank=0, threads=1)
     return dataclasses.replace(asked, architecture=ARCHITECTURE, run_dir=str(directory / "run"))
 
 
 def real_peak_bytes(asked: Job) -> int:
-    """Train for real and return the most bytes that were allocated at a time, from the beginning of training on."""
+    """Train, and return the peak of allocated bytes since training began."""
     begun_ns = []
 
     class Begin(transformers.TrainerCallback):
@@ -93,7 +93,7 @@ def real_peak_bytes(asked: Job) -> int:
 
 @pytest.mark.parametrize("change", CASES.values(), ids=CASES.keys())
 def test_prediction_is_within_five_percent_of_reality(change: dict[str, Any], tmp_path: Path) -> None:
-    """The predicted peak is that of the real stack, model, loss and optimizer."""
+    """The predicted peak agrees with that of training with the stack."""
     asked = job(tmp_path, **change)
     ledger, _ = tracing.trace(stack, asked, cuda=False)
     predicted = max(peak.total for peak in ledger.peaks(Sharing()).values())

@@ -1,4 +1,4 @@
-"""Real measurements with TRL in real trainer processes, without ado's store and without Ray."""
+"""Measurements with TRL in trainer processes, without ado's store and without Ray."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    """One host for the tests of this module: measurements follow each other in one trainer, as in use."""
+    """Start one host for the tests of this module, so that its trainer is reused as in production."""
     with Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0), tmp_path_factory.mktemp("state")) as host:
         yield host
 
@@ -49,7 +49,7 @@ def measure(local: Local, experiment: str = "finetune_full_benchmark", **change:
 
 
 def test_full_fine_tuning_is_measured(local: Local) -> None:
-    """Counts are exact; rates follow from counts and times."""
+    """Counts are exact, and rates are counts divided by times."""
     verdict = measure(local)
     got = verdict.properties
     assert verdict.message == ""
@@ -64,13 +64,13 @@ def test_full_fine_tuning_is_measured(local: Local) -> None:
 
 
 def test_lora_trains_the_adapters_only(local: Local) -> None:
-    """Of the parameters only the adapters' are trainable."""
+    """Only the parameters of the adapters are trainable."""
     got = measure(local, "finetune_lora_benchmark", r=4).properties
     assert 0 < got["trainable_parameters"] < 0.1 * got["model_parameters"]
 
 
 def test_qlora_trains_adapters_over_quantised_weights(local: Local) -> None:
-    """Every linear layer but the output is NF4, read back from the model; its parameters count as before."""
+    """Every linear layer except the output layer is NF4, and counts of parameters are those without quantisation."""
     full = measure(local, "finetune_lora_benchmark", r=4)
     quantised = measure(local, "finetune_qlora_benchmark", r=4)
     layers = models.resolve(SMALL["model_name"]).architecture["num_hidden_layers"]  # type: ignore[index]
@@ -81,27 +81,27 @@ def test_qlora_trains_adapters_over_quantised_weights(local: Local) -> None:
     assert quantised.properties["loss_first"] != full.properties["loss_first"]
 
 
-def test_padding_is_no_data(local: Local, tmp_path: Path) -> None:
-    """Token slots count padding, dataset tokens do not."""
+def test_padding_does_not_count_as_data(local: Local, tmp_path: Path) -> None:
+    """Token slots include padding, dataset tokens do not."""
     got = measure(local, dataset_id="synthetic-uniform", batch_size=4).properties
     assert got["dataset_tokens_per_second"] < got["train_tokens_per_second"]
 
 
-def test_accumulation_changes_neither_loss_nor_rates_definition(local: Local) -> None:
-    """Two passes make one step: twice the samples, and the loss is per token, not per pass."""
+def test_gradient_accumulation(local: Local) -> None:
+    """A step of two forward passes has twice the samples, and the loss is still per token."""
     got = measure(local, gradient_accumulation_steps=2).properties
     assert got["train_samples_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 4)
     assert got["loss_first"] == pytest.approx(math.log(4096), abs=0.5)
 
 
 def test_the_loss_of_padded_data_is_per_token(local: Local) -> None:
-    """Padding does not dilute the loss."""
+    """The loss is a mean over tokens without padding."""
     got = measure(local, dataset_id="synthetic-uniform", batch_size=4, gradient_accumulation_steps=2).properties
     assert got["loss_first"] == pytest.approx(math.log(4096), abs=0.5)
 
 
 def test_the_last_batch_of_an_epoch_counts_its_own_samples(local: Local, tmp_path: Path) -> None:
-    """Five samples in batches of two: the last step has one, and the measured step is that one."""
+    """Five samples in batches of two: the last step has one sample, and is the measured step."""
     path = tmp_path / "five.jsonl"
     path.write_text('{"text": "some words"}\n' * 5)
     got = measure(local, dataset_id=str(path), num_train_epochs=1, batch_size=2, max_steps=20).properties
@@ -112,21 +112,21 @@ def test_the_last_batch_of_an_epoch_counts_its_own_samples(local: Local, tmp_pat
 @pytest.mark.parametrize(
     ("strategy", "samples", "slots", "real"),
     [
-        # no two documents of 20 tokens fit a pack of 32
+        # two documents of 20 tokens do not fit a pack of 32
         ("bfd", [2, 2, 2, 1], [40, 40, 40, 20], [40, 40, 40, 20]),
-        # 140 tokens are four packs and one of 12 tokens, which is padded where another pack is in its batch
+        # 140 tokens are four packs and one of 12 tokens, which is padded if another pack is in its batch
         ("wrapped", [2, 2, 1], None, None),
     ],
 )
 def test_packs_are_counted_exactly(
     local: Local, tmp_path: Path, strategy: str, samples: list[int], slots: list[int] | None, real: list[int] | None
 ) -> None:
-    """One epoch of seven documents of 20 tokens, packed: the short batch at its end counts the packs it has."""
+    """One epoch of seven packed documents of 20 tokens: the short batch at its end counts the packs that it has."""
     path = tmp_path / "seven.jsonl"
     path.write_text(json.dumps({"text": "x" * 19}) + "\n" + (json.dumps({"text": "y" * 19}) + "\n") * 6)
     change = {"packing": True, "packing_strategy": strategy, "dataset_id": str(path), "num_train_epochs": 1}
-    made = make_plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
-    (record,) = local._attempt(made).records
+    plan = make_plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "max_steps": 20, **change})
+    (record,) = local._attempt(plan).records
     assert record["samples"] == samples
     assert sum(record["real_tokens"]) == 140
     if slots is not None:
@@ -135,7 +135,7 @@ def test_packs_are_counted_exactly(
 
 
 def test_the_loss_of_short_samples_is_per_predicted_token(local: Local) -> None:
-    """Of two tokens one is predicted."""
+    """One token of two is predicted."""
     assert measure(local, model_max_length=2, batch_size=8).properties["loss_first"] == pytest.approx(8.4, abs=0.6)
 
 
@@ -153,7 +153,7 @@ FAMILIES = (
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_of_the_catalogue_trains(local: Local, tmp_path: Path, name: str) -> None:
-    """Each kind of architecture, made small, goes through TRL to its numbers."""
+    """A small model of each architecture is measured with TRL."""
     architecture = models.resolve(name).architecture
     assert architecture is not None
     small = {key: min(SHRUNK[key], value) if value else value for key, value in architecture.items() if key in SHRUNK}
@@ -166,30 +166,30 @@ def test_every_family_of_the_catalogue_trains(local: Local, tmp_path: Path, name
 
 
 def test_the_loss_of_two_processes_is_per_token(local: Local) -> None:
-    """The mean over ranks is the mean over their tokens."""
+    """The mean over ranks is weighted by their tokens."""
     got = measure(local, number_nodes=2, batch_size=4, gradient_accumulation_steps=2).properties
     assert got["loss_first"] == pytest.approx(math.log(4096), abs=0.5)
 
 
 def test_ranks_agree_and_add_up(local: Local) -> None:
-    """Both ranks make the same steps with the same warm-up, and the tokens of the report are the sum over both."""
+    """Both ranks have the same steps and warm-up, and the report's tokens are the sum over both."""
     values = {**SMALL, "number_nodes": 2, "batch_size": 4, "dataset_id": "synthetic-uniform", "max_steps": 8}
-    made = make_plan("sfttrainer", "finetune_full_benchmark", values)
-    outcome = local._attempt(made)
+    plan = make_plan("sfttrainer", "finetune_full_benchmark", values)
+    outcome = local._attempt(plan)
     assert [record["rank"] for record in outcome.records] == [0, 1]
     assert [len(record["step_end_s"]) for record in outcome.records] == [8, 8]
     assert [record["facts"]["wrapped_by"] for record in outcome.records] == ["DistributedDataParallel"] * 2
     assert outcome.records[0]["real_tokens"] != outcome.records[1]["real_tokens"]
     (warmup,) = {record["warmup_steps"] for record in outcome.records}
-    got = conclude(made, [Run([outcome], 1)], price=None).properties
+    got = conclude(plan, [Run([outcome], 1)], price=None).properties
     records: list[Any] = outcome.records
     tokens = sum(sum(record["real_tokens"][warmup:]) for record in records)
     assert got["dataset_tokens_per_second"] * got["train_runtime_s"] == pytest.approx(tokens)
     assert got["measured_steps"] == 8 - warmup
 
 
-def test_ranks_stop_together_when_the_rate_is_known(local: Local) -> None:
-    """Rank 0 decides long before the steps run out, and both make the same number of steps."""
+def test_ranks_stop_at_the_same_step(local: Local) -> None:
+    """Rank 0 decides to stop long before max_steps, and both ranks have the same number of steps."""
     values = {**SMALL, "number_nodes": 2, "batch_size": 4, "max_steps": 400, "target_ci_percent": 50}
     outcome = local._attempt(make_plan("sfttrainer", "finetune_full_benchmark", values))
     steps = {len(record["step_end_s"]) for record in outcome.records}
@@ -199,7 +199,7 @@ def test_ranks_stop_together_when_the_rate_is_known(local: Local) -> None:
 
 
 def test_a_model_directory_with_its_own_tokenizer_learns_from_text(local: Local, tmp_path: Path) -> None:
-    """Prompts carry no loss; tokens are those of the directory's tokenizer."""
+    """Prompts have no labels; tokens are those of the directory's tokenizer."""
     transformers = pytest.importorskip("transformers")
     from ado_actuators.sfttrainer.core.trainer import byte_tokenizer
 
@@ -216,15 +216,15 @@ def test_a_model_directory_with_its_own_tokenizer_learns_from_text(local: Local,
 
 
 def test_prompt_tuning_trains_virtual_tokens_only(local: Local) -> None:
-    """As many parameters as virtual tokens are wide."""
+    """The trainable parameters are the embeddings of the virtual tokens."""
     got = measure(local, "finetune_prompt_tuning_benchmark", num_virtual_tokens=6).properties
     width = models.resolve(SMALL["model_name"]).architecture["hidden_size"]  # type: ignore[index]
     assert (got["is_valid"], got["trainable_parameters"]) == (1, 6 * width)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_the_load_of_experts_is_told(local: Local, tmp_path: Path, nodes: int) -> None:
-    """Alone or under DDP the metadata say how uneven the routers are: 2 of 4 experts, so at most 2."""
+def test_the_load_of_experts_is_in_the_metadata(local: Local, tmp_path: Path, nodes: int) -> None:
+    """With one process or DDP; with 2 of 4 experts per token the ratio is at most 2."""
     (tmp_path / "config.json").write_text(json.dumps(EXPERTS))
     facts = measure(local, model_name=str(tmp_path), batch_size=2 * nodes, number_nodes=nodes, max_steps=4).metadata[
         "facts"
@@ -234,7 +234,7 @@ def test_the_load_of_experts_is_told(local: Local, tmp_path: Path, nodes: int) -
 
 
 def test_the_same_command_repeats_the_run(local: Local) -> None:
-    """The metadata hold the command and the versions."""
+    """The metadata have the command and the versions."""
     metadata = measure(local).metadata
     assert metadata["command"] == (
         "ado-sfttrainer run --experiment finetune_full_benchmark "
@@ -244,7 +244,7 @@ def test_the_same_command_repeats_the_run(local: Local) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "expected"),
     [
         ("missing.jsonl", None, "missing.jsonl"),
         ("empty.jsonl", "", "empty"),
@@ -252,21 +252,23 @@ def test_the_same_command_repeats_the_run(local: Local) -> None:
         ("columns.jsonl", '{"words": "fine"}\n', "text"),
     ],
 )
-def test_bad_data_ends_in_one_message(local: Local, tmp_path: Path, name: str, content: str | None, says: str) -> None:
-    """A data set that cannot be read is named, with the line; the trainer is not blamed."""
+def test_bad_data_ends_in_one_message(
+    local: Local, tmp_path: Path, name: str, content: str | None, expected: str
+) -> None:
+    """The message names the data set and the line."""
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
     verdict = measure(local, dataset_id=str(path))
     assert verdict.properties == {}
-    assert says in verdict.message
+    assert expected in verdict.message
     assert name in verdict.message
     assert len(verdict.message) <= 200
     assert "\n" not in verdict.message
 
 
 def test_training_stack_not_installed(tmp_path: Path) -> None:
-    """A Python without the stack is answered with the package it lacks and what to do."""
+    """The message names the missing package and what to do."""
     venv.create(tmp_path / "bare", with_pip=False)
     settings = SFTTrainerParameters(max_retries=0, environment=str(tmp_path / "bare" / "bin" / "python"))
     with Local(SFTTrainer.plugin(), settings, tmp_path / "state") as bare:
@@ -278,18 +280,18 @@ def test_training_stack_not_installed(tmp_path: Path) -> None:
 
 
 def test_unknown_model() -> None:
-    """A misspelled model is answered with the names that come close."""
+    """The message for a misspelled model has similar names."""
     with pytest.raises(failures.Broken, match="tiny-llama-5m"):
         make_plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "model_name": "tiny-lama-5m"})
 
 
 def test_directory_without_configuration(tmp_path: Path) -> None:
-    """A directory is a model only with a config.json."""
+    """A model's directory needs a config.json."""
     with pytest.raises(failures.Broken, match=r"config\.json"):
         make_plan("sfttrainer", "finetune_full_benchmark", {**SMALL, "model_name": str(tmp_path)})
 
 
-def test_metadata_are_plain(local: Local) -> None:
-    """Metadata go through ado's store, so they are JSON."""
+def test_metadata_are_json(local: Local) -> None:
+    """ado's store writes metadata as JSON."""
     metadata = measure(local).metadata
     assert json.loads(json.dumps(metadata)) == metadata

@@ -1,4 +1,4 @@
-"""Many measurements in one trainer: as good as fresh ones, and nothing piles up."""
+"""Many measurements in one trainer: as fast as in a fresh one, and without a growing use of memory."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def plan(**change: Any) -> Plan:
 
 
 def test_fifty_measurements_leave_nothing_behind(tmp_path: Path) -> None:
-    """One process serves all; from the tenth to the fiftieth its resident memory grows by less than 5 %.
+    """One process runs them all; from the tenth to the fiftieth its resident memory grows by less than 5 %.
 
-    The first ones still warm up what every process of the kind has: allocators, threads, code that is imported when it is used.
+    The first measurements create what is kept: allocators, threads, and modules that are imported on first use.
     """
     with Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0), tmp_path) as local:
         resident, pids = [], set()
@@ -44,10 +44,10 @@ def test_fifty_measurements_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_fresh_and_reused_trainers_agree(tmp_path: Path) -> None:
-    """A step of the same workload is as quick in a fresh process as in one that has measured before.
+    """A step of the same workload is as fast in a fresh process as in a reused one.
 
-    The quickest of many steps in one thread, since the machine may be busy with other things at any of them; what the bound
-    excludes is a systematic cost of reuse.
+    Compares the fastest of many steps in one thread, because the machine may be busy during some of them. The bound excludes a
+    systematic cost of reuse.
     """
     steps: dict[bool, list[float]] = {True: [], False: []}
     reusing = Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0), tmp_path)

@@ -1,4 +1,4 @@
-"""The run command: what it prints, and how it ends."""
+"""The run command: its output and its exit status."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(200)]
 
 
 def run(*words: str) -> int:
-    """Run the command in this process; its trainers are processes of their own."""
+    """Run the command in this process; trainers are separate processes."""
     return main(["run", *words])
 
 
 def test_a_workload_file_gives_a_report(capsys: pytest.CaptureFixture[str]) -> None:
-    """The example is measured; a property on the command line comes after the file's."""
+    """The example is measured; properties on the command line override those of the file."""
     assert run(str(EXAMPLES / "workload.yaml"), "max_steps=5", "model_max_length=32") == 0
     printed = capsys.readouterr().out
     assert "step_time_median_s" in printed
@@ -39,24 +39,22 @@ def test_a_workload_file_gives_a_report(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_json_has_properties_and_metadata(capsys: pytest.CaptureFixture[str]) -> None:
-    """For other programs."""
+    """With --json the output is one JSON object."""
     assert run(*WORDS, "max_steps=4", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["properties"]["is_valid"] == 1
     assert printed["metadata"]["command"].startswith("ado-sfttrainer run --experiment finetune_full_benchmark ")
 
 
-def test_a_data_set_is_found_from_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainers run in another directory, so a relative path must not reach them as it is."""
+def test_a_relative_data_set_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers run in another directory, so the path is relative to the working directory of the command."""
     (tmp_path / "mine.jsonl").write_text('{"text": "what a model learns from"}\n')
     monkeypatch.chdir(tmp_path)
     assert run(*WORDS, "max_steps=3", "dataset_id=mine.jsonl") == 0
 
 
-def test_gpus_that_are_not_here_are_refused_at_once(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before a trainer starts or an environment is built."""
+def test_missing_gpus_are_rejected_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command fails before a trainer starts or an environment is built."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert run(*WORDS[:-1], "number_gpus=1") == 2
     printed = capsys.readouterr().err.strip()
@@ -64,13 +62,13 @@ def test_gpus_that_are_not_here_are_refused_at_once(
 
 
 def test_a_property_of_the_other_stack_is_not_ignored(capsys: pytest.CaptureFixture[str]) -> None:
-    """What would change nothing is refused."""
+    """A property that would have no effect is rejected."""
     assert run(*WORDS, "fast_moe=1") == 1
     assert "fast_moe is not a property of finetune_full_benchmark in sfttrainer." in capsys.readouterr().out
 
 
-def test_an_impossible_workload_is_a_finished_measurement(capsys: pytest.CaptureFixture[str]) -> None:
-    """is_valid 0 with the rule, exit status 1."""
+def test_an_impossible_workload_is_a_complete_measurement(capsys: pytest.CaptureFixture[str]) -> None:
+    """The report has is_valid 0 and the reason; the exit status is 1."""
     assert run(*WORDS, "batch_size=3", "number_nodes=2") == 1
     assert "batch_size 3 is not divisible by 2 processes." in capsys.readouterr().out
 
@@ -99,8 +97,8 @@ def test_a_point_of_ado_brings_its_experiment(tmp_path: Path) -> None:
 TRAINING: Progress = {"event": "progress", "state": "training", "step": 7, "of": 100, "tokens_per_second": 1234.5}
 
 
-def test_a_terminal_has_one_bar_that_goes_away() -> None:
-    """State, step, rate and time on one line; the line is erased for the report."""
+def test_a_terminal_has_one_bar_that_is_erased() -> None:
+    """State, step, rate and time are on one line, which is erased before the report."""
     shown = io.StringIO()
     with _Bar(Console(file=shown, force_terminal=True, width=120)) as bar:
         bar(progress("starting"))
@@ -115,7 +113,7 @@ def test_a_terminal_has_one_bar_that_goes_away() -> None:
 def test_a_log_has_a_line_for_each_state_and_half_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What takes long is seen to go on."""
+    """An unchanged state is printed again after half a minute."""
     now = [100.0]
     monkeypatch.setattr("ado_actuators.sfttrainer.core.commands.run.time.monotonic", lambda: now[0])
     with _Changes() as changes:
@@ -130,7 +128,7 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "expected"),
     [
         (["nowhere.yaml"], "nowhere.yaml: No such file or directory."),
         ([*WORDS, "--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory."),
@@ -147,9 +145,9 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
     ],
 )
 def test_bad_use_ends_in_a_message(
-    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit status 2, one line on standard error, no traceback."""
+    """The exit status is 2, and standard error has one line without a traceback."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("model_name: x\n  batch_size: : 2\n")
     (tmp_path / "twice.yaml").write_text("batch_size: 4\nmodel_name: m\nbatch_size: 2\n")
@@ -158,13 +156,13 @@ def test_bad_use_ends_in_a_message(
     (tmp_path / "other.yaml").write_text("experiment: finetune_everything\n")
     assert run(*words) == 2
     printed = capsys.readouterr().err.strip()
-    assert says in printed
+    assert expected in printed
     assert "\n" not in printed
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_and_its_trainers(sent: signal.Signals, status: int) -> None:
-    """Ctrl-C and SIGTERM: one message, a status of its own, no traceback and no process left."""
+    """After SIGINT or SIGTERM there is one message, the signal's exit status, no traceback and no remaining process."""
     command = [sys.executable, "-m", "ado_actuators.sfttrainer", "run", *WORDS, "stop_after_seconds=100"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None

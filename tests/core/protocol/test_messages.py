@@ -32,14 +32,14 @@ def job() -> Job:
     )
 
 
-def test_a_jobs_workload_has_the_fields_of_workload() -> None:
-    """Names and types are equal, so that a value means the same on both sides of the pipe."""
+def test_the_workload_of_a_job_has_the_fields_of_workload() -> None:
+    """Names and types are equal, so that host and trainer agree on each value."""
     types = typing.get_type_hints(Workload)
     assert typing.get_type_hints(JobWorkload) == {name: types[name] for name in Workload.model_fields}
 
 
 def test_properties_agree_with_workload() -> None:
-    """The number of processes is computed by the same rule on both sides of the pipe."""
+    """Host and trainer compute the same number of processes."""
     for gpus, nodes in ((0, 3), (4, 2)):
         values = {
             "model_name": "m",
@@ -52,22 +52,22 @@ def test_properties_agree_with_workload() -> None:
         assert JobWorkload(**workload.model_dump()).processes == workload.processes
 
 
-def test_a_job_survives_the_pipe() -> None:
-    """What a trainer reads equals what the host wrote, on one line."""
+def test_a_job_is_written_and_read_unchanged() -> None:
+    """A job is one line, and reading it gives an equal job."""
     line = job().to_line()
     assert "\n" not in line
     assert Job.from_line(line) == job()
 
 
 def test_a_job_with_an_unknown_field_is_rejected() -> None:
-    """Host and trainer have the same code: a field that the type lacks is a mistake."""
+    """Host and trainer use the same code, so an unknown field is an error."""
     line = job().to_line().replace('"threads"', '"thread"')
     with pytest.raises(TypeError, match="thread"):
         Job.from_line(line)
 
 
 def test_a_job_cannot_be_changed() -> None:
-    """A changed job is a new one."""
+    """Jobs are immutable."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         job().rank = 1  # type: ignore[misc]
 
@@ -84,5 +84,5 @@ def test_a_job_cannot_be_changed() -> None:
     ],
 )
 def test_progress_as_text(message: messages.Progress, text: str) -> None:
-    """The state, then the step and the rate if they are known."""
+    """The text has the state, and the step and the rate if they are known."""
     assert messages.describe(message) == text

@@ -1,8 +1,8 @@
-"""How often the interval reported at the moment of stopping covers the truth: the property the stopping rule promises.
+"""How often the confidence interval, when the measurement stops, contains the true mean step time.
 
-The truth is the mean of the process that makes the steps; where it drifts, the mean of its trend over the measured steps.
-Stalls too rare to happen while it watches, and dear, cannot be known; they are among the series nevertheless, and
-count in the share of all series, but are not asked to reach it by themselves.
+The true mean is that of the random process that generates the steps or, if step times have a trend, the mean of the trend over the
+measured steps. Long stalls that never occur while measuring cannot be taken into account. Series with such stalls count in the share
+of all series, but need not reach that share by themselves.
 """
 
 import math
@@ -88,7 +88,7 @@ KINDS = {
 
 
 def covered(steps, truth):
-    """Whether the interval at the moment of stopping covers the mean of ``truth`` over the measured steps."""
+    """Return whether the confidence interval at the last step contains the mean of ``truth`` over the measured steps."""
     protocol = Protocol(target_ci_percent=2.0, max_steps=MOST_STEPS)
     for step, duration in enumerate(steps, start=1):
         protocol.add(max(duration, 0.05))
@@ -102,7 +102,7 @@ def covered(steps, truth):
 
 @pytest.fixture(scope="module")
 def shares():
-    """The share of series that is covered, by kind."""
+    """Return, for each kind of series, the share whose interval contains the true mean."""
     found = {}
     for kind, makers in KINDS.items():
         rng = random.Random(kind)
@@ -114,17 +114,17 @@ def shares():
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("rare")])
 def test_interval_covers_the_truth_in_93_percent_of_series(shares, kind):
-    """Of each kind, at the step at which the rule stops for a target of 2 %."""
+    """The share holds for each kind of series, with a target of 2 %."""
     assert shares[kind] >= 0.93, shares
 
 
-def test_dear_stalls_that_are_rare_are_covered_less_often(shares):
-    """As docs/metrics.md says: 33 % where one in a hundred costs two steps, 83 % where one in twenty costs half a step."""
+def test_long_rare_stalls_are_covered_less_often(shares):
+    """As in docs/metrics.md: 33 % with a stall of two steps in every hundred, 83 % with one of half a step in every twenty."""
     assert shares["rare spikes"] == pytest.approx((0.33 + 0.83) / 2, abs=0.1)
 
 
 def test_interval_covers_the_truth_in_93_percent_of_all_series(shares):
-    """All kinds together, those with stalls that are rare and dear included."""
+    """The share holds for all kinds together, including long rare stalls."""
     series = {kind: len(makers) for kind, makers in KINDS.items()}
     covered_series = sum(shares[kind] * count for kind, count in series.items())
     assert covered_series / sum(series.values()) >= 0.93, shares

@@ -1,4 +1,4 @@
-"""What went through a model, counted by the clock's hooks: exact numbers for every form a batch can have."""
+"""The clock's hooks count the input of a model: exact numbers for each form of batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IGNORED = -100
 
 
 class Loader:
-    """As much of a data loader as the counts look at, over batches that are ready."""
+    """The part of a data loader that ``Counts`` uses; it returns given batches."""
 
     def __init__(self, *batches: dict[str, Any]) -> None:
         self._batches = list(batches)
@@ -28,7 +28,7 @@ class Loader:
 
 
 def through(counts: Counts, batch: dict[str, Any], loss: float | None = None) -> None:
-    """Let a batch pass the hooks as a model in training does."""
+    """Call the hooks as a model in training does."""
     module = torch.nn.Identity()
     counts.before(module, (), batch)
     output = type("Output", (), {"loss": None if loss is None else torch.tensor(loss)})
@@ -44,14 +44,14 @@ def padded(*lengths: int, longest: int, prompts: int = 0) -> dict[str, Any]:
 
 
 def flattened(*lengths: int) -> dict[str, Any]:
-    """Return documents in one row without padding, as collators make it: the first label of each is masked."""
+    """Return documents in one row without padding, as collators do: the first label of each document is masked."""
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     labels = torch.where(positions == 0, IGNORED, 7)
     return {"input_ids": torch.full_like(positions, 7), "labels": labels, "position_ids": positions}
 
 
 def test_a_padded_batch() -> None:
-    """Slots count padding, real tokens do not; attention works on the padded rows."""
+    """Token slots include padding, real tokens do not; squared lengths are those of the padded rows."""
     counts = Counts()
     through(counts, padded(3, 5, longest=6))
     counts.end_step()
@@ -67,7 +67,7 @@ def test_a_padded_batch() -> None:
 
 
 def test_a_batch_without_mask_and_labels() -> None:
-    """Without a mask all slots are real, without labels all that are predicted are trained."""
+    """Without a mask all slots count as real tokens; without labels all predicted tokens count as trained."""
     counts = Counts()
     through(counts, {"input_ids": torch.zeros(3, 4, dtype=torch.long)})
     counts.end_step()
@@ -76,7 +76,7 @@ def test_a_batch_without_mask_and_labels() -> None:
 
 
 def test_tokens_without_loss() -> None:
-    """Prompts go through the model and are real, but are not trained."""
+    """Prompts count as real tokens, but not as trained ones."""
     counts = Counts()
     through(counts, padded(4, 6, longest=6, prompts=2))
     counts.end_step()
@@ -85,7 +85,7 @@ def test_tokens_without_loss() -> None:
 
 
 def test_packs_flattened_into_one_row() -> None:
-    """Two packs with documents of 3 and 5, and of 4 tokens: lengths are the documents', samples the packs."""
+    """Two packs with documents of 3 and 5, and of 4 tokens: lengths are those of documents, samples are packs."""
     counts, batch = Counts(), flattened(3, 5, 4)
     loader = Loader(batch)
     counts.watch(loader)
@@ -102,7 +102,7 @@ def test_packs_flattened_into_one_row() -> None:
 
 
 def test_packs_that_stay_rows() -> None:
-    """Rows with positions: each document counts its own length, each row is a sample."""
+    """Rows with position ids: each document has its own length, each row is a sample."""
     counts = Counts()
     positions = torch.tensor([[0, 1, 2, 0], [0, 1, 0, 1]])
     through(counts, {"input_ids": torch.zeros_like(positions), "position_ids": positions})
@@ -112,7 +112,7 @@ def test_packs_that_stay_rows() -> None:
 
 
 def test_samples_without_padding_in_one_row() -> None:
-    """Flattened without packing, the samples are those of the loader's batch."""
+    """In a flattened batch without packing, the samples are those that the loader collated."""
     counts, batch = Counts(), flattened(2, 6, 3)
     loader = Loader(batch)
     counts.watch(loader)
@@ -123,7 +123,7 @@ def test_samples_without_padding_in_one_row() -> None:
 
 
 def test_a_short_last_batch_counts_its_own_samples() -> None:
-    """The loader is a batch ahead of the model, and the last batch has one pack instead of two."""
+    """The data loader is one batch ahead of the model, and the last batch has one pack instead of two."""
     counts = Counts()
     loader = Loader(flattened(4, 4), flattened(4, 4), flattened(4))
     counts.watch(loader)
@@ -134,8 +134,8 @@ def test_a_short_last_batch_counts_its_own_samples() -> None:
     assert counts.read()["samples"] == [2, 2, 1]
 
 
-def test_the_loader_inside_accelerates_is_watched() -> None:
-    """Accelerate wraps the loader that collates."""
+def test_the_loader_inside_that_of_accelerate_is_watched() -> None:
+    """Accelerate wraps the data loader whose batches are counted."""
     counts, inner = Counts(), Loader(flattened(4, 4))
     counts.watch(type("Shard", (), {"base_dataloader": inner})())
     through(counts, inner.collate_fn(["a", "b"]))
@@ -144,7 +144,7 @@ def test_the_loader_inside_accelerates_is_watched() -> None:
 
 
 def test_accumulated_passes_make_one_step() -> None:
-    """Passes add up until the step ends; a step that has not ended is not told."""
+    """Forward passes are added up until the step ends; a step that has not ended is not returned."""
     counts = Counts()
     through(counts, padded(3, 5, longest=6), loss=2.0)
     through(counts, padded(6, 6, longest=6), loss=4.0)
@@ -158,7 +158,7 @@ def test_accumulated_passes_make_one_step() -> None:
 
 
 def test_passes_outside_of_training_do_not_count() -> None:
-    """A model in evaluation mode trains nothing."""
+    """Forward passes in evaluation mode are not counted."""
     counts, module = Counts(), torch.nn.Identity().eval()
     counts.before(module, (), padded(2, 2, longest=2))
     counts.end_step()
@@ -166,7 +166,7 @@ def test_passes_outside_of_training_do_not_count() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_none() -> None:
-    """It is told apart from a model that gives no loss."""
+    """A loss of NaN gives None; a model without loss gives an empty list."""
     counts = Counts()
     through(counts, padded(2, 2, longest=2), loss=float("nan"))
     counts.end_step()

@@ -1,4 +1,4 @@
-"""Data sets of a job: synthetic ones, files of the user, bad files, and the tool that writes files."""
+"""Data sets of a job: synthetic ones, users' files, bad files, and the command that writes files."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def encode(text: str) -> list[int]:
 
 
 def write(path: Path, *rows: object) -> str:
-    """Write rows as JSON lines; text goes in as it is."""
+    """Write rows as JSON lines; strings are written unchanged."""
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return str(path)
 
 
 def test_fixed_samples_have_the_wanted_length() -> None:
-    """3 steps of 8 samples of 16 tokens, every token with loss, no special token."""
-    made = build()
-    assert made.lengths == [16] * 24
-    assert made.dataset.column_names == ["input_ids", "labels"]
-    for sample in made.dataset:
+    """3 steps of 8 samples of 16 tokens; every token has a label, and none is a special token."""
+    built = build()
+    assert built.lengths == [16] * 24
+    assert built.dataset.column_names == ["input_ids", "labels"]
+    for sample in built.dataset:
         assert sample["labels"] == sample["input_ids"]
         assert min(sample["input_ids"]) >= 3
         assert max(sample["input_ids"]) < 300
@@ -67,21 +67,21 @@ def test_fixed_samples_have_the_wanted_length() -> None:
 
 @pytest.mark.parametrize("name", data.SYNTHETIC)
 def test_equal_seeds_give_equal_data(name: str) -> None:
-    """A measurement can be repeated; another seed gives other data."""
+    """A measurement can be repeated; a different seed gives different data."""
     first, again, other = (build(dataset_id=name, seed=seed).dataset[:] for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
 def test_uniform_lengths() -> None:
-    """Lengths lie between 2 and L; their mean is that of the distribution."""
+    """Lengths are between 2 and L; their mean is that of the distribution."""
     lengths = build(dataset_id="synthetic-uniform", model_max_length=64, max_steps=1000).lengths
     assert (min(lengths), max(lengths)) == (2, 64)
     assert numpy.mean(lengths) == pytest.approx(33, rel=0.02)
 
 
 def test_lognormal_lengths() -> None:
-    """The median is L/4 and the deviation of the logarithm 0.8, so that about 4 % are cut at L."""
+    """The median is L/4, and the standard deviation of the logarithm 0.8, so that about 4 % are truncated to L."""
     lengths = build(dataset_id="synthetic-lognormal", model_max_length=1024, batch_size=8, max_steps=120).lengths
     assert numpy.median(lengths) == pytest.approx(256, rel=0.1)
     assert numpy.mean(numpy.array(lengths) == 1024) == pytest.approx(0.0416, abs=0.015)
@@ -92,30 +92,30 @@ def test_lognormal_lengths() -> None:
 
 @pytest.mark.parametrize(("length", "batch"), [(16, 4), (512, 16), (8192, 64), (131072, 1)])
 def test_preparation_stays_short(length: int, batch: int) -> None:
-    """However many steps are asked for, a data set of whole steps is made in a fraction of a second."""
+    """For any number of steps, a data set of whole steps is made in a fraction of a second."""
     begin = time.process_time()
-    made = build(model_max_length=length, batch_size=batch, gradient_accumulation_steps=1, max_steps=1_000_000)
+    built = build(model_max_length=length, batch_size=batch, gradient_accumulation_steps=1, max_steps=1_000_000)
     assert time.process_time() - begin < 3  # 0.1 s on a quiet machine
-    assert len(made.lengths) % batch == 0
-    assert sum(made.lengths) <= max(data.MOST_TOKENS, batch * length)
-    assert len(made.lengths) <= data.MOST_SAMPLES
+    assert len(built.lengths) % batch == 0
+    assert sum(built.lengths) <= max(data.MOST_TOKENS, batch * length)
+    assert len(built.lengths) <= data.MOST_SAMPLES
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
 @pytest.mark.parametrize("name", data.SYNTHETIC)
 @pytest.mark.parametrize(("length", "batch", "accumulation"), [(16, 4, 2), (2048, 32, 1), (8192, 64, 4)])
 def test_packs_are_enough_for_a_step(name: str, length: int, batch: int, accumulation: int, strategy: str) -> None:
-    """As TRL packs them, documents of any lengths make at least the samples of one optimizer step."""
+    """Packed by TRL, documents of all lengths give at least as many packs as an optimizer step needs."""
     trl = pytest.importorskip("trl")
     change = {"model_max_length": length, "batch_size": batch, "gradient_accumulation_steps": accumulation}
-    made = build(dataset_id=name, packing=True, max_steps=1_000_000, **change)
-    packed = trl.pack_dataset(made.dataset, length, strategy)
+    built = build(dataset_id=name, packing=True, max_steps=1_000_000, **change)
+    packed = trl.pack_dataset(built.dataset, length, strategy)
     assert len(packed) >= batch * accumulation
-    assert sum(made.lengths) < max(data.MOST_TOKENS, length * batch * accumulation) + length
+    assert sum(built.lengths) < max(data.MOST_TOKENS, length * batch * accumulation) + length
 
 
 def test_a_file_is_repeated_until_it_fills_the_packs(tmp_path: Path) -> None:
-    """Three steps of eight packs of 16 tokens take 96 texts of four tokens, or 24 that are longer than a pack."""
+    """Three steps of eight packs of 16 tokens need 96 texts of four tokens, or 24 texts longer than a pack."""
     short = write(tmp_path / "short.jsonl", {"text": "abc"}, {"text": "def"})
     assert build(dataset_id=short, packing=True).lengths == [4] * 96
     assert build(dataset_id=write(tmp_path / "d.jsonl", {"text": "a" * 40}), packing=True).lengths == [41] * 24
@@ -123,42 +123,42 @@ def test_a_file_is_repeated_until_it_fills_the_packs(tmp_path: Path) -> None:
 
 
 def test_a_sample_of_one_token_is_refused() -> None:
-    """There is nothing to predict in it."""
+    """A sample of one token has no token to predict."""
     with pytest.raises(Refused, match="model_max_length 1"):
         build(model_max_length=1)
 
 
-def test_text_is_tokenized_ended_and_repeated(tmp_path: Path) -> None:
+def test_text_is_tokenised_ended_and_repeated(tmp_path: Path) -> None:
     """Each text ends with the end token; two texts are repeated to three steps of eight samples."""
-    made = build(dataset_id=write(tmp_path / "d.jsonl", {"text": "ab"}, {"text": "cde"}))
-    assert made.dataset[0] == {"input_ids": [*encode("ab"), END], "labels": [*encode("ab"), END]}
-    assert made.dataset[23]["input_ids"] == [*encode("cde"), END]
-    assert (made.distinct, made.dropped, made.lengths) == (2, 0, [3, 4] * 12)
+    built = build(dataset_id=write(tmp_path / "d.jsonl", {"text": "ab"}, {"text": "cde"}))
+    assert built.dataset[0] == {"input_ids": [*encode("ab"), END], "labels": [*encode("ab"), END]}
+    assert built.dataset[23]["input_ids"] == [*encode("cde"), END]
+    assert (built.distinct, built.dropped, built.lengths) == (2, 0, [3, 4] * 12)
 
 
-def test_epochs_go_once_over_the_file(tmp_path: Path) -> None:
-    """With passes over the data wanted, nothing is repeated and nothing left out."""
+def test_with_epochs_the_whole_file_is_read_once(tmp_path: Path) -> None:
+    """With ``num_train_epochs`` no sample is repeated or left out."""
     path = write(tmp_path / "d.jsonl", *({"text": "a" * (1 + n % 5)} for n in range(50)))
-    made = build(dataset_id=path, num_train_epochs=1)
-    assert made.lengths == [2 + n % 5 for n in range(50)]
+    built = build(dataset_id=path, num_train_epochs=1)
+    assert built.lengths == [2 + n % 5 for n in range(50)]
 
 
-def test_only_what_the_steps_need_is_read(tmp_path: Path) -> None:
-    """A long file costs what its beginning costs: the malformed line 25 is never reached."""
+def test_only_the_lines_that_the_steps_need_are_read(tmp_path: Path) -> None:
+    """Three steps need 24 samples, so the malformed line 25 is not read."""
     path = write(tmp_path / "d.jsonl", *({"text": "ab"} for _ in range(24)), "{")
     assert build(dataset_id=path).distinct == 24
     with pytest.raises(DataError, match="Line 25"):
         build(dataset_id=path, num_train_epochs=1)
 
 
-def test_a_prompt_carries_no_loss(tmp_path: Path) -> None:
-    """Labels are -100 over the prompt; the completion ends with the end token."""
-    made = build(dataset_id=write(tmp_path / "d.jsonl", {"prompt": "ab", "completion": "cd"}))
-    assert made.dataset[0] == {"input_ids": [*encode("abcd"), END], "labels": [-100, -100, *encode("cd"), END]}
+def test_a_prompt_has_no_labels(tmp_path: Path) -> None:
+    """Labels of the prompt are -100; the completion ends with the end token."""
+    built = build(dataset_id=write(tmp_path / "d.jsonl", {"prompt": "ab", "completion": "cd"}))
+    assert built.dataset[0] == {"input_ids": [*encode("abcd"), END], "labels": [-100, -100, *encode("cd"), END]}
 
 
 def test_the_text_may_have_another_column(tmp_path: Path) -> None:
-    """The named column is trained on; a file without it is answered with what it has."""
+    """``dataset_text_field`` names the column; the message for a file without it lists the file's columns."""
     path = write(tmp_path / "d.jsonl", {"text": "no", "story": "yes"})
     assert build(dataset_id=path, dataset_text_field="story").lengths == [4] * 24
     with pytest.raises(DataError, match=r"Line 1 of data set .* needs tale, prompt and completion"):
@@ -166,26 +166,26 @@ def test_the_text_may_have_another_column(tmp_path: Path) -> None:
 
 
 def test_chat_goes_through_the_template(tmp_path: Path) -> None:
-    """Messages are rendered by the tokenizer's own template."""
+    """Messages are rendered with the tokenizer's chat template."""
     tokenizer = byte_tokenizer.build(64)
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
     rows = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
-    made = build(tokenizer, dataset_id=write(tmp_path / "d.jsonl", rows))
-    assert made.dataset[0]["input_ids"] == encode("u:hi;a:yo;")
+    built = build(tokenizer, dataset_id=write(tmp_path / "d.jsonl", rows))
+    assert built.dataset[0]["input_ids"] == encode("u:hi;a:yo;")
 
 
 def test_long_samples_are_cut(tmp_path: Path) -> None:
-    """Not more than model_max_length tokens remain; packing does its own cutting."""
+    """At most model_max_length tokens remain; with packing, samples are not truncated."""
     path = write(tmp_path / "d.jsonl", {"text": "a" * 40})
     assert set(build(dataset_id=path).lengths) == {16}
     assert set(build(dataset_id=path, packing=True).lengths) == {41}
 
 
 def test_samples_without_loss_after_the_cut_are_dropped(tmp_path: Path) -> None:
-    """A prompt that fills the sample leaves nothing to learn."""
+    """A prompt as long as the sample leaves no label."""
     long = {"prompt": "a" * 16, "completion": "b"}
-    made = build(dataset_id=write(tmp_path / "d.jsonl", long, {"text": "ab"}))
-    assert (made.dropped, made.distinct) == (1, 1)
+    built = build(dataset_id=write(tmp_path / "d.jsonl", long, {"text": "ab"}))
+    assert (built.dropped, built.distinct) == (1, 1)
     with pytest.raises(DataError, match="no sample with a label within 16 tokens"):
         build(dataset_id=write(tmp_path / "e.jsonl", long))
 
@@ -199,13 +199,13 @@ def test_parquet_equals_json_lines(tmp_path: Path) -> None:
 
 
 def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
-    """Line numbers are the editor's."""
+    """Line numbers in messages are those that an editor shows."""
     with pytest.raises(DataError, match=r"^Line 4 of data set .*d\.jsonl' is not valid JSON\.$"):
         build(dataset_id=write(tmp_path / "d.jsonl", {"text": "a"}, "", {"text": "b"}, '{"text": '))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "expected"),
     [
         ("d.jsonl", b"", "is empty"),
         ("d.jsonl", b"\n\n", "is empty"),
@@ -220,13 +220,13 @@ def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
         ("d.csv", b"text\na\n", "neither a .jsonl nor a .parquet"),
     ],
 )
-def test_a_bad_file_is_one_message(tmp_path: Path, name: str, content: bytes, says: str) -> None:
-    """File, place and expectation are named, whatever is wrong; a failure of the user, not a crash."""
+def test_a_bad_file_is_one_message(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    """The message names the file, and the line or what was expected. The failure is bad input, not an exception of the trainer."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as raised:
         build(dataset_id=str(tmp_path / name))
     message = str(raised.value)
-    assert says in message
+    assert expected in message
     assert name in message
     assert len(message) <= 200
     assert "\n" not in message
@@ -235,21 +235,21 @@ def test_a_bad_file_is_one_message(tmp_path: Path, name: str, content: bytes, sa
 
 
 def test_parquet_with_other_columns(tmp_path: Path) -> None:
-    """The columns there are, are named."""
+    """The message lists the file's columns."""
     parquet.write_table(pyarrow.table({"words": ["a"]}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match="it has words"):
         build(dataset_id=str(tmp_path / "d.parquet"))
 
 
 def test_an_empty_parquet_file(tmp_path: Path) -> None:
-    """Columns without rows are empty data."""
+    """A file with columns but no rows is an empty data set."""
     parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match="is empty"):
         build(dataset_id=str(tmp_path / "d.parquet"))
 
 
-def test_a_directory_is_no_data_set(tmp_path: Path) -> None:
-    """The system's own word says what is wrong."""
+def test_a_directory_is_not_a_data_set(tmp_path: Path) -> None:
+    """The message has the reason of the operating system."""
     (tmp_path / "d.jsonl").mkdir()
     with pytest.raises(DataError, match="Is a directory"):
         build(dataset_id=str(tmp_path / "d.jsonl"))
@@ -257,7 +257,7 @@ def test_a_directory_is_no_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["synthetic-gauss", "/no/such/file.jsonl"])
 def test_unknown_data_names_the_choices(name: str) -> None:
-    """What could have been meant is listed."""
+    """The message lists the synthetic data sets."""
     with pytest.raises(DataError) as raised:
         build(dataset_id=name)
     assert name in str(raised.value)
@@ -266,12 +266,12 @@ def test_unknown_data_names_the_choices(name: str) -> None:
 
 
 def test_nothing_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets live in memory: no file backs them."""
+    """A data set is in memory; no file is created."""
     assert build(dataset_id=write(tmp_path / "d.jsonl", {"text": "ab"})).dataset.cache_files == []
 
 
 def test_the_tool_writes_text(tmp_path: Path) -> None:
-    """The wanted number of samples and words; equal seeds give equal files; the trainer can read it."""
+    """The file has the given number of samples and words, is equal for equal seeds, and can be read by the trainer."""
     first, again = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     assert main(["dataset", "text", str(first), "--samples", "5", "--words", "7"]) == 0
     dataset.write_text(again, samples=5, words=7)
@@ -282,7 +282,7 @@ def test_the_tool_writes_text(tmp_path: Path) -> None:
 
 
 def test_the_tool_writes_images(tmp_path: Path) -> None:
-    """Images of the wanted size with captions, which the datasets library reads as images."""
+    """The file has images of the given size with captions, and the datasets library reads them as images."""
     datasets = pytest.importorskip("datasets")
     pytest.importorskip("PIL")
     path = tmp_path / "images.parquet"
@@ -293,7 +293,7 @@ def test_the_tool_writes_images(tmp_path: Path) -> None:
     assert [len(sample["caption"].split()) for sample in read] == [4] * 3
 
 
-def test_the_tool_refuses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Zero samples are a mistake, answered in one line."""
+def test_the_tool_rejects_zero_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error is one line."""
     assert main(["dataset", "text", str(tmp_path / "a.jsonl"), "--samples", "0"]) == 2
     assert capsys.readouterr().err == "samples 0 must be at least 1.\n"

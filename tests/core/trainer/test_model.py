@@ -1,4 +1,4 @@
-"""Models of a job: random weights, pretrained weights, tokenizers, router load; real torch on tiny sizes."""
+"""Models of a job: random weights, pretrained weights, tokenizers, router load. Uses torch with tiny models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXPERTS = {**SMALL, "model_type": "mixtral", "num_key_value_heads": 2, "num_loca
 
 
 def job(architecture: dict[str, Any] | None = None, source: str | None = None, **change: Any) -> Job:
-    """Return a job with what a model is built from."""
+    """Return a job with a model."""
     workload = JobWorkload(**Workload.model_validate({**WORKLOAD, **change}).model_dump())
     return Job(id="test", workload=workload, architecture=architecture, source=source)
 
@@ -53,7 +53,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_random_weights_come_from_the_models_own_initialiser() -> None:
-    """Matrices have the configured deviation, norms are one, and nothing is left uninitialised."""
+    """Matrices have the configured standard deviation, norms are one, and no parameter is uninitialised."""
     network, facts = model.build(job(models.resolve("tiny-llama-5m").architecture))
     assert facts == {"model_parameters": 4999424, "dtype": "float32", "attn_implementation": "sdpa"}
     for name, parameter in network.named_parameters():
@@ -67,21 +67,21 @@ def test_random_weights_come_from_the_models_own_initialiser() -> None:
 
 
 def test_first_loss_is_that_of_a_guess() -> None:
-    """With random weights the loss lies within ln(vocabulary) ± 0.5."""
+    """With random weights the loss is within ln(vocabulary size) ± 0.5."""
     network, _ = model.build(job(models.resolve("tiny-llama-5m").architecture))
     ids = torch.randint(3, 4096, (2, 64), generator=torch.Generator().manual_seed(0))
     assert float(network(input_ids=ids, labels=ids).loss.detach()) == pytest.approx(8.318, abs=0.5)
 
 
 def test_equal_seeds_give_equal_weights() -> None:
-    """All ranks build the same model; another seed builds another one."""
+    """All ranks build the same model; a different seed gives a different one."""
     first, again, other = (model.build(job(SMALL, seed=seed))[0].get_input_embeddings().weight for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_weights_do_not_depend_on_the_number_of_threads() -> None:
-    """Draws of large tensors are cut into pieces of fixed size, each with its own generator."""
+    """Large tensors are drawn in pieces of a fixed size, each with its own generator."""
     drawn = []
     before = torch.get_num_threads()
     try:
@@ -97,7 +97,7 @@ def test_weights_do_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_linear_layers_draw_as_before_afterwards() -> None:
-    """Leaving out the draw at construction ends with the block, even when it fails."""
+    """The draw at construction is skipped only inside the block, also if the block raises an exception."""
     linear = torch.nn.Linear.reset_parameters
     with pytest.raises(ZeroDivisionError), initialise.quickly(7, own_initialiser=True):
         raise ZeroDivisionError
@@ -106,26 +106,26 @@ def test_linear_layers_draw_as_before_afterwards() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_have_the_wanted_type(dtype: str) -> None:
-    """The workload's type holds for every parameter."""
+    """Every parameter has the workload's data type."""
     network, facts = model.build(job(SMALL, torch_dtype=dtype))
     assert {parameter.dtype for parameter in network.parameters()} == {getattr(torch, dtype)}
     assert facts["dtype"] == dtype
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_attention_is_the_wanted_one(attention: str) -> None:
-    """What was asked for is what the model reports."""
+def test_attention_is_that_of_the_workload(attention: str) -> None:
+    """The model reports the workload's attention."""
     assert model.build(job(SMALL, attn_implementation=attention))[1]["attn_implementation"] == attention
 
 
 def test_flash_attention_without_its_package() -> None:
-    """The missing package is named."""
+    """The message names the missing package."""
     with pytest.raises(BadInput, match="flash-attn"):
         model.build(job(SMALL, attn_implementation="flash_attention_2"))
 
 
 def test_attention_a_model_lacks_is_refused() -> None:
-    """An architecture without sdpa cannot run it: a finished measurement, not a broken one."""
+    """An architecture without sdpa cannot run the workload: the measurement is complete, not failed."""
     with (
         pytest.raises(Refused, match="does not support attn_implementation sdpa"),
         model._explained(job(attn_implementation="sdpa")),
@@ -133,7 +133,7 @@ def test_attention_a_model_lacks_is_refused() -> None:
         raise ValueError("X does not support an attention implementation through torch yet.")
 
 
-SIGHT = {
+VISION_MODEL = {
     "model_type": "llava_next",
     "image_token_index": 299,
     "text_config": SMALL,
@@ -147,26 +147,26 @@ SIGHT = {
 
 
 def test_a_vision_model_needs_images() -> None:
-    """A directory or hub id is known to be a vision model only here; the message names the actuator that has images."""
+    """The trainer checks this too, because the model of a directory or hub id may be unknown before it starts."""
     with pytest.raises(Refused, match="takes images; use a benchmark of the fms_hf_tuning actuator"):
-        model.build(job(SIGHT))
+        model.build(job(VISION_MODEL))
 
 
 def test_a_language_model_takes_no_images() -> None:
-    """A column of images is no use to it."""
+    """A workload with a column of images needs a vision model."""
     with pytest.raises(Refused, match="takes no images"):
         model.build(job(SMALL, dataset_image_field="image"))
 
 
 def test_positions_grow_to_the_samples() -> None:
-    """Random weights allow samples longer than the published model's."""
+    """With random weights, samples may be longer than those of the published model."""
     network, _ = model.build(job(SMALL, model_max_length=64))
     assert network.config.max_position_embeddings == 64
     assert network(input_ids=torch.zeros(1, 64, dtype=torch.long)).logits.shape == (1, 64, 300)
 
 
 def test_a_directory_gives_its_architecture(saved: Path) -> None:
-    """Random weights for a directory: its shapes, not its values."""
+    """Random weights for a directory have the shapes of its weights, but other values."""
     loaded, _ = model.build(job(source=str(saved), weights="pretrained"))
     drawn, _ = model.build(job(source=str(saved), seed=7))
     assert drawn.get_input_embeddings().weight.shape == (300, 16)
@@ -174,18 +174,18 @@ def test_a_directory_gives_its_architecture(saved: Path) -> None:
 
 
 def test_pretrained_weights_are_the_saved_ones(saved: Path) -> None:
-    """Loading gives the very values."""
+    """Loaded values are equal to the saved ones."""
     built, _ = model.build(job(SMALL))
     loaded, _ = model.build(job(source=str(saved), weights="pretrained"))
     assert torch.equal(built.get_input_embeddings().weight, loaded.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [("{", "config.json"), ('{"model_type": "no-such-type"}', "cannot be read"), ("{}", "cannot be read")],
 )
-def test_a_bad_configuration_is_one_message(tmp_path: Path, content: str, says: str) -> None:
-    """Whatever transformers says at length becomes a short message that names the model."""
+def test_a_bad_configuration_is_one_message(tmp_path: Path, content: str, expected: str) -> None:
+    """A long text of transformers becomes a short message that names the model."""
     directory = tmp_path / ("a-long-name-of-a-directory" * 4)
     directory.mkdir()
     (directory / "config.json").write_text(content)
@@ -193,21 +193,21 @@ def test_a_bad_configuration_is_one_message(tmp_path: Path, content: str, says: 
         model.build(job(source=str(directory), model_name="mine"))
     message = str(raised.value)
     assert "mine" in message
-    assert says in message
+    assert expected in message
     assert len(message) <= 200
     assert "\n" not in message
 
 
 def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
-    """A model that brings its own code needs the configuration's permission; its code is never imported."""
+    """A model with its own code needs trust_remote_code; without it the code is not imported."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
     (tmp_path / "own.py").write_text("raise SystemExit('executed')")
     with pytest.raises(BadInput, match="trust_remote_code"):
         model.build(job(source=str(tmp_path)))
 
 
-def test_what_contradicts_itself_is_told_by_its_reason(tmp_path: Path) -> None:
-    """Not by the class that found out."""
+def test_a_contradictory_configuration_gives_the_reason(tmp_path: Path) -> None:
+    """The message omits the name of the validator."""
     config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 5, "vocab_size": 300}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput) as raised:
@@ -217,8 +217,8 @@ def test_what_contradicts_itself_is_told_by_its_reason(tmp_path: Path) -> None:
     )
 
 
-def test_an_unknown_architecture_is_told_in_whole_words(tmp_path: Path) -> None:
-    """What is too long ends at a word."""
+def test_a_message_is_shortened_between_words(tmp_path: Path) -> None:
+    """The text of transformers for an unknown architecture is too long."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "foo"}))
     with pytest.raises(BadInput) as raised:
         model.build(job(source=str(tmp_path)))
@@ -226,7 +226,7 @@ def test_an_unknown_architecture_is_told_in_whole_words(tmp_path: Path) -> None:
 
 
 def test_a_model_of_masked_tokens_is_refused(tmp_path: Path) -> None:
-    """Trained on the next token it would give numbers that mean nothing."""
+    """It is not trained to predict the next token, so its numbers would be meaningless."""
     config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 64, "vocab_size": 300}
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4, "num_hidden_layers": 1}))
     with pytest.raises(Refused, match="does not predict the next token; use a causal language model"):
@@ -234,13 +234,13 @@ def test_a_model_of_masked_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_out_of_reach_is_one_message() -> None:
-    """Offline, the remedy is named."""
+    """The message names the remedy."""
     with pytest.raises(BadInput, match="neither in the local cache nor reachable"):
         model.build(job(source="no-such-org/no-such-model", weights="pretrained"))
 
 
 def test_the_byte_tokenizer_takes_any_text() -> None:
-    """One token for each byte of UTF-8; decoding gives the text back."""
+    """It makes one token for each byte of UTF-8; decoding returns the text."""
     tokenizer = byte_tokenizer.build(64)
     text = "héllo\n 語"
     ids = tokenizer(text)["input_ids"]
@@ -250,36 +250,36 @@ def test_the_byte_tokenizer_takes_any_text() -> None:
 
 
 def test_user_data_uses_the_models_tokenizer(saved: Path) -> None:
-    """Text goes through the tokenizer of the directory."""
-    asked = job(source=str(saved), dataset_id="some.jsonl")
-    network, _ = model.build(asked)
-    assert model.tokenizer(asked, network).eos_token == "<eos>"
+    """The tokenizer is that of the model's directory."""
+    its_job = job(source=str(saved), dataset_id="some.jsonl")
+    network, _ = model.build(its_job)
+    assert model.tokenizer(its_job, network).eos_token == "<eos>"
 
 
 def test_user_data_without_a_tokenizer(saved: Path) -> None:
-    """A directory without tokenizer files cannot take text."""
+    """A directory without tokenizer files cannot be used with text."""
     for file in saved.glob("*token*"):
         file.unlink()
-    asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
-    network, _ = model.build(asked)
+    its_job = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
+    network, _ = model.build(its_job)
     with pytest.raises(BadInput, match="The tokenizer of model mine cannot be read"):
-        model.tokenizer(asked, network)
+        model.tokenizer(its_job, network)
 
 
 def test_a_tokenizer_larger_than_the_model(saved: Path) -> None:
-    """Ids beyond the embedding would crash a GPU; they are found before."""
+    """Ids beyond the embeddings would crash a kernel on a GPU, so they are rejected."""
     tokenizer = byte_tokenizer.build(32)
     tokenizer.add_tokens([f"<{number}>" for number in range(100)])
     tokenizer.save_pretrained(saved)
-    asked = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
-    network, _ = model.build(asked)
+    its_job = job(source=str(saved), dataset_id="some.jsonl", model_name="mine")
+    network, _ = model.build(its_job)
     with pytest.raises(BadInput, match="has 359 tokens, but the model only 300"):
-        model.tokenizer(asked, network)
+        model.tokenizer(its_job, network)
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "granitemoe", "qwen3_moe"])
 def test_router_load_of_experts(model_type: str) -> None:
-    """The ratio lies between balance and all tokens on the same two of four experts; training goes on as before."""
+    """The ratio is between 1 (balance) and 2 (all tokens use the same two of four experts); the model is in training mode afterwards."""
     architecture = {**EXPERTS, "model_type": model_type}
     if model_type == "qwen3_moe":
         architecture |= {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8}
@@ -293,13 +293,13 @@ def test_router_load_of_experts(model_type: str) -> None:
 
 
 def test_router_load_of_equal_tokens_is_the_worst() -> None:
-    """Equal tokens in one layer choose equal experts: experts ÷ chosen."""
+    """Equal tokens in one layer use the same experts: the ratio is experts ÷ experts per token."""
     network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
     assert model.router_load(network, torch.zeros(1, 8, dtype=torch.long)) == 2.0
 
 
 def test_router_load_is_a_fact_where_the_model_is_whole() -> None:
-    """Under DDP each rank asks its own copy; a shard cannot be asked."""
+    """With DDP each rank runs its own copy; a sharded model has no router load."""
     network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
     for whole in ("none", "DistributedDataParallel"):
         assert model.router_facts(network, whole, [0] * 8) == {"router_load_max_over_mean": 2.0}
@@ -308,7 +308,7 @@ def test_router_load_is_a_fact_where_the_model_is_whole() -> None:
 
 
 def test_dense_models_have_no_router_load() -> None:
-    """None where there is nothing to report."""
+    """The router load of a model without experts is None."""
     network, _ = model.build(job(SMALL))
     assert model.router_load(network, torch.zeros(1, 4, dtype=torch.long)) is None
     assert model.router_facts(network, "none", [0] * 4) == {}

@@ -1,4 +1,4 @@
-"""What the trainer process sets up around a job, and takes back: variables of the ranks and of NCCL."""
+"""The environment variables of ranks and of NCCL during a job, and the clock's use of CUDA events and of memory peaks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.torch
 
 
 def job(**change: Any) -> Job:
-    """Return what of a job of two ranks on two nodes matters here."""
+    """Return the job of rank 1 of two ranks on two nodes."""
     values = {"model_name": "m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2, "number_nodes": 2, **change}
     return Job(
         id="test",
@@ -39,7 +39,7 @@ def job(**change: Any) -> Job:
 def test_enable_roce_sets_the_variables_of_nccl(
     roce: bool, nccl: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between nodes the property decides, whatever the node's own variables say, which are back afterwards."""
+    """With several nodes the property overrides the node's own variables, which are restored afterwards."""
     monkeypatch.setenv("NCCL_IB_GID_INDEX", "7")
     before = dict(os.environ)
     with serve._distributed(job(enable_roce=roce)):
@@ -50,21 +50,21 @@ def test_enable_roce_sets_the_variables_of_nccl(
     assert dict(os.environ) == before
 
 
-def test_a_peak_that_cannot_be_reset_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel does not forget, the peak is that of the process's whole life, and is left out."""
+def test_a_peak_that_cannot_be_reset_is_omitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel cannot reset the peak, it is that of the process's whole life."""
     assert timing._reset_peaks() is memory.reset_peak_resident()
     assert "rss_peak_bytes" in timing._peaks(resident=True)
     assert "rss_peak_bytes" not in timing._peaks(resident=False)
 
 
 class Event:
-    """A CUDA event that has happened; times are as coarse as CUDA's, float32 milliseconds since another event."""
+    """A CUDA event that has completed. Like CUDA, it returns float32 milliseconds since another event."""
 
     def __init__(self, at_s: float = 0.0) -> None:
         self.at_s = at_s
 
     def query(self) -> bool:
-        """Every event has happened."""
+        """Return True: the event has completed."""
         return True
 
     def elapsed_time(self, later: Event) -> float:
@@ -74,8 +74,8 @@ class Event:
         return float(numpy.float32(1e3 * (later.at_s - self.at_s)))
 
 
-def test_steps_stay_fine_an_hour_after_training_began() -> None:
-    """Steps of 10 ms in their second hour: each is known to a microsecond, not to a quarter of a millisecond."""
+def test_steps_are_precise_an_hour_after_training_began() -> None:
+    """Steps of 10 ms in the second hour are precise to a microsecond; from the beginning, float32 would give a quarter of a millisecond."""
     import torch
 
     ends = timing.StepEnds(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The clock of a measurement with step ends written by hand: when it stops, and whose peaks it reports."""
+"""The clock of a measurement with given step ends: when it stops, and which peaks it reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORKLOAD = JobWorkload(**parse({**VALUES, **LIMITS}).model_dump())
 
 
 class Ends:
-    """Steps of a second each, known ``lag`` steps after they were issued, as on a device that works behind."""
+    """Steps of one second each. Their ends are known ``lag`` steps after they were issued, as on a device that works asynchronously."""
 
     begin_s = 0.0
     lag = 0
@@ -29,7 +29,7 @@ class Ends:
         self._issued = 0
 
     def mark(self) -> None:
-        """Note that the work of a step has been issued."""
+        """Record that the work of a step has been issued."""
         self._issued += 1
 
     def known(self) -> list[float]:
@@ -37,42 +37,38 @@ class Ends:
         return self.all()[: max(0, self._issued - self.lag)]
 
     def all(self) -> list[float]:
-        """Return every end."""
+        """Return all ends."""
         return [float(step) for step in range(1, self._issued + 1)]
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> timing.Clock:
-    """Give a clock that has begun."""
+    """Return a clock that has begun."""
     monkeypatch.setattr(timing, "StepEnds", Ends)
     monkeypatch.setattr(Ends, "lag", 0)
-    made = timing.Clock(Job(id="test", workload=WORKLOAD), lambda message: None)
-    made.begin(torch.nn.Linear(2, 2))
-    return made
+    clock_of_job = timing.Clock(Job(id="test", workload=WORKLOAD), lambda message: None)
+    clock_of_job.begin(torch.nn.Linear(2, 2))
+    return clock_of_job
 
 
 def train(clock: timing.Clock) -> int:
-    """Train until the clock says stop; return the steps."""
+    """Train until the clock stops; return the number of steps."""
     steps = next(step for step in range(1, 100) if clock.end_step())
     clock.end()
     return steps
 
 
 @pytest.mark.parametrize("lag", [0, 3])
-def test_no_more_steps_than_asked_for_are_issued(
-    clock: timing.Clock, monkeypatch: pytest.MonkeyPatch, lag: int
-) -> None:
-    """Nor when the device is behind and the ends of the last steps are not known yet."""
+def test_no_more_than_max_steps_are_issued(clock: timing.Clock, monkeypatch: pytest.MonkeyPatch, lag: int) -> None:
+    """This holds also when the ends of the last steps are not known yet."""
     monkeypatch.setattr(Ends, "lag", lag)
     assert train(clock) == 10
     record = clock.record()
     assert (len(record["step_end_s"]), record["stopped_by"]) == (10, "max_steps")
 
 
-def test_peaks_of_warm_up_are_not_those_of_the_measured_phase(
-    clock: timing.Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Autotuning in the first of four steps takes 900; what all six after them take is read once, at the end."""
+def test_peaks_of_warm_up_are_excluded(clock: timing.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of four warm-up steps has a peak of 900, as with autotuning. The six measured steps have one peak, read at the end."""
     peaks = iter([900, 100, 100, 100, 200])
     monkeypatch.setattr(timing, "_peaks", lambda **kinds: {"rss_peak_bytes": next(peaks)})
     train(clock)
