@@ -240,7 +240,12 @@ def lint(session: nox.Session) -> None:
     install(session, *LINT_TOOLS)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "sfttrainer/src:fms_hf_tuning/src"}, silent=True)
+    session.run(
+        "lint-imports",
+        "--no-cache",
+        env={"PYTHONPATH": os.pathsep.join(f"{plugin}/src" for plugin in PLUGINS)},
+        silent=True,
+    )
     for plugin in PLUGINS:
         session.run("mypy", "--package", f"ado_actuators.{plugin}", env={"MYPYPATH": f"{plugin}/src"})
     # setup.py and plugin_build.py of the other plugin are a copy and a link

@@ -29,7 +29,7 @@ def read(job: Job) -> transformers.PretrainedConfig:
     """
     name = job.workload.model_name
     if job.architecture is not None:
-        # checked before it is built: millions of layers would be listed by the configuration itself
+        # checked before the configuration is created, because that of a model with millions of layers would list them
         if message := supported.implausible(name, job.architecture):
             raise Refused(message)
         config = transformers.AutoConfig.for_model(**job.architecture)
@@ -75,7 +75,7 @@ def _remove_code(config: transformers.PretrainedConfig) -> None:
 
 
 def _check_use(job: Job, config: transformers.PretrainedConfig) -> None:
-    """Refuse models that predict something else than the next token, or that would be trained in another form than asked for."""
+    """Check that the model predicts the next token, and would be trained in the form that the workload describes."""
     workload = job.workload
     name = workload.model_name[-80:]
     if message := supported.image_mismatch(workload, config.to_dict()):
