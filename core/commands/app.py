@@ -48,6 +48,7 @@ class Format(StrEnum):
     html = "html"
     png = "png"
     both = "both"
+    autoconf = "autoconf"
 
 
 def main(plugin: str, environment: str, load: Load, arguments: Sequence[str] | None = None) -> int:
@@ -144,7 +145,9 @@ def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
         output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to write.")] = Path(
             "ado-report"
         ),
-        form: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.both,
+        form: Annotated[
+            Format, typer.Option("--format", help="What to write; autoconf: a CSV file that ado-autoconf trains on.")
+        ] = Format.both,
     ) -> None:
         from . import report as command
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from ..reporting import comparison, read
+from ..reporting import comparison, ibm, read
 from ..reporting.comparison import Comparison, Pair, Tolerance
 from ..reporting.rows import counted
 from .console import show
@@ -40,6 +40,8 @@ def text(found: Comparison) -> str:
     lines = ["  " + _line(heads, widths)]
     lines += [MARKS[pair.verdict] + _line(_cells(pair), widths) for pair in found.pairs]
     lines += ["", "Rates are real tokens per second of all devices.", _summary(found)]
+    if found.loose:
+        lines += [f"One side is of IBM's actuator, which gives no interval. Not compared: {', '.join(ibm.IGNORED)}."]
     for side, labels in (("before", found.only_before), ("after", found.only_after)):
         if labels:
             lines.append(f"Only {side}: {'; '.join(labels[:8])}{'; ...' if len(labels) > 8 else ''}")

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..reporting import read
-from ..reporting.rows import Row
+from ..reporting import autoconf, read
+from ..reporting.rows import Row, counted
 from .console import show
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
         plugin: identifier of the plugin.
         sources: where to read measurements.
         output: the directory to write.
-        form: ``html``, ``png`` or ``both``.
+        form: ``html``, ``png``, ``both``, or ``autoconf``.
     """
     try:
         # an operation and its space hold the same measurements
         rows = _distinct([read.rows(source) for source in sources])
+        if form == "autoconf":
+            return _export(output, rows)
         from ..reporting import figures, page  # noqa: F401
     except read.Unreadable as reason:
         print(reason, file=sys.stderr)
@@ -50,6 +52,24 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
         print(f"{output} cannot be written: {error.strerror}.", file=sys.stderr)
         return 2
     show("\n".join([*map(str, written), *(f"{title}: left out; {reason}" for title, reason in left_out)]))
+    return 0
+
+
+def _export(directory: Path, rows: list[Row]) -> int:
+    """Write the file that ado-autoconf trains on, and return the exit status."""
+    made = autoconf.export(rows)
+    path = directory / "autoconf.csv"
+    reasons = [f"{count} left out: {reason}" for reason, count in made.left_out.items()]
+    if not made.count:
+        print("\n".join(["No measurement can be used by AutoConf.", *reasons]), file=sys.stderr)
+        return 2
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(made.text, encoding="utf-8")
+    except OSError as error:
+        print(f"{directory} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 2
+    show("\n".join([f"{path}: {counted(made.count, 'measurement')}", *reasons]))
     return 0
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import tables
+from . import ibm, tables
 from .rows import FAILED, MEASURED, Row, differing, workload_label
 
 REGRESSION, IMPROVEMENT, SAME, UNKNOWN = "regression", "improvement", "same", "unknown"
@@ -52,11 +52,15 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All workloads of both sets; ``only_before`` and ``only_after`` are labels of those in one set only."""
+    """All workloads of both sets; ``only_before`` and ``only_after`` are labels of those in one set only.
+
+    With ``loose`` one set is of IBM's actuator, and the workloads of a pair may differ in ``ibm.IGNORED``.
+    """
 
     pairs: list[Pair]
     only_before: list[str]
     only_after: list[str]
+    loose: bool = False
 
     @property
     def regressions(self) -> list[Pair]:
@@ -66,18 +70,22 @@ class Comparison:
 
 def compare(before: Sequence[Row], after: Sequence[Row], tolerance: Tolerance) -> Comparison:
     """Pair the rows of equal workloads and judge each pair; the last row of a repeated workload counts."""
-    first, second = _by_key(before), _by_key(after)
+    changed = any(map(ibm.is_from, before)) != any(map(ibm.is_from, after))
+    first, second = _by_key(before, loosely=changed), _by_key(after, loosely=changed)
     joined = [key for key in first if key in second]
-    names = [name for name in differing([*before, *after]) if name != "source"]
+    unnamed = ("source", "actuator", *ibm.IGNORED) if changed else ("source",)
+    names = [name for name in differing([*before, *after]) if name not in unnamed]
     return Comparison(
         pairs=[_judge(workload_label(first[key], names), first[key], second[key], tolerance) for key in joined],
         only_before=[workload_label(row, names) for key, row in first.items() if key not in second],
         only_after=[workload_label(row, names) for key, row in second.items() if key not in first],
+        loose=changed,
     )
 
 
-def _by_key(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
-    return {row.key: row for row in rows}
+def _by_key(rows: Iterable[Row], *, loosely: bool) -> dict[tuple[Any, ...], Row]:
+    """Return rows by workload; loosely: whichever actuator measured it, in which release, and when it ended."""
+    return {ibm.key(row) if loosely else row.key: row for row in rows}
 
 
 def _judge(what: str, before: Row, after: Row, tolerance: Tolerance) -> Pair:
@@ -101,6 +109,9 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
         return Pair(what, before, after, None, *_stability(before, after))
     if before.output(ESTIMATE) is not None and after.output(ESTIMATE) is not None:
         return Pair(what, before, after, None, *_estimate(before, after, tolerance))
+    if ratio is not None and ratio.low is None and (ibm.is_from(before) or ibm.is_from(after)):
+        # IBM's actuator gives no interval: the tolerance alone decides
+        ratio = dataclasses.replace(ratio, low=ratio.value, high=ratio.value)
     if ratio is None or ratio.low is None or ratio.high is None:
         return Pair(what, before, after, ratio, UNKNOWN, "throughput or interval is missing on one side.")
     slack = tolerance.throughput / 100

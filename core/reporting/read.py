@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from ..workload import ibm_names
 from ..workload.experiments import KINDS
-from . import checks, store
+from . import checks, ibm, store
 from .rows import GIVEN, REQUIRED, Row, experiment_of, plain, workload_value
 
 # columns of ado's export that are neither properties of the workload nor outputs
@@ -55,9 +56,9 @@ def _from_anywhere(source: str) -> list[Row]:
     return from_store(source)
 
 
-def _of_fine_tuning(found: list[Row]) -> list[Row]:
+def _of_fine_tuning(found: Iterable[Row | None]) -> list[Row]:
     """Leave out what other actuators have measured: a space may hold anything."""
-    return [row for row in found if row.experiment in KINDS]
+    return [row for row in found if row is not None and row.experiment in KINDS]
 
 
 # -- a CSV file -------------------------------------------------------------------------------------------------
@@ -99,7 +100,9 @@ def _complete(cells: dict[str, str], line: int, path: Path) -> dict[str, str]:
     return cells
 
 
-def _from_cells(cells: Mapping[str, Any], source: str) -> Row:
+def _from_cells(cells: Mapping[str, Any], source: str) -> Row | None:
+    if str(cells["experiment_id"]).startswith(f"{ibm_names.ACTUATOR}."):
+        return ibm.from_cells(cells, source, BOOKKEEPING)
     actuator, experiment, parameters = experiment_of(cells["experiment_id"])
     given = {name: workload_value(name, cells[name]) for name in GIVEN if plain(cells.get(name)) is not None}
     outputs = {
@@ -152,6 +155,9 @@ def _from_requests(requests: Iterable[Mapping[str, Any]], source: str) -> list[R
 
 def _from_request(request: Mapping[str, Any], source: str) -> Iterator[tuple[str, Row]]:
     reference = request["experimentReference"]
+    if reference["actuatorIdentifier"] == ibm_names.ACTUATOR:
+        yield from _from_request_of_ibm(request, source)
+        return
     parameters = _values(reference.get("parameterization") or [])
     entities = {
         entity["identifier"]: _values(entity.get("constitutive_property_values") or [])
@@ -171,6 +177,23 @@ def _from_request(request: Mapping[str, Any], source: str) -> Iterator[tuple[str
                 metadata=metadata,
             ),
         )
+
+
+def _from_request_of_ibm(request: Mapping[str, Any], source: str) -> Iterator[tuple[str, Row]]:
+    reference = request["experimentReference"]
+    parameters = _plain(reference.get("parameterization") or [])
+    entities = {one["identifier"]: _plain(one.get("constitutive_property_values") or []) for one in request["entities"]}
+    for result in request.get("measurements") or []:
+        metadata = result.get("metadata") or {}
+        properties = parameters | entities[result["entityIdentifier"]]
+        message = result.get("reason") or metadata.get("reason") or ""
+        experiment = reference["experimentIdentifier"]
+        if found := ibm.row(source, experiment, properties, _outputs(result), message, metadata):
+            yield result["uid"], found
+
+
+def _plain(values: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {one["property"]["identifier"]: plain(one["value"]) for one in values}
 
 
 def _outputs(result: Mapping[str, Any]) -> dict[str, Any]:

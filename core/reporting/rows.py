@@ -101,10 +101,11 @@ class Row:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for rows of the same workload: actuator, experiment and all properties that differ from their default."""
-        asked = sorted((name, self.value(name)) for name in self.workload if not self._is_default(name))
+        asked = sorted((name, self.value(name)) for name in self.workload if not self.is_default(name))
         return (self.actuator, self.experiment, *asked)
 
-    def _is_default(self, name: str) -> bool:
+    def is_default(self, name: str) -> bool:
+        """Whether a property that was given has its default."""
         field = Workload.model_fields.get(name)
         return field is not None and not field.is_required() and self.workload[name] == field.default
 
