@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -149,7 +149,7 @@ def started(
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         try:
-            if wait_for(lambda process=process: ready() or process.poll() is not None, timeout_s) and ready():
+            if _becomes_ready(process, ready, timeout_s):
                 yield process
                 return
         finally:
@@ -163,7 +163,11 @@ def started(
     raise AssertionError(f"not ready: {command}\n{written[-3000:]}")
 
 
-def wait_for(condition: Callable[[], T], quiet_s: float) -> T:
+def _becomes_ready(process: subprocess.Popen[bytes], ready: Callable[[], object], timeout_s: float) -> bool:
+    return bool(wait_for(lambda: ready() or process.poll() is not None, timeout_s) and ready())
+
+
+def wait_for(condition: Callable[[], Any], quiet_s: float) -> Any:
     """Poll until the condition holds, for at most ``limit_s(quiet_s)`` seconds; return its last value."""
     deadline = time.monotonic() + limit_s(quiet_s)
     while not (found := condition()) and time.monotonic() < deadline:

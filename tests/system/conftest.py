@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
+from ..processes import end_marked, limit_s, run
 from . import image
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ class Head:
 
     Attributes:
         address: of the dashboard.
-        environ: for those who submit: the token, a home of their own, the tests' commands on the path.
+        environ: environment of a user who submits jobs: with the token and the tests' commands on the path.
     """
 
     address: str
@@ -43,24 +43,20 @@ class Head:
     def run(
         self, *command: str | Path, cwd: Path, timeout_s: float = 600, environ: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as somebody who submits jobs, with changes to the environment; stderr is part of stdout."""
-        return subprocess.run(
-            [str(word) for word in command],
-            cwd=cwd,
-            env=self.environ | (environ or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        """Run a command as a user who submits jobs, with changes to the environment; what it starts here ends with it.
+
+        Standard error follows standard output in ``stdout`` of the result.
+        """
+        words = [str(word) for word in command]
+        done = run(words, cwd=cwd, env=self.environ | (environ or {}), timeout_s=timeout_s, attempts=1)
+        return subprocess.CompletedProcess(words, done.returncode, done.stdout + done.stderr, "")
 
 
 def unsupervised(actuator: Any) -> Any:
-    """Return an actuator whose supervisor, which is ado's, has nothing to do.
+    """Return the actuator with ado's supervisor switched off.
 
-    It asks the dashboard, waits half a minute where there is none, and after the end of a cluster would connect to any other.
+    The supervisor asks the dashboard, waits half a minute if there is none, and connects to any other cluster after the end
+    of this one.
     """
     actuator._launch_supervisor.stop()
     actuator._launch_supervisor.supervise_experiment_executor = lambda request, reference: None
@@ -74,7 +70,7 @@ def git(repository: Path, *arguments: str) -> None:
 
 
 def own_environ() -> dict[str, str]:
-    """Return this process's environment without what leads elsewhere: to a hook's git, another Ray, another Python."""
+    """Return this process's environment without variables that select another git repository, Ray or Python."""
     names = [name for name in os.environ if not name.startswith("GIT_")]
     return {name: os.environ[name] for name in names if name not in ("RAY_ADDRESS", "VIRTUAL_ENV", "PYTHONPATH")}
 
@@ -93,7 +89,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy(made: Path) -> None:
-    """Copy what git knows of this repository, in its present state, links as links."""
+    """Copy the files that git tracks in this repository, with their present content, links as links."""
     for name in filter(None, subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")):
         if (ROOT / name).is_symlink() or (ROOT / name).exists():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +97,7 @@ def copy(made: Path) -> None:
 
 
 def commit(made: Path) -> None:
-    """Make a repository with one commit of a copy."""
+    """Make a copy into a repository with one commit."""
     git(made, "init", "--quiet")
     git(made, "add", "--all")
     git(made, "commit", "--quiet", "--message", "state")
@@ -115,19 +111,16 @@ def free_port() -> int:
 
 
 def end(process: subprocess.Popen[bytes], marker: str) -> None:
-    """End a head and whatever it has started, told by the temporary directory they were given."""
+    """End a head and all processes that it has started, which have its temporary directory in their environment."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)
-    for left in psutil.process_iter(["environ"]):
-        if (left.info["environ"] or {}).get("RAY_TMPDIR") == marker:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                left.kill()
+    end_marked("RAY_TMPDIR", marker)
     process.wait()
 
 
 def start(ray: Path, environ: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a head with ports of its own and give its process and the address of its dashboard."""
+    """Start a head with ports of its own; return its process and the address of its dashboard."""
     workers, dashboard = 20000 + os.getpid() % 100 * WORKER_PORTS, free_port()
     ports = {
         "port": free_port(),
@@ -148,9 +141,9 @@ def start(ray: Path, environ: dict[str, str], log: Path) -> tuple[subprocess.Pop
 
 
 def ready(address: str, process: subprocess.Popen[bytes], log: Path) -> bool:
-    """Wait until a head has started and its dashboard answers to the token, or its process has ended."""
+    """Wait until a head has started and its dashboard accepts the token, or until its process has ended."""
     ask = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + limit_s(START_S)
     while time.monotonic() < deadline and process.poll() is None:
         # the dashboard may answer before Ray finds that the node does not
         if "Ray runtime started" in log.read_text():
@@ -161,7 +154,7 @@ def ready(address: str, process: subprocess.Popen[bytes], log: Path) -> bool:
 
 
 def start_head(ray: Path, environ: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a head, again if need be: Ray gives itself 30 s, which a crowded machine can exceed."""
+    """Start a head; repeated if it fails, since Ray allows itself 30 s, which a busy machine can exceed."""
     for _ in range(ATTEMPTS):
         process, address = start(ray, environ, log)
         if ready(address, process, log):
@@ -172,13 +165,13 @@ def start_head(ray: Path, environ: dict[str, str], log: Path) -> tuple[subproces
 
 @pytest.fixture(scope="session")
 def head(own_home: Path) -> Iterator[Head]:
-    """Start a cluster of two CPUs whose Python has both plugins, the training stack and everything else already."""
+    """Start a cluster of two CPUs whose Python has the packages of the tests' own, both plugins included."""
     python = image.make(own_home / "image")
     marker, home, log = own_home / "h", own_home / "cluster", own_home / "head.log"
     marker.mkdir()
     home.mkdir()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    # jobs inherit it, and must not come to the tests' own state
+    # jobs inherit this environment, and must not change the state of the tests
     inherited = own_environ() | token
     inherited |= {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "RAY_TMPDIR": str(marker)}
     process, address = start_head(python.with_name("ray"), inherited, log)

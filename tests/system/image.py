@@ -1,7 +1,7 @@
-"""A cluster's Python, as cheap as possible: a virtual environment that sees the packages of the one the tests run in.
+"""A virtual environment for the cluster's Python, with links to the packages of the environment that the tests run in.
 
-Ray clones the environment of the cluster's Python for every job that brings packages. Cloning the tests' own copies two
-gigabytes a job; here packages are links, which a clone copies as links. May import the standard library.
+Ray clones the environment of the cluster's Python for every job that has packages of its own. A clone of the tests' environment
+would copy two gigabytes; here it copies links.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import sys
 import sysconfig
 from pathlib import Path
 
-# what jobs replace is really copied: removing it must not reach through a link
+from ..processes import limit_s
+
+# jobs replace these packages: they are copied, so that nothing is removed through a link
 OURS = ("ado_actuators", "ado_sfttrainer", "ado_fms_hf_tuning", "__editable__.ado_")
 OF_THE_ENVIRONMENT = ("__pycache__", "_virtualenv", "distutils-precedence", "pip", "setuptools", "_distutils_hack")
 
 
 def make(place: Path) -> Path:
     """Make the environment and return its Python."""
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=limit_s(120))
     packages = place / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if not entry.name.startswith(OF_THE_ENVIRONMENT):

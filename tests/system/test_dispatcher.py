@@ -1,4 +1,4 @@
-"""Several measurements in flight on a real Ray instance of two CPUs: real trainers, seen in the process table."""
+"""Several measurements in flight on a real Ray instance of two CPUs; the trainers are looked up in the process table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from ado.schema.point import SpacePoint
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 
+from ..processes import limit_s, start_ray
 from .conftest import unsupervised
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 10}
 
@@ -26,13 +27,13 @@ SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2,
 @pytest.fixture
 def queue(own_home: Path) -> Iterator[MeasurementQueue]:
     """Start Ray with two CPUs, and give the queue of an operation."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_ray(lambda: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False))
     yield MeasurementQueue()
     ray.shutdown()
 
 
 def threads_of_trainers() -> list[str]:
-    """Return OMP_NUM_THREADS of each live trainer that Ray's hosts of this test run started; other tests keep some of their own."""
+    """Return OMP_NUM_THREADS of each live trainer of Ray's hosts in this test run."""
     found = []
     for process in psutil.process_iter(["cmdline", "environ", "status", "ppid"]):
         environ = process.info["environ"] or {}
@@ -44,7 +45,7 @@ def threads_of_trainers() -> list[str]:
 
 
 def test_four_in_flight_share_two_cpus(queue: MeasurementQueue, tmp_path: Path) -> None:
-    """With one CPU each, two train side by side in one thread each while two wait, and the trainers of the first serve the others."""
+    """With one CPU each, two train at the same time with one thread each; their trainers are reused for the other two."""
     settings = SFTTrainer.parameters_class(state_dir=str(tmp_path), max_retries=0)
     actuator = unsupervised(SFTTrainer(queue=queue, params=settings))
     entities = [SpacePoint(entity={**SMALL, "cpus_per_process": 1, "seed": seed}).to_entity() for seed in range(4)]
@@ -53,7 +54,7 @@ def test_four_in_flight_share_two_cpus(queue: MeasurementQueue, tmp_path: Path) 
         actuator.submit([entity], reference, "test", number)
     seen: list[list[str]] = []
     results: list[Any] = []
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + limit_s(240)
     while len(results) < 4 and time.monotonic() < deadline:
         seen.append(threads_of_trainers())
         if not queue.empty():

@@ -1,28 +1,28 @@
-"""An operation whose driver is killed and that is started again, and two operations at once: nothing is lost, nothing is doubled."""
+"""An operation that is started again after its driver was killed, and two operations at once: all workloads are measured once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+
+from ..processes import RAY_TOO_SLOW, limit_s, marked, run, started, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
 ADO = str(Path(sys.executable).parent / "ado")
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(5400)]
 
 
-def start(tmp_path: Path, lengths: str = "[16, 24]", store: str = "config") -> subprocess.Popen[bytes]:
-    """Start an operation over four small workloads in a store of this test."""
+def operation(tmp_path: Path, lengths: str = "[16, 24]", store: str = "config") -> dict[str, Any]:
+    """Return the command of an operation over these lengths and two batch sizes, and how to run it: in a store of this test."""
     space = tmp_path / f"space-{lengths.strip('[]').replace(', ', '-')}.yaml"
     text = (EXAMPLES / "space.yaml").read_text()
     text = text.replace("[tiny-llama-5m, smollm2-135m]", "[tiny-llama-5m]").replace(
@@ -31,14 +31,11 @@ def start(tmp_path: Path, lengths: str = "[16, 24]", store: str = "config") -> s
     space.write_text(text.replace("value: 20", "value: 3"))
     ray = Path(os.environ["RAY_TMPDIR"]).parent / f"o{time.monotonic_ns() % 10**6}"
     ray.mkdir()
-    return subprocess.Popen(
-        [ADO, "create", "operation", "-f", str(EXAMPLES / "operation.yaml"), "--with", f"space={space}"],
-        cwd=tmp_path,
-        env={**os.environ, "RAY_TMPDIR": str(ray), "XDG_CONFIG_HOME": str(tmp_path / store)},
-        stdout=(tmp_path / "out").open("ab"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    return {
+        "command": [ADO, "create", "operation", "-f", str(EXAMPLES / "operation.yaml"), "--with", f"space={space}"],
+        "cwd": tmp_path,
+        "env": {**os.environ, "RAY_TMPDIR": str(ray), "XDG_CONFIG_HOME": str(tmp_path / store)},
+    }
 
 
 def rows(tmp_path: Path, suffix: str, columns: str, store: str = "config") -> list[tuple[Any, ...]]:
@@ -54,37 +51,25 @@ def rows(tmp_path: Path, suffix: str, columns: str, store: str = "config") -> li
     return []
 
 
-def of_store(tmp_path: Path) -> list[str]:
-    """Return the commands of live processes of operations with the first store: drivers, Ray's, hosts, trainers."""
-    found = []
-    for process in psutil.process_iter(["environ", "cmdline", "status"]):
-        store = (process.info["environ"] or {}).get("XDG_CONFIG_HOME")
-        if store == str(tmp_path / "config") and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(" ".join(process.info["cmdline"] or []))
-    return found
-
-
 def test_a_killed_operation_is_started_again(tmp_path: Path, record_property: Any) -> None:
     """Killed after its first result: the second run measures the other three and repeats none."""
-    first = start(tmp_path)
-    deadline = time.monotonic() + 240
-    while not rows(tmp_path, "_measurement_results", "entity_id") and time.monotonic() < deadline:
-        assert first.poll() is None, (tmp_path / "out").read_text()
-        time.sleep(0.1)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    kept = {uid for (uid,) in rows(tmp_path, "_measurement_results", "uid")}
-    assert 1 <= len(kept) < 4
-    begin = time.monotonic()
-    second = start(tmp_path)
-    assert second.wait(timeout=300) == 0, (tmp_path / "out").read_text()
-    after = rows(tmp_path, "_measurement_results", "uid, entity_id")
+
+    def results() -> list[tuple[Any, ...]]:
+        return rows(tmp_path, "_measurement_results", "uid, entity_id")
+
+    with started(**operation(tmp_path), log=tmp_path / "first", ready=results, timeout_s=240) as first:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        kept = {uid for uid, _ in results()}
+        assert 1 <= len(kept) < 4
+        begin = time.monotonic()
+        # everything has to end by itself: driver, Ray's processes, hosts and trainers
+        second = run(**operation(tmp_path), timeout_s=300, must_end=["/"])
+        assert second.returncode == 0, second.stdout + second.stderr
+        assert wait_for(lambda: not marked("XDG_CONFIG_HOME", str(tmp_path / "config")), 30)
+    after = results()
     assert kept <= {uid for uid, _ in after}
     assert sorted(Counter(entity for _, entity in after).values()) == [1, 1, 1, 1]
-    ended = time.monotonic()
-    while (left := of_store(tmp_path)) and time.monotonic() < ended + 30:
-        time.sleep(0.5)
-    assert left == []
     for name, value in (
         ("fault", "driver killed, operation started again"), ("outcome", "measured ones kept, missing ones measured"),
         ("seconds", round(time.monotonic() - begin, 1)), ("left", "nothing"),
@@ -95,15 +80,31 @@ def test_a_killed_operation_is_started_again(tmp_path: Path, record_property: An
 @pytest.mark.parametrize("stores", [("one", "one"), ("one", "other")], ids=["one-store", "two-stores"])
 def test_two_operations_at_once(tmp_path: Path, stores: tuple[str, str]) -> None:
     """Started together on one machine, each measures its own two workloads, once each."""
-    for store in set(stores):
-        # ado's very first commands make its contexts, its tables and its default store, and two of them at once trip over each other
-        environ = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / store)}
-        first = [ADO, "create", "space", "-f", str(EXAMPLES / "space.yaml")]
-        subprocess.run(first, cwd=tmp_path, env=environ, capture_output=True, check=True, timeout=120)
-    lengths = ("[16]", "[24]")
-    both = [start(tmp_path, length, store) for length, store in zip(lengths, stores, strict=True)]
-    assert [one.wait(timeout=400) for one in both] == [0, 0], (tmp_path / "out").read_text()
+    for attempt in range(3):
+        directory = tmp_path / str(attempt)
+        statuses, written = together(directory, stores)
+        if RAY_TOO_SLOW not in written:
+            break
+    assert statuses == [0, 0], written
     found = [
-        entity for store in set(stores) for (entity,) in rows(tmp_path, "_measurement_results", "entity_id", store)
+        entity for store in set(stores) for (entity,) in rows(directory, "_measurement_results", "entity_id", store)
     ]
     assert len(found) == len(set(found)) == 4
+
+
+def together(directory: Path, stores: tuple[str, str]) -> tuple[list[int], str]:
+    """Run two operations at once; return their exit statuses and what they printed."""
+    directory.mkdir()
+    for store in set(stores):
+        # ado's first command makes its contexts, its tables and its default store; two first commands at once fail
+        environ = {**os.environ, "XDG_CONFIG_HOME": str(directory / store)}
+        create = [ADO, "create", "space", "-f", str(EXAMPLES / "space.yaml")]
+        done = run(create, cwd=directory, env=environ, timeout_s=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    logs = (directory / "log-0", directory / "log-1")
+    with (
+        started(**operation(directory, "[16]", stores[0]), log=logs[0]) as one,
+        started(**operation(directory, "[24]", stores[1]), log=logs[1]) as other,
+    ):
+        statuses = [process.wait(timeout=limit_s(400)) for process in (one, other)]
+    return statuses, "\n".join(log.read_text() for log in logs)

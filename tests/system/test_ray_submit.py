@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster: what README.md and docs/cluster.md say, line by line, and the nox sessions that do it for users."""
+"""Jobs on a real Ray cluster: the commands of README.md and docs/cluster.md, and the nox sessions wheels and ray_submit."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import yaml
 
 from .conftest import ROOT, Head
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
 
-# what the sessions build, by the name of its actuator
+# distributions that the sessions build, by actuator
 DISTRIBUTIONS: dict[str, str] = runpy.run_path(str(ROOT / "tools" / "ray_jobs.py"))["PLUGINS"]
 DOCUMENTED_ADDRESS = "http://127.0.0.1:8265"
 
 
 def documented(address: str, page: str = "docs/cluster.md", fence: str = "bash") -> list[str]:
-    """Return the commands of a page, one text a block, for the cluster at ``address``."""
+    """Return the commands of a page, one text per block, for the cluster at ``address``."""
     blocks = re.findall(rf"^```{fence}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
     return [block.replace(DOCUMENTED_ADDRESS, address) for block in blocks]
 
 
 @pytest.fixture(scope="module")
 def by_hand(head: Head, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[Path]]:
-    """Run the documented commands in the clone; give what each block printed, and the wheels that were built."""
+    """Run the documented commands in the clone; give the output of each block, and the wheels that were built."""
     temporary = tmp_path_factory.mktemp("by-hand")
     between = "\necho '=== next ==='\n"
     script = f"export TMPDIR={temporary}\n{between.join(documented(head.address))}"
@@ -49,7 +49,7 @@ def listed_versions(printed: str) -> dict[str, str]:
 
 
 def test_both_wheels_by_hand(by_hand: tuple[list[str], list[Path]]) -> None:
-    """The job lists both actuators with exactly the versions built, not those that the cluster's Python has."""
+    """The job lists both actuators with the versions of the wheels, not those of the cluster's Python."""
     (_, submitted, *_), wheels = by_hand
     built = {wheel.name.split("-")[0]: version_of(wheel) for wheel in wheels}
     assert listed_versions(submitted) == {name: built[DISTRIBUTIONS[name]] for name in DISTRIBUTIONS}
@@ -86,7 +86,7 @@ def test_the_readmes_way_by_hand(head: Head, repository: Path, by_hand: tuple[li
 
 
 def test_the_wheels_alone(head: Head, repository: Path, tmp_path: Path) -> None:
-    """`nox -s wheels` makes both wheels and a runtime environment that names just them."""
+    """`nox -s wheels` makes both wheels and a runtime environment that names only them."""
     done = head.run("nox", "-s", "wheels", "--", "--into", tmp_path / "dist", cwd=repository)
     assert done.returncode == 0, done.stdout
     environment = yaml.safe_load((tmp_path / "dist" / "ray_runtime_env.yaml").read_text())
@@ -112,7 +112,7 @@ def test_an_edited_plugin_is_never_the_cached_one(
 ) -> None:
     """One command submits an edited tree: the job has the new versions, and its exit status and a warning come back."""
     before = listed_versions(by_hand[0][1])
-    with (repository / "core" / "workload.py").open("a") as file:
+    with (repository / "core" / "failures.py").open("a") as file:
         file.write("# edited\n")
     (repository / "core" / "forgotten.csv").write_text("1,2\n")
     nox: list[str | Path] = [

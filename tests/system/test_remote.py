@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ import pymysql
 import pytest
 import yaml
 
+from ..processes import run, started
 from .conftest import ROOT, Head, free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(5400)]
 
 EXAMPLES = ROOT / "examples" / "remote"
 GRANTS = """
@@ -31,7 +30,7 @@ GRANT ALL ON study.* TO 'study'@'localhost', 'study'@'127.0.0.1';
 
 @pytest.fixture(scope="module")
 def store(own_home: Path) -> Iterator[dict[str, Any]]:
-    """Start a MariaDB server on loopback, and give ado's context for it, made of the example."""
+    """Start a MariaDB server on loopback, and give the example's ado context with its port."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
     names = ("mariadbd", "mariadb-install-db", "my_print_defaults")
     server, install, defaults = (shutil.which(name, path=path) for name in names)
@@ -42,35 +41,27 @@ def store(own_home: Path) -> Iterator[dict[str, Any]]:
     (place / "grants.sql").write_text(GRANTS)
     common = ["--no-defaults", f"--datadir={place / 'data'}", *(["--user=root"] if os.getuid() == 0 else [])]
     made = [install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
-    subprocess.run(made, check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    installed = run(made, cwd=place, env=os.environ, timeout_s=120)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
     command = [server, *common, "--bind-address=127.0.0.1", f"--port={port}", f"--socket={place / 's'}"]
     command += [f"--pid-file={place / 'pid'}", f"--init-file={place / 'grants.sql'}", "--innodb-buffer-pool-size=32M"]
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     context = yaml.safe_load((EXAMPLES / "context.yaml").read_text())
     context["metadataStore"]["port"] = port
-    try:
-        wait_for(context, process, place / "log")
+    with started(command, cwd=place, env=os.environ, log=place / "log", ready=lambda: accepts(context), timeout_s=60):
         yield context
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def login(context: dict[str, Any]) -> dict[str, Any]:
-    """Return what PyMySQL needs of a context."""
+    """Return the arguments of PyMySQL's connect from a context."""
     return {name: context["metadataStore"][name] for name in ("host", "port", "user", "password", "database")}
 
 
-def wait_for(store: dict[str, Any], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the user of the store can connect."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(pymysql.MySQLError):
-            pymysql.connect(**login(store)).close()
-            return
-        time.sleep(0.2)
-    pytest.fail(f"MariaDB did not start: {log.read_text()[-2000:]}")
+def accepts(store: dict[str, Any]) -> bool:
+    """Whether the user of the store can connect."""
+    with contextlib.suppress(pymysql.MySQLError):
+        pymysql.connect(**login(store)).close()
+        return True
+    return False
 
 
 def test_an_operation_on_the_cluster_fills_the_shared_store(
@@ -81,7 +72,7 @@ def test_an_operation_on_the_cluster_fills_the_shared_store(
     execution["executionType"]["clusterUrl"] = head.address
     for name, content in (("execution", execution), ("context", store)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    # ado remembers the context it was last given, which is nothing for other tests
+    # ado remembers the context it was last given, which other tests must not see
     state = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config")}
     space = f"space={EXAMPLES / 'space.yaml'}"
     create: list[str | Path] = ["create", "operation", "-f", EXAMPLES / "operation.yaml", "--with", space]
@@ -100,7 +91,7 @@ def test_an_operation_on_the_cluster_fills_the_shared_store(
 
 
 def rows(store: dict[str, Any], query: str) -> list[tuple[Any, ...]]:
-    """Return what the store answers: ado 2.3's own commands for measurements ask in a way that only MySQL understands."""
+    """Return the result of a query. ado 2.3's commands for measurements use an operator that only MySQL has."""
     with pymysql.connect(**login(store)) as connection, connection.cursor() as cursor:
         cursor.execute(query)
         return list(cursor.fetchall())
