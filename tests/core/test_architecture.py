@@ -1,0 +1,53 @@
+"""docs/architecture.md agrees with the tree: paths exist, and the keys of messages are those of their types."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from ado_actuators.sfttrainer.core.protocol import messages
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PATHS = sorted(set(re.findall(r"`((?:core|tools|tests|sfttrainer|fms_hf_tuning)/[\w./-]*)`", PAGE)))
+
+
+def section(heading: str) -> str:
+    """Return the text below a heading, up to the next one."""
+    return re.split(r"^#+ ", PAGE.partition(f"\n{heading}")[2], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_on_the_page_exists(path: str) -> None:
+    """Whoever reads where to change what finds the file."""
+    assert (ROOT / path).exists()
+
+
+def test_every_folder_is_explained() -> None:
+    """The table of folders has each folder of core/, and no other."""
+    folders = {path.parent.name for path in (ROOT / "core").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/` \|", PAGE, re.MULTILINE)) == folders
+
+
+def test_questions_of_a_newcomer_have_a_file() -> None:
+    """The last column of the table names a file for warm-up, peaks, retries, misspelled properties and the page."""
+    table = PAGE.partition("| question | place |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) >= 5
+    assert [row for row in table if not re.search(r"`[\w./]+\.(py|jinja)`", row.split("|")[2])] == []
+
+
+def test_the_keys_of_a_job_are_those_of_its_type() -> None:
+    """The page names each field of Job."""
+    named = set(re.findall(r"`(\w+)`", section("### Job\n"))) - {"Workload", "method", "Job"}
+    assert named == {field.name for field in dataclasses.fields(messages.Job)}
+
+
+def test_the_keys_of_a_record_are_those_of_its_type() -> None:
+    """The page explains each key of Record."""
+    rows = re.findall(r"^\| (`.*?`) \|", section("### Record (one per rank)\n"), re.MULTILINE)
+    named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    keys = messages.Record.__required_keys__ | messages.Record.__optional_keys__
+    assert named == keys - {"event"}
