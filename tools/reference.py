@@ -21,7 +21,7 @@ from ado_actuators.sfttrainer.core.workload.fields import Workload
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ACTUATORS = {"sfttrainer": SFTTrainer, "fms_hf_tuning": FMSHFTuning}
 WORKLOAD = {"model_name": "tiny-llama-5m", "model_max_length": 128, "batch_size": 4, "number_gpus": 0}
-# one impossible workload for each rule that users meet most
+# one impossible workload for each of the most frequent mistakes
 IMPOSSIBLE: tuple[dict[str, Any], ...] = (
     {"batch_size": 3, "number_gpus": 2},
     {"batch_size": 6, "number_gpus": 3, "number_nodes": 2},
@@ -35,7 +35,7 @@ IMPOSSIBLE: tuple[dict[str, Any], ...] = (
     {"number_gpus": 2, "distributed_backend": "None"},
     {"enable_roce": True},
 )
-# what other programs raise or leave behind: class and text of an exception
+# exceptions of libraries: class and text
 RAISED = (
     ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB."),
     ("RuntimeError", "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
@@ -47,14 +47,14 @@ RAISED = (
     ("huggingface_hub.errors.GatedRepoError", "401 Client Error"),
 )
 ABOUT_PROPERTIES = """\
-What is left out has its default. `batch_size` and `number_gpus` count over all devices and nodes. A required property is
-varied in a space's `entitySpace`; any other one is varied there or fixed in an experiment's `parameterization`."""
+Optional properties have a default. `batch_size` and `number_gpus` are totals over all devices and nodes. In a space, required
+properties belong in `entitySpace`; optional ones can be varied there or set in an experiment's `parameterization`."""
 ABOUT_IMPOSSIBLE = """\
-What is impossible is answered in milliseconds: `is_valid` 0, `failure` `invalid_configuration`. With the workload
-`{}` and"""
+An impossible workload is answered in milliseconds, with `is_valid` 0 and `failure` `invalid_configuration`. Examples, as changes
+to the workload `{}`:"""
 ABOUT_RAISED = """\
-What other programs raise becomes one of these. *cannot run* is a finished measurement with `is_valid` 0 and its `failure`;
-*transient* is repeated `max_retries` times, then fails; *broken* fails at once."""
+Exceptions of libraries are put into one of three groups. *cannot run*: a finished measurement with `is_valid` 0 and a `failure`.
+*transient*: the measurement is repeated up to `max_retries` times, then fails. *broken*: it fails at once."""
 _REQUIRED = object()
 
 
@@ -63,7 +63,7 @@ def page(actuator: type[Any]) -> str:
     name = actuator.identifier
     parts = [
         f"# The actuator {name}",
-        "This page is made from the code by `nox -s docs`; a test fails when it is out of date.",
+        "Generated from the code with `nox -s docs`; a test fails if this page is out of date.",
         _summary(actuator),
         "## Experiments",
         _experiments(actuator),
@@ -71,10 +71,10 @@ def page(actuator: type[Any]) -> str:
         ABOUT_PROPERTIES,
         _properties(actuator),
         "## Outputs",
-        "How they are measured: [metrics.md](metrics.md). An output that could not be measured is left out.",
+        "[metrics.md](metrics.md) describes how they are measured. An output that cannot be measured is absent from the result.",
         *_outputs(actuator),
         "## Configuration",
-        "Where and how to measure, never what: parameters of the `actuatorconfiguration`.",
+        "Parameters of the `actuatorconfiguration`: where and how to measure. They do not change the workload.",
         _configuration(actuator),
         "## Failures",
         ABOUT_IMPOSSIBLE.format(_pairs(WORKLOAD)),
@@ -82,7 +82,7 @@ def page(actuator: type[Any]) -> str:
         ABOUT_RAISED,
         _raised(),
         "## Models",
-        "Names that build offline from their published architecture; a directory with a `config.json` or a hub id works as well.",
+        "These names need no download: models are built from their published architecture. A directory with a `config.json` or a hub\nid can be used as well.",
         ", ".join(f"`{model}`" for model in models.names()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
@@ -94,7 +94,7 @@ def _summary(actuator: type[Any]) -> str:
 
 def _experiments(actuator: type[Any]) -> str:
     rows = [(f"`{one.identifier}`", one.version, one.metadata["description"]) for one in _catalogue(actuator)]
-    return _table(("experiment", "version", "what it does"), rows)
+    return _table(("experiment", "version", "description"), rows)
 
 
 def _properties(actuator: type[Any]) -> str:
@@ -123,7 +123,7 @@ def _default(domain: Any, value: Any) -> str:
         return "required"
     if value == "":
         return "empty"
-    # ado keeps a boolean as a number
+    # ado stores a boolean as a number
     switch = all(isinstance(one, bool) for one in domain.values or [0])
     return f"`{bool(value) if switch else value}`"
 
@@ -148,7 +148,7 @@ def _outputs(actuator: type[Any]) -> Iterable[str]:
     for one in _catalogue(actuator):
         groups.setdefault(tuple(kinds.KINDS[one.identifier].outputs), []).append(one.identifier)
     for names in groups.values():
-        yield "Of " + ", ".join(f"`{name}`" for name in names) + ":"
+        yield "Outputs of " + ", ".join(f"`{name}`" for name in names) + ":"
         yield _table(
             ("output", "meaning"), [(f"`{name}`", text) for name, text in kinds.KINDS[names[0]].outputs.items()]
         )
@@ -175,8 +175,8 @@ def _impossible(actuator: str) -> str:
         except failures.InvalidConfiguration as refused:
             rows.append((f"`{_pairs(change)}`", str(refused)))
         else:
-            raise AssertionError(f"{change} has become possible: take it out of IMPOSSIBLE")
-    return _table(("changed", "message"), rows)
+            raise AssertionError(f"{change} is possible now: remove it from IMPOSSIBLE")
+    return _table(("change", "message"), rows)
 
 
 def _raised() -> str:
@@ -191,7 +191,7 @@ def _raised() -> str:
                 cause.message,
             )
         )
-    return _table(("raised", "is", "`failure`", "message"), rows)
+    return _table(("exception", "group", "`failure`", "message"), rows)
 
 
 def _catalogue(actuator: type[Any]) -> list[Any]:
