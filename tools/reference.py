@@ -55,6 +55,9 @@ to the workload `{}`:"""
 ABOUT_RAISED = """\
 Exceptions of libraries are put into one of three groups. *cannot run*: a finished measurement with `is_valid` 0 and a `failure`.
 *transient*: the measurement is repeated up to `max_retries` times, then fails. *broken*: it fails at once."""
+ABOUT_MODELS = """\
+These names need no download: models are built from their published architecture. A directory with a `config.json` or a hub
+id can be used as well."""
 _REQUIRED = object()
 
 
@@ -82,7 +85,7 @@ def page(actuator: type[Any]) -> str:
         ABOUT_RAISED,
         _raised(),
         "## Models",
-        "These names need no download: models are built from their published architecture. A directory with a `config.json` or a hub\nid can be used as well.",
+        ABOUT_MODELS,
         ", ".join(f"`{model}`" for model in models.names()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
