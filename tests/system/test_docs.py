@@ -1,8 +1,8 @@
-"""What the pages tell readers to type works: their shell blocks run, page by page, in the order in which they stand.
+"""The commands on the pages work: their shell blocks run, page by page, in order.
 
 A fenced block that begins with ``sh`` is run; one that begins with ``sh not-run: REASON`` is not, and says why. The blocks of
-a page share one shell in a repository of its own, with the plugins installed and a fresh home: a README's in its directory, those
-of ``docs/`` in the root. Only what takes long is shortened there, in ``SHORTER``.
+a page share one shell in a repository of its own, with the plugins installed and a new home: those of a README in its directory,
+those of ``docs/`` in the root. ``SHORTER`` reduces what they measure.
 """
 
 from __future__ import annotations
@@ -43,22 +43,35 @@ HARMLESS = (
     "runs for ten minutes or more each",
     "would run itself",
 )
-# in the examples: seconds of a measurement, and the models of the study of estimates
+# in the examples and the commands: shorter measurements, a study of one estimate, and a smaller GPU, whose largest batch is
+# estimated in half the time
 SHORTER = {
-    re.compile(r"(stop_after_seconds\n *value:|^stop_after_seconds:) \d+", re.MULTILINE): r"\1 3",
+    re.compile(
+        r"(stop_after_seconds\n *value: |^stop_after_seconds: |stop_after_seconds=)\d+", re.MULTILINE
+    ): r"\g<1>3",
     re.compile(r"\[llama3.2-1b, granite-3.1-2b, llama3.1-8b\]"): "[llama3.2-1b]",
+    re.compile(r"values: \[full, lora\]"): "values: [lora]",
+    re.compile(r"values: \[false, true\]"): "values: [true]",
+    re.compile(r"NVIDIA-H100-80GB-HBM3"): "Tesla-T4",
 }
-# torch without the gigabytes for GPUs, where the user names no place that has it
+# the CPU build of torch, unless the user has configured a source of packages
 CPU_TORCH = {"PIP_EXTRA_INDEX_URL": "https://download.pytorch.org/whl/cpu"}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """Return the shell blocks of a page: what stands behind ``sh``, and the commands."""
+    """Return the shell blocks of a page: the text after ``sh``, and the commands."""
     return [(mark, text) for language, mark, text in BLOCK.findall(page.read_text()) if language == "sh"]
 
 
+def shortened(text: str) -> str:
+    """Return a file or commands with less to measure."""
+    for long, short in SHORTER.items():
+        text = long.sub(short, text)
+    return text
+
+
 def name(page: Path) -> str:
-    """Return what a page is called: its path in the repository."""
+    """Return the path of a page in the repository."""
     return str(page.relative_to(ROOT))
 
 
@@ -66,8 +79,8 @@ RUNNABLE = [page for page in PAGES if any(mark == "" for mark, _ in blocks(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_what_is_not_run_says_why(page: Path) -> None:
-    """Each command stands in a block that is run, or in one that names a reason readers accept."""
+def test_a_block_that_is_not_run_says_why(page: Path) -> None:
+    """Each command is in a block that is run, or in one with a known reason."""
     text = page.read_text()
     assert not COMMANDS.findall(BLOCK.sub("", text)), "commands belong into fenced sh blocks"
     for mark, commands in blocks(page):
@@ -78,7 +91,7 @@ def test_what_is_not_run_says_why(page: Path) -> None:
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)
 def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
     """Every block ends with status 0."""
-    script = "\n".join(commands for mark, commands in blocks(page) if mark == "")
+    script = shortened("\n".join(commands for mark, commands in blocks(page) if mark == ""))
     here = page.parent.relative_to(ROOT) if page.name == "README.md" else "."
     for attempt in ("first", "second"):
         done = run_page(script, tmp_path / attempt, here)
@@ -94,10 +107,7 @@ def run_page(script: str, directory: Path, here: Path | str) -> subprocess.Compl
     home.mkdir(parents=True)
     copy(repository)
     for file in repository.rglob("examples/**/*.yaml"):
-        text = file.read_text()
-        for long, short in SHORTER.items():
-            text = long.sub(short, text)
-        file.write_text(text)
+        file.write_text(shortened(file.read_text()))
     commit(repository)
     environ = {
         **({} if "UV_FIND_LINKS" in indexes.variables() else CPU_TORCH),
