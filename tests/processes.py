@@ -38,7 +38,7 @@ def run(
     cwd: Path,
     env: Mapping[str, str],
     timeout_s: float,
-    attempts: int = 3,
+    attempts: int = 5,
     must_end: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a command, wait until it ends, and end every process that it has left.
@@ -118,7 +118,7 @@ def started(
     log: Path,
     ready: Callable[[], object] = lambda: True,
     timeout_s: float = 120.0,
-    attempts: int = 3,
+    attempts: int = 5,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command, give its process once it is ready, and end every process that it has left when the block ends.
 
@@ -175,7 +175,7 @@ def wait_for(condition: Callable[[], Any], quiet_s: float) -> Any:
     return found
 
 
-def start_ray(start: Callable[[], T], attempts: int = 3) -> T:
+def start_ray(start: Callable[[], T], attempts: int = 5) -> T:
     """Call ``start``, which starts Ray in this process, and return its result; again if Ray did not start in time."""
     for attempt in range(1, attempts + 1):
         before = set(psutil.Process().children(recursive=True))
