@@ -21,10 +21,10 @@ import common
 from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
 
 SHARE = 0.2
-# the rule decides, not the number of steps
+# high enough that the stopping rule ends a measurement, not the number of steps
 MANY_STEPS = 1_000_000
 TARGET_PERCENT = 2.0
-# a fixed protocol that knows its own mean no better than this has nothing to say on another
+# a fixed protocol with a wider interval is not precise enough for a comparison
 CONCLUSIVE_PERCENT = 5.0
 # measures a workload, given by its property values
 Measure = Callable[[dict[str, Any]], common.Measured]
@@ -134,7 +134,7 @@ def fixedly(name: str, values: dict[str, Any], warmup_s: float, measured_s: floa
     ]
     if len(inside) < 2:
         sys.exit(f"{name}: fewer than two steps fit into {measured_s} s.")
-    # the plugin looks at its limit only at some steps: what it trained beyond the fixed time is not the protocol's
+    # the plugin checks its limit only at some steps: later steps do not belong to the fixed time
     beyond_s = max(0.0, edges[-1] - warmup_s - measured_s)
     made = throughput(inside, values) | {
         "training_s": edges[-1] - beyond_s,
@@ -154,7 +154,7 @@ def conclusive(result: dict[str, Any]) -> bool:
 
 
 def of_the_device(got: dict[str, Any]) -> dict[str, Any]:
-    """Return what only a GPU gives, if there is one."""
+    """Return the metrics that need a GPU, if there is one."""
     return {key: got[key] for key in DEVICE_PROPERTIES if key in got}
 
 
@@ -167,7 +167,7 @@ def throughput(steps_s: list[float], values: dict[str, Any]) -> dict[str, Any]:
         "step_time_cv": statistics.stdev(steps_s) / mean_s,
         "tokens_per_second": tokens / mean_s,
         "ci95_percent": 100 * half,
-        # the interval is one of the mean step time: where it reaches zero seconds the rate has no upper end
+        # the interval is that of the mean step time: if it includes zero seconds, the rate has no upper bound
         "interval": [tokens / (mean_s * (1 + half)), tokens / (mean_s * (1 - half)) if half < 1 else None],
     }
 

@@ -1,4 +1,4 @@
-"""A fine-tuning script as anyone would write it, with a stopwatch: transformers and TRL only, nothing of this repository.
+"""A plain fine-tuning script with a timer. It uses transformers and TRL only, nothing of this repository.
 
 python bare_trl.py SPEC.json RESULT.json; SPEC holds ``architecture`` (configuration keys), ``model_max_length``, ``batch_size``,
 ``max_steps``, ``torch_dtype``, ``optim``, ``seed``, ``number_gpus``, ``output_dir`` and ``edge`` (steps before the timed window).
@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 
 
 class Stopwatch(transformers.TrainerCallback):
-    """Times of step ends: ``perf_counter``; on CUDA, where the host runs ahead, events that nobody waits for."""
+    """Times of step ends: ``perf_counter``; on CUDA, which runs asynchronously, events without synchronisation."""
 
     def __init__(self, edge: int, cuda: bool) -> None:
         self.edge, self.cuda = edge, cuda
@@ -32,7 +32,7 @@ class Stopwatch(transformers.TrainerCallback):
         self.window_s = 0.0
 
     def tick(self) -> None:
-        """Take a time."""
+        """Record the time of a step end."""
         if self.cuda:
             self.ticks.append(torch.cuda.Event(enable_timing=True))
             self.ticks[-1].record()
@@ -40,7 +40,7 @@ class Stopwatch(transformers.TrainerCallback):
             self.ticks.append(time.perf_counter())
 
     def wall(self) -> float:
-        """Return the wall clock when the device has done all it was given."""
+        """Synchronise the device and return the wall clock."""
         if self.cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -64,7 +64,7 @@ class Stopwatch(transformers.TrainerCallback):
 
 
 def main(spec: dict[str, Any]) -> dict[str, Any]:
-    """Train and return step times in seconds, and what ran."""
+    """Train; return step times in seconds, and the settings as read back."""
     transformers.set_seed(spec["seed"])
     config = transformers.AutoConfig.for_model(**spec["architecture"])
     cuda = spec["number_gpus"] > 0

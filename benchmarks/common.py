@@ -33,7 +33,7 @@ EXPERIMENT = "finetune_full_benchmark"
 PLUGIN = Plugin(identifier="sfttrainer", kinds=(EXPERIMENT,))
 DISTRIBUTION = "ado-sfttrainer"
 
-# one thread: two wait for the slower core, which on a shared machine is another one each time
+# one thread: with two, each step waits for the slower core, which changes on a shared machine
 CPU_CASES = {
     "tiny-llama-5m 128x4": {
         "model_name": "tiny-llama-5m",
@@ -92,7 +92,7 @@ class Measured:
 
 
 def threads(values: dict[str, Any] | None = None) -> int:
-    """Return the CPU threads that a single trainer gets, by the workload's ``values`` where they say so."""
+    """Return the CPU threads of a single trainer: those of the workload's ``values`` if given."""
     return int((values or {}).get("cpus_per_process") or host.cpu_count())
 
 
@@ -103,7 +103,7 @@ def plan(values: dict[str, Any]) -> Plan:
 
 @contextlib.contextmanager
 def measuring(state_dir: Path, *, reuse: bool = False) -> Iterator[Callable[[dict[str, Any]], Measured]]:
-    """Give a function that measures a workload, in a fresh trainer each time or in one that is kept.
+    """Return a function that measures a workload, in a fresh trainer each time or in one that is reused.
 
     The function raises SystemExit when a measurement gave no result.
     """
@@ -135,7 +135,7 @@ def measure(values: dict[str, Any], state_dir: Path) -> Measured:
 
 
 def options(description: str, name: str, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """Read the command line: ``--quick``, ``--output`` and ``--device``, and what ``more`` names."""
+    """Read the command line: ``--quick``, ``--output`` and ``--device``, and the options that ``more`` adds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a smoke test of a minute; its numbers say nothing")
     parser.add_argument(
@@ -170,7 +170,7 @@ def cases(device: str, quick: bool) -> dict[str, dict[str, Any]]:
 
 
 def circumstances(device: str) -> dict[str, Any]:
-    """Return what must be known to repeat the benchmark: hardware, load, versions of ours, commit, command."""
+    """Return what is needed to repeat the benchmark: hardware, load, versions of the plugins, commit, command."""
     hardware = dict(devices.describe(gpus() if device == "gpu" else []))
     for gpu in hardware["devices"]:  # type: ignore[attr-defined]
         gpu.pop("uuid", None)
@@ -187,13 +187,13 @@ def circumstances(device: str) -> dict[str, Any]:
 
 
 def add_versions(facts: dict[str, Any], versions: dict[str, str]) -> None:
-    """Add what a trainer says of its environment to the circumstances, and the load that is left at the end."""
+    """Add the trainer's versions and the load at the end to the circumstances."""
     facts["versions"] |= {name: version for name, version in versions.items() if name != DISTRIBUTION}
     facts["load_average_after"] = round(os.getloadavg()[0], 2)
 
 
 def _own_version() -> str:
-    # a version that is installed as well says nothing of the code that a source tree put before it
+    # in a source tree an installed version is not the version of the code that runs
     if "site-packages" not in Path(devices.__file__).parts:
         return "from the source tree"
     return importlib.metadata.version(DISTRIBUTION)
@@ -212,7 +212,7 @@ def _commit() -> str | None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return an aligned Markdown table, which a terminal shows as well: first column left, others right."""
+    """Return a Markdown table with aligned columns, readable on a terminal: first column left, others right."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
 

@@ -1,4 +1,4 @@
-"""Fidelity: the step times of a bare TRL script with a stopwatch, and of the same workload through the plugin.
+"""Fidelity: step times of a plain TRL script with a timer, and of the same workload through the plugin.
 
 Pairs of fresh processes, one of each side, that train in turns, who goes first alternating: the machine's own ups and downs last longer
 than a turn. Each turn gives the ratio of median step times after the same warm-up steps, each pair the median of its turns; 1.00 ± 0.02 on
@@ -29,9 +29,9 @@ from ado_actuators.sfttrainer.core.host.trainer_process import trainer_environ
 HERE = Path(__file__).resolve().parent
 LIMITS = {"cpu": 0.02, "gpu": 0.01}
 COST_LIMIT_PERCENT = 1.0
-# narrower than any interval can get: the stopping rule does all its work at every check, and never stops
+# no interval becomes so narrow: the stopping rule is evaluated at every check, but never stops
 UNREACHABLE_PERCENT = 0.001
-# differ between any two runs, or hold the same thing in two ways
+# facts that differ between any two runs, or that repeat others
 INCOMPARABLE = ("output_dir", "run_name", "logging_dir")
 
 
@@ -120,13 +120,13 @@ def compare(name: str, values: dict[str, Any], pairs: int, turns: int, warmup: i
 
 
 def turn(sides: dict[str, Callable[[], Any]], first: str) -> dict[str, Any]:
-    """Let each side train once and return what it gives."""
+    """Train once on each side and return the results."""
     return {side: sides[side]() for side in sorted(sides, key=lambda side: side != first)}
 
 
 @contextlib.contextmanager
 def bare(values: dict[str, Any], warmup: int, directory: Path) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Give a function that trains with the bare script, in a process with the same threads, variables and device as a trainer."""
+    """Return a function that trains with the plain script, in a process with the threads, variables and device of a trainer."""
     given, log = directory / "bare.spec", directory / "bare.log"
     given.write_text(json.dumps(bare_spec(values, warmup, directory)), encoding="utf-8")
     command = [sys.executable, str(HERE / "in_turns.py"), str(given)]
@@ -153,13 +153,13 @@ def bare(values: dict[str, Any], warmup: int, directory: Path) -> Iterator[Calla
             yield train
             asks.close()
         except BaseException:
-            # it would go on to the end of its turn
+            # otherwise it would finish its turn
             process.kill()
             raise
 
 
 def bare_spec(values: dict[str, Any], warmup: int, directory: Path) -> dict[str, Any]:
-    """Return what ``bare_trl.py`` is to do for a workload."""
+    """Return the input of ``bare_trl.py`` for a workload."""
     plan = common.plan(values)
     names = ("model_max_length", "batch_size", "max_steps", "torch_dtype", "optim", "seed", "number_gpus")
     return {
@@ -210,7 +210,7 @@ def environ(values: dict[str, Any]) -> dict[str, str]:
 def differences(
     bare_run: dict[str, Any], ours: common.Measured, our_arguments: dict[str, Any], threads: int
 ) -> list[str]:
-    """Return what the two sides did not do alike, as read back from what ran; empty if they trained the same thing in the same way."""
+    """Return the settings, as read back, that differ between the two sides; empty if they trained in the same way."""
     got, facts = ours.verdict.properties, ours.verdict.metadata["facts"]
     pairs = {
         "parameters": (bare_run["facts"]["parameters"], got["model_parameters"]),
@@ -229,7 +229,7 @@ def row(pair: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
     """Return the numbers of one pair: median step times of its turns in seconds, and ratios of ours to bare."""
     theirs = [statistics.median(one["bare"]["step_s"][warmup:]) for one in pair]
     mine = [statistics.median(one["ours"].step_s[warmup:]) for one in pair]
-    # against the wall clock over all steps of the window, which also sees what medians leave out
+    # also compared by wall clock over all steps, since medians leave out slow steps
     means = [math.fsum(one["ours"].step_s[warmup:]) / one["bare"]["window_s"] for one in pair]
     return {
         "bare_medians_s": theirs,
@@ -240,13 +240,13 @@ def row(pair: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
 
 
 def against_itself(medians: list[float]) -> list[float]:
-    """Return the range of ratios of each bare run to the one before: what this machine gives when nothing differs."""
+    """Return the range of ratios of each plain run to the one before: the variation of this machine."""
     ratios = [after / before for before, after in itertools.pairwise(medians)]
     return [min(ratios), max(ratios)] if ratios else [1.0, 1.0]
 
 
 def identity(ours: common.Measured, values: dict[str, Any]) -> dict[str, Any]:
-    """Return samples as counted in steps, and as rate × time; they are equal when they differ by rounding only."""
+    """Return samples as counted in steps, and as rate × time; they may differ by rounding only."""
     got = ours.verdict.properties
     samples = got["measured_steps"] * values["batch_size"]
     product = got["train_samples_per_second"] * got["train_runtime_s"]

@@ -1,4 +1,4 @@
-"""Trains with the bare script whenever a line comes on standard input, and answers with a line of JSON: python in_turns.py SPEC.json."""
+"""Trains with the plain script for each line on standard input, and writes a line of JSON: python in_turns.py SPEC.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if __name__ == "__main__":
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     for _ in sys.stdin:
         made = bare_trl.main(spec)
-        # as a trainer does: the other side needs the memory
+        # released as a trainer does, since the other side needs the memory
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

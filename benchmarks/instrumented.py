@@ -1,4 +1,4 @@
-"""Times the plugin's own functions inside a training: what clock, counts and stopping rule cost the host per step.
+"""Measures the time per step that the plugin's own functions take during training: clock, counts and stopping rule.
 
 python instrumented.py JOB.json RESULT.json; run by ``fidelity.py`` in the training environment. Of the plugin it imports ``stack`` and
 the trainer room.
@@ -61,7 +61,7 @@ class TimedClock(timing.Clock):
         return Callback(self)
 
     def end(self) -> None:
-        """Note the time by a stopwatch once the device has done everything; it had done everything when the clock began."""
+        """Record the wall clock after synchronisation; the clock began after one, too."""
         super().end()
         assert self._ends is not None
         self.stopwatch_s = time.perf_counter() - self._ends.begin_s

@@ -1,4 +1,4 @@
-"""Overhead: what a measurement costs beyond its training, in a warm trainer, in a fresh one, and in a fresh process of a bare TRL script.
+"""Overhead: the time of a measurement beyond its training steps, in a reused trainer, a fresh one, and a fresh process of a plain script.
 
 The same ten workloads on every side, in turns, in one run. Overhead is the wall time the requester waits, minus all steps, warm-up
 included. The warm side is requested as ado does it: actuator, Ray, dispatcher, host, trainer.
@@ -27,7 +27,7 @@ from ado_actuators.sfttrainer.core.measurement.verdict import Verdict
 
 WARM_LIMIT_S = 0.6
 FACTOR = 10
-# model, length and batch size; the fast ones show what is constant, the others what grows with the model
+# model, length and batch size; fast ones show the constant overhead, slow ones the part that grows with the model
 CPU_WORKLOADS = [
     *(("tiny-llama-5m", length, batch) for length in (32, 64, 128, 256) for batch in (1, 4)),
     ("smollm2-135m", 32, 1),
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def workloads(device: str, steps: int) -> dict[str, dict[str, Any]]:
-    """Return the ten workloads by name; every run makes the same number of steps."""
+    """Return the ten workloads by name; all runs have the same number of steps."""
     gpu = {"number_gpus": 1, "torch_dtype": "bfloat16", "optim": "adamw_torch_fused"}
     chosen = GPU_WORKLOADS if device == "gpu" else CPU_WORKLOADS
     return {
@@ -99,7 +99,7 @@ def workloads(device: str, steps: int) -> dict[str, dict[str, Any]]:
 
 
 class Sides:
-    """The ways to run a workload; each gives the wall time and the steps of one run, in seconds."""
+    """The ways to run a workload; each returns wall time and step times of a run, in seconds."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -146,7 +146,7 @@ class Sides:
         for local in self._locals.values():
             local.__exit__()
         self._actuator._launch_supervisor.stop()
-        # a supervisor that asks Ray once more after its end would connect to any other cluster
+        # after Ray's end, a supervisor that asks it once more would connect to any other cluster
         self._actuator._launch_supervisor._thread.join(timeout=30)
         ray.get(self._actuator._dispatch().cleanup.remote())
         ray.shutdown()
@@ -159,7 +159,7 @@ def _checked(values: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
 
 
 def _row(wall_s: float, steps_s: list[float], spent_s: dict[str, float]) -> dict[str, Any]:
-    """Return wall time, steps and overhead of a run, and how the overhead divides into ``PHASES`` where that is known."""
+    """Return wall time, steps and overhead of a run, and the overhead of each of ``PHASES`` where it is known."""
     steps = math.fsum(steps_s)
     made: dict[str, Any] = {"wall_s": wall_s, "steps_s": steps, "steps": len(steps_s), "overhead_s": wall_s - steps}
     if spent_s:

@@ -1,4 +1,4 @@
-"""Scale: 1, 10, 100 and 300 tiny measurements through real ado operations: does a measurement cost the same at the end, is any lost?
+"""Scale: ado operations of 1, 10, 100 and 300 tiny measurements. Do later measurements take longer, and is any lost?
 
 Each operation has a home, a store and a Ray instance of its own, and is started as a user starts it. Seconds per measurement are those
 between two requests of ado, by ado's own record, so that everything is in them: ado, its store, Ray, the dispatcher, the trainer.
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def operate(size: int, batch_size: int, device: str, home: Path) -> dict[str, Any]:
-    """Run an operation of ``size`` measurements and return what became of them; times in seconds."""
+    """Run an operation of ``size`` measurements and return their outcomes and times in seconds."""
     (home / "r").mkdir(parents=True)
     files = {"space": space(size, device), "operation": OPERATION}
     for name, content in files.items():
@@ -100,7 +100,7 @@ def operate(size: int, batch_size: int, device: str, home: Path) -> dict[str, An
 
 
 def space(size: int, device: str) -> dict[str, Any]:
-    """Return ado's space of ``size`` entities that differ by their seed and cost the same."""
+    """Return a space of ``size`` entities that differ in their seed only."""
     values = {**WORKLOAD, "number_gpus": 1 if device == "gpu" else 0}
     return {
         "sampleStoreIdentifier": "default",
@@ -131,7 +131,7 @@ def space(size: int, device: str) -> dict[str, Any]:
 
 
 def ado(home: Path, *arguments: str) -> str:
-    """Run ado in a home of its own and return what it printed.
+    """Run ado with a home of its own and return its output.
 
     Raises:
         SystemExit: it failed.
@@ -145,7 +145,7 @@ def ado(home: Path, *arguments: str) -> str:
 
 
 def trace(home: Path, operation: str) -> list[dict[str, Any]]:
-    """Return what ado stored of each measurement, in the order of the requests."""
+    """Return the stored result of each measurement, in the order of the requests."""
     ado(home, "show", "trace", "operation", operation, "--unroll-entities", "-o", "json", "--output-file", "trace.json")
     columns = json.loads((home / "trace.json").read_text(encoding="utf-8"))
     measured = []

@@ -36,13 +36,13 @@ BATCH_SIZES = (1, 2, 4)
 MAX_RETRIES = 1
 SAMPLE_EVERY_S = 5.0
 LIMIT_S = 3600.0
-# what may come on top of the first quarter's median: an allocator's noise, not a leak of every measurement
+# allowed growth over the first quarter's median: variation of the allocator, but not a leak in each measurement
 GROWTH_ALLOWED_MIB = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What must be stored for an entity.
+    """The expected result of an entity.
 
     Attributes:
         fault: what is injected, a key of ``soaking/stack.py``'s table; ``none`` without one.
@@ -59,7 +59,7 @@ class Expected:
     reason: str = ""
 
 
-# of every hundred seeds five are hit by a transient fault and five by one that stays
+# of every hundred seeds, five have a transient fault and five a permanent one
 FAULTS = {
     3: Expected("killed once", 1, "none", 2),
     23: Expected("killed once", 1, "none", 2),
@@ -76,7 +76,7 @@ HEALTHY = Expected("none", 1, "none", 1)
 
 
 def expected(seed: int) -> Expected:
-    """Return what must be stored for the entity with this seed."""
+    """Return the expected result of the entity with this seed."""
     return FAULTS.get(seed % 100, HEALTHY)
 
 
@@ -123,7 +123,7 @@ def write_inputs(root: Path, measurements: int) -> list[str]:
             shutil.copy(file, package)
     shutil.copy(SOURCE / "stack.py", package / "trl_stack.py")
     (package / "core").symlink_to((SOURCE / "core").resolve())
-    # what makes it an installed actuator to ado
+    # the entry point by which ado finds the actuator
     info = root / "plugin" / "ado_soaking-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ado-soaking\nVersion: 1.0\nSummary: for the soak\n")
@@ -204,7 +204,7 @@ def operate(root: Path, arguments: list[str]) -> dict[str, list[tuple[float, flo
 
 
 def sample(driver: int, root: Path) -> dict[str, float]:
-    """Return the resident memory of each role at this moment, MiB; what does not run is left out."""
+    """Return the resident memory of each running role, MiB."""
     found = {}
     for process in psutil.process_iter(["pid", "cmdline"]):
         role = role_of(" ".join(process.info["cmdline"] or []), process.info["pid"] == driver)
@@ -225,7 +225,7 @@ def role_of(command: str, is_driver: bool) -> str:
 
 
 def leftovers(root: Path) -> dict[str, int]:
-    """Return what the operation left behind that it should not have: processes and run directories."""
+    """Return the processes and run directories that the operation left behind."""
     time.sleep(5)
     runs = root / "state" / "runs"
     return {
@@ -240,7 +240,7 @@ def database(root: Path) -> Path | None:
 
 
 def tables(connection: sqlite3.Connection) -> list[str]:
-    """Return the tables that hold results, one a sample store."""
+    """Return the tables with results, one per sample store."""
     named = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'sqlsource_%_measurement_results'")
     return [name for (name,) in named]
 
@@ -263,7 +263,7 @@ def results(root: Path) -> list[dict[str, Any]]:
 
 
 def judge(stored: list[dict[str, Any]], measurements: int) -> dict[str, Any]:
-    """Compare what is stored with what was injected."""
+    """Compare the stored results with the injected faults."""
     counted: Counter[str] = Counter()
     wrong: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -281,7 +281,7 @@ def judge(stored: list[dict[str, Any]], measurements: int) -> dict[str, Any]:
 
 
 def verdict(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return what a stored result says: is_valid, failure, attempts and reason."""
+    """Return is_valid, failure, attempts and reason of a stored result."""
     values = {one["property"]["targetProperty"]["identifier"]: one["value"] for one in stored.get("measurements") or []}
     metadata = stored.get("metadata") or {}
     return {
@@ -299,7 +299,7 @@ def agrees(wanted: Expected, got: dict[str, Any]) -> bool:
 
 
 def grown(series: list[tuple[float, float]]) -> dict[str, float]:
-    """Return the medians of a series' second and last eighths in MiB, and how much it grew between them.
+    """Return the medians of the second and the last eighth of a series in MiB, and the growth between them.
 
     The first eighth is left out: it holds start and imports.
     """
