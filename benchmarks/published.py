@@ -1,0 +1,222 @@
+"""Predicted against published memory: the rows of published/measurements.csv, each estimated here and held against what others measured.
+
+Needs no GPU. Prints one row a measurement and the errors; ``--output`` writes them as JSON, and as a table beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PLACE = Path(__file__).resolve().parent / "published"
+GIB, MIB = 2**30, 2**20
+# kernels that a trace does not show
+UNTRACED = re.compile(r"foak|scattermoe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One published measurement.
+
+    Attributes:
+        source: key in sources.yaml.
+        configuration: as the source names it.
+        values: properties of the workload.
+        ran: whether it ended; else it ran out of memory.
+        allocated, reserved, device: bytes of torch's peaks and of nvidia-smi; None where not published.
+    """
+
+    source: str
+    configuration: str
+    values: Mapping[str, str]
+    ran: bool
+    allocated: int | None
+    reserved: int | None
+    device: int | None
+
+    @property
+    def name(self) -> str:
+        """The workload in a few words."""
+        shown = {"model_name": "", "method": "", "number_gpus": " GPU", "batch_size": " samples"}
+        words = " ".join(f"{self.values[key]}{unit}" for key, unit in shown.items())
+        return f"{words} ({self.configuration})" if self.configuration not in ("", "none") else words
+
+
+@dataclasses.dataclass
+class Result:
+    """A row with its prediction; ``message`` says why there is none."""
+
+    row: Row
+    allocated: int | None = None
+    reserved: int | None = None
+    fits: bool | None = None
+    seconds: float = 0.0
+    message: str = ""
+
+    @property
+    def error(self) -> float | None:
+        """Predicted over measured peak of allocated, else reserved memory, less 1."""
+        for predicted, measured in ((self.allocated, self.row.allocated), (self.reserved, self.row.reserved)):
+            if predicted and measured:
+                return predicted / measured - 1
+        return None
+
+
+def rows() -> list[Row]:
+    """Return all published measurements."""
+    sources = yaml.safe_load((PLACE / "sources.yaml").read_text())
+    with (PLACE / "measurements.csv").open(newline="") as file:
+        return [_row(line, sources[line["source"]]) for line in csv.DictReader(file)]
+
+
+def _row(line: Mapping[str, str], source: Mapping[str, str]) -> Row:
+    values = dict(pair.split("=", 1) for pair in f"{source['workload']} {line['workload']}".split())
+    device = float(line["device_mib"]) * MIB if line["device_mib"] else None
+    return Row(
+        source=line["source"],
+        configuration=line["configuration"],
+        values=values,
+        ran=line["ran"] == "1",
+        allocated=int(line["peak_allocated_bytes"] or 0) or None,
+        reserved=int(line["peak_reserved_bytes"] or 0) or None,
+        device=None if device is None else int(device),
+    )
+
+
+def predict(row: Row) -> Result:
+    """Return the row with its prediction, made in this process."""
+    from ado_actuators.sfttrainer.core.measurement.plan import make_plan
+    from ado_actuators.sfttrainer.core.metrics import accelerators
+    from ado_actuators.sfttrainer.core.trainer.memory_estimate.estimate import Estimator
+
+    begin = time.perf_counter()
+    stack = _stack(row)
+    if stack is None:
+        return Result(row, message="the workload is not published in full")
+    if found := UNTRACED.search(row.configuration):
+        return Result(row, message=f"kernels of {found.group()} are not traced")
+    try:
+        values, architecture = _typed(row.values)
+        plan = make_plan("sfttrainer", "finetune_memory_estimate", values)
+        job = plan.job(trust_remote_code=False, address=("127.0.0.1", 0), rank=0, threads=1)
+        with tempfile.TemporaryDirectory() as directory, _quiet():
+            job = dataclasses.replace(job, run_dir=directory, architecture=architecture or job.architecture)
+            estimator = Estimator(stack, job, lambda message: None)
+            peaks = estimator.peaks(job.workload.batch_size // estimator.processes)
+    except Exception as error:  # a row that cannot be estimated must not end the others
+        return Result(row, message=f"{type(error).__name__}: {error}"[:160], seconds=time.perf_counter() - begin)
+    allocated = max(peak.total for peak in peaks.values())
+    usable = accelerators.usable_bytes(row.values["gpu_model"])
+    return Result(
+        row, allocated, None, None if usable is None else allocated <= usable, time.perf_counter() - begin
+    )
+
+
+def _stack(row: Row) -> Any:
+    import published_stack
+
+    from ado_actuators.sfttrainer import stack as trl_stack
+
+    name = yaml.safe_load((PLACE / "sources.yaml").read_text())[row.source]["stack"]
+    return {
+        "sfttrainer": trl_stack,
+        "transformers 4.48": published_stack.PlainTrainer(older=True),
+        "transformers 5": published_stack.PlainTrainer(older=False),
+    }.get(name)
+
+
+def _typed(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return property values with their types, and the architecture of a model that the catalogue does not name."""
+    values = {name: yaml.safe_load(value) for name, value in given.items()}
+    own = yaml.safe_load((PLACE / "architectures.yaml").read_text())
+    architecture = own.get(values["model_name"])
+    if architecture:
+        # any name of the catalogue does; its architecture is replaced
+        values["model_name"] = "tiny-llama-5m"
+    return values, architecture
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return a Markdown table of predicted against measured."""
+    lines = [
+        "| workload | measured, GiB | predicted, GiB | error | device, GiB | fits | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        row = result.row
+        measured = row.allocated or row.reserved
+        lines.append(
+            f"| {row.name} | {_gib(measured) if row.ran else 'out of memory'} | {_gib(result.allocated)} | "
+            f"{'' if result.error is None else f'{100 * result.error:+.2f} %'} | {_gib(row.device)} | "
+            f"{'' if result.fits is None else int(result.fits)} | {result.message or f'{result.seconds:.1f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Return the errors in a few lines."""
+    lines = []
+    for title, single in (("one GPU", True), ("several GPUs", False)):
+        errors = [
+            100 * r.error for r in results if r.error is not None and (r.row.values["number_gpus"] == "1") is single
+        ]
+        if errors:
+            lines.append(
+                f"{title}: {len(errors)} rows, error {min(errors):+.2f} to {max(errors):+.2f} %, "
+                f"median of its size {statistics.median(map(abs, errors)):.2f} %"
+            )
+    told = [result for result in results if result.fits is not None]
+    right = sum(result.fits == result.row.ran for result in told)
+    lines.append(f"fits: {right} of {len(told)} told right" if told else "fits: no row")
+    lines.append(f"not predicted: {sum(bool(result.message) for result in results)} of {len(results)} rows")
+    return "\n".join(lines)
+
+
+def _gib(size: int | None) -> str:
+    return "" if size is None else f"{size / GIB:.2f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict the rows asked for; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="", help="regular expression that the name of a row contains")
+    parser.add_argument("--output", type=Path, help="JSON file to write; the table goes beside it as .md")
+    asked = parser.parse_args(argv)
+    results = []
+    for row in rows():
+        if re.search(asked.rows, f"{row.source}: {row.name}"):
+            results.append(predict(row))
+            print(table(results[-1:]).splitlines()[-1], flush=True)
+    print(summary(results))
+    if asked.output:
+        asked.output.write_text(json.dumps([_written(result) for result in results], indent=1) + "\n")
+        asked.output.with_suffix(".md").write_text(f"{table(results)}\n\n{summary(results)}\n")
+    return 0
+
+
+def _written(result: Result) -> dict[str, Any]:
+    return dataclasses.asdict(result) | {"error": result.error}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
