@@ -62,8 +62,12 @@ def _loss_of(model_type: str) -> Any:
         shifted = numbers[..., :-1, :].contiguous().view(-1, vocab_size)
         targets = labels[..., 1:].contiguous().view(-1)
         if num_items_in_batch is None or keep_type:
-            return torch.nn.functional.cross_entropy(shifted, targets)
-        return torch.nn.functional.cross_entropy(shifted, targets, reduction="sum") / num_items_in_batch
+            made = torch.nn.functional.cross_entropy(shifted, targets)
+        else:
+            made = torch.nn.functional.cross_entropy(shifted, targets, reduction="sum") / num_items_in_batch
+        # measured: the logits are there until the backward pass ends
+        made.register_hook(lambda gradient, kept=logits: None)
+        return made
 
     return loss
 

@@ -3,8 +3,7 @@
 The trace is that of one process. What several devices share, or hold besides, is arithmetic on it:
 
 - DDP keeps a copy of the gradients in its buckets.
-- FSDP divides parameters, gradients and optimizer state. Whole at one time are the modules outside the wrapped layers,
-  and two layers (the one at work and the one that is fetched), or all of them under SHARD_GRAD_OP; and their gradients.
+- FSDP divides parameters, gradients and optimizer state; what of them is whole for a while is in the trace (``fully_sharded``).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from .. import fsdp
 from ..errors import Refused
 from . import attention
 from . import largest_batch as batches
+from .fully_sharded import Wrapping
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
 
 CUDA_BLOCK_BYTES = 512
@@ -147,8 +147,10 @@ class Estimator:
         # known only where torch is
         from .tracing import trace
 
-        ledger, model = trace(self._stack, alone(self._job, batch), cuda=self.cuda, update=update)
-        return ledger, model, sharing(self._job.workload, model)
+        workload = self._job.workload
+        wrapped = (lambda model: wrapping(workload, model)) if _is_sharded(workload) else None
+        ledger, model = trace(self._stack, alone(self._job, batch), cuda=self.cuda, update=update, wrapping=wrapped)
+        return ledger, model, sharing(workload, model)
 
 
 def alone(job: Job, batch: int) -> Job:
@@ -184,7 +186,7 @@ def sharing(workload: JobWorkload, model: torch.nn.Module) -> Sharing:
         phase: {"temporaries": workspace_bytes(workload.gpu_model) if cuda else 0} for phase in (PASSES, UPDATE)
     }
     if _is_sharded(workload):
-        return _sharded(workload, layer_bytes(model, workload), block, extra)
+        return _sharded(workload, *_both(model), block, extra)
     if (workload.number_gpus or workload.number_nodes) > 1 and workload.distributed_backend == "DDP":
         buckets = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
         for phase in (PASSES, UPDATE):
@@ -197,26 +199,26 @@ def workspace_bytes(gpu_model: str) -> int:
     return OLDER_WORKSPACE_BYTES if OLDER_DEVICES.search(gpu_model) else CUDA_WORKSPACE_BYTES
 
 
-def layer_bytes(model: torch.nn.Module, workload: JobWorkload) -> dict[str, tuple[int, int]]:
-    """Return bytes of all parameters and of trainable ones: of the ``model``, its largest ``layer``, and the ``rest`` outside layers."""
+def wrapping(workload: JobWorkload, model: torch.nn.Module) -> Wrapping:
+    """Return how FSDP wraps ``model``.
+
+    Raises:
+        Refused: none of the classes to wrap is in the model.
+    """
     asked = workload.fsdp_transformer_layer_cls_to_wrap
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(getattr(base, "_no_split_modules", None) or ()) if asked == "auto" else set(fsdp.layer_classes(asked))
-    layers = [_both(module) for module in model.modules() if type(module).__name__ in names]
-    if not layers:
+    if not any(type(module).__name__ in names for module in model.modules()):
         raise Refused(f"fsdp_transformer_layer_cls_to_wrap {asked} names no layer of this model; auto takes its own.")
-    whole = _both(model)
-    inside = (sum(layer[0] for layer in layers), sum(layer[1] for layer in layers))
-    return {
-        "model": whole,
-        "layer": max(layers, default=(0, 0)),
-        "rest": (whole[0] - inside[0], whole[1] - inside[1]),
-    }
+    return Wrapping(
+        version=2 if workload.distributed_backend == "FSDP2" else 1,
+        releases=workload.fsdp_sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD"),
+        layers=frozenset(names),
+    )
 
 
-def _sharded(
-    workload: JobWorkload, sizes: dict[str, tuple[int, int]], block: int, extra: dict[str, dict[str, int]]
-) -> Sharing:
+def _sharded(workload: JobWorkload, whole: int, trained: int, block: int, extra: dict[str, dict[str, int]]) -> Sharing:
+    """Return the shares of a device under FSDP; ``whole`` and ``trained`` are bytes of parameters in the trace."""
     strategy = workload.fsdp_sharding_strategy
     devices = workload.number_gpus
     if strategy.startswith("HYBRID"):
@@ -225,7 +227,6 @@ def _sharded(
     # those of what is trained, and so gradients and optimizer state, in float32
     computed = _width(AUTOCAST_DTYPES.get(workload.mixed_precision, workload.torch_dtype))
     kept = _width(workload.torch_dtype if workload.mixed_precision == "no" else "float32") / computed
-    whole, trained = sizes["model"]
     frozen = _width(workload.torch_dtype) / computed
     ratios = {
         "parameters": (trained * kept + (whole - trained) * frozen) / whole,
@@ -233,9 +234,6 @@ def _sharded(
         "optimizer": kept,
     }
     here = 0.0 if workload.fsdp_cpu_offload else 1 / devices
-    keeps = strategy in ("SHARD_GRAD_OP", "HYBRID_SHARD_ZERO2")
-    extra[PASSES]["parameters"] = sizes["model"][0] if keeps else sizes["rest"][0] + 2 * sizes["layer"][0]
-    extra[PASSES]["gradients"] = sizes["rest"][1] + 2 * sizes["layer"][1]
     return Sharing(
         shares={kind: ratio * here for kind, ratio in ratios.items()},
         update_share=kept * here,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ...protocol.messages import MEMORY_KINDS
 
 PASSING = ("activations", "temporaries")
+# what FSDP holds whole for a while: parameters of units at work, gradients that are not reduced yet
+GATHERED, UNREDUCED = "gathered", "unreduced"
+PART_OF = {**{kind: kind for kind in MEMORY_KINDS}, GATHERED: "parameters", UNREDUCED: "gradients"}
 # a training step is in one of two phases: passes through the model, or the optimizer's update
 PASSES, UPDATE = "passes", "update"
 
@@ -33,6 +36,13 @@ class Sharing:
     extra_bytes: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     block_bytes: int = 1
 
+    def bytes_of(self, size: int, kind: str, phase: str) -> int:
+        """Return what a device holds of a storage of ``size`` bytes that is made in ``phase``."""
+        share = self.shares.get(kind, 1.0)
+        if kind == "temporaries" and phase == UPDATE:
+            share = self.update_share
+        return _rounded(math.ceil(size * share), self.block_bytes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
@@ -52,13 +62,31 @@ class Peak:
         return sum(self.parts.values())
 
 
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A storage comes to a device (``size`` above 0) or goes.
+
+    Attributes:
+        number: of the storage.
+        kind: of ``MEMORY_KINDS``.
+        size: bytes on the device.
+        phase: of the step.
+    """
+
+    number: int
+    kind: str
+    size: int
+    phase: str
+
+
 class Ledger:
     """Storages by number, in the order in which they came and went."""
 
     def __init__(self) -> None:
         self._bytes: list[int] = []
         self._kinds: dict[int, str] = {}
-        self._events: list[tuple[bool, int] | str] = []
+        # a storage came or went, became of another kind, or a phase began
+        self._events: list[tuple[bool, int] | tuple[int, str] | str] = []
         self._alive: set[int] = set()
 
     def allocate(self, size: int) -> int:
@@ -78,6 +106,10 @@ class Ledger:
         """Say what a storage is for; the first answer stands."""
         self._kinds.setdefault(number, kind)
 
+    def turn(self, number: int, kind: str) -> None:
+        """Say that a storage is for something else from now on."""
+        self._events.append((number, kind))
+
     def end_forward(self) -> None:
         """Say that the backward pass begins: what lives now and has no name was kept for it."""
         for number in self._alive:
@@ -87,20 +119,37 @@ class Ledger:
         """Say that a phase begins; an account starts with passes."""
         self._events.append(phase)
 
-    def peaks(self, sharing: Sharing) -> dict[str, Peak]:
-        """Return the fullest moment of each phase on one device."""
-        sizes = [_rounded(size, sharing.block_bytes) for size in self._bytes]
-        kinds = [self._kinds.get(number, "temporaries") for number in range(len(sizes))]
-        walk = {phase: _Walk(sharing, phase) for phase in (PASSES, UPDATE)}
-        held = dict.fromkeys(MEMORY_KINDS, 0)
+    def changes(self, sharing: Sharing) -> Iterator[Change]:
+        """Return what comes and goes on one device, in order."""
+        kinds = {number: self._kinds.get(number, "temporaries") for number in range(len(self._bytes))}
+        held: dict[int, tuple[str, int]] = {}
         phase = PASSES
         for event in self._events:
             if isinstance(event, str):
                 phase = event
+                continue
+            first, second = event
+            if isinstance(second, str):
+                number, kind = first, second
+                comes = number in held
             else:
-                comes, number = event
-                held[kinds[number]] += sizes[number] if comes else -sizes[number]
-                walk[phase].look(held)
+                number, comes = second, bool(first)
+                kind = kinds[number]
+            if number in held:
+                was, size = held.pop(number)
+                yield Change(number, was, -size, phase)
+            if comes:
+                part, size = PART_OF[kind], sharing.bytes_of(self._bytes[number], kind, phase)
+                held[number] = part, size
+                yield Change(number, part, size, phase)
+
+    def peaks(self, sharing: Sharing) -> dict[str, Peak]:
+        """Return the fullest moment of each phase on one device."""
+        walk = {phase: _Walk(sharing, phase) for phase in (PASSES, UPDATE)}
+        held = dict.fromkeys(MEMORY_KINDS, 0)
+        for change in self.changes(sharing):
+            held[change.kind] += change.size
+            walk[change.phase].look(held)
         return {phase: Peak(walked.parts, walked.passing) for phase, walked in walk.items()}
 
 
@@ -108,21 +157,19 @@ class _Walk:
     """Remembers the fullest moment it has seen."""
 
     def __init__(self, sharing: Sharing, phase: str) -> None:
-        self._shares = {kind: sharing.shares.get(kind, 1.0) for kind in MEMORY_KINDS}
-        if phase == UPDATE:
-            self._shares["temporaries"] = sharing.update_share
-        self._extra = {kind: sharing.extra_bytes.get(phase, {}).get(kind, 0) for kind in MEMORY_KINDS}
-        self._most = -1.0
+        extra = sharing.extra_bytes.get(phase, {})
+        self._extra = {kind: extra.get(kind, 0) for kind in MEMORY_KINDS}
+        self._most = -1
         self.parts: dict[str, int] = dict.fromkeys(MEMORY_KINDS, 0)
         self.passing = 0
 
     def look(self, held: Mapping[str, int]) -> None:
-        total = sum(held[kind] * self._shares[kind] for kind in MEMORY_KINDS)
-        passing = sum(math.ceil(held[kind] * self._shares[kind]) + self._extra[kind] for kind in PASSING)
+        passing = sum(held[kind] + self._extra[kind] for kind in PASSING)
         self.passing = max(self.passing, passing)
+        total = sum(held.values())
         if total > self._most:
             self._most = total
-            self.parts = {kind: math.ceil(held[kind] * self._shares[kind]) + self._extra[kind] for kind in MEMORY_KINDS}
+            self.parts = {kind: held[kind] + self._extra[kind] for kind in MEMORY_KINDS}
 
 
 def _rounded(size: int, block: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ...protocol.messages import Job
 from .attention import kernels_of_cuda
+from .fully_sharded import FullySharded, Wrapping
 from .ledger import PASSES, UPDATE, Ledger
 
 STEPS = 2
@@ -81,13 +82,21 @@ class StepWatch(transformers.TrainerCallback):
     """Tells the ledger what a ``transformers.Trainer`` is doing, and hands it the longest samples as its batch."""
 
     def __init__(
-        self, watch: Watch, ledger: Ledger, mode: fake_tensor.FakeTensorMode, *, cuda: bool, update: bool
+        self,
+        watch: Watch,
+        ledger: Ledger,
+        mode: fake_tensor.FakeTensorMode,
+        *,
+        cuda: bool,
+        update: bool,
+        wrapping: Callable[[torch.nn.Module], Wrapping] | None,
     ) -> None:
         self._watch = watch
         self._ledger = ledger
         self._mode = mode
         self._cuda = cuda
         self._update = update
+        self._wrapping = wrapping
         self._steps = 0
         self.model: torch.nn.Module | None = None
 
@@ -95,9 +104,12 @@ class StepWatch(transformers.TrainerCallback):
         self.model = model = kwargs["model"]
         for tensor in (*model.parameters(), *model.buffers()):
             self._watch.name(tensor, "parameters")
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._name_gradient)
+        if self._wrapping is not None:
+            FullySharded(model, self._wrapping(model), self._ledger, self._watch.see)
+        else:
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(self._name_gradient)
         for group in kwargs["optimizer"].param_groups if self._cuda else ():
             # what PyTorch chooses by itself for parameters on CUDA
             if group.get("foreach", 0) is None and not group.get("fused"):
@@ -164,7 +176,9 @@ class QuietClock:
         return contextlib.nullcontext()
 
 
-def trace(stack: Any, job: Job, *, cuda: bool, update: bool = True) -> tuple[Ledger, torch.nn.Module]:
+def trace(
+    stack: Any, job: Job, *, cuda: bool, update: bool = True, wrapping: Callable[[torch.nn.Module], Wrapping] | None = None
+) -> tuple[Ledger, torch.nn.Module]:
     """Train without data for a moment; return the account and the model, whose tensors have no data either.
 
     Args:
@@ -172,11 +186,12 @@ def trace(stack: Any, job: Job, *, cuda: bool, update: bool = True) -> tuple[Led
         job: a job for one process without GPU.
         cuda: count what CUDA's kernels and optimizers would use instead of the CPU's.
         update: trace two steps with the optimizer's update; else the passes of the first one only.
+        wrapping: returns how FSDP wraps a model; None without FSDP.
     """
     ledger = Ledger()
     watch = Watch(ledger)
     mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
-    steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update)
+    steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)
     kernels = kernels_of_cuda() if cuda else contextlib.nullcontext()
     with _libraries_unaware(), mode, watch, kernels, contextlib.suppress(Traced):
         stack.train(job, QuietClock(steps))
