@@ -121,9 +121,7 @@ def predict(row: Row) -> Result:
         return Result(row, message=f"{type(error).__name__}: {error}"[:160], seconds=time.perf_counter() - begin)
     allocated = max(peak.total for peak in peaks.values())
     usable = accelerators.usable_bytes(row.values["gpu_model"])
-    return Result(
-        row, allocated, None, None if usable is None else allocated <= usable, time.perf_counter() - begin
-    )
+    return Result(row, allocated, None, None if usable is None else allocated <= usable, time.perf_counter() - begin)
 
 
 def _stack(row: Row) -> Any:

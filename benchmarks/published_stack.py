@@ -39,6 +39,8 @@ class PlainTrainer:
         samples = data.build(job, tokenizer, network.config)
         if self.older:
             network.loss_function = _loss_of(network.config.model_type)
+            # one expert after the other
+            network.config._experts_implementation = "eager"
         network = _adapted(network, job)
         if self.older and workload.gradient_checkpointing:
             _checkpoint_around_layers(network, use_reentrant=workload.gradient_checkpointing_use_reentrant)

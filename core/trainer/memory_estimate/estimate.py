@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from ...protocol import supported
 from ...protocol.messages import AUTOCAST_DTYPES, Job, JobWorkload, ProgressCallback
@@ -55,6 +56,10 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes
     try:
         peaks = estimator.peaks(batch)
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        raise Refused(
+            f"finetune_memory_estimate cannot trace model {job.workload.model_name[-60:]}: its shapes depend on data."
+        ) from error
     except RuntimeError as error:
         if "BF16 type" in str(error):
             # torch's stand-in for the product of grouped matrices knows no other type
@@ -214,6 +219,7 @@ def wrapping(workload: JobWorkload, model: torch.nn.Module) -> Wrapping:
         version=2 if workload.distributed_backend == "FSDP2" else 1,
         releases=workload.fsdp_sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD"),
         layers=frozenset(names),
+        one_type=workload.mixed_precision != "no",
     )
 
 

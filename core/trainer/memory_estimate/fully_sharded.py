@@ -5,7 +5,7 @@ wrapped layers, and what is outside them. When a unit's parameters come and go, 
 PyTorch does it (``torch.distributed.fsdp``, version 1 and 2) by hooks on the modules of a model that is not sharded:
 
 - A unit is gathered before its forward pass and released after it, and again in the backward pass; SHARD_GRAD_OP keeps it between.
-- Version 1 keeps what is outside the layers until the backward pass has ended, version 2 (as accelerate divides a model since 1.13) the
+- Version 1 keeps what is outside the layers until the backward pass has ended, version 2 (as accelerate divides a model since 1.14) the
   output layer only. Version 2 gathers into a buffer of its own first, and in the backward pass fetches the next unit in advance.
 - Gradients are whole until those of the unit are complete. Version 1 puts them together in one tensor, version 2 copies them to a
   buffer, which is there until the next unit has its own.
@@ -33,13 +33,13 @@ class Wrapping:
         version: 1 or 2.
         releases: whether layers are released between forward and backward pass.
         layers: names of the wrapped classes.
-        gradient_width: bytes of a number in the buffer that version 2 reduces; 0 where it is the gradient's own.
+        one_type: whether units are gathered in the type of the frozen weights, adapters included: mixed precision.
     """
 
     version: int
     releases: bool
     layers: frozenset[str]
-    gradient_width: int = 0
+    one_type: bool = False
 
 
 class Unit:
@@ -140,8 +140,12 @@ class FullySharded:
             self._begin()
             self.enter(unit, given)
 
+        def end(module: Any, given: Any, made: Any) -> None:
+            self.leave(unit, made)
+            self._drop_buffers()
+
         model.register_forward_pre_hook(begin)
-        model.register_forward_hook(lambda module, given, made: self.leave(unit, made))
+        model.register_forward_hook(end)
 
     # -- forward -------------------------------------------------------------------------------------------------
 
@@ -224,9 +228,7 @@ class FullySharded:
         if two:
             self._release(unit)
             self._end_reduction()
-        width = self._wrapping.gradient_width
-        size = sum(one.numel() * (width or one.element_size()) for one in unit.trained)
-        whole = self._allocate(size, UNREDUCED) if len(unit.trained) > 1 or two else None
+        whole = self._allocate(unit.trained_bytes, UNREDUCED) if len(unit.trained) > 1 or two else None
         for parameter in unit.trained:
             self._keep(parameter)
         if not two:

@@ -22,6 +22,7 @@ from ...protocol.messages import Job
 from .attention import kernels_of_cuda
 from .fully_sharded import FullySharded, Wrapping
 from .ledger import PASSES, UPDATE, Ledger
+from .values import Values, experts_of
 
 STEPS = 2
 # masks and positions of a batch keep their values up to this size, so that the model can decide by them as it does in truth
@@ -35,17 +36,19 @@ class Traced(Exception):
 class Watch(TorchDispatchMode):
     """Writes the storages that operations make into a ledger, and answers questions about values no tensor has."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, values: Values) -> None:
         super().__init__()
         self._ledger = ledger
+        self._values = values
         self._backward = False
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].constant is None:
-            return _any_value(args[0])
+        kwargs = kwargs or {}
         self._note_direction()
-        made = func(*args, **(kwargs or {}))
+        answered, made = self._values.answer(func, args, kwargs)
+        if not answered:
+            made = self._values.complete(func, args, func(*args, **kwargs))
         for leaf in tree_leaves(made):
             if isinstance(leaf, torch.Tensor):
                 self.see(leaf)
@@ -71,13 +74,6 @@ class Watch(TorchDispatchMode):
         self._backward = backward
 
 
-def _any_value(tensor: torch.Tensor) -> Any:
-    """Return a value for one that is not known: the losses are finite, no count is of interest."""
-    if tensor.dtype == torch.bool:
-        return False
-    return 1.0 if tensor.is_floating_point() else 0
-
-
 class StepWatch(transformers.TrainerCallback):
     """Tells the ledger what a ``transformers.Trainer`` is doing, and hands it the longest samples as its batch."""
 
@@ -99,6 +95,12 @@ class StepWatch(transformers.TrainerCallback):
         self._wrapping = wrapping
         self._steps = 0
         self.model: torch.nn.Module | None = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
+        self.model = model = kwargs["model"]
+        if self._wrapping is not None and self._wrapping(model).one_type:
+            computed = next(model.parameters()).dtype
+            model._apply(lambda one: one.to(computed) if one.requires_grad else one)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
         self.model = model = kwargs["model"]
@@ -177,7 +179,12 @@ class QuietClock:
 
 
 def trace(
-    stack: Any, job: Job, *, cuda: bool, update: bool = True, wrapping: Callable[[torch.nn.Module], Wrapping] | None = None
+    stack: Any,
+    job: Job,
+    *,
+    cuda: bool,
+    update: bool = True,
+    wrapping: Callable[[torch.nn.Module], Wrapping] | None = None,
 ) -> tuple[Ledger, torch.nn.Module]:
     """Train without data for a moment; return the account and the model, whose tensors have no data either.
 
@@ -189,8 +196,8 @@ def trace(
         wrapping: returns how FSDP wraps a model; None without FSDP.
     """
     ledger = Ledger()
-    watch = Watch(ledger)
     mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+    watch = Watch(ledger, Values(mode, experts_of(job.architecture), MOST_CONSTANT_NUMBERS))
     steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)
     kernels = kernels_of_cuda() if cuda else contextlib.nullcontext()
     with _libraries_unaware(), mode, watch, kernels, contextlib.suppress(Traced):

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE, Ledger, Sharing
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import (
+    GATHERED,
+    PASSES,
+    UNREDUCED,
+    UPDATE,
+    Ledger,
+    Sharing,
+)
 
 
 def step() -> Ledger:
@@ -90,3 +97,25 @@ def test_sizes_are_rounded_up_to_blocks() -> None:
     ledger.allocate(512)
     ledger.allocate(513)
     assert ledger.peaks(Sharing(block_bytes=512))[PASSES].total == 512 + 512 + 1024
+
+
+def test_a_gradient_is_whole_until_it_is_reduced() -> None:
+    """From then on a device holds its share; both count as gradients."""
+    ledger = Ledger()
+    number = ledger.allocate(100)
+    ledger.name(number, UNREDUCED)
+    ledger.turn(number, "gradients")
+    ledger.begin(UPDATE)
+    ledger.free(ledger.allocate(1))
+    peaks = ledger.peaks(Sharing(shares={"gradients": 0.25}))
+    assert (peaks[PASSES].parts["gradients"], peaks[UPDATE].parts["gradients"]) == (100, 25)
+
+
+def test_what_is_gathered_is_held_whole() -> None:
+    """And counts as parameters."""
+    ledger = Ledger()
+    ledger.name(ledger.allocate(100), "parameters")
+    number = ledger.allocate(40)
+    ledger.name(number, GATHERED)
+    ledger.free(number)
+    assert ledger.peaks(Sharing(shares={"parameters": 0.5}))[PASSES].parts["parameters"] == 50 + 40

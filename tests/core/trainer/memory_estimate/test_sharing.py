@@ -13,7 +13,8 @@ from ado_actuators.sfttrainer.core.protocol import supported  # noqa: E402
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import attention, estimate  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.fully_sharded import Wrapping  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import GATHERED, PASSES, UPDATE  # noqa: E402
 from ado_actuators.sfttrainer.core.workload import validation as workload  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -64,23 +65,27 @@ def test_ddp_holds_its_gradients_twice() -> None:
     assert got.shares == {}
 
 
-def test_full_shard_gathers_two_layers() -> None:
-    """A quarter of everything, the rest and two layers whole in passes, nothing whole in the update."""
+def test_full_shard_holds_a_share() -> None:
+    """A quarter of everything; what is whole for a while is in the trace."""
     got = estimate.sharing(asked(distributed_backend="FSDP"), Model())
     assert got.shares == {"parameters": 0.25, "gradients": 0.25, "optimizer": 0.25}
     assert got.update_share == 0.25
-    whole = REST + 2 * LAYER
-    assert got.extra_bytes[PASSES] == {"temporaries": WORKSPACE, "parameters": whole, "gradients": whole}
-    assert got.extra_bytes[UPDATE] == {"temporaries": WORKSPACE}
+    assert got.extra_bytes == {PASSES: {"temporaries": WORKSPACE}, UPDATE: {"temporaries": WORKSPACE}}
 
 
-def test_shard_grad_op_keeps_what_it_has_gathered() -> None:
-    """All parameters are whole during the passes."""
-    model = Model()
-    model.layers.append(Layer())
-    got = estimate.sharing(asked(distributed_backend="FSDP2", fsdp_sharding_strategy="SHARD_GRAD_OP"), model)
-    assert got.extra_bytes[PASSES]["parameters"] == REST + 3 * LAYER
-    assert got.extra_bytes[PASSES]["gradients"] == REST + 2 * LAYER
+@pytest.mark.parametrize(
+    ("change", "version", "releases"),
+    [
+        ({"distributed_backend": "FSDP"}, 1, True),
+        ({"distributed_backend": "FSDP", "fsdp_sharding_strategy": "SHARD_GRAD_OP"}, 1, False),
+        ({"distributed_backend": "FSDP", "fsdp_sharding_strategy": "HYBRID_SHARD"}, 1, True),
+        ({"distributed_backend": "FSDP2"}, 2, True),
+        ({"distributed_backend": "FSDP2", "fsdp_sharding_strategy": "SHARD_GRAD_OP"}, 2, False),
+    ],
+)
+def test_how_a_model_is_wrapped(change: dict[str, Any], version: int, releases: bool) -> None:
+    """The model's own layers; full sharding releases them between the passes."""
+    assert estimate.wrapping(asked(**change), Model()) == Wrapping(version, releases, frozenset({"Layer"}))
 
 
 def test_hybrid_shards_within_a_node() -> None:
@@ -114,16 +119,16 @@ def test_layers_that_are_not_there_are_refused() -> None:
     """Nothing would be wrapped, and the estimate be that of no sharding; of several classes each is looked for."""
     change = {"distributed_backend": "FSDP", "fsdp_transformer_layer_cls_to_wrap": "Nope"}
     with pytest.raises(Refused, match="Nope names no layer of this model"):
-        estimate.sharing(asked(**change), Model())
-    both = estimate.sharing(asked(**change | {"fsdp_transformer_layer_cls_to_wrap": "Nope, Layer"}), Model())
-    assert both == estimate.sharing(asked(distributed_backend="FSDP"), Model())
+        estimate.wrapping(asked(**change), Model())
+    both = estimate.wrapping(asked(**change | {"fsdp_transformer_layer_cls_to_wrap": "Nope, Layer"}), Model())
+    assert both.layers == {"Nope", "Layer"}
 
 
 def test_offloaded_shards_are_not_on_the_device() -> None:
     """What is gathered is."""
     got = estimate.sharing(asked(distributed_backend="FSDP", fsdp_cpu_offload=True), Model())
     assert got.shares["parameters"] == 0.0
-    assert got.extra_bytes[PASSES]["parameters"] == REST + 2 * LAYER
+    assert GATHERED not in got.shares
 
 
 def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
