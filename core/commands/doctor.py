@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from ..host import environment, nvml
 from ..host.state_dir import state_dir
 from ..measurement.plugin import ENVIRONMENTS
 from ..metrics.accelerators import GIB
+from ..workload import ibm_names
 from .console import show
 
 State = Literal["ok", "note", "missing"]
@@ -33,6 +34,9 @@ SPACE_FOR_CPU_GIB = 3.0
 ANSWER_TIMEOUT_S = 60.0
 START_RAY = "ray start --head   # prints the address to give"
 CONNECT_TIMEOUT_S = 5.0
+# IBM's actuator has the distribution's name and the package's; its entry point tells
+SHARED_NAME = "ado-sfttrainer"
+OF_IBM = f"ado_actuators.sfttrainer.actuators:{ibm_names.ACTUATOR}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,7 @@ def examine(subject: Subject) -> list[Finding]:
         *_packages(subject),
         *_cpu_build_of_torch(subject, has_gpu=any(finding.what == "GPU" and finding.state == "ok" for finding in gpus)),
         _actuator(subject),
+        *_whose(importlib.metadata.distributions(name=SHARED_NAME), subject),
         *_managed(subject),
         _disk(subject),
     ]
@@ -197,6 +202,24 @@ def _actuator(subject: Subject) -> Finding:
     except Exception as error:
         return Finding("actuator", "missing", f"ado cannot load it: {type(error).__name__}: {error}", again)
     return Finding("actuator", "ok", f"ado finds {subject.plugin}")
+
+
+def _whose(installed: Iterable[importlib.metadata.Distribution], subject: Subject) -> Iterator[Finding]:
+    """Tell the distribution ado-sfttrainer of this project from IBM's, which has the same name and the same package."""
+    of_ibm, ours = [], []
+    for distribution in installed:
+        entries = [entry.value for entry in distribution.entry_points if entry.group == "ado.actuators"]
+        (of_ibm if OF_IBM in entries else ours).append(distribution.version)
+    what, again = "distribution", "pip uninstall ado-sfttrainer && pip install ./sfttrainer"
+    if of_ibm and ours:
+        text = f"{SHARED_NAME} is there twice, {ours[0]} of this project and {of_ibm[0]} of IBM: files of one hide the other's"
+        yield Finding(what, "missing", text, again)
+    elif of_ibm:
+        state: State = "missing" if subject.distribution == SHARED_NAME else "note"
+        text = f"{SHARED_NAME} {of_ibm[0]} is IBM's, with the actuator {ibm_names.ACTUATOR}; this project's would replace it"
+        yield Finding(what, state, text, again if state == "missing" else "")
+    elif ours:
+        yield Finding(what, "ok", f"{SHARED_NAME} {ours[0]} is this project's, not IBM's of the same name")
 
 
 def _managed(subject: Subject) -> Iterator[Finding]:

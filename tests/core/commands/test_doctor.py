@@ -45,6 +45,42 @@ def test_installed_packages_are_listed(subject: Subject) -> None:
     assert found(findings, "disk")[0][1].endswith(f"GiB free at {subject.state_dir}")
 
 
+OURS = "ado_actuators.sfttrainer.actuator:SFTTrainer"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "entries", "states"),
+    [
+        ("sfttrainer", [OURS], ["ok"]),
+        ("sfttrainer", [doctor.OF_IBM], ["missing"]),
+        ("fms_hf_tuning", [doctor.OF_IBM], ["note"]),
+        ("fms_hf_tuning", [OURS, doctor.OF_IBM], ["missing"]),
+        ("fms_hf_tuning", [], []),
+    ],
+)
+def test_ibms_distribution_of_the_same_name_is_told_apart(
+    tmp_path: Path, plugin: str, entries: list[str], states: list[str]
+) -> None:
+    """By its entry point. It hides the plugin of the same name, and only that; both at once hide each other's files."""
+    for number, entry in enumerate(entries):
+        metadata = tmp_path / str(number) / f"ado_sfttrainer-{number}.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: ado-sfttrainer\nVersion: {number}\n")
+        (metadata / "entry_points.txt").write_text(f"[ado.actuators]\nsfttrainer = {entry}\n")
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    installed = list(importlib.metadata.distributions(name="ado-sfttrainer", path=paths))
+    findings = list(doctor._whose(installed, Subject(plugin, "current", "")))
+    assert [one.state for one in findings] == states
+    assert [bool(one.remedy) for one in findings] == [state == "missing" for state in states]
+
+
+def test_this_distribution_is_this_projects(subject: Subject) -> None:
+    """The one that the tests have installed."""
+    ((state, text),) = found(doctor.examine(subject), "distribution")
+    assert state == "ok"
+    assert importlib.metadata.version("ado-sfttrainer") in text
+
+
 def test_gpus_are_listed_as_the_driver_gives_them(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay of four H100."""
     monkeypatch.setitem(sys.modules, "pynvml", Replay("h100-four"))
