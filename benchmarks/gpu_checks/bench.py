@@ -222,7 +222,7 @@ class Bench:
     def _multiply(self, seconds: float, while_busy: Callable[[], None]) -> dict[str, Any]:
         gpus = 0 if self.device is None else 1
         dtype = self.choice.dtype if gpus else "float32"
-        arguments = [str(seconds), dtype, "8192" if gpus else "512"]
+        arguments = ["cuda" if gpus else "cpu", str(seconds), dtype, "8192" if gpus else "512"]
         environ = trainer_environ(host.cpu_count(), host.visible_mask(gpus), own_environment=True)
         log = self.state_dir / "matrix_product.log"
         with (
@@ -239,7 +239,7 @@ class Bench:
         ):
             assert process.stdout is not None
             facts = process.stdout.readline()
-            if facts:
+            if facts and ("name" in json.loads(facts) or not gpus):
                 while_busy()
             speed = process.stdout.readline()
         if not speed:

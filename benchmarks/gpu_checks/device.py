@@ -139,7 +139,8 @@ def judge(found: Found) -> list[Check]:
         return [unmeasured(what, "there is no GPU") for what in (seen, about, table, answers, moves)]
     device = found["device"]
     lines = [one["text"] for one in found["doctor"] if one["what"] == "GPU" and one["state"] == "ok"]
-    checks = [check(seen, any(device["name"] in line for line in lines), "; ".join(lines) or "it does not")]
+    named = [line for line in lines if device["name"] in line]
+    checks = [check(seen, bool(named), named[0] if named else "; ".join(lines) or "it finds none")]
     product = found.get("matrix_product", {})
     name = product.get("name", found.get("torch_error", "it sees no CUDA device"))
     checks.append(check(about, name == device["name"], f"torch {product.get('torch', '')}: {name}"))

@@ -1,4 +1,8 @@
-"""Says what torch sees of the device, then multiplies matrices: python matrix_product.py SECONDS DTYPE SIZE. Two lines of JSON.
+"""Prints what torch reports of the device, then the speed of a matrix product, as two lines of JSON.
+
+    python matrix_product.py cuda|cpu SECONDS DTYPE SIZE
+
+Without a CUDA device ``cuda`` ends with an error after the first line.
 
 ``tflops`` is the median of rounds of products of two square matrices, each round timed by the clock between two synchronisations.
 """
@@ -32,15 +36,15 @@ def facts() -> dict[str, Any]:
     }
 
 
-def multiply(seconds: float, dtype: str, size: int) -> dict[str, Any]:
+def multiply(device: str, seconds: float, dtype: str, size: int) -> dict[str, Any]:
     """Return the speed of a matrix product in TFLOP/s.
 
     Args:
+        device: ``cuda`` or ``cpu``.
         seconds: how long to multiply, at least two rounds.
         dtype: type of the numbers.
         size: rows and columns.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     rounds: list[float] = []
     begin = time.perf_counter()
@@ -56,9 +60,9 @@ def multiply(seconds: float, dtype: str, size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        # only asked what there is
-        print(json.dumps(facts()))
-        sys.exit()
-    print(json.dumps(facts()), flush=True)
-    print(json.dumps(multiply(float(sys.argv[1]), sys.argv[2], int(sys.argv[3]))), flush=True)
+    found = facts()
+    print(json.dumps(found), flush=True)
+    if sys.argv[1] == "cuda" and "name" not in found:
+        # a product of this size takes a CPU minutes
+        sys.exit(f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device")
+    print(json.dumps(multiply(sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4]))), flush=True)

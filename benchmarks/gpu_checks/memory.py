@@ -127,9 +127,6 @@ def blocks(found: Found) -> list[str]:
     lines = []
     for row in found.get("rows", []):
         predicted = row.get("predicted", {})
-        if "error" in row:
-            lines.append([row["name"], *["–"] * 7])
-            continue
         line = [row["name"]]
         for kind, name in (("allocated", "memory_estimate_gib"), ("reserved", "memory_reserved_gib")):
             line += [

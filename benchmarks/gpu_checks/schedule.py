@@ -45,7 +45,8 @@ BUDGETS = (
 def allowance_s(name: str, chosen: Sequence[str], left_s: float) -> float:
     """Return how long a part may take; 0 if what is left is not enough to begin it.
 
-    It may take its usual time, and what is left beyond the usual times of the chosen parts after it.
+    It may take its usual time, and what is left beyond the usual times of the parts after it, but at most twice its usual time
+    if others follow: a part that hangs must not take the time of all.
 
     Args:
         name: the part.
@@ -55,8 +56,9 @@ def allowance_s(name: str, chosen: Sequence[str], left_s: float) -> float:
     usual = {budget.name: budget for budget in BUDGETS}
     if left_s < usual[name].least_s:
         return 0.0
-    later = sum(usual[other].usual_s for other in chosen[chosen.index(name) + 1 :])
-    return min(left_s, max(usual[name].usual_s, left_s - later))
+    later = [usual[other].usual_s for other in chosen[chosen.index(name) + 1 :]]
+    spare_s = max(usual[name].usual_s, left_s - sum(later))
+    return min(left_s, spare_s, 2 * usual[name].usual_s if later else left_s)
 
 
 @contextlib.contextmanager

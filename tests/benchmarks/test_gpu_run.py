@@ -31,10 +31,11 @@ def test_all_parts_fit_into_eight_minutes() -> None:
 
 
 def test_a_part_gets_what_later_parts_do_not_need() -> None:
-    """Its usual time at least, the spare time of those before it, never more than is left, and nothing where that is too little."""
+    """Its usual time at least, the spare time of those before it, at most twice its usual time, never more than is left."""
     every = [budget.name for budget in schedule.BUDGETS]
     later_s = sum(budget.usual_s for budget in schedule.BUDGETS[2:])
     assert schedule.allowance_s("memory", every, 480.0) == 480.0 - later_s
+    assert schedule.allowance_s("memory", every, 1000.0) == 190.0
     assert schedule.allowance_s("memory", every, 100.0 + later_s) == 100.0
     assert schedule.allowance_s("memory", every, later_s) == 95.0
     assert schedule.allowance_s("memory", every, 60.0) == 60.0

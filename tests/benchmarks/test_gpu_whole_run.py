@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from ..processes import run
-from .conftest import ROOT
+from .conftest import ROOT, h100
 
 from gpu_checks import report  # isort: skip
+from gpu_checks.bench import Bench, Failed  # isort: skip
+from gpu_checks.workloads import Choice  # isort: skip
 
 # six trainers start, on a machine that may be busy
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(2100)]
@@ -73,3 +75,13 @@ def test_the_whole_run_on_a_cpu_without_ado_and_ray(tmp_path: Path) -> None:
     assert reuse["checks"][0]["state"] == reuse["checks"][1]["state"] == "met"
     assert output.with_suffix(".md").read_text().strip() in done.stdout
     assert results["versions"]["trl"]
+
+
+def test_a_torch_without_cuda_is_said_at_once(tmp_path: Path) -> None:
+    """A matrix product for a GPU is not computed on the CPU, where it would take minutes; nothing is recorded as under load."""
+    choice = Choice("gpu", 79.6)
+    bench = Bench(choice=choice, device=h100(), state_dir=tmp_path, absent={}, name="NVIDIA H100 80GB HBM3")
+    recorded: list[bool] = []
+    with pytest.raises(Failed, match=r"torch .* sees no CUDA device"):
+        bench.load(lambda: recorded.append(True))
+    assert not recorded
