@@ -3,7 +3,7 @@
 Pairs of fresh processes, one of each side, that train in turns, who goes first alternating: the machine's own ups and downs last longer
 than a turn. Each turn gives the ratio of median step times after the same warm-up steps, each pair the median of its turns; 1.00 ± 0.02 on
 CPUs and ± 0.01 on a GPU if measuring changes nothing. Separately: what the plugin's own functions cost per step, whether samples/s × time
-= samples, and whether the plugin's clock agrees with a stopwatch that waits for the device.
+= samples, and whether the plugin's clock agrees with a timer that synchronises the device.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def compare(name: str, values: dict[str, Any], pairs: int, turns: int, warmup: i
         "bare_against_itself_range": against_itself([one for pair in rows for one in pair["bare_medians_s"]]),
         "cost": cost,
         "identity": exact,
-        "clock_over_stopwatch": inside["clock_s"] / inside["stopwatch_s"],
+        "clock_over_timer": inside["clock_s"] / inside["timer_s"],
         "differences": different,
         "limit": limit,
         "met": not different
@@ -300,7 +300,7 @@ def report(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
         "share of a step",
         "dearest step",
         "host and sampler",
-        "clock ÷ stopwatch",
+        "clock ÷ timer",
         "samples/s × s = samples",
     ]
     blocks.append(
@@ -313,7 +313,7 @@ def report(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
                     f"{result['cost']['trainer_percent_of_step']:.3f} %",
                     f"{result['cost']['trainer_us_of_the_dearest_step']:.0f} µs",
                     f"{result['cost']['host_cpu_percent_of_one_core']:.2f} % of a core",
-                    f"{result['clock_over_stopwatch']:.5f}",
+                    f"{result['clock_over_timer']:.5f}",
                     f"{sum(one['exact'] for one in result['identity'])} of {len(result['identity'])}",
                 ]
                 for result in results
@@ -322,8 +322,8 @@ def report(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
     )
     blocks.append(
         "Cost of measuring: mean time of the plugin's hooks, clock and stopping rule on the training thread, timed inside a run of "
-        f"its own (target under {COST_LIMIT_PERCENT:g} %); the host's sampler runs in another process. Clock ÷ stopwatch: all steps by the "
-        "plugin's clock ÷ a stopwatch that waits for the device before the first and after the last."
+        f"its own (target under {COST_LIMIT_PERCENT:g} %); the host's sampler runs in another process. Clock ÷ timer: all steps by the "
+        "plugin's clock ÷ a timer that synchronises the device before the first and after the last."
     )
     blocks += [
         f"**The two sides of {result['workload']} did not do the same:** {'; '.join(result['differences'])}."

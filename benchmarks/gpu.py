@@ -1,10 +1,10 @@
-"""What only a GPU can tell, in at most 8 minutes on one GPU: memory, the edge of memory, fidelity, rates, energy, stopping and reuse.
+"""Checks on one GPU, in at most 8 minutes, what CPUs cannot show: memory, out-of-memory, fidelity, rates, energy, stopping and reuse.
 
     python benchmarks/gpu.py
 
-Needs the training stack and no network, neither ado nor Ray. Each part prints its lines and writes the results as it ends, so a run
-that is cut off still tells. ``--device cpu --quick`` passes through the same code on a CPU. Exit status: 0 no target is missed, 1 one is,
-2 it cannot run here.
+It needs the training stack, but no network, ado or Ray. Each part prints its checks and writes the results when it ends, so an
+interrupted run keeps them. ``--device cpu --quick`` runs the same code on a CPU. Exit status: 0 no target is missed, 1 at least one is,
+2 nothing can be measured here.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "sfttrainer" / "src"
 NAMES = tuple(budget.name for budget in BUDGETS)
 LIMIT_S = 480.0
-# more memory than this in use before anything was started is someone's
+# with more memory in use before anything is started, another process uses the GPU
 FOREIGN_BYTES = 2**30
 
 
 class Ended(BaseException):
-    """Somebody ends the run."""
+    """SIGTERM ends the run."""
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,7 +48,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="the first visible GPU, or the CPU")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help=f"seconds for all parts (default {LIMIT_S:.0f})")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer and shorter measurements: a smoke test whose numbers say nothing"
+        "--quick",
+        action="store_true",
+        help="fewer and shorter measurements: a smoke test whose numbers have no meaning",
     )
     parser.add_argument(
         "--output",
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def use_source_tree() -> None:
-    """Measure with the plugin of this tree, installed or not, here and in what is started."""
+    """Use the plugin of this source tree, installed or not, in this process and in those it starts."""
     if str(SOURCE) not in sys.path:
         sys.path.insert(0, str(SOURCE))
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(SOURCE)]
@@ -95,7 +97,7 @@ def use_source_tree() -> None:
 
 def prepare(given: argparse.Namespace, state_dir: Path) -> tuple[Bench, dict[str, Any]] | str:
     """Return the bench and the results without any part, or the reason why nothing can be measured here."""
-    # only now: what they import was missing otherwise
+    # imported here because their requirements have been checked only now
     import common
     from gpu_checks import nvml_facts
     from gpu_checks.bench import Bench
@@ -111,7 +113,7 @@ def prepare(given: argparse.Namespace, state_dir: Path) -> tuple[Bench, dict[str
         except failures.Failure as refused:
             return str(refused)
         if not len(visible):
-            return f"{visible.absent} `python benchmarks/gpu.py --device cpu --quick` tries the code without one."
+            return f"{visible.absent} `python benchmarks/gpu.py --device cpu --quick` runs the same code without a GPU."
         (device,) = visible
         assert isinstance(device, nvml.NvmlDevice)
         facts = nvml_facts.facts(device.nvml, device.handle)
@@ -150,7 +152,7 @@ def prepare(given: argparse.Namespace, state_dir: Path) -> tuple[Bench, dict[str
 
 
 class Proof:
-    """A run: its parts one after the other, each within its time."""
+    """A run: its parts one after the other, each with a time limit."""
 
     def __init__(self, given: argparse.Namespace, bench: Bench, results: dict[str, Any]) -> None:
         self.given = given
@@ -217,7 +219,7 @@ class Proof:
             part.update(state="cut off", reason=str(over))
         except Failed as failed:
             part.update(state="failed", reason=str(failed), log=failed.log)
-        # a benchmark that cannot go on ends with sys.exit
+        # the other benchmarks report failures with sys.exit
         except (Exception, SystemExit) as error:
             part.update(state="failed", reason=f"{type(error).__name__}: {str(error)[-1000:]}")
         if name == "device" and self.given.device == "gpu" and "name" not in part["found"].get("matrix_product", {}):
@@ -237,7 +239,7 @@ class Proof:
         if output is None:
             return
         output.parent.mkdir(parents=True, exist_ok=True)
-        # whole files only, whenever the run is killed
+        # files are always complete, even if the run is killed
         for path, text in (
             (output, json.dumps(self.results, indent=1, allow_nan=False)),
             (output.with_suffix(".md"), report.markdown(self.results)),

@@ -46,7 +46,7 @@ class TimedClock(timing.Clock):
         self._counts = self.counts = TimedCounts()
         self.spent_s: list[float] = []
         self.arguments: dict[str, Any] = {}
-        self.stopwatch_s = 0.0
+        self.timer_s = 0.0
 
     @property
     def callback(self) -> timing.StepCallback:
@@ -64,7 +64,7 @@ class TimedClock(timing.Clock):
         """Record the wall clock after synchronisation; the clock began after one, too."""
         super().end()
         assert self._ends is not None
-        self.stopwatch_s = time.perf_counter() - self._ends.begin_s
+        self.timer_s = time.perf_counter() - self._ends.begin_s
 
     def end_step(self) -> bool:  # noqa: D102
         begin = time.perf_counter()
@@ -75,7 +75,7 @@ class TimedClock(timing.Clock):
 
 
 def main(job: Job) -> dict[str, Any]:
-    """Train as ``job`` says and return, per step, its duration and the plugin's share, and all steps by two clocks, seconds."""
+    """Train as ``job`` says; return the duration of each step, the plugin's share of it, and all steps by two clocks, seconds."""
     torch.set_num_threads(job.threads)
     Path(job.run_dir).mkdir(parents=True, exist_ok=True)
     with Path(os.devnull).open("w", encoding="utf-8") as channel:
@@ -93,7 +93,7 @@ def main(job: Job) -> dict[str, Any]:
         "step_s": [after - before for before, after in itertools.pairwise(edges)],
         "spent_s": clock.spent_s,
         "clock_s": edges[-1] - edges[0],
-        "stopwatch_s": clock.stopwatch_s,
+        "timer_s": clock.timer_s,
         "arguments": clock.arguments,
     }
 

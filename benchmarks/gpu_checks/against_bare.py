@@ -1,4 +1,4 @@
-"""Part 4: fidelity. The bare TRL script against the plugin, in turns, and the plugin's clock against a stopwatch."""
+"""Part 4: fidelity. A plain TRL script and the plugin take turns; the plugin's step times are compared with a synchronised timer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .bench import Bench
 from .checks import Check, Found, check, unmeasured
 from .rates import shape
 
-TITLE = "Fidelity: through the plugin against a bare TRL script"
-# reading a clock after the device is done takes a moment of a training of seconds
+TITLE = "Fidelity: through the plugin against a plain TRL script"
+# synchronising and reading the clock adds to a training of some seconds
 CLOCK_PERCENT = 0.5
 PAIRS, STEPS, WARMUP = 3, 20, 5
 
 
 def run(bench: Bench, found: Found) -> None:
-    """Compare; both sides are processes of their own, so the trainer that is kept gives its part of the GPU back before."""
+    """Compare. Both sides are separate processes; on a GPU the reused trainer is ended before, to free its memory."""
     bench.end_estimates()
     if bench.device is not None:
         bench.release()
@@ -41,7 +41,7 @@ def judge(found: Found) -> list[Check]:
     ratio, same = "ratio of median step times", "both sides train the same thing"
     cost, clock, exact = (
         "own code per step",
-        "the clock agrees with a synchronised stopwatch",
+        "step times agree with a synchronised timer",
         "samples/s × s = samples",
     )
     if "result" not in found:
@@ -52,7 +52,7 @@ def judge(found: Found) -> list[Check]:
     text = f"{result['ratio_median']:.4f} (pairs {', '.join(f'{one:.4f}' for one in turns)})"
     off = abs(result["ratio_median"] - 1)
     share = result["cost"]["trainer_percent_of_step"]
-    clocks = result["clock_over_stopwatch"]
+    clocks = result["clock_over_timer"]
     count = sum(one["exact"] for one in result["identity"])
     return [
         check(f"{ratio} 1.00 ± {result['limit']:g}", off <= result["limit"], text),
@@ -77,9 +77,9 @@ def blocks(found: Found) -> list[str]:
         [str(number), f"{1e3 * bare:.3f}", f"{1e3 * ours:.3f}", f"{ours / bare:.4f}"]
         for number, (bare, ours) in enumerate(zip(pair["bare_medians_s"], pair["ours_medians_s"], strict=True), 1)
     ]
-    table = common.table(["pair", "bare, ms a step", "plugin, ms a step", "ratio"], rows)
+    table = common.table(["pair", "plain, ms a step", "plugin, ms a step", "ratio"], rows)
     low, high = result["bare_against_itself_range"]
-    noise = f"Bare against itself {low:.4f} to {high:.4f}; ratio of means {pair['ratio_of_means']:.4f}"
+    noise = f"The plain script against itself {low:.4f} to {high:.4f}; ratio of means {pair['ratio_of_means']:.4f}"
     sampler = f"the host's sampler used {result['cost']['host_cpu_percent_of_one_core']:.2f} % of a core"
     turns = f"{result['values']['max_steps']} steps a turn, {result['warmup_steps']} of them warm-up"
     return [f"{result['workload']}, {turns}.\n\n{table}", f"{noise}; {sampler}."]

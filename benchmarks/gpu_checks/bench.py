@@ -1,4 +1,4 @@
-"""What the parts measure with: one trainer that is kept, estimates beside it, readings of the device, child scripts.
+"""The tools of the parts: a reused trainer, memory estimates in the background, readings of the device, a matrix product.
 
 Imports neither ado nor Ray, and torch only in child processes.
 """
@@ -65,7 +65,7 @@ class Run:
 
 
 class Bench:
-    """A device and the ways to measure on it."""
+    """Measures on one device."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Bench:
     # -- measurements --------------------------------------------------------------------------------------------
 
     def measure(self, values: Values, *, fresh: bool = False) -> Run:
-        """Measure a workload with the trainer that is kept, or with a ``fresh`` one that is ended afterwards.
+        """Measure a workload in the reused trainer, or in a ``fresh`` one that is ended afterwards.
 
         Raises:
             Failed: there is no result; a workload that does not fit is one.
@@ -151,7 +151,7 @@ class Bench:
         )
 
     def release(self) -> None:
-        """End the trainer that is kept."""
+        """End the reused trainer."""
         if self._kept is not None:
             self._kept.__exit__()
             self._kept = None
@@ -159,7 +159,7 @@ class Bench:
     # -- estimates -----------------------------------------------------------------------------------------------
 
     def expect(self, values: Values, *, largest: bool = False) -> None:
-        """Begin to estimate a workload beside what is measured; with the ``largest`` batch if its device is known."""
+        """Start an estimate in the background; with the ``largest`` batch if the memory of the device is known."""
         key = _key(self.estimated(values), largest)
         if key in self._estimates:
             return
@@ -183,7 +183,7 @@ class Bench:
         return {**{name: value for name, value in values.items() if name not in steps}, **named}
 
     def end_estimates(self) -> None:
-        """End the estimates that are not done: nothing may compute beside a measurement of time."""
+        """Cancel unfinished estimates: they would disturb measurements of time."""
         if self._estimator is not None:
             self._estimates |= self._estimator.close()
             self._estimator = None
@@ -202,7 +202,7 @@ class Bench:
         return used
 
     def matrix_product(self) -> dict[str, Any]:
-        """Return what torch says of the device and the speed of a matrix product on it, measured once.
+        """Return torch's description of the device and the speed of a matrix product, measured once.
 
         Raises:
             Failed: torch cannot use the device.
@@ -210,7 +210,7 @@ class Bench:
         return self._product or self.load(lambda: None)
 
     def load(self, while_busy: Callable[[], None]) -> dict[str, Any]:
-        """Multiply matrices in a process of its own, and call ``while_busy`` meanwhile; returns as ``matrix_product``.
+        """Multiply matrices in a separate process and call ``while_busy`` meanwhile; returns the same as ``matrix_product``.
 
         Raises:
             Failed: torch cannot use the device.
@@ -255,7 +255,7 @@ class Bench:
 
 @contextlib.contextmanager
 def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """Give a process, and end it if the block fails."""
+    """Return a process that is killed if the block fails."""
     with process:
         try:
             yield process
@@ -284,7 +284,7 @@ def _plan(values: Values) -> Plan:
 
 
 class _Watched(Local):
-    """Keeps the last outcome, which has the records that a verdict lacks."""
+    """Also keeps the last outcome: its records are not part of the verdict."""
 
     def __enter__(self) -> _Watched:
         return self
@@ -307,7 +307,7 @@ class _Watched(Local):
 
 
 class _Estimator:
-    """Estimates one workload after the other in a thread, with a trainer of its own on one CPU."""
+    """Estimates workloads one after the other in a thread, in a separate trainer that uses one CPU."""
 
     def __init__(self, state_dir: Path) -> None:
         self._local = Local(common.PLUGIN, common.Settings(reuse_workers=True), state_dir)
@@ -346,7 +346,7 @@ class _Estimator:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._local.__exit__()
         self._pool.shutdown(wait=True)
-        # the thread may have begun a host meanwhile
+        # the thread may have started another host meanwhile
         self._local.__exit__()
         return done
 

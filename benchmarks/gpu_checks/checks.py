@@ -1,4 +1,4 @@
-"""A check compares what was found with its target. Pure: standard library only."""
+"""A check compares a measured value with its target. Pure: standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part 1: what the machine is. ``doctor``, NVML's answers idle and busy, torch's view, and whether the tables know the device."""
+"""Part 1: the machine. ``doctor``, NVML idle and under load, torch's description, and the row in the table of accelerators."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .bench import Bench, Failed
 from .checks import Check, Found, check, number, off_percent, prose, unmeasured
 
 TITLE = "Device"
-# makers' sizes and the driver's differ by what the driver keeps for itself
+# data sheets and the driver differ by the memory that the driver reserves
 MEMORY_PERCENT = 4.0
 BUSY_PERCENT = 80.0
 FRAMES, APART_S = 30, 0.1
-# NVML's utilisation is that of a period of up to a second before
+# NVML's utilisation is that of the last period, up to a second
 SETTLE_S = 1.5
 DOCTOR_TIMEOUT_S = 90.0
-# in a process of its own, since it imports ado where ado is installed
+# in a separate process, because it imports ado if that is installed
 DOCTOR = """
 import dataclasses, json
 from ado_actuators.sfttrainer.core.commands import doctor
@@ -35,7 +35,7 @@ print(json.dumps([dataclasses.asdict(one) for one in doctor.examine(doctor.Subje
 
 
 def run(bench: Bench, found: Found) -> None:
-    """Look at the machine."""
+    """Examine the machine."""
     try:
         found["doctor"] = doctor()
     except Failed as failed:
@@ -133,8 +133,8 @@ def _table(name: str, dtype: str) -> dict[str, Any]:
 
 def judge(found: Found) -> list[Check]:
     """Return the checks of this part."""
-    seen, about, table = "doctor finds the GPU", "torch sees the GPU that NVML names", "the table knows the device"
-    answers, moves = "NVML gives every counter", "counters tell busy from idle"
+    seen, about, table = "doctor finds the GPU", "torch uses the GPU that NVML names", "the device is in the table"
+    answers, moves = "NVML gives every counter", "counters differ under load"
     if "device" not in found:
         return [unmeasured(what, "there is no GPU") for what in (seen, about, table, answers, moves)]
     device = found["device"]

@@ -1,4 +1,4 @@
-"""Part 3: the edge of the device's memory: what is predicted to fit runs, a tenth more does not, and all is well afterwards."""
+"""Part 3: out-of-memory. The largest batch predicted to fit runs, a tenth more does not, and the next measurement works."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .bench import Bench, Failed
 from .checks import Check, Found, check, unmeasured
 from .workloads import Values
 
-TITLE = "The edge of memory"
+TITLE = "Out-of-memory"
 ABOVE = 1.1
-# what the driver may keep of a process that has ended
+# memory that the driver may keep after a process has ended
 BASE_LINE_BYTES = 256 * 2**20
 WHATS = (
     "the largest batch that is predicted to fit runs",
@@ -31,7 +31,7 @@ def prepare(bench: Bench) -> None:
 
 
 def run(bench: Bench, found: Found) -> None:
-    """Go to the edge and beyond."""
+    """Measure at the largest predicted batch, above it, and once more."""
     if bench.device is None:
         found["reason"] = "there is no GPU"
         return
@@ -52,7 +52,7 @@ def run(bench: Bench, found: Found) -> None:
     found["too_large"] = attempt(bench, {**values, "batch_size": found["above"]})
     bench.say(f"batch {found['above']}: {found['too_large']['text']}")
     if found["too_large"].get("is_valid"):
-        # it fits after all: the trainer is still there
+        # it fits after all, so the trainer still runs
         bench.release()
     found["after_bytes"] = None if base is None else bench.settled_bytes(base + BASE_LINE_BYTES)
     found["next"] = attempt(bench, values)
@@ -95,7 +95,7 @@ def judge(found: Found) -> list[Check]:
     if "too_large" in found:
         over = found["too_large"]
         text = f"batch {found['above']}: {over['text']}"
-        # another failure says nothing about memory
+        # another failure does not show whether it fits
         checks.append(unmeasured(above, text) if "error" in over else check(above, over["is_valid"] == 0, text))
         if over.get("is_valid") == 1:
             checks.append(unmeasured(classified, "nothing ran out of memory"))

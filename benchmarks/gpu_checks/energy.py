@@ -1,4 +1,4 @@
-"""Part 6: energy by the driver's counter against power × time, and samples against those of a second sampler."""
+"""Part 6: the driver's energy counter against power × time, and the plugin's samples against those of a second sampler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What NVML says of a GPU beyond what a result needs: clocks, limits, modes; and recordings without what identifies a machine."""
+"""Clocks, limits and modes of a GPU from NVML, and recordings without UUIDs."""
 
 from __future__ import annotations
 

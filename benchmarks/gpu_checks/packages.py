@@ -1,4 +1,4 @@
-"""Which packages are there: those the run needs, and those whose workloads are left out without them. Standard library only."""
+"""Installed packages: those that are required, and optional ones whose workloads are otherwise left out. Standard library only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIONAL = {
 }
 # also stated in the results
 OTHERS = ("triton", "numpy", "huggingface-hub", "tokenizers", "nvidia-cublas-cu12", "nvidia-cudnn-cu12")
-# nothing may be fetched: a run without network would wait for time-outs
+# without network, requests would wait for time-outs
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -86,5 +86,5 @@ def versions(version: Version = version) -> dict[str, str]:
 
 
 def go_offline() -> None:
-    """Make this process, and all it starts, ask no hub for anything."""
+    """Forbid requests to the Hugging Face hub in this process and in those it starts."""
     os.environ.update(OFFLINE)

@@ -15,7 +15,7 @@ from .workloads import refusal
 TITLE = "Rates against limits"
 LEAST_S = 12.0
 LIMIT = "tokens_per_second_limit"
-# a training step is not faster than its products; the product is itself a measurement
+# a training step is not faster than a matrix product; 2 % for the variation of the product
 ROUNDING = 1.02
 
 

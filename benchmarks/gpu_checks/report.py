@@ -1,4 +1,4 @@
-"""The results of a run as text: one line a target, and the report. Pure, from what was found: parts need not have ended."""
+"""Turns the results of a run, finished or not, into text: one line for each check, and the report. Pure."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def judge(name: str, part: dict[str, Any]) -> list[Check]:
 
 
 def lines(name: str, part: dict[str, Any]) -> str:
-    """Return what is printed when a part ends."""
+    """Return the text that is printed when a part ends."""
     checks = judge(name, part)
     head = f"{name:<9} {said(counts(checks))}, {part['took_s']:.0f} s"
     return "\n".join([head, *(f"  {one.state:<13}{one.what}: {one.text}" for one in checks)])
 
 
 def said(number: dict[str, int]) -> str:
-    """Return numbers of checks as words."""
+    """Return the number of checks of each state as text."""
     return ", ".join(f"{count} {state}" for state, count in number.items())
 
 
@@ -58,7 +58,7 @@ def total(results: dict[str, Any]) -> dict[str, int]:
 def markdown(results: dict[str, Any]) -> str:
     """Return the report of a run, ended or not."""
     parts = results["parts"]
-    title = "What only a GPU can tell" if results["device"] == "gpu" else "The checks of a GPU, on a CPU"
+    title = "Checks on a GPU" if results["device"] == "gpu" else "Checks on a GPU, run on a CPU"
     blocks = [common.heading(title, results), _circumstances(results)]
     rows = [
         [name, one.state if one.state != "missed" else "**missed**", one.what, one.text]
@@ -77,7 +77,7 @@ def markdown(results: dict[str, Any]) -> str:
 def _circumstances(results: dict[str, Any]) -> str:
     lines = [f"{said(total(results))}; {results['took_s']:.0f} s of at most {results['limit_s']:.0f} s."]
     if results["quick"]:
-        lines.append("**A smoke test (`--quick`): its numbers say nothing.**")
+        lines.append("**A smoke test (`--quick`): its numbers have no meaning.**")
     if not results["complete"]:
         lines.append("**The run did not end.**")
     if results["left_out"]:

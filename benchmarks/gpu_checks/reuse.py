@@ -1,4 +1,4 @@
-"""Part 8: one trainer for many measurements, and trainers of their own for what changes libraries."""
+"""Part 8: ten measurements in one trainer; torch.compile and Liger, which change libraries, in separate ones."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _grows(what: str, rows: list[dict[str, Any]]) -> Check:
     known = [row["after"]["allocated_bytes"] for row in rows if "allocated_bytes" in row["after"]]
     if len(known) < 3:
         return unmeasured(what, "torch's allocator counts on GPUs only")
-    # the first of each workload leaves workspaces that are kept
+    # the first measurement of each workload allocates workspaces that stay
     growth = (max(known[2:]) - max(known[:2])) / MIB
     return check(what, growth <= GROWTH_MIB, f"{growth:+.1f} MiB after the second")
 

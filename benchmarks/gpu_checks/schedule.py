@@ -1,4 +1,4 @@
-"""How the time of a run is divided among its parts, and the alarm that ends a part. Standard library only."""
+"""Divides the time of a run among its parts, and ends parts that take too long. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
 
-# a part ends its measurements itself; the alarm is for what hangs
+# parts limit their own measurements; the alarm ends those that hang
 GRACE_S = 8.0
 
 
 class OutOfTime(BaseException):
-    """The time of a part is over. Not an Exception: nothing that measures may take it for a failure of the workload."""
+    """The time of a part is over. Not an ``Exception``, so that it is never taken for a failure of a workload."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def allowance_s(name: str, chosen: Sequence[str], left_s: float) -> float:
     """Return how long a part may take; 0 if what is left is not enough to begin it.
 
     It may take its usual time, and what is left beyond the usual times of the parts after it, but at most twice its usual time
-    if others follow: a part that hangs must not take the time of all.
+    if others follow, so that a part that hangs leaves time for them.
 
     Args:
         name: the part.

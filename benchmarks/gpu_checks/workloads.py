@@ -8,7 +8,7 @@ from typing import Any
 Values = dict[str, Any]
 MANY_STEPS = 1_000_000
 EAGER: Values = {"attn_implementation": "eager"}
-# few steps, all of them, whatever their times
+# a few steps, without a limit of time or precision
 SHORT: Values = {"max_steps": 6, "stop_after_seconds": 0, "target_ci_percent": 0}
 
 
@@ -47,7 +47,7 @@ class Choice:
 
     @property
     def base(self) -> Values:
-        """The workload of all parts about time: 1B parameters where they fit."""
+        """The workload of the parts that measure time: 1B parameters if they fit."""
         if self.device == "cpu":
             return _tiny()
         if self.gib >= 38:

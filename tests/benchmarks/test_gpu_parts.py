@@ -272,7 +272,7 @@ def compared(ratio: float = 1.004, **changes: Any) -> dict[str, Any]:
             "host_cpu_percent_of_one_core": 0.8,
         },
         "identity": [{"samples": 60, "samples_per_second_times_seconds": 60.0, "exact": True}] * 3,
-        "clock_over_stopwatch": 0.9998,
+        "clock_over_timer": 0.9998,
         "differences": [],
         "limit": 0.01,
         "met": True,
@@ -304,7 +304,7 @@ def test_fidelity_misses() -> None:
         {"ratio": 1.013},
         {"differences": ["optimizer: bare 'SGD', ours 'AdamW'"]},
         {"cost": {**compared()["cost"], "trainer_percent_of_step": 1.5}},
-        {"clock_over_stopwatch": 0.98},
+        {"clock_over_timer": 0.98},
         {"identity": [{"exact": False}, {"exact": True}]},
     ]
     for place, changes in enumerate(wrong):
