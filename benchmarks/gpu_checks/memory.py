@@ -75,9 +75,9 @@ def judge(found: Found) -> list[Check]:
     """Return the checks of this part."""
     rows = found.get("rows", [])
     wrong = [f"{row['name']}: {row['error']}" for row in rows if "error" in row]
-    checks = [
-        check("every workload that should fit runs", bool(rows) and not wrong, "; ".join(wrong) or f"{len(rows)} ran")
-    ]
+    ran = "every workload that should fit runs"
+    text = "; ".join(wrong) or f"{len(rows)} ran"
+    checks = [check(ran, not wrong, text) if rows else unmeasured(ran, "no workload was begun")]
     checks += [
         _predicted(f"allocated within {ALLOCATED_PERCENT:g} %", rows, "allocated", ALLOCATED_PERCENT),
         _predicted(f"reserved within {RESERVED_PERCENT:g} %", rows, "reserved", RESERVED_PERCENT),
