@@ -206,7 +206,8 @@ def _actuator(subject: Subject) -> Finding:
 
 def _whose(installed: Iterable[importlib.metadata.Distribution], subject: Subject) -> Iterator[Finding]:
     """Tell the distribution ado-sfttrainer of this project from IBM's, which has the same name and the same package."""
-    of_ibm, ours = [], []
+    of_ibm: list[str] = []
+    ours: list[str] = []
     for distribution in installed:
         entries = [entry.value for entry in distribution.entry_points if entry.group == "ado.actuators"]
         (of_ibm if OF_IBM in entries else ours).append(distribution.version)
