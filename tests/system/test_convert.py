@@ -65,14 +65,14 @@ def workloads(space: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_the_local_study_is_measured(tmp_path: Path) -> None:
-    """Its four workloads run on the CPU, with shorter samples and less time."""
+    """Both batch sizes run on the CPU, with shorter samples of one length and less time."""
     text = (RECORDINGS / "local-space.yaml").read_text()
     source = tmp_path / "space.yaml"
-    source.write_text(text.replace("[512, 1024]", "[8, 16]").replace("value: 30", "value: 1"))
+    source.write_text(text.replace("[512, 1024]", "[8]").replace("value: 30", "value: 1"))
     points = list(workloads(converted(source, tmp_path / "out", "sfttrainer")))
     with Local(SFTTrainer.plugin(), SFTTrainerParameters(max_retries=0), tmp_path / "state") as local:
         verdicts = [local.measure(make_plan("sfttrainer", name, values)) for name, values in points]
-    assert [verdict.message for verdict in verdicts] == [""] * 4
+    assert [verdict.message for verdict in verdicts] == [""] * 2
     for (_, values), verdict in zip(points, verdicts, strict=True):
         assert verdict.properties["is_valid"] == 1
         assert verdict.metadata["facts"]["dtype"] == "bfloat16"
