@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ado_actuators.sfttrainer.core.host import host
+from ado_actuators.sfttrainer.core.host import node
 from ado_actuators.sfttrainer.core.host import sampler as devices
 from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
@@ -93,7 +93,7 @@ class Measured:
 
 def threads(values: dict[str, Any] | None = None) -> int:
     """Return the CPU threads of a single trainer: those of the workload's ``values`` if given."""
-    return int((values or {}).get("cpus_per_process") or host.cpu_count())
+    return int((values or {}).get("cpus_per_process") or node.cpu_count())
 
 
 def plan(values: dict[str, Any]) -> Plan:
@@ -160,7 +160,7 @@ def options(description: str, name: str, *more: tuple[str, dict[str, Any]]) -> a
 
 def gpus() -> list[devices.Device]:
     """Return the GPU the benchmarks use: the first visible one, if there is any."""
-    return list(devices.visible_devices(host.visible_mask(1)))[:1]
+    return list(devices.visible_devices(node.visible_mask(1)))[:1]
 
 
 def cases(device: str, quick: bool) -> dict[str, dict[str, Any]]:
@@ -178,7 +178,7 @@ def circumstances(device: str) -> dict[str, Any]:
     script = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "hardware": hardware | {"usable_cores": host.cpu_count()},
+        "hardware": hardware | {"usable_cores": node.cpu_count()},
         "load_average_before": round(os.getloadavg()[0], 2),
         "versions": {DISTRIBUTION: _own_version()},
         "commit": _commit(),

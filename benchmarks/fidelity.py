@@ -23,7 +23,7 @@ from typing import Any
 
 import common
 
-from ado_actuators.sfttrainer.core.host import host
+from ado_actuators.sfttrainer.core.host import node
 from ado_actuators.sfttrainer.core.host.trainer_process import trainer_environ
 
 HERE = Path(__file__).resolve().parent
@@ -204,7 +204,7 @@ def child(script: str, spec: dict[str, Any], values: dict[str, Any], directory: 
 
 def environ(values: dict[str, Any]) -> dict[str, str]:
     """Return the variables that a trainer of this workload would have."""
-    return trainer_environ(common.threads(values), host.visible_mask(values["number_gpus"]), own_environment=True)
+    return trainer_environ(common.threads(values), node.visible_mask(values["number_gpus"]), own_environment=True)
 
 
 def differences(

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from .. import failures
 from ..host import environment, nvml
+from ..host.node import cpu_count
 from ..host.state_dir import state_dir
 from ..measurement.plugin import ENVIRONMENTS
 from ..metrics.accelerators import GIB
@@ -93,9 +94,8 @@ def examine(subject: Subject) -> list[Finding]:
 
 
 def _cpu() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory()
-    return f"{usable} usable cores, {memory.total / GIB:.1f} GiB of memory, {memory.available / GIB:.1f} GiB of it free"
+    return f"{cpu_count()} usable cores, {memory.total / GIB:.1f} GiB of memory, {memory.available / GIB:.1f} GiB of it free"
 
 
 def _gpus() -> list[Finding]:

@@ -35,6 +35,7 @@ from ..protocol.messages import progress as progress_message
 from . import descendants, environment
 from . import sampler as devices
 from . import state_dir as places
+from .node import cpu_count, node_address, visible_mask
 from .trainer_process import TrainerProcess
 
 STARTUP_TIMEOUT_S = 600.0
@@ -392,14 +393,6 @@ def leaks(now: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
     return any(now[key] - baseline[key] > allowed for key, allowed in allowances if key in baseline)
 
 
-def visible_mask(gpus: int) -> str:
-    """Return CUDA_VISIBLE_DEVICES for trainers that use the first ``gpus`` of what this process may see."""
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if mine is None:
-        return ",".join(str(index) for index in range(gpus))
-    return ",".join([entry.strip() for entry in mine.split(",")][:gpus])
-
-
 def ignoring_closed_pipes(progress: ProgressCallback) -> ProgressCallback:
     """Wrap ``progress`` so that a closed pipe does not abort the measurement."""
 
@@ -417,16 +410,3 @@ def _sweep(runs: Path) -> None:
             _, _, host = left.name.partition("@")
             if not descendants.is_alive(host) or left.stat().st_mtime < time.time() - LEFTOVER_S:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def cpu_count() -> int:
-    """Return the CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def node_address() -> str:
-    """Return the address other nodes reach this one at; loopback when there is no network."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # TEST-NET: nothing is sent, the kernel only chooses the interface
-        return str(probe.getsockname()[0])
-    return "127.0.0.1"

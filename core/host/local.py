@@ -15,7 +15,8 @@ from ..measurement.plan import Plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import ProgressCallback
-from .host import Host, HostSpec, cpu_count
+from .host import Host, HostSpec
+from .node import cpu_count
 from .nvml import visible_devices
 
 
