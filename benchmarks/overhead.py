@@ -24,6 +24,7 @@ from ado.schema.point import SpacePoint
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.verdict import Verdict
+from ado_actuators.sfttrainer.core.protocol.messages import ResultMetadata
 
 WARM_LIMIT_S = 0.6
 FACTOR = 10
@@ -134,7 +135,7 @@ class Sides:
         made = _row(wall_s, metadata["step_s"], {"start": properties["startup_s"], **metadata["phases_s"]})
         return made | {"reused": metadata["reused"], "versions": metadata["versions"]}
 
-    def _through_ray(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _through_ray(self, values: dict[str, Any]) -> tuple[dict[str, Any], ResultMetadata]:
         self._actuator.submit([SpacePoint(entity=values).to_entity()], self._reference, "overhead", 0)
         (result,) = self._queue.get(timeout=3600).measurements
         if not hasattr(result, "measurements"):
@@ -152,7 +153,7 @@ class Sides:
         ray.shutdown()
 
 
-def _checked(values: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+def _checked(values: dict[str, Any], verdict: Verdict) -> ResultMetadata:
     if not verdict.properties.get("is_valid"):
         sys.exit(f"{values}: {verdict.message or verdict.metadata.get('reason')}\nlog: {verdict.metadata.get('log')}")
     return verdict.metadata

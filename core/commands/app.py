@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..measurement.distribution import distribution
+
 if TYPE_CHECKING:
     from ..measurement.plugin import Plugin
 
@@ -69,7 +71,7 @@ def main(plugin: str, environment: str, load: Load, arguments: Sequence[str] | N
 
 def build(plugin: str, environment: str, load: Load) -> typer.Typer:
     """Return the plugin's commands; the arguments are those of ``main``."""
-    name = f"ado-{plugin.replace('_', '-')}"
+    name = distribution(plugin)
     app = typer.Typer(
         help=f"Measure LLM fine-tuning with the actuator {plugin}, and report the results.",
         no_args_is_help=True,

@@ -23,6 +23,7 @@ from .. import failures
 from ..host import environment, nvml
 from ..host.node import cpu_count
 from ..host.state_dir import state_dir
+from ..measurement.distribution import distribution
 from ..measurement.plugin import ENVIRONMENTS
 from ..metrics.accelerators import GIB
 from ..workload import ibm_names
@@ -67,7 +68,7 @@ class Subject:
     @property
     def distribution(self) -> str:
         """Name of the package that pip knows."""
-        return f"ado-{self.plugin.replace('_', '-')}"
+        return distribution(self.plugin)
 
     @property
     def state_dir(self) -> Path:

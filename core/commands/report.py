@@ -6,11 +6,11 @@ Imports matplotlib and jinja2 when it is called, and ado only to read its store.
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..measurement.distribution import distribution, installed_version
 from ..reporting import autoconf, read
 from ..reporting.rows import Row, counted
 from .console import show
@@ -85,13 +85,9 @@ def _distinct(sources: list[list[Row]]) -> list[Row]:
 
 
 def _origin(plugin: str, sources: list[str]) -> str:
-    name = f"ado-{plugin.replace('_', '-')}"
-    try:
-        version = f" {importlib.metadata.version(name)}"
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        version = ""
+    package = " ".join((distribution(plugin), installed_version(plugin) or "")).rstrip()
     now = datetime.datetime.now().astimezone()
-    return f"Made {now:%Y-%m-%d %H:%M %Z} by {name}{version} from {', '.join(sources)}."
+    return f"Made {now:%Y-%m-%d %H:%M %Z} by {package} from {', '.join(sources)}."
 
 
 def _write(

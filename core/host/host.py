@@ -12,9 +12,8 @@ import queue
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from .. import failures
 from ..measurement.outcome import Outcome
@@ -23,9 +22,9 @@ from ..protocol.messages import (
     DeviceSummary,
     EstimateRecord,
     FailureMessage,
-    HardwareDescription,
     Idle,
     Job,
+    MemoryInUse,
     Message,
     Progress,
     ProgressCallback,
@@ -44,7 +43,9 @@ LATE_CAUSE_S = 2.0
 RELEASE_TIMEOUT_S = 30.0
 # run directories older than this were left by killed hosts
 LEFTOVER_S = 7 * 86400.0
-LEAK_ALLOWANCE_BYTES = {"rss_bytes": 768 * 2**20, "allocated_bytes": 128 * 2**20}
+# a trainer that has grown more than this after a measurement leaks and is replaced
+RSS_GROWTH_BYTES = 768 * 2**20
+ALLOCATED_GROWTH_BYTES = 128 * 2**20
 
 
 class _TrainerFailed(Exception):
@@ -89,7 +90,7 @@ class Host:
         self._trainers: list[TrainerProcess] = []
         self._messages: queue.Queue[tuple[int, Message | None]] = queue.Queue()
         # memory in use before the first measurement, by local rank
-        self._baseline: dict[int, Mapping[str, Any]] = {}
+        self._baseline: dict[int, MemoryInUse] = {}
         # the same after the latest measurement, once it was given back
         self.released: Mapping[int, Idle] = {}
         self._start_s = 0.0
@@ -183,7 +184,7 @@ class Host:
         )
 
     @property
-    def baseline(self) -> Mapping[int, Mapping[str, Any]]:
+    def baseline(self) -> Mapping[int, MemoryInUse]:
         """Memory in use before the first measurement (``MemoryInUse``), by local rank."""
         return self._baseline
 
@@ -287,7 +288,7 @@ class _Attempt:
         self._run_timeout_s = run_timeout_s
         self._progress = progress
         self.records: list[Record | EstimateRecord] = []
-        self.device: DeviceSummary = {"properties": {}, "omitted": {}, "describe": _hardware([])}
+        self.device: DeviceSummary = {"properties": {}, "omitted": {}, "describe": devices.describe([])}
         self.cause: failures.Cause | None = None
         self.startup_s = 0.0
         self.log = ""
@@ -329,7 +330,7 @@ class _Attempt:
             samples = sampler.stop()
         begin_s, end_s = measured_phase(records)
         properties, omitted = devices.summarise(samples, begin_s, end_s)
-        self.device = {"properties": properties, "omitted": omitted, "describe": _hardware(visible)}
+        self.device = {"properties": properties, "omitted": omitted, "describe": devices.describe(visible)}
         self.records = records
 
     def _send(self) -> None:
@@ -376,10 +377,6 @@ def _refused_early(message: Message | None) -> bool:
     return message is not None and message["event"] == "failure" and message["kind"] in ("refused", "bad_input")
 
 
-def _hardware(visible: Iterable[devices.Device]) -> HardwareDescription:
-    return cast("HardwareDescription", devices.describe(visible))
-
-
 def measured_phase(records: Sequence[Record | EstimateRecord]) -> tuple[float, float]:
     """Return begin and end of the measured phase of these records, ``perf_counter`` seconds of their node."""
     first = records[0]
@@ -387,10 +384,13 @@ def measured_phase(records: Sequence[Record | EstimateRecord]) -> tuple[float, f
     return edges[first["warmup_steps"]], edges[-1]
 
 
-def leaks(now: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
+def leaks(now: MemoryInUse, baseline: MemoryInUse) -> bool:
     """Return whether a trainer uses more memory than its baseline (``MemoryInUse``) allows after a measurement."""
-    allowances = LEAK_ALLOWANCE_BYTES.items()
-    return any(now[key] - baseline[key] > allowed for key, allowed in allowances if key in baseline)
+    if now["rss_bytes"] - baseline["rss_bytes"] > RSS_GROWTH_BYTES:
+        return True
+    # only with CUDA
+    allocated = now.get("allocated_bytes", 0) - baseline.get("allocated_bytes", 0)
+    return "allocated_bytes" in baseline and allocated > ALLOCATED_GROWTH_BYTES
 
 
 def ignoring_closed_pipes(progress: ProgressCallback) -> ProgressCallback:

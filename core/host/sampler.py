@@ -17,6 +17,7 @@ import psutil
 
 from ..metrics.accelerators import GIB
 from ..metrics.device_samples import COUNTERS, DeviceFacts, DeviceSample, Sample, Samples, summarise
+from ..protocol.messages import HardwareDescription
 from .nvml import Device, DeviceSet, MigRefused, Reading, visible_devices
 
 __all__ = [
@@ -175,10 +176,10 @@ class ProcessTree:
         return found
 
 
-def describe(devices: Iterable[Device]) -> dict[str, object]:
+def describe(devices: Iterable[Device]) -> HardwareDescription:
     """Return what identifies the hardware, for the metadata of a result; JSON can hold it. Memory in GiB, power in W."""
     devices = list(devices)
-    described: dict[str, object] = {
+    described: HardwareDescription = {
         "devices": [
             {
                 "name": device.name,

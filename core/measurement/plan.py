@@ -18,6 +18,7 @@ from ..workload import ibm_names, models, yaml_input
 from ..workload.experiments import KINDS, Kind, fields
 from ..workload.fields import Workload
 from ..workload.validation import parse
+from .distribution import distribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Plan:
     def command(self) -> str:
         """Return the command that repeats the measurement without ado's store and without Ray."""
         values = (f"{name}={_written(value)}" for name, value in sorted(self.given.items()))
-        return shlex.join([f"ado-{self.actuator.replace('_', '-')}", "run", "--experiment", self.experiment, *values])
+        return shlex.join([distribution(self.actuator), "run", "--experiment", self.experiment, *values])
 
 
 def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from .. import failures
 from ..metrics import benchmark, device_samples, memory_estimate, stability
+from ..protocol.messages import EstimateRecord, Record, ResultMetadata
 from ..workload.experiments import KINDS
+from .distribution import distribution, installed_version
 from .outcome import Outcome, Run
 from .plan import Plan
 
@@ -23,31 +23,33 @@ class Verdict:
 
     properties: dict[str, Any]
     message: str
-    metadata: dict[str, Any]
+    metadata: ResultMetadata
     report: benchmark.Report | None = None
 
 
 def refusal(
-    failure: failures.Failure, actuator: str, experiment: str, metadata: dict[str, Any] | None = None
+    failure: failures.Failure, actuator: str, experiment: str, metadata: ResultMetadata | None = None
 ) -> Verdict:
     """Return the verdict of a measurement that ended without records."""
-    metadata = {"versions": _own_versions(actuator), **(metadata or {})}
+    stored: ResultMetadata = {"versions": _own_versions(actuator)}
+    stored.update(metadata or {})
     if isinstance(failure, failures.CannotRun):
         result = benchmark.Report.for_refusal(failure.cause.what, failure.cause.message, KINDS[experiment].outputs)
         return Verdict(
             result.properties,
             "",
-            {**metadata, "reason": failure.cause.message, "omitted": _short(result.omitted)},
+            {**stored, "reason": failure.cause.message, "omitted": _by_reason(result.omitted)},
             result,
         )
-    return Verdict({}, failure.cause.message, metadata)
+    return Verdict({}, failure.cause.message, stored)
 
 
 def too_large(estimate: Plan, run: Run) -> str | None:
     """Return a message if the estimate says that the workload cannot fit; None if it may fit or the estimate failed."""
     if run.cause is not None:
         return None
-    return memory_estimate.certainly_too_large(run.outcomes[0].records[0], estimate.workload)
+    record = cast("EstimateRecord", run.outcomes[0].records[0])
+    return memory_estimate.certainly_too_large(record, estimate.workload)
 
 
 def conclude(plan: Plan, runs: list[Run], *, price: float | None) -> Verdict:
@@ -70,18 +72,25 @@ def _fractions(plan: Plan, runs: list[Run]) -> Verdict:
 
 
 def _estimate(plan: Plan, run: Run) -> Verdict:
-    record: Mapping[str, Any] = run.outcomes[0].records[0]
+    record = cast("EstimateRecord", run.outcomes[0].records[0])
     result = memory_estimate.make(record, plan.workload, total_s=run.outcomes[0].total_s)
     metadata = _metadata(plan, run)
     metadata["versions"] |= record["versions"]
-    kept = ("peaks_bytes", "traced_batches", "model_parameters", "trainable_parameters", "facts")
-    metadata |= {name: record[name] for name in kept}
-    return Verdict(result.properties, "", {**metadata, "omitted": _short(result.omitted)}, result)
+    found: ResultMetadata = {
+        "peaks_bytes": record["peaks_bytes"],
+        "traced_batches": record["traced_batches"],
+        "model_parameters": record["model_parameters"],
+        "trainable_parameters": record["trainable_parameters"],
+        "facts": record["facts"],
+        "omitted": _by_reason(result.omitted),
+    }
+    metadata.update(found)
+    return Verdict(result.properties, "", metadata, result)
 
 
 def _benchmark(plan: Plan, run: Run, price: float | None) -> Verdict:
     outcomes, metadata = run.outcomes, _metadata(plan, run)
-    records = [record for outcome in outcomes for record in outcome.records]
+    records = cast("list[Record]", [record for outcome in outcomes for record in outcome.records])
     device, omitted = device_samples.join_hosts([outcome.device for outcome in outcomes])
     result = benchmark.make(
         records,
@@ -94,27 +103,26 @@ def _benchmark(plan: Plan, run: Run, price: float | None) -> Verdict:
         total_s=max(outcome.total_s for outcome in outcomes),
         omitted=omitted,
     )
-    first: Mapping[str, Any] = records[0]
-    facts = first["facts"]
-    metadata["versions"] |= records[0]["versions"]
-    metadata |= {
-        "facts": facts,
+    first = records[0]
+    metadata["versions"] |= first["versions"]
+    found: ResultMetadata = {
+        "facts": first["facts"],
         "steps": {"warmup": first["warmup_steps"], "stopped_by": first["stopped_by"]},
         "step_s": [round(step, 6) for step in result.raw_step_s[:MOST_STEPS_STORED]],
-        "phases_s": {name.removesuffix("_s"): round(spent, 6) for name, spent in records[0]["phases"].items()},
-        "omitted": _short(result.omitted),
+        "phases_s": {name.removesuffix("_s"): round(spent, 6) for name, spent in first["phases"].items()},
+        "omitted": _by_reason(result.omitted),
         "notes": list(result.notes),
     }
+    metadata.update(found)
     if len(result.raw_step_s) > MOST_STEPS_STORED:
         metadata["notes"].append(f"step_s holds the first {MOST_STEPS_STORED} of {len(result.raw_step_s)} steps.")
     return Verdict(result.properties, "", metadata, result)
 
 
-def _metadata(plan: Plan, run: Run) -> dict[str, Any]:
+def _metadata(plan: Plan, run: Run) -> ResultMetadata:
     outcomes = run.outcomes
     described = [outcome.device["describe"] for outcome in outcomes]
-    others = {"device_per_host": described} if any(one != described[0] for one in described) else {}
-    return {
+    metadata: ResultMetadata = {
         "workload": plan.workload.model_dump(),
         "command": plan.command(),
         "versions": _own_versions(plan.actuator),
@@ -126,15 +134,17 @@ def _metadata(plan: Plan, run: Run) -> dict[str, Any]:
         ),
         "reused": outcomes[0].reused,
         "device": described[0],
-        **others,
     }
+    if any(one != described[0] for one in described):
+        metadata["device_per_host"] = described
+    return metadata
 
 
 def _device_names(outcomes: list[Outcome]) -> set[str]:
     return {gpu["name"] for outcome in outcomes for gpu in outcome.device["describe"].get("devices") or []} or {"cpu"}
 
 
-def _short(omitted: dict[str, str]) -> dict[str, list[str]]:
+def _by_reason(omitted: dict[str, str]) -> dict[str, list[str]]:
     """Group omitted properties by their reason: the metadata stay small."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in omitted.items():
@@ -143,8 +153,5 @@ def _short(omitted: dict[str, str]) -> dict[str, list[str]]:
 
 
 def _own_versions(actuator: str) -> dict[str, str]:
-    name = f"ado-{actuator.replace('_', '-')}"
-    try:
-        return {name: importlib.metadata.version(name)}
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return {}
+    version = installed_version(actuator)
+    return {} if version is None else {distribution(actuator): version}

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from ..protocol.messages import AUTOCAST_DTYPES, COUNTS
+from ..protocol.messages import AUTOCAST_DTYPES, COUNTS, Record
 from ..protocol.stopping import LEAST_WARMUP
 from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
 from . import accelerators, flops, throughput
@@ -113,7 +113,7 @@ class Report:
 
 
 def make(
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
     workload: Workload,
     *,
     device: Mapping[str, float] | None,
@@ -198,13 +198,15 @@ class _Measured:
     totals: dict[str, int]
 
 
-def _measured(ranks: Sequence[Mapping[str, Any]]) -> _Measured:
+def _measured(ranks: Sequence[Record]) -> _Measured:
     steps_s = throughput.slowest([throughput.durations(rank["train_begin_s"], rank["step_end_s"]) for rank in ranks])
     skips = {int(rank["warmup_steps"]) for rank in ranks}
     if len(skips) != 1 or not 0 <= min(skips) < max(1, len(steps_s)):
         raise ImpossibleRecord(f"Warm-up of {sorted(skips)} steps does not fit {len(steps_s)} steps.")
     skip = skips.pop()
-    totals = {name: throughput.total(name, [rank[name] for rank in ranks], len(steps_s), skip) for name in COUNTS}
+    totals: dict[str, int] = {
+        name: throughput.total(name, [rank[name] for rank in ranks], len(steps_s), skip) for name in COUNTS
+    }
     if totals["real_tokens"] > totals["token_slots"]:
         raise ImpossibleRecord(
             f"There are more real tokens ({totals['real_tokens']}) than token slots ({totals['token_slots']})."
@@ -212,9 +214,7 @@ def _measured(ranks: Sequence[Mapping[str, Any]]) -> _Measured:
     return _Measured(steps_s, skip, throughput.summarise(steps_s[skip:]), totals)
 
 
-def _note_short_steps(
-    found: _Findings, measured: _Measured, ranks: Sequence[Mapping[str, Any]], workload: Workload
-) -> None:
+def _note_short_steps(found: _Findings, measured: _Measured, ranks: Sequence[Record], workload: Workload) -> None:
     """Note steps that trained less than the workload says, as at the end of data that are no whole steps."""
     whole = workload.batch_size * workload.gradient_accumulation_steps
     samples = [sum(step) for step in zip(*(rank["samples"][measured.skip :] for rank in ranks), strict=True)]
@@ -254,7 +254,7 @@ def _put_rates(found: _Findings, measured: _Measured, devices: int) -> None:
 
 
 def _put_flops(
-    found: _Findings, measured: _Measured, record: Mapping[str, Any], workload: Workload, device_names: set[str]
+    found: _Findings, measured: _Measured, record: Record, workload: Workload, device_names: set[str]
 ) -> None:
     totals = measured.totals
     if not totals["token_slots"]:
@@ -288,7 +288,7 @@ def _put_flops(
     found.put(tflops_per_device=tflops, mfu_percent=100 * tflops / peak)
 
 
-def _compute_type(record: Mapping[str, Any], workload: Workload) -> str:
+def _compute_type(record: Record, workload: Workload) -> str:
     """Return the type products are computed in: autocast's, else that of the weights as read back."""
     if workload.mixed_precision in AUTOCAST_DTYPES:
         return AUTOCAST_DTYPES[workload.mixed_precision]
@@ -298,14 +298,15 @@ def _compute_type(record: Mapping[str, Any], workload: Workload) -> str:
     return "tf32" if computed == "float32" and facts.get("float32_products") == "tf32" else computed
 
 
-def _put_memory(found: _Findings, ranks: Sequence[Mapping[str, Any]], device: Mapping[str, float]) -> None:
+def _put_memory(found: _Findings, ranks: Sequence[Record], device: Mapping[str, float]) -> None:
     found.put(**{name: device[name] for name in DEVICE_OUTPUTS if name in device})
-    for kind in ("allocated", "reserved"):
-        peaks_bytes = [rank.get(f"torch_peak_{kind}_bytes") for rank in ranks]
-        if None in peaks_bytes:
-            found.omit("torch's allocator keeps no peak without a GPU.", f"torch_peak_{kind}_gib")
+    allocated = [rank["torch_peak_allocated_bytes"] for rank in ranks if "torch_peak_allocated_bytes" in rank]
+    reserved = [rank["torch_peak_reserved_bytes"] for rank in ranks if "torch_peak_reserved_bytes" in rank]
+    for name, peaks_bytes in (("torch_peak_allocated_gib", allocated), ("torch_peak_reserved_gib", reserved)):
+        if len(peaks_bytes) < len(ranks):
+            found.omit("torch's allocator keeps no peak without a GPU.", name)
         else:
-            found.properties[f"torch_peak_{kind}_gib"] = max(peaks_bytes) / GIB  # type: ignore[type-var,operator]
+            found.properties[name] = max(peaks_bytes) / GIB
     resident = [rank.get("rss_peak_bytes") for rank in ranks]
     if all(resident):
         # the kernel's own peak of a process misses nothing between samples; samples see the processes it started
@@ -329,7 +330,7 @@ def _put_cost(found: _Findings, measured: _Measured, workload: Workload, price: 
         found.omit("no real token was counted.", "energy_joules_per_token", "usd_per_million_tokens")
 
 
-def _put_losses(found: _Findings, ranks: Sequence[Mapping[str, Any]], workload: Workload) -> None:
+def _put_losses(found: _Findings, ranks: Sequence[Record], workload: Workload) -> None:
     per_rank = [rank.get("losses") or [] for rank in ranks]
     if not all(per_rank):
         found.omit("the model gave no loss.", "loss_first", "loss_last", "loss_finite")
@@ -339,9 +340,9 @@ def _put_losses(found: _Findings, ranks: Sequence[Mapping[str, Any]], workload: 
     if diverged:
         found.notes.append(f"The loss of {diverged} of {len(per_rank[0])} steps is not finite: training diverged.")
     for name, step in (("loss_first", 0), ("loss_last", -1)):
-        sums = [losses[step] for losses in per_rank]
+        sums = [loss for losses in per_rank if (loss := losses[step]) is not None]
         trained = sum(rank["trained_tokens"][step] for rank in ranks)
-        if None in sums:
+        if len(sums) < len(per_rank):
             found.omit("the loss is not finite.", name)
         elif not trained:
             found.omit("no token of this step carries loss.", name)
@@ -350,7 +351,7 @@ def _put_losses(found: _Findings, ranks: Sequence[Mapping[str, Any]], workload: 
     _note_first_loss(found, ranks[0], workload)
 
 
-def _note_first_loss(found: _Findings, record: Mapping[str, Any], workload: Workload) -> None:
+def _note_first_loss(found: _Findings, record: Record, workload: Workload) -> None:
     expected = first_loss_of_random_weights(record.get("architecture") or {})
     first = found.properties.get("loss_first")
     if workload.weights != "random" or expected is None or first is None:
@@ -375,7 +376,7 @@ def first_loss_of_random_weights(architecture: Mapping[str, Any]) -> float | Non
     return math.log(vocabulary) + (architecture.get("hidden_size") or 0) * deviation**2 / 2
 
 
-def _phase(ranks: Sequence[Mapping[str, Any]], name: str) -> float | None:
+def _phase(ranks: Sequence[Record], name: str) -> float | None:
     times = [rank["phases"][name] for rank in ranks if name in rank.get("phases", {})]
     return max(times) if times else None
 

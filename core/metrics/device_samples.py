@@ -6,9 +6,10 @@ import bisect
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
+from ..protocol.messages import DeviceSummary
 from .accelerators import GIB
 
 # the counter moves in steps of 20 to 100 ms: below this the steps are a sizeable part of the difference
@@ -232,7 +233,7 @@ def _without(facts: DeviceFacts, counter: str) -> _Missing:
     return _Missing(f"{facts['name']} {facts['uuid'][:12]} gives no {COUNTERS[counter]}: {reason}.")
 
 
-def join_hosts(summaries: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, str]]:
+def join_hosts(summaries: Sequence[DeviceSummary]) -> tuple[dict[str, float], dict[str, str]]:
     """Join the device summaries of several hosts: sums of energy, CPU use and process memory, extremes, and means over nodes.
 
     Args:

@@ -1,11 +1,11 @@
-"""From the record of a memory estimate to its properties. Arithmetic room: pure."""
+"""From the record of a memory estimate to its properties. Pure: no torch, no clock, no I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..protocol.messages import MEMORY_KINDS
+from ..protocol.messages import MEMORY_KINDS, EstimateRecord
 from ..workload.fields import Workload
 from ..workload.outputs import MEMORY_OUTPUTS
 from . import accelerators
@@ -21,7 +21,7 @@ def fullest(peaks: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
     return max(peaks.values(), key=lambda parts: sum(parts.values()))
 
 
-def make(record: Mapping[str, Any], workload: Workload, *, total_s: float) -> Report:
+def make(record: EstimateRecord, workload: Workload, *, total_s: float) -> Report:
     """Return the report of an estimate.
 
     Args:
@@ -56,7 +56,7 @@ def memory_of(workload: Workload) -> tuple[float | None, str]:
     return accelerators.device_memory_gib(workload.gpu_model)
 
 
-def certainly_too_large(record: Mapping[str, Any], workload: Workload) -> str | None:
+def certainly_too_large(record: EstimateRecord, workload: Workload) -> str | None:
     """Return the message for a workload that does not fit even if the estimate is too high by its known error, or None."""
     usable = accelerators.usable_bytes(workload.gpu_model)
     total = sum(fullest(record["peaks_bytes"]).values())

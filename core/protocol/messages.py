@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Union
 
 # the counts of a record: one list per name, with one number per optimizer step
-COUNTS = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
+Count = Literal["samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths"]
+COUNTS: tuple[Count, ...] = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
 # what memory is used for, as an estimate divides it
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "temporaries")
 # the data type of matrix products under each ``mixed_precision`` with autocast

@@ -10,6 +10,7 @@ import pytest
 from ado_actuators.sfttrainer.core.metrics.benchmark import OUTPUTS, Report, first_loss_of_random_weights, make
 from ado_actuators.sfttrainer.core.metrics.throughput import ImpossibleRecord
 from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
+from ado_actuators.sfttrainer.core.protocol.messages import Record
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
 LLAMA = {
@@ -24,7 +25,7 @@ LLAMA = {
 }
 
 
-def record(**change: Any) -> dict[str, Any]:
+def record(**change: Any) -> Any:
     """Return a rank that took 5 s for the first step, then 1, 1, 2 and 2 s, on 2 samples of 10 slots with 8 real tokens."""
     steps = 5
     return {
@@ -53,7 +54,7 @@ def record(**change: Any) -> dict[str, Any]:
 
 
 def report(
-    *records: dict[str, Any], price: float | None = None, device: dict[str, float] | None = None, **workload: Any
+    *records: Record, price: float | None = None, device: dict[str, float] | None = None, **workload: Any
 ) -> Report:
     """Return the report of records on CPU."""
     values = {"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 0, **workload}

@@ -88,7 +88,7 @@ def test_memory_that_is_not_known(name: str) -> None:
     assert accelerators.usable_bytes(name) is None
 
 
-def record(passes_gib: float, update_gib: float) -> dict[str, Any]:
+def record(passes_gib: float, update_gib: float) -> Any:
     """Return a record with these peaks."""
     names = ("parameters", "gradients", "optimizer", "activations", "temporaries")
     shares = dict(zip(names, (0.5, 0.25, 0.125, 0.0625, 0.0625), strict=True))
