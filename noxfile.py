@@ -384,6 +384,7 @@ def faults(session: nox.Session) -> None:
     report = f"{session.create_tmp()}/faults.xml"
     files = (
         "core/host/test_faults.py",
+        "core/host/test_faults_ranks.py",
         "core/host/test_environment.py",
         "system/test_cluster.py",
         "system/test_endings.py",

@@ -1,11 +1,7 @@
-"""What a host does when its trainers misbehave: real processes of a stack that does what a job's ``dataset_id`` tells it.
-
-The stack lies in a throw-away plugin of the same shape as the real ones, whose core is a link to the real core.
-"""
+"""What a host does when a trainer misbehaves: real processes of a stack that does what a job's ``dataset_id`` tells it."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import queue
@@ -23,101 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
+from .conftest import alive, descendants, job, measure, note
+
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(120)]
-
-CORE = Path(__file__).parents[3] / "core"
-STACK = Path(__file__).with_name("faulty") / "stack.py"
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """Make the throw-away plugin and import its core."""
-    root = tmp_path_factory.mktemp("plugin")
-    package = root / "ado_actuators" / "faulty"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text('"""A plugin for tests."""\n')
-    shutil.copy(STACK, package)
-    (package / "core").symlink_to(CORE)
-    sys.path.insert(0, str(root))
-    # by this whatever is started here is found, whoever is its parent by then
-    os.environ["FAULTY"] = str(root)
-    importlib.invalidate_caches()
-    import ado_actuators
-
-    ado_actuators.__path__ = [*ado_actuators.__path__, str(package.parent)]  # type: ignore[assignment]
-    modules = {
-        name.rpartition(".")[2]: importlib.import_module(f"ado_actuators.faulty.core.{name}")
-        for name in ("host.host", "workload.validation", "failures", "host.environment", "protocol.messages")
-    }
-    yield SimpleNamespace(**modules, root=root)
-    sys.path.remove(str(root))
-    del os.environ["FAULTY"]
-
-
-@pytest.fixture
-def make_host(faulty: SimpleNamespace, tmp_path: Path) -> Iterator[Any]:
-    """Make hosts that are closed after the test."""
-    hosts: list[Any] = []
-
-    def make(processes: int = 1) -> Any:
-        spec = faulty.host.HostSpec(
-            "current", None, processes=processes, gpus=0, threads=1, state_dir=str(tmp_path / "state")
-        )
-        hosts.append(faulty.host.Host(spec))
-        return hosts[-1]
-
-    yield make
-    for host in hosts:
-        host.close()
-
-
-def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes: int = 1) -> Any:
-    """Return a job for the misbehaving stack."""
-    workload = faulty.validation.parse(
-        {
-            "model_name": "m",
-            "model_max_length": 8,
-            "batch_size": processes,
-            "number_gpus": 0,
-            "number_nodes": processes,
-            "dataset_id": what,
-            "max_steps": 25,
-            "target_ci_percent": 0,
-        }
-    )
-    return faulty.messages.Job(
-        id="t",
-        workload=faulty.messages.JobWorkload(**workload.model_dump()),
-        run_dir=str(tmp_path / "run"),
-        master_port=host.address()[1],
-        threads=1,
-    )
-
-
-def descendants() -> list[psutil.Process]:
-    """Return the live processes that these tests have started, orphans among them, but for guards, which end a moment later."""
-    ours = []
-    for process in psutil.process_iter(["environ", "cmdline"]):
-        if (process.info["environ"] or {}).get("FAULTY") == os.environ["FAULTY"] and alive(process):
-            ours.append(process)
-    return [process for process in ours if (process.info["cmdline"] or [""])[0] != "/bin/sh"]
-
-
-def alive(process: psutil.Process) -> bool:
-    """Whether a process still runs; it may end while it is looked at."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def measure(
-    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, what: str, processes: int = 1, limit_s: float = 60.0
-) -> tuple[Any, float]:
-    """Measure once; return the outcome and the seconds it took once the trainers were ready."""
-    host = make_host(processes)
-    outcome = host.measure(job(faulty, tmp_path, what, host, processes), limit_s)
-    return outcome, outcome.total_s - outcome.startup_s
 
 
 def test_a_quiet_measurement(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
@@ -147,15 +51,6 @@ def lasting(faulty: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -
     host = faulty.host.Host(faulty.host.HostSpec("current", None, processes=1, gpus=0, threads=1, state_dir=str(state)))
     yield host
     host.close()
-
-
-def note(record: Any, place: Path, fault: str, outcome: Any, seconds: float) -> None:
-    """Record a row of the table in docs/reliability.md, after a look at what is left."""
-    assert descendants() == []
-    assert not (place / "run").exists()
-    group = outcome.cause.group if outcome.cause else "measured"
-    for name, value in (("fault", fault), ("outcome", group), ("seconds", round(seconds, 1)), ("left", "nothing")):
-        record(name, value)
 
 
 @pytest.mark.parametrize("what", FAULTS)
@@ -270,69 +165,6 @@ def test_a_flood_of_output_is_cut(
     note(record_property, tmp_path, "trainer floods its output (1 GB)", outcome, outcome.total_s - outcome.startup_s)
 
 
-def test_one_of_two_processes_out_of_memory(
-    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
-) -> None:
-    """Out of memory on one rank is out of memory; the other rank is not waited for."""
-    outcome, seconds = measure(faulty, tmp_path, make_host, "oom@1", processes=2)
-    assert outcome.cause.what == "gpu_oom"
-    assert seconds < 15
-    assert descendants() == []
-    note(record_property, tmp_path, "one rank of two out of GPU memory", outcome, seconds)
-
-
-def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
-    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
-) -> None:
-    """Its peer loses the connection and may say so first: it is out of memory all the same, with the log of who ran out."""
-    host = make_host(2)
-    made = dataclasses.replace(job(faulty, tmp_path, "oom among peers", host, 2), world_size=2, local_world_size=2)
-    outcome = host.measure(made, 60)
-    assert outcome.cause.what == "gpu_oom", outcome.cause
-    assert "CUDA out of memory" in Path(outcome.log).read_text()
-    note(
-        record_property, tmp_path, "one rank of two out of GPU memory, the other in an all-reduce", outcome,
-        outcome.total_s - outcome.startup_s,
-    )  # fmt: skip
-
-
-def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
-    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
-) -> None:
-    """Whoever speaks first: it is no transient failure, and the log is that of the rank that has the error."""
-    host = make_host(2)
-    made = dataclasses.replace(job(faulty, tmp_path, "error among peers", host, 2), world_size=2, local_world_size=2)
-    outcome = host.measure(made, 60)
-    assert (outcome.cause.group, outcome.cause.message) == ("broken", "ValueError: rank 1 has no data.")
-    assert "rank 1 has no data" in Path(outcome.log).read_text()
-    seconds = outcome.total_s - outcome.startup_s
-    note(record_property, tmp_path, "one rank of two raises an error, the other in an all-reduce", outcome, seconds)
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_of_ranks_that_fail_together_the_one_with_an_error_of_its_own_counts(
-    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, order: tuple[int, int]
-) -> None:
-    """In either order of their words."""
-    host = make_host(2)
-    host._trainers = [None, None]
-    said = [
-        {"event": "failure", "kind": "exception", "type": "RuntimeError", "text": "Gloo: Connection closed by peer"},
-        {
-            "event": "failure",
-            "kind": "exception",
-            "type": "RuntimeError",
-            "text": "CUDA error: an illegal memory access",
-        },
-    ]
-    first, second = order
-    host._messages.put((second, said[second]))
-    attempt = faulty.host._Attempt(host, job(faulty, tmp_path, "none", host, 2), 60, lambda message: None)
-    failed = attempt._first_cause(host._failure(first, said[first]))
-    assert (failed.failure.cause.group, failed.local_rank) == ("broken", 1)
-    host._trainers = []
-
-
 def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
     """The reader of a pipe has gone: the measurement goes on."""
 
@@ -372,17 +204,6 @@ def test_a_python_that_is_none_is_a_message(faulty: SimpleNamespace, tmp_path: P
             python=Path("/dev/null"), local_rank=0, threads=1, mask="", log=tmp_path / "log",
             messages=queue.Queue(), own_environment=True,
         )  # fmt: skip
-
-
-def test_one_of_two_processes_killed(
-    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
-) -> None:
-    """A killed rank fails the measurement in under 15 s and frees everything."""
-    outcome, seconds = measure(faulty, tmp_path, make_host, "kill@1", processes=2)
-    assert outcome.cause.group == "transient"
-    assert seconds < 15
-    assert descendants() == []
-    note(record_property, tmp_path, "one rank of two killed", outcome, seconds)
 
 
 def test_a_host_goes_on_after_a_failure(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
@@ -469,17 +290,6 @@ def test_a_host_can_be_closed_while_it_measures(faulty: SimpleNamespace, tmp_pat
     threading.Thread(target=kill, daemon=True).start()
     outcome = host.measure(job(faulty, tmp_path, "hang", host), 60)
     assert outcome.cause.group == "transient"
-
-
-def test_ranks_that_report_apart_keep_their_trainers(
-    faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a rank says after its own record, while another still trains, is heard: nobody waits for it again."""
-    monkeypatch.setattr(faulty.host, "RELEASE_TIMEOUT_S", 20.0)
-    host = make_host(2)
-    outcome = host.measure(job(faulty, tmp_path, "late@1", host, 2), 60)
-    assert outcome.cause is None
-    assert host.measure(job(faulty, tmp_path, "none", host, 2), 60).reused
 
 
 def test_building_an_environment_is_no_late_start(
