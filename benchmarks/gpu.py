@@ -104,12 +104,12 @@ def prepare(given: argparse.Namespace, state_dir: Path) -> tuple[Bench, dict[str
     from gpu_checks.workloads import Choice
 
     from ado_actuators.sfttrainer.core import failures
-    from ado_actuators.sfttrainer.core.host import host, nvml
+    from ado_actuators.sfttrainer.core.host import node, nvml
 
     device, facts = None, {}
     if given.device == "gpu":
         try:
-            visible = nvml.visible_devices(host.visible_mask(1))
+            visible = nvml.visible_devices(node.visible_mask(1))
         except failures.Failure as refused:
             return str(refused)
         if not len(visible):

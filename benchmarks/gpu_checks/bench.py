@@ -19,12 +19,13 @@ from typing import Any
 import common
 
 from ado_actuators.sfttrainer.core import failures
-from ado_actuators.sfttrainer.core.host import host
+from ado_actuators.sfttrainer.core.host import host, node
 from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.host.nvml import Device
 from ado_actuators.sfttrainer.core.host.trainer_process import trainer_environ
 from ado_actuators.sfttrainer.core.measurement.outcome import Outcome
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
+from ado_actuators.sfttrainer.core.protocol.messages import ResultMetadata
 
 from .workloads import Choice, Values
 
@@ -57,7 +58,7 @@ class Run:
     """
 
     properties: dict[str, Any]
-    metadata: dict[str, Any]
+    metadata: ResultMetadata
     step_s: list[float]
     phase_s: tuple[float, float] | None = None
     memory_before: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -223,7 +224,7 @@ class Bench:
         gpus = 0 if self.device is None else 1
         dtype = self.choice.dtype if gpus else "float32"
         arguments = ["cuda" if gpus else "cpu", str(seconds), dtype, "8192" if gpus else "512"]
-        environ = trainer_environ(host.cpu_count(), host.visible_mask(gpus), own_environment=True)
+        environ = trainer_environ(node.cpu_count(), node.visible_mask(gpus), own_environment=True)
         log = self.state_dir / "matrix_product.log"
         with (
             log.open("w", encoding="utf-8") as stream,

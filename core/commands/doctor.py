@@ -209,9 +209,9 @@ def _whose(installed: Iterable[importlib.metadata.Distribution], subject: Subjec
     """Tell the distribution ado-sfttrainer of this project from IBM's, which has the same name and the same package."""
     of_ibm: list[str] = []
     ours: list[str] = []
-    for distribution in installed:
-        entries = [entry.value for entry in distribution.entry_points if entry.group == "ado.actuators"]
-        (of_ibm if OF_IBM in entries else ours).append(distribution.version)
+    for one in installed:
+        entries = [entry.value for entry in one.entry_points if entry.group == "ado.actuators"]
+        (of_ibm if OF_IBM in entries else ours).append(one.version)
     what, again = "distribution", "pip uninstall ado-sfttrainer && pip install ./sfttrainer"
     if of_ibm and ours:
         text = f"{SHARED_NAME} is there twice, {ours[0]} of this project and {of_ibm[0]} of IBM: files of one hide the other's"

@@ -98,7 +98,7 @@ class MadeUp(Bench):
             raise changed
         got = properties(values) | (changed or {})
         reused, self.trained = self.trained > 0 and not fresh, self.trained + 1
-        metadata: dict[str, Any] = {
+        metadata: Any = {
             "reused": reused,
             "versions": {"torch": "2.9"},
             "omitted": {},

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.torch, pytest.mark.slow, pytest.mark.
 
 def converted(source: Path, output: Path, actuator: str) -> Path:
     """Convert a file and return the new one."""
-    options = {"check": False, "weights": "random", "data": "", "adaptive": False}
+    options: dict[str, Any] = {"check": False, "weights": "random", "data": "", "adaptive": False}
     assert convert.main([source], actuator=actuator, output=output, **options) in (0, 1)
     return output / source.name
 

@@ -315,4 +315,4 @@ def _plain(made: Any) -> Any:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.numel() * tensor.element_size())
