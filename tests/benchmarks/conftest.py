@@ -168,6 +168,28 @@ def h100(name: str = "h100-four") -> nvml.Device:
     return next(iter(nvml.visible_devices("0", Nvml(name))))
 
 
+def states(checks: list[Any]) -> list[str]:
+    """Return the states of checks, in their order."""
+    return [one.state for one in checks]
+
+
+def found_by(part: Any, bench: MadeUp) -> dict[str, Any]:
+    """Run a part and return what it found, as it is read back from a file."""
+    found: dict[str, Any] = {}
+    part.run(bench, found)
+    again: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))
+    assert part.blocks(again)
+    return again
+
+
+def found_by_without_blocks(part: Any, bench: MadeUp) -> dict[str, Any]:
+    """Run a part that finds nothing to show."""
+    found: dict[str, Any] = {}
+    part.run(bench, found)
+    assert part.blocks(found) == []
+    return found
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> MadeUp:
     """A bench on an H100 on which everything is as it should be."""
