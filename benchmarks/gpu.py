@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpu_checks import packages
-from gpu_checks.schedule import BUDGETS, OutOfTime, alarm, allowance_s
+from gpu_checks.schedule import BUDGETS, LIMIT_S, OutOfTime, alarm, allowance_s
 
 if TYPE_CHECKING:
     from gpu_checks.bench import Bench
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "sfttrainer" / "src"
 NAMES = tuple(budget.name for budget in BUDGETS)
-LIMIT_S = 480.0
 # with more memory in use before anything is started, another process uses the GPU
 FOREIGN_BYTES = 2**30
 
@@ -191,7 +190,7 @@ class Proof:
         part: dict[str, Any] = {"state": "ran", "reason": "", "took_s": 0.0, "found": {}}
         self.results["parts"][name] = part
         left_s = self.given.limit - (begin_s - self.begin_s)
-        seconds = allowance_s(name, chosen, left_s)
+        seconds = allowance_s(name, chosen, left_s, self.given.limit)
         try:
             if self.useless:
                 part.update(state="skipped", reason=self.useless)

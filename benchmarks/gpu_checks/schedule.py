@@ -7,6 +7,8 @@ import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
 
+# seconds of a run, by default; a longer limit gives each part more
+LIMIT_S = 480.0
 # parts limit their own measurements; the alarm ends those that hang
 GRACE_S = 8.0
 
@@ -42,7 +44,7 @@ BUDGETS = (
 )
 
 
-def allowance_s(name: str, chosen: Sequence[str], left_s: float) -> float:
+def allowance_s(name: str, chosen: Sequence[str], left_s: float, limit_s: float = LIMIT_S) -> float:
     """Return how long a part may take; 0 if what is left is not enough to begin it.
 
     It may take its usual time, and what is left beyond the usual times of the parts after it, but at most twice its usual time
@@ -52,13 +54,15 @@ def allowance_s(name: str, chosen: Sequence[str], left_s: float) -> float:
         name: the part.
         chosen: all parts of the run, in their order.
         left_s: what is left of the total limit, seconds.
+        limit_s: the total limit, seconds; beyond ``LIMIT_S`` usual times grow with it, as on slow machines.
     """
-    usual = {budget.name: budget for budget in BUDGETS}
-    if left_s < usual[name].least_s:
+    scale = max(1.0, limit_s / LIMIT_S)
+    usual_s = {budget.name: scale * budget.usual_s for budget in BUDGETS}
+    if left_s < next(budget.least_s for budget in BUDGETS if budget.name == name):
         return 0.0
-    later = [usual[other].usual_s for other in chosen[chosen.index(name) + 1 :]]
-    spare_s = max(usual[name].usual_s, left_s - sum(later))
-    return min(left_s, spare_s, 2 * usual[name].usual_s if later else left_s)
+    later = [usual_s[other] for other in chosen[chosen.index(name) + 1 :]]
+    spare_s = max(usual_s[name], left_s - sum(later))
+    return min(left_s, spare_s, 2 * usual_s[name] if later else left_s)
 
 
 @contextlib.contextmanager
