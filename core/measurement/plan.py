@@ -15,7 +15,7 @@ from ..metrics import accelerators
 from ..protocol import supported
 from ..protocol.messages import Job, JobWorkload
 from ..workload import ibm_names, models, yaml_input
-from ..workload.experiments import KINDS, Kind, fields
+from ..workload.experiments import KINDS, Kind, fields, unknown_property
 from ..workload.fields import Workload
 from ..workload.validation import parse
 from .distribution import distribution
@@ -123,8 +123,8 @@ def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) ->
     known = fields(actuator, kind)
     for name, value in values.items():
         if name not in known:
-            text = f"{name} is not a property of {experiment} in {actuator}.{ibm_names.hint(name)}"
-            raise failures.InvalidConfiguration(text)
+            text = unknown_property(name, value, experiment, actuator)
+            raise failures.InvalidConfiguration(text + ibm_names.hint(name))
         allowed = kind.limits.get(name)
         if allowed and value not in allowed:
             raise failures.InvalidConfiguration(

@@ -6,6 +6,7 @@ A new kind is a new entry in ``KINDS``. ``actuator/catalog.py`` builds ado's exp
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -96,3 +97,25 @@ def extra(field: FieldInfo) -> dict[str, Any]:
 def _applies(field: FieldInfo, key: str, value: str) -> bool:
     allowed = extra(field).get(key)
     return not allowed or value in allowed
+
+
+def unknown_property(name: str, value: Any, experiment: str, actuator: str) -> str:
+    """Return the error message for a property that an experiment lacks, with the likely remedy.
+
+    Args:
+        name: the property as the user wrote it.
+        value: its value.
+        experiment: identifier of the experiment.
+        actuator: identifier of the actuator.
+    """
+    message = f"{name} is not a property of {experiment} in {actuator}."
+    others = [other for other in KINDS if name in fields(actuator, KINDS[other])]
+    if name == "method":
+        setting = [one for one in KINDS if KINDS[one].sets.get("method") == value and KINDS[one].task == "benchmark"]
+        return f"{message} The experiment sets it: use {setting[0]}." if setting else message
+    if others:
+        return f"{message} These have it: {', '.join(others)}."
+    close = (
+        difflib.get_close_matches(name, fields(actuator, KINDS[experiment]), n=3, cutoff=0.6) if len(name) < 100 else []
+    )
+    return f"{message} Close: {', '.join(close)}." if close else message

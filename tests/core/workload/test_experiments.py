@@ -1,0 +1,33 @@
+"""What a property that an experiment lacks is answered with."""
+
+from __future__ import annotations
+
+import pytest
+
+from ado_actuators.sfttrainer.core import failures
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan
+
+WORKLOAD = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 1, "number_gpus": 0}
+FULL = "is not a property of finetune_full_benchmark in sfttrainer."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("batchsize", 2, f"batchsize {FULL} Close: batch_size."),
+        ("method", "lora", f"method {FULL} The experiment sets it: use finetune_lora_benchmark."),
+        ("method", "loraa", f"method {FULL}"),
+        (
+            "num_virtual_tokens",
+            4,
+            f"num_virtual_tokens {FULL} These have it: finetune_prompt_tuning_benchmark, finetune_memory_estimate.",
+        ),
+        ("zzz", 1, f"zzz {FULL}"),
+        ("z" * 1000, 1, f"{'z' * 1000} {FULL}"),
+    ],
+)
+def test_an_unknown_property_gets_the_likely_remedy(name: str, value: object, message: str) -> None:
+    """Close names, the experiments that have it, or the experiment that a method means."""
+    with pytest.raises(failures.InvalidConfiguration) as raised:
+        make_plan("sfttrainer", "finetune_full_benchmark", {**WORKLOAD, name: value})
+    assert str(raised.value) == failures.plain_message(message)
