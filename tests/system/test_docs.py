@@ -42,6 +42,7 @@ HARMLESS = (
     "runs in a session of its own",
     "runs for ten minutes or more each",
     "needs packages that the tests do not install",
+    "takes minutes",
     "would run itself",
 )
 # in the examples and the commands: shorter measurements, a study of one estimate, and a smaller GPU, whose largest batch is
