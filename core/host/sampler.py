@@ -6,11 +6,13 @@ the edges of the measured phase can come from the trainers.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -38,6 +40,8 @@ INTERVAL_S = 0.08
 RESCAN_S = 1.0
 # looking for new child processes reads every process of the node: keep it below 1/200 of one core
 RESCAN_COST = 200
+# a process of PyTorch may have a hundred threads, each with a file to read
+WAIT_INTERVAL_S = 0.2
 STOP_TIMEOUT_S = 5.0
 
 
@@ -81,14 +85,22 @@ class Sampler:
             self._thread.join(STOP_TIMEOUT_S)
         return {"absent": self._devices.absent, "devices": self._facts, "samples": list(self._samples)}
 
-    def take(self) -> None:
-        """Take one sample now."""
+    def take(self, *, last: bool = False) -> None:
+        """Take one sample now; the last one is complete, whatever it costs."""
         self._tree.rescan(self._clock())
         # only now: looking for processes may take long, and the time has to be that of the readings
         time_s = self._clock()
         cpu_s, rss_bytes = self._tree.read()
         readings = [self._read(device, facts) for device, facts in zip(self._devices, self._facts, strict=True)]
-        self._samples.append({"time_s": time_s, "cpu_s": cpu_s, "rss_bytes": rss_bytes, "devices": readings})
+        self._samples.append(
+            {
+                "time_s": time_s,
+                "cpu_s": cpu_s,
+                "wait_s": self._tree.waited(math.inf if last else time_s),
+                "rss_bytes": rss_bytes,
+                "devices": readings,
+            }
+        )
 
     def _run(self) -> None:
         due = self._clock()
@@ -99,7 +111,7 @@ class Sampler:
             due = max(due + self._interval_s, now + self._interval_s / 2)
             if self._ended.wait(due - now):
                 break
-        self.take()
+        self.take(last=True)
 
     def _read(self, device: Device, facts: DeviceFacts) -> DeviceSample:
         time_s = self._clock()
@@ -127,6 +139,9 @@ class ProcessTree:
         self._used_s: dict[psutil.Process, float] = {}
         self._cpu_s = 0.0
         self._rescan_s = float("-inf")
+        self._waited_s: dict[tuple[int, int], float] = {}
+        self._wait_s = 0.0
+        self._wait_due_s = float("-inf")
 
     def rescan(self, now_s: float) -> None:
         """Look for processes that began or ended, unless that was done a moment before ``now_s``, seconds."""
@@ -157,6 +172,24 @@ class ProcessTree:
                 sizes.append(size)
         return self._cpu_s, sum(sizes) if sizes else None
 
+    def waited(self, now_s: float) -> float | None:
+        """Return the seconds that the threads have been ready to run and waited for a CPU, since the first reading.
+
+        Linux counts them for each thread. None on other systems, and where the last reading was a moment before ``now_s``, seconds.
+        """
+        if now_s < self._wait_due_s:
+            return None
+        begin = time.perf_counter()
+        first, found = not self._waited_s, False
+        for process in self._live:
+            for thread, waited_s in _run_delays(process.pid):
+                found = True
+                key = (process.pid, thread)
+                self._wait_s += max(0.0, waited_s - self._waited_s.get(key, waited_s if first else 0.0))
+                self._waited_s[key] = waited_s
+        self._wait_due_s = now_s + max(WAIT_INTERVAL_S, RESCAN_COST * (time.perf_counter() - begin))
+        return self._wait_s if found else None
+
     def _scan(self) -> list[psutil.Process]:
         """Return the roots and their descendants, from one pass over the processes of the node."""
         if not self._roots:
@@ -174,6 +207,14 @@ class ProcessTree:
         for process in found:  # grows while it is walked
             found += children.pop(process.pid, [])
         return found
+
+
+def _run_delays(pid: int) -> Iterator[tuple[int, float]]:
+    """Return for each thread of a process its id and the seconds it has waited for a CPU; nothing where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for task in os.scandir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                yield int(task.name), int(Path(task.path, "schedstat").read_text().split()[1]) / 1e9
 
 
 def describe(devices: Iterable[Device]) -> HardwareDescription:

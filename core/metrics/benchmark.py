@@ -20,6 +20,8 @@ from .throughput import ImpossibleRecord
 __all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]
 
 NO_DEVICE_SAMPLES = "no device was sampled."
+# of the CPU time that training could use; with less, other work on the machine determines the rate
+LEAST_CPU_SHARE_PERCENT = 90.0
 
 
 class Workload(Protocol):
@@ -154,6 +156,7 @@ def make(
     _put_rates(found, measured, max(1, workload.number_gpus))
     _put_flops(found, measured, ranks[0], workload, set(device_names))
     _put_memory(found, ranks, device or {})
+    _note_busy_machine(found, workload)
     _put_cost(found, measured, workload, price_usd_per_device_hour)
     _put_losses(found, ranks, workload)
     found.put(total_s=total_s, model_load_s=_phase(ranks, "model_load_s"), startup_s=startup_s)
@@ -224,6 +227,19 @@ def _note_short_steps(found: _Findings, measured: _Measured, ranks: Sequence[Rec
             f"{short} of {len(samples)} measured steps had fewer than the {whole} samples of batch_size x "
             "gradient_accumulation_steps: there the data ended."
         )
+
+
+def _note_busy_machine(found: _Findings, workload: Workload) -> None:
+    """Note that other work took CPU time. The rate of training on CPUs then counts as not steady: its interval cannot show this."""
+    share = found.properties.get("cpu_share_percent")
+    if share is None or share >= LEAST_CPU_SHARE_PERCENT:
+        return
+    found.notes.append(
+        f"The machine was busy: the training processes got {share:.0f} % of the CPU time that they could have used. "
+        "Measure again without other work."
+    )
+    if not workload.number_gpus:
+        found.put(steady=0)
 
 
 def _put_times(found: _Findings, measured: _Measured) -> None:

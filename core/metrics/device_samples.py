@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ..protocol.messages import DeviceSummary
 from .accelerators import GIB
@@ -50,12 +50,14 @@ class DeviceSample(TypedDict):
 class Sample(TypedDict):
     """The process tree at ``time_s``, and the devices.
 
-    ``cpu_s`` counts the CPU seconds, user and system, that the tree has used since the first sample. ``rss_bytes`` is the sum of the
-    resident sets, in which pages that processes share count for each; None when no process is left.
+    ``cpu_s`` counts the CPU seconds, user and system, that the tree has used since the first sample. ``wait_s`` counts the seconds that
+    its threads were ready to run and waited for a CPU; None where it was not read. ``rss_bytes`` is the sum of the resident sets, in
+    which pages that processes share count for each; None when no process is left.
     """
 
     time_s: float
     cpu_s: float
+    wait_s: NotRequired[float | None]
     rss_bytes: int | None
     devices: list[DeviceSample]
 
@@ -99,6 +101,7 @@ def summarise(samples: Samples, begin_s: float, end_s: float) -> tuple[dict[str,
     put([f"gpu_power_percent_{which}" for which in SPREAD], phase.power_percent)
     put(["energy_joules"], lambda: [phase.energy()])
     put(["cpu_compute_utilization"], lambda: [phase.cpu_percent()])
+    put(["cpu_share_percent"], lambda: [phase.cpu_share_percent()])
     put(["cpu_memory_peak_gib"], lambda: [phase.rss_peak() / GIB])
     return found, omitted
 
@@ -141,6 +144,20 @@ class _Phase:
             raise self._nothing()
         used_s = self._difference([(sample["time_s"], sample["cpu_s"]) for sample in self.samples["samples"]])
         return 100 * used_s / self.duration_s
+
+    def cpu_share_percent(self) -> float:
+        used_s = self.cpu_percent() / 100 * self.duration_s
+        waits = [
+            (sample["time_s"], wait_s)
+            for sample in self.samples["samples"]
+            if (wait_s := sample.get("wait_s")) is not None
+        ]
+        if not waits:
+            raise _Missing("the system does not tell how long threads wait for a CPU.")
+        waited_s = self._difference(waits)
+        if used_s + waited_s <= 0:
+            raise _Missing("the training processes used no CPU time.")
+        return 100 * used_s / (used_s + waited_s)
 
     def rss_peak(self) -> int:
         seen = self.samples["samples"]
@@ -250,7 +267,7 @@ def join_hosts(summaries: Sequence[DeviceSummary]) -> tuple[dict[str, float], di
             continue
         if name in ("energy_joules", "cpu_compute_utilization", "cpu_memory_peak_gib"):
             joined[name] = sum(values)
-        elif name.endswith("_min"):
+        elif name.endswith("_min") or name == "cpu_share_percent":
             joined[name] = min(values)
         elif name.endswith("_avg"):
             joined[name] = sum(values) / len(values)

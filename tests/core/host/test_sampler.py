@@ -247,7 +247,7 @@ def test_properties_of_two_gpus_have_exact_values() -> None:
         "energy_joules": 1715.0 + 1380.0,
     }
     assert found == pytest.approx(expected, rel=1e-14, abs=0)
-    assert set(omitted) == {"cpu_compute_utilization", "cpu_memory_peak_gib"}
+    assert set(omitted) == {"cpu_compute_utilization", "cpu_share_percent", "cpu_memory_peak_gib"}
 
 
 def test_masked_gpus_do_not_count() -> None:
@@ -322,7 +322,19 @@ def test_without_gpus_their_properties_are_omitted() -> None:
     """CPU properties are there; each GPU property has the reason of the empty set."""
     found, omitted = devices.summarise(processes_only((0, 0, 2**30), (1, 2, 3 * 2**30), (2, 3, 2**30)), 0.5, 1.5)
     assert found == {"cpu_compute_utilization": 150.0, "cpu_memory_peak_gib": 3.0}
+    assert omitted.pop("cpu_share_percent") == "the system does not tell how long threads wait for a CPU."
     assert omitted == {name: "none here." for name in DEVICE_OUTPUTS if not name.startswith("cpu_")}
+
+
+def test_the_share_of_the_cpus_is_that_of_used_and_waited_time() -> None:
+    """In a phase of 1 s the tree used 1.5 s and waited 0.5 s; where waiting was not read, points around it count."""
+    samples = processes_only((0, 0, 1), (0.5, 0.75, 1), (1, 1.5, 1), (2, 3, 1))
+    for sample, wait_s in zip(samples["samples"], (0.0, None, 0.5, 1.0), strict=True):
+        sample["wait_s"] = wait_s
+    assert devices.summarise(samples, 0.5, 1.5)[0]["cpu_share_percent"] == pytest.approx(75.0)
+    for sample in samples["samples"]:
+        sample["wait_s"] = 0.0
+    assert devices.summarise(samples, 0.5, 1.5)[0]["cpu_share_percent"] == 100.0
 
 
 @pytest.mark.parametrize(("begin_s", "end_s", "length"), [(0.2, 0.8, "0.6"), (5, 6, "1"), (1, 0, "0"), (0.5, 0.5, "0")])

@@ -268,3 +268,18 @@ def test_the_text_shows_every_property_and_reason() -> None:
     text = report(record()).text()
     assert "train_runtime_s" in text
     assert "usd_per_million_tokens: the actuator configuration gives no price_usd_per_device_hour." in text
+
+
+@pytest.mark.parametrize(
+    ("share", "gpus", "steady", "noted"),
+    [(41.2, 0, 0, True), (95.0, 0, 1, False), (None, 0, 1, False), (41.2, 1, 1, True)],
+)
+def test_a_busy_machine_is_noted(share: float | None, gpus: int, steady: int, noted: bool) -> None:
+    """The rate of training on CPUs is not steady if other work takes their time; that of a GPU may be."""
+    device = {} if share is None else {"cpu_share_percent": share}
+    made = report(record(steady=True), device=device, number_gpus=gpus)
+    assert made.properties["steady"] == steady
+    assert [note for note in made.notes if "got 41 % of the CPU time" in note] == [
+        note for note in made.notes if "busy" in note
+    ]
+    assert any("busy" in note for note in made.notes) is noted
