@@ -121,7 +121,10 @@ def predict(row: Row) -> Result:
         return Result(row, message=f"{type(error).__name__}: {error}"[:160], seconds=time.perf_counter() - begin)
     allocated = max(peak.total for peak in peaks.values())
     usable = accelerators.usable_bytes(row.values["gpu_model"])
-    return Result(row, allocated, None, None if usable is None else allocated <= usable, time.perf_counter() - begin)
+    held = estimator.reserved[job.workload.batch_size // estimator.processes]
+    fits = None if usable is None else held.needed <= usable
+    reserved = held.most if usable is None else min(held.most, max(usable, held.needed))
+    return Result(row, allocated, reserved, fits, time.perf_counter() - begin)
 
 
 def _stack(row: Row) -> Any:
@@ -157,15 +160,15 @@ def _quiet() -> Iterator[None]:
 def table(results: Sequence[Result]) -> str:
     """Return a Markdown table of predicted against measured."""
     lines = [
-        "| workload | measured, GiB | predicted, GiB | error | device, GiB | fits | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| workload | measured, GiB | predicted, GiB | error | device, GiB | reserved, GiB | fits | seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         row = result.row
         measured = row.allocated or row.reserved
         lines.append(
             f"| {row.name} | {_gib(measured) if row.ran else 'out of memory'} | {_gib(result.allocated)} | "
-            f"{'' if result.error is None else f'{100 * result.error:+.2f} %'} | {_gib(row.device)} | "
+            f"{'' if result.error is None else f'{100 * result.error:+.2f} %'} | {_gib(row.device)} | {_gib(result.reserved)} | "
             f"{'' if result.fits is None else int(result.fits)} | {result.message or f'{result.seconds:.1f}'} |"
         )
     return "\n".join(lines)

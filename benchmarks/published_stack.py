@@ -67,8 +67,9 @@ def _loss_of(model_type: str) -> Any:
             made = torch.nn.functional.cross_entropy(shifted, targets)
         else:
             made = torch.nn.functional.cross_entropy(shifted, targets, reduction="sum") / num_items_in_batch
-        # measured: the logits are there until the backward pass ends
-        made.register_hook(lambda gradient, kept=logits: None)
+        if keep_type:
+            # measured: two bytes a logit more than the operations need; the logits themselves, so it seems
+            made.register_hook(lambda gradient, kept=logits: None)
         return made
 
     return loss

@@ -77,8 +77,9 @@ MEMORY_OUTPUTS: Mapping[str, str] = {
     "memory_optimizer_gib": "Its optimizer state, GiB.",
     "memory_activations_gib": "What the forward pass has kept for the backward pass at that moment, GiB.",
     "memory_temporaries_gib": "Everything else at that moment, recomputed activations included, GiB.",
+    "memory_reserved_gib": "Predicted peak of what torch's allocator reserves on each device, GiB.",
     "device_memory_gib": "Memory of a device of gpu_model, GiB.",
-    "fits": "1: the predicted peak fits the device; 0: it does not.",
+    "fits": "1: what the allocator cannot do without fits the device; 0: it does not.",
     "largest_batch_size": "Largest batch_size of all devices predicted to fit, up to 65,536 and 4,194,304 tokens a device; 0: none.",
     "total_s": "The whole estimate, s.",
 }

@@ -23,6 +23,7 @@ from .. import fsdp
 from ..errors import Refused
 from . import attention
 from . import largest_batch as batches
+from .allocator import Reserved, replay
 from .fully_sharded import Wrapping
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
 
@@ -67,7 +68,11 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
                 "finetune_memory_estimate traces experts in bfloat16 only: use torch_dtype bfloat16 or mixed_precision bf16."
             ) from error
         raise
+    reserved = estimator.reserved.get(batch)
     capacity = job.capacity_bytes if estimator.cuda else None
+    if capacity is not None and reserved is not None:
+        # what lies unused between blocks of this batch is taken to do so at any other
+        capacity -= max(0, reserved.needed - max(peak.total for peak in peaks.values()))
     largest = None
     if capacity is not None:
         most = min(MOST_SAMPLES // processes, MOST_TOKENS // job.workload.model_max_length)
@@ -80,6 +85,7 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
         "warmup_steps": 0,
         "phases": {"measurement_s": end - begin},
         "peaks_bytes": {phase: dict(peak.parts) for phase, peak in peaks.items()},
+        "reserved_bytes": None if reserved is None else {"most": reserved.most, "needed": reserved.needed},
         "largest_batch_size": largest,
         "traced_batches": sorted(processes * size for size in estimator.traced),
         **estimator.counts,
@@ -98,6 +104,7 @@ class Estimator:
         self._peaks: dict[int, dict[str, Peak]] = {}
         self.processes = workload.number_gpus or workload.number_nodes
         self.counts: dict[str, Any] = {}
+        self.reserved: dict[int, Reserved] = {}
 
     @property
     def traced(self) -> list[int]:
@@ -133,6 +140,8 @@ class Estimator:
                 "device": "cuda" if self.cuda else "cpu",
             },
         }
+        if self.cuda:
+            self.reserved[batch] = replay(ledger.changes(shared), shared.constant_blocks)
         return ledger.peaks(shared)
 
     def _named(self, attention_of_the_trace: str) -> str:
@@ -187,16 +196,30 @@ def sharing(workload: JobWorkload, model: torch.nn.Module) -> Sharing:
     """Return what one device of a workload holds of the trace of ``model``."""
     cuda = workload.number_gpus > 0
     block = CUDA_BLOCK_BYTES if cuda else 1
-    extra: dict[str, dict[str, int]] = {
-        phase: {"temporaries": workspace_bytes(workload.gpu_model) if cuda else 0} for phase in (PASSES, UPDATE)
-    }
+    workspace = workspace_bytes(workload.gpu_model) if cuda else 0
+    extra: dict[str, dict[str, int]] = {phase: {"temporaries": workspace} for phase in (PASSES, UPDATE)}
+    constant = (workspace // 2,) * 2 if cuda else ()
     if _is_sharded(workload):
-        return _sharded(workload, *_both(model), block, extra)
+        return dataclasses.replace(_sharded(workload, *_both(model), block, extra), constant_blocks=constant)
     if (workload.number_gpus or workload.number_nodes) > 1 and workload.distributed_backend == "DDP":
-        buckets = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+        buckets = bucket_bytes(model)
         for phase in (PASSES, UPDATE):
-            extra[phase]["gradients"] = buckets
-    return Sharing(extra_bytes=extra, block_bytes=block)
+            extra[phase]["gradients"] = sum(buckets)
+        constant += tuple(buckets)
+    return Sharing(extra_bytes=extra, block_bytes=block, constant_blocks=constant)
+
+
+def bucket_bytes(model: torch.nn.Module) -> list[int]:
+    """Return the sizes of DDP's buckets, divided as PyTorch does it by default: the first up to 1 MiB, others up to 25 MiB."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        return []
+    # the function looks at sizes and types only
+    shapes = [torch.empty(parameter.shape, dtype=parameter.dtype, device="meta") for parameter in trained]
+    buckets, _ = torch.distributed._compute_bucket_assignment_by_size(
+        shapes, [2**20, 25 * 2**20], [False] * len(shapes)
+    )
+    return [sum(_bytes(trained[index]) for index in bucket) for bucket in buckets]
 
 
 def workspace_bytes(gpu_model: str) -> int:

@@ -16,6 +16,7 @@ PASSING = ("activations", "temporaries")
 # what FSDP holds whole for a while: parameters of units at work, gradients that are not reduced yet
 GATHERED, UNREDUCED = "gathered", "unreduced"
 PART_OF = {**{kind: kind for kind in MEMORY_KINDS}, GATHERED: "parameters", UNREDUCED: "gradients"}
+GATHERS, REDUCES = 1, 2
 # a training step is in one of two phases: passes through the model, or the optimizer's update
 PASSES, UPDATE = "passes", "update"
 
@@ -29,12 +30,14 @@ class Sharing:
         update_share: the part of the update's temporaries that a device holds.
         extra_bytes: for each phase and kind what a device holds besides, such as buffers of the wrapper.
         block_bytes: sizes are rounded up to a multiple of it, as the device's allocator does.
+        constant_blocks: sizes of the blocks that ``extra_bytes`` are in.
     """
 
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     update_share: float = 1.0
     extra_bytes: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     block_bytes: int = 1
+    constant_blocks: tuple[int, ...] = ()
 
     def bytes_of(self, size: int, kind: str, phase: str) -> int:
         """Return what a device holds of a storage of ``size`` bytes that is made in ``phase``."""
@@ -71,12 +74,14 @@ class Change:
         kind: of ``MEMORY_KINDS``.
         size: bytes on the device.
         phase: of the step.
+        stream: of the device: FSDP gathers and reduces on streams of their own.
     """
 
     number: int
     kind: str
     size: int
     phase: str
+    stream: int = 0
 
 
 class Ledger:
@@ -135,13 +140,16 @@ class Ledger:
             else:
                 number, comes = second, bool(first)
                 kind = kinds[number]
+            stream = REDUCES if isinstance(second, str) else GATHERS if kind == GATHERED else 0
             if number in held:
                 was, size = held.pop(number)
-                yield Change(number, was, -size, phase)
+                if size:
+                    yield Change(number, was, -size, phase)
             if comes:
                 part, size = PART_OF[kind], sharing.bytes_of(self._bytes[number], kind, phase)
                 held[number] = part, size
-                yield Change(number, part, size, phase)
+                if size:
+                    yield Change(number, part, size, phase, stream)
 
     def peaks(self, sharing: Sharing) -> dict[str, Peak]:
         """Return the fullest moment of each phase on one device."""

@@ -1,0 +1,173 @@
+"""PyTorch's caching allocator for CUDA, replayed: what it reserves for storages that come and go. Standard library only.
+
+Rules and sizes are those of ``c10/cuda/CUDACachingAllocator.cpp`` with default settings:
+
+- Sizes are rounded up to 512 bytes. Up to 1 MiB comes from segments of 2 MiB, less than 10 MiB from segments of 20 MiB, more from
+  segments of its own size, rounded up to 2 MiB. Small and large blocks have separate pools, and each stream its own blocks.
+- A free block is taken whose size fits best. What is left of it becomes a block again: in the small pool from 512 bytes on, in the
+  large one above 1 MiB; less than that stays unused in the block.
+- A block that is freed is merged with free neighbours. Segments stay reserved; only when the device has no more are those without
+  any used block given back.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterable
+
+from .ledger import Change
+
+BLOCK = 512
+MIB = 2**20
+SMALL, SMALL_SEGMENT, LARGE_SEGMENT, OWN_SEGMENT, SEGMENT_STEP = MIB, 2 * MIB, 20 * MIB, 10 * MIB, 2 * MIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Reserved:
+    """What the allocator holds of a device.
+
+    Attributes:
+        most: most bytes reserved at a time, where the device has enough.
+        needed: most bytes of segments with a used block: with less the allocator runs out of memory, whatever it gives back.
+        allocated: most bytes of used blocks, unused ends included.
+    """
+
+    most: int
+    needed: int
+    allocated: int
+
+
+class _Block:
+    __slots__ = ("after", "before", "place", "segment", "size", "used")
+
+    def __init__(self, size: int, place: int, segment: _Segment) -> None:
+        self.size = size
+        self.place = place
+        self.segment = segment
+        self.used = False
+        self.before: _Block | None = None
+        self.after: _Block | None = None
+
+
+class _Segment:
+    __slots__ = ("pool", "size", "used_blocks")
+
+    def __init__(self, size: int, pool: _Pool) -> None:
+        self.size = size
+        self.pool = pool
+        self.used_blocks = 0
+
+
+class _Pool:
+    """Free blocks of one stream and size class, ordered by size, then place."""
+
+    def __init__(self, *, small: bool) -> None:
+        self.small = small
+        self._keys: list[tuple[int, int]] = []
+        self._blocks: dict[tuple[int, int], _Block] = {}
+
+    def add(self, block: _Block) -> None:
+        key = (block.size, block.place)
+        bisect.insort(self._keys, key)
+        self._blocks[key] = block
+
+    def remove(self, block: _Block) -> None:
+        key = (block.size, block.place)
+        del self._keys[bisect.bisect_left(self._keys, key)]
+        del self._blocks[key]
+
+    def take(self, size: int) -> _Block | None:
+        """Return the smallest block that is large enough, taken out; None if there is none."""
+        index = bisect.bisect_left(self._keys, (size, -1))
+        if index == len(self._keys):
+            return None
+        return self._blocks.pop(self._keys.pop(index))
+
+
+class Allocator:
+    """Blocks of one device."""
+
+    def __init__(self) -> None:
+        self._pools: dict[tuple[bool, int], _Pool] = {}
+        self._end = 0
+        self.reserved = 0
+        self.needed = 0
+        self.allocated = 0
+
+    def allocate(self, size: int, stream: int = 0) -> _Block:
+        """Return a block of at least ``size`` bytes for use on a stream."""
+        size = max(BLOCK, -(-size // BLOCK) * BLOCK)
+        pool = self._pools.setdefault((size <= SMALL, stream), _Pool(small=size <= SMALL))
+        block = pool.take(size) or self._segment(size, pool)
+        left = block.size - size
+        if left >= BLOCK if pool.small else left > SMALL:
+            rest = _Block(left, block.place + size, block.segment)
+            rest.before, rest.after = block, block.after
+            if block.after is not None:
+                block.after.before = rest
+            block.after, block.size = rest, size
+            pool.add(rest)
+        block.used = True
+        if not block.segment.used_blocks:
+            self.needed += block.segment.size
+        block.segment.used_blocks += 1
+        self.allocated += block.size
+        return block
+
+    def free(self, block: _Block) -> None:
+        """Take a block back."""
+        block.used = False
+        self.allocated -= block.size
+        block.segment.used_blocks -= 1
+        if not block.segment.used_blocks:
+            self.needed -= block.segment.size
+        pool = block.segment.pool
+        before, after = block.before, block.after
+        if before is not None and not before.used:
+            pool.remove(before)
+            block.place, block.size, block.before = before.place, block.size + before.size, before.before
+            if block.before is not None:
+                block.before.after = block
+        if after is not None and not after.used:
+            pool.remove(after)
+            block.size, block.after = block.size + after.size, after.after
+            if block.after is not None:
+                block.after.before = block
+        pool.add(block)
+
+    def _segment(self, size: int, pool: _Pool) -> _Block:
+        if size <= SMALL:
+            whole = SMALL_SEGMENT
+        elif size < OWN_SEGMENT:
+            whole = LARGE_SEGMENT
+        else:
+            whole = -(-size // SEGMENT_STEP) * SEGMENT_STEP
+        block = _Block(whole, self._end, _Segment(whole, pool))
+        # segments do not touch, so their blocks are never merged
+        self._end += whole + BLOCK
+        self.reserved += whole
+        return block
+
+
+def replay(changes: Iterable[Change], constant: Iterable[int] = ()) -> Reserved:
+    """Return what the allocator reserves.
+
+    Args:
+        changes: what comes and goes, in order.
+        constant: sizes of blocks that live all the time, such as workspaces; bytes.
+    """
+    allocator = Allocator()
+    for size in constant:
+        allocator.allocate(size)
+    blocks: dict[int, _Block] = {}
+    most = needed = allocated = 0
+    for change in changes:
+        if change.size < 0 or change.number in blocks:
+            allocator.free(blocks.pop(change.number))
+        if change.size > 0:
+            blocks[change.number] = allocator.allocate(change.size, change.stream)
+            most = max(most, allocator.reserved)
+            needed = max(needed, allocator.needed)
+            allocated = max(allocated, allocator.allocated)
+    return Reserved(most, needed, allocated)
