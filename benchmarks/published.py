@@ -111,8 +111,12 @@ def predict(row: Row) -> Result:
         return Result(row, message=f"kernels of {found.group()} are not traced")
     try:
         values, architecture = _typed(row.values)
-        plan = make_plan("sfttrainer", "finetune_memory_estimate", values)
+        method = values["method"]
+        # the plugins measure quantised methods on one GPU only, and each with one library
+        asked = {**values, "method": "lora" if method in ("qlora", "gptq_lora") else method}
+        plan = make_plan("sfttrainer", "finetune_memory_estimate", asked)
         job = plan.job(trust_remote_code=False, address=("127.0.0.1", 0), rank=0, threads=1)
+        job = dataclasses.replace(job, workload=dataclasses.replace(job.workload, method=method))
         with tempfile.TemporaryDirectory() as directory, _quiet():
             job = dataclasses.replace(job, run_dir=directory, architecture=architecture or job.architecture)
             estimator = Estimator(stack, job, lambda message: None)
@@ -135,7 +139,11 @@ def _stack(row: Row) -> Any:
     name = yaml.safe_load((PLACE / "sources.yaml").read_text())[row.source]["stack"]
     return {
         "sfttrainer": trl_stack,
-        "transformers 4.48": published_stack.PlainTrainer(older=True),
+        "transformers 4.48": published_stack.PlainTrainer(
+            older=True,
+            # PEFT's preparation, which the accelerated configurations leave out, and TRL does not make under FSDP
+            prepares=row.configuration == "baseline-peft-bnb" and row.values["number_gpus"] == "1",
+        ),
         "transformers 5": published_stack.PlainTrainer(older=False),
     }.get(name)
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ado_actuators.sfttrainer import stack as trl_stack
 from ado_actuators.sfttrainer.core.protocol.messages import Job
 from ado_actuators.sfttrainer.core.trainer import data, model
+from ado_actuators.sfttrainer.core.trainer.memory_estimate import four_bits
 
 # the loss of this model type was not yet the common one in transformers 4.48 and stayed in the type of the logits
 LOSS_IN_TYPE_OF_LOGITS = ("gpt_bigcode",)
@@ -26,15 +27,22 @@ class PlainTrainer:
     """A stack for ``Estimator``: one class for both generations of transformers.
 
     Attributes:
+        prepares: whether what is not quantised becomes float32 before adapters are added.
         older: as transformers 4.48: the loss copies its logits, and a checkpoint is around the layer and its FSDP wrapper.
     """
 
     older: bool
+    prepares: bool = False
 
     def train(self, job: Job, clock: Any) -> dict[str, Any]:
         """Train once as ``job`` says, with ``clock.callback``."""
         workload = job.workload
-        network, _ = model.build(job, quantised=workload.method == "qlora")
+        network, _ = model.build(job)
+        if workload.method in ("qlora", "gptq_lora"):
+            kind = "gptq" if workload.method == "gptq_lora" else "nf4"
+            network = four_bits.quantised(network, getattr(torch, workload.torch_dtype), kind=kind)
+        if self.prepares:
+            network._apply(lambda one: one.float() if one.is_floating_point() else one)
         tokenizer = model.tokenizer(job, network)
         samples = data.build(job, tokenizer, network.config)
         if self.older:
@@ -76,7 +84,8 @@ def _loss_of(model_type: str) -> Any:
 
 
 def _adapted(network: Any, job: Job) -> Any:
-    adapter = trl_stack._adapter(job.workload)
+    quantised = job.workload.method in ("qlora", "gptq_lora")
+    adapter = trl_stack._adapter(dataclasses.replace(job.workload, method="lora") if quantised else job.workload)
     if adapter is None:
         return network
     import peft

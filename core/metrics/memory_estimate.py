@@ -21,6 +21,13 @@ def fullest(peaks: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
     return max(peaks.values(), key=lambda parts: sum(parts.values()))
 
 
+def needed_bytes(record: EstimateRecord) -> int:
+    """Return what the allocator cannot do without: segments with a used block, or what is allocated where that is not known."""
+    reserved = record.get("reserved_bytes")
+    total = sum(fullest(record["peaks_bytes"]).values())
+    return total if reserved is None else max(total, int(reserved["needed"]))
+
+
 def make(record: EstimateRecord, workload: Workload, *, total_s: float) -> Report:
     """Return the report of an estimate.
 
@@ -41,10 +48,17 @@ def make(record: EstimateRecord, workload: Workload, *, total_s: float) -> Repor
     device_gib, reason = memory_of(workload)
     omitted = {}
     usable = accelerators.usable_bytes(workload.gpu_model)
-    if device_gib is None or usable is None:
-        omitted = dict.fromkeys(("device_memory_gib", "fits", "largest_batch_size"), reason)
+    reserved = record.get("reserved_bytes")
+    if reserved is None:
+        omitted["memory_reserved_gib"] = "without GPUs nothing is reserved."
     else:
-        properties |= {"device_memory_gib": device_gib, "fits": int(total <= usable)}
+        # where the device has no more, the allocator gives back what it can do without
+        most = reserved["most"] if usable is None else min(reserved["most"], max(usable, reserved["needed"]))
+        properties["memory_reserved_gib"] = most / GIB
+    if device_gib is None or usable is None:
+        omitted |= dict.fromkeys(("device_memory_gib", "fits", "largest_batch_size"), reason)
+    else:
+        properties |= {"device_memory_gib": device_gib, "fits": int(needed_bytes(record) <= usable)}
         properties["largest_batch_size"] = record["largest_batch_size"]
     return Report.complete(properties, omitted, "the record does not have it.", outputs=MEMORY_OUTPUTS)
 

@@ -72,7 +72,7 @@ KINDS: Mapping[str, Kind] = {
         {"dataset_image_field": ""},
         task="memory_estimate",
         outputs=MEMORY_OUTPUTS,
-        limits={"method": ("full", "lora", "prompt_tuning")},
+        limits={"method": ("full", "lora", "qlora", "prompt_tuning")},
     ),
 }
 

@@ -183,11 +183,13 @@ def alone(job: Job, batch: int) -> Job:
     if workload.mixed_precision == "fp16":
         # the gradient scaler needs CUDA and holds two numbers; bfloat16 is as large
         changes["mixed_precision"] = "bf16"
+        if workload.torch_dtype == "float16":
+            changes["torch_dtype"] = "bfloat16"
     if workload.attn_implementation == "flash_attention_2":
         changes["attn_implementation"] = attention.FLASH
     if _is_sharded(workload) and workload.mixed_precision != "no":
         # FSDP gathers parameters in the computing type: no copies are made of them as autocast does
-        changes |= {"torch_dtype": AUTOCAST_DTYPES[workload.mixed_precision], "mixed_precision": "no"}
+        changes |= {"torch_dtype": "bfloat16", "mixed_precision": "no"}
     traced = dataclasses.replace(workload, **changes)
     return dataclasses.replace(job, workload=traced, world_size=1, rank=0, local_rank=0, local_world_size=1)
 

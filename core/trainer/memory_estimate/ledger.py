@@ -15,7 +15,9 @@ from ...protocol.messages import MEMORY_KINDS
 PASSING = ("activations", "temporaries")
 # what FSDP holds whole for a while: parameters of units at work, gradients that are not reduced yet
 GATHERED, UNREDUCED = "gathered", "unreduced"
-PART_OF = {**{kind: kind for kind in MEMORY_KINDS}, GATHERED: "parameters", UNREDUCED: "gradients"}
+# buffers, which FSDP does not share
+WHOLE = "whole"
+PART_OF = {**{kind: kind for kind in MEMORY_KINDS}, GATHERED: "parameters", UNREDUCED: "gradients", WHOLE: "parameters"}
 GATHERS, REDUCES = 1, 2
 # a training step is in one of two phases: passes through the model, or the optimizer's update
 PASSES, UPDATE = "passes", "update"

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from ...protocol.messages import Job
 from .attention import kernels_of_cuda
+from .four_bits import kernels_of_four_bits
 from .fully_sharded import FullySharded, Wrapping
-from .ledger import PASSES, UPDATE, Ledger
+from .ledger import PASSES, UPDATE, WHOLE, Ledger
 from .values import Values, experts_of
 
 STEPS = 2
@@ -104,8 +105,11 @@ class StepWatch(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
         self.model = model = kwargs["model"]
-        for tensor in (*model.parameters(), *model.buffers()):
+        for tensor in model.parameters():
             self._watch.name(tensor, "parameters")
+        for tensor in model.buffers():
+            # no device shares them
+            self._watch.name(tensor, WHOLE)
         if self._wrapping is not None:
             FullySharded(model, self._wrapping(model), self._ledger, self._watch.see)
         else:
@@ -200,7 +204,7 @@ def trace(
     watch = Watch(ledger, Values(mode, experts_of(job.architecture), MOST_CONSTANT_NUMBERS))
     steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)
     kernels = kernels_of_cuda() if cuda else contextlib.nullcontext()
-    with _libraries_unaware(), mode, watch, kernels, contextlib.suppress(Traced):
+    with _libraries_unaware(), kernels_of_four_bits(), mode, watch, kernels, contextlib.suppress(Traced):
         stack.train(job, QuietClock(steps))
     assert steps.model is not None
     return ledger, steps.model

@@ -1,0 +1,125 @@
+"""Weights in four bits on a trace: what bitsandbytes and GPTQ store and allocate, without their kernels. Trainer room: torch.
+
+A frozen linear layer has two numbers in each byte, and scales besides: NF4 of bitsandbytes one for each block of 64 numbers, in one byte
+under double quantisation and in float32 without; GPTQ one in float16 and a zero for each 128 inputs of an output. Each product first
+makes the whole weight in the computing type, in the forward and in the backward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .. import quantise
+
+NF4_BLOCK, NESTED_BLOCK, GPTQ_GROUP = 64, 256, 128
+
+
+@contextlib.contextmanager
+def kernels_of_four_bits() -> Iterator[None]:
+    """Let quantised models be made of stand-ins, and products with their weights allocate what the kernels do, inside the block."""
+    try:
+        import bitsandbytes
+    except ImportError:
+        # without the package a stack refuses the method
+        yield
+        return
+    in_place, product = quantise.in_place, bitsandbytes.matmul_4bit
+    quantise.in_place = _quantised
+    bitsandbytes.matmul_4bit = _product
+    try:
+        yield
+    finally:
+        quantise.in_place = in_place
+        bitsandbytes.matmul_4bit = product
+
+
+def _quantised(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    return quantised(model, dtype)
+
+
+def quantised(model: Any, dtype: torch.dtype, *, kind: str = "nf4", double: bool = True) -> Any:
+    """Put stand-ins in place of a model's linear layers, but for the output layer, and return the model.
+
+    Args:
+        model: with fake tensors.
+        dtype: type that products are computed in.
+        kind: ``nf4`` or ``gptq``.
+        double: whether the scales of NF4 are quantised too.
+    """
+    output = model.get_output_embeddings()
+    for name, layer in list(model.named_modules()):
+        if type(layer) is torch.nn.Linear and layer is not output:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], _layer(layer, dtype, kind, double=double))
+    model.is_loaded_in_4bit = True
+    model.config.quantization_config = quantise.configuration(dtype)
+    return model
+
+
+def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: bool) -> Any:
+    import bitsandbytes
+
+    with _disable_current_modes(), torch.device("meta"):
+        made = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=dtype, quant_type="nf4"
+        )
+    made.bias = layer.bias
+    count = layer.weight.numel()
+    packed = torch.nn.Parameter(torch.empty((-(-count // 2), 1), dtype=torch.uint8), requires_grad=False)
+    told = {"compress_statistics": double, "quant_type": "nf4", "quant_storage": torch.uint8, "bnb_quantized": True}
+    scales = count // NF4_BLOCK if kind == "nf4" else 0
+    for name, value in (told | {"quant_state": types.SimpleNamespace(shape=layer.weight.shape, scales=scales)}).items():
+        setattr(packed, name, value)
+    # bitsandbytes has a class of its own for it, which cannot be made of fake tensors
+    made._parameters["weight"] = packed
+    for number, (size, type_of) in enumerate(_beside(layer, kind, double=double)):
+        made.register_buffer(f"beside_{number}", torch.empty(size, dtype=type_of), persistent=False)
+    return made
+
+
+def _beside(layer: torch.nn.Linear, kind: str, *, double: bool) -> list[tuple[int, torch.dtype]]:
+    """Return what is stored beside the packed weight: numbers and their type."""
+    count = layer.weight.numel()
+    if kind == "gptq":
+        groups = -(-layer.in_features // GPTQ_GROUP)
+        scales, zeros = groups * layer.out_features, groups * layer.out_features // 8
+        return [(scales, torch.float16), (zeros, torch.int32), (layer.in_features, torch.int32)]
+    scales = -(-count // NF4_BLOCK)
+    values = [(16, torch.float32)]
+    if not double:
+        return [(scales, torch.float32), *values]
+    nested = -(-scales // NESTED_BLOCK)
+    return [(scales, torch.uint8), (nested, torch.float32), (256, torch.float32), (1, torch.float32), *values]
+
+
+def _product(given: Any, weight: Any, quant_state: Any, out: Any = None, bias: Any = None) -> Any:
+    made = _Product.apply(given, weight, quant_state)
+    return made if bias is None else made + bias
+
+
+def _whole(like: torch.Tensor, state: Any) -> torch.Tensor:
+    """Return the weight in the type of what it is multiplied with, as it is made each time."""
+    scales = like.new_empty(state.scales, dtype=torch.float32)
+    weight = like.new_empty(state.shape)
+    del scales
+    return weight
+
+
+class _Product(torch.autograd.Function):
+    """The allocations of a product with a quantised weight, and of its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Any, weight: Any, state: Any) -> Any:
+        ctx.state = state
+        ctx.save_for_backward(weight)
+        return torch.nn.functional.linear(given, _whole(given, state))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return torch.matmul(gradients[0], _whole(gradients[0], ctx.state)), None, None
