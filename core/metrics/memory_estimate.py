@@ -12,8 +12,8 @@ from . import accelerators
 from .accelerators import GIB
 from .benchmark import Report
 
-# on CPUs the estimate was within 2 % of the truth in every case tried; kernels of GPUs are assumed, see docs/memory-estimate.md
-KNOWN_ERROR = 0.10
+# the largest error against published measurements with the same releases of the libraries, see docs/memory-estimate.md
+KNOWN_ERROR = 0.03
 
 
 def fullest(peaks: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:

@@ -233,9 +233,13 @@ class Record(_TrainingRecord, total=False):
 
 
 class EstimateRecord(_Result):
-    """The result of a memory estimate: bytes by phase and kind of memory; batch sizes are sums over all devices."""
+    """The result of a memory estimate; batch sizes are sums over all devices.
+
+    ``peaks_bytes`` is by phase and kind of memory; ``reserved_bytes`` what the allocator reserves at most and needs, None without GPUs.
+    """
 
     peaks_bytes: dict[str, dict[str, int]]
+    reserved_bytes: dict[str, int] | None
     largest_batch_size: int | None
     traced_batches: list[int]
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
-UNTRACEABLE = ("use_liger_kernel", "torch_compile", "padding_free", "fast_kernels", "fast_moe", "multipack")
+UNTRACEABLE = ("use_liger_kernel", "fast_kernels", "fast_moe", "multipack")
 
 
 # the largest published configuration has less than 100 kB
@@ -126,8 +126,8 @@ def untraceable(workload: Workload) -> str | None:
     Args:
         workload: what to train; it also has the fields in ``UNTRACEABLE``.
     """
-    if workload.method in ("qlora", "gptq_lora"):
-        return f"finetune_memory_estimate cannot trace method {workload.method}: the kernels of quantised weights need data."
+    if workload.method == "gptq_lora":
+        return "finetune_memory_estimate cannot trace method gptq_lora: its library reads quantised weights from files."
     found = next((name for name in UNTRACEABLE if getattr(workload, name)), None)
     return (
         f"finetune_memory_estimate cannot trace {found}: the memory that its kernels allocate is not known."

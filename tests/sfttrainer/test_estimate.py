@@ -78,11 +78,28 @@ def test_flash_attention_needs_no_matrix_of_lengths(local: Local, change: dict[s
         assert masked.properties["memory_estimate_gib"] > most
 
 
+def test_weights_in_four_bits(local: Local) -> None:
+    """QLoRA needs less than LoRA, and an estimate says how much."""
+    pytest.importorskip("bitsandbytes")
+    one = {"number_gpus": 1, "gpu_model": "any", "torch_dtype": "bfloat16"}
+    lora, qlora = (local.measure(plan(**one, method=method)).properties for method in ("lora", "qlora"))
+    assert qlora["is_valid"] == 1
+    # 2.9 million numbers in linear layers, two bytes each and about half a byte
+    saved = (lora["memory_parameters_gib"] - qlora["memory_parameters_gib"]) * 2**30
+    assert saved > 2_899_968 * 1.4
+
+
+def test_a_compiled_model_has_an_upper_bound(local: Local) -> None:
+    """That of the model that is not compiled."""
+    got = [local.measure(plan(torch_compile=compiled)).properties["memory_estimate_gib"] for compiled in (False, True)]
+    assert got[0] == got[1]
+
+
 def test_a_workload_that_cannot_be_traced_is_a_complete_measurement(local: Local) -> None:
     """The metadata have the reason."""
-    verdict = local.measure(plan(torch_compile=True))
+    verdict = local.measure(plan(use_liger_kernel=True))
     assert (verdict.properties["is_valid"], verdict.properties["failure"]) == (0, "invalid_configuration")
-    assert "cannot trace torch_compile" in verdict.metadata["reason"]
+    assert "cannot trace use_liger_kernel" in verdict.metadata["reason"]
 
 
 def test_a_workload_that_is_predicted_not_to_fit_is_not_tried(local: Local) -> None:

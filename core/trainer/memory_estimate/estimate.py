@@ -52,6 +52,10 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
     """
     if message := supported.untraceable(job.workload):
         raise Refused(message)
+    if job.workload.method == "qlora" and not getattr(stack, "QUANTISES_MODELS", False):
+        raise Refused(
+            "finetune_memory_estimate traces method qlora in sfttrainer only: this library quantises weights that it reads."
+        )
     begin = time.perf_counter()
     estimator = Estimator(stack, job, tell)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes
@@ -177,6 +181,8 @@ def alone(job: Job, batch: int) -> Job:
         "gpu_model": "any",
         "distributed_backend": "DDP",
         "weights": "random",
+        # compiled kernels keep what the operations of the model do, or less
+        "torch_compile": False,
         # after the second pass each further one is like it
         "gradient_accumulation_steps": min(2, workload.gradient_accumulation_steps),
     }

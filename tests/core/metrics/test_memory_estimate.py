@@ -98,6 +98,7 @@ def record(passes_gib: float, update_gib: float) -> Any:
             phase: {name: int(share * gib * GIB) for name, share in shares.items()} for phase, gib in peaks.items()
         },
         "largest_batch_size": 24,
+        "reserved_bytes": {"most": int(70 * GIB), "needed": int(66 * GIB)},
     }
 
 
@@ -113,12 +114,24 @@ def test_the_report_of_an_estimate() -> None:
         "memory_optimizer_gib": 8.0,
         "memory_activations_gib": 4.0,
         "memory_temporaries_gib": 4.0,
+        "memory_reserved_gib": 70.0,
         "device_memory_gib": 80.0,
         "fits": 1,
         "largest_batch_size": 24,
         "total_s": 3.0,
     }
     assert got.omitted == {}
+
+
+@pytest.mark.parametrize(
+    ("most", "needed", "fits", "reserved"), [(75, 74, 1, 75.0), (90, 78.5, 1, 78.54), (90, 78.6, 0, 78.6)]
+)
+def test_what_the_allocator_needs_decides(most: float, needed: float, fits: int, reserved: float) -> None:
+    """Of what it reserves it gives back unused segments before it runs out of memory: 78.54 GiB can be had."""
+    made_of = record(64, 32) | {"reserved_bytes": {"most": int(most * GIB), "needed": int(needed * GIB)}}
+    got = memory_report.make(made_of, made(), total_s=3.0).properties
+    assert got["fits"] == fits
+    assert got["memory_reserved_gib"] == pytest.approx(reserved)
 
 
 def test_what_the_context_of_cuda_takes_is_not_there() -> None:
@@ -134,14 +147,15 @@ def test_an_unknown_device_gives_no_verdict() -> None:
 
 
 def test_a_workload_without_gpus_gives_no_verdict() -> None:
-    """The memory of a host is not known."""
-    got = memory_report.make(record(64, 32), made(gpu_model="any", number_gpus=0), total_s=3.0)
-    assert set(got.omitted) == {"device_memory_gib", "fits", "largest_batch_size"}
+    """The memory of a host is not known, and no allocator of CUDA reserves any."""
+    without = record(64, 32) | {"reserved_bytes": None}
+    got = memory_report.make(without, made(gpu_model="any", number_gpus=0), total_s=3.0)
+    assert set(got.omitted) == {"device_memory_gib", "fits", "largest_batch_size", "memory_reserved_gib"}
 
 
-@pytest.mark.parametrize(("gib", "certain"), [(79.0, False), (87.2, False), (87.4, True)])
+@pytest.mark.parametrize(("gib", "certain"), [(79.0, False), (80.9, False), (81.0, True)])
 def test_only_what_exceeds_the_known_error_is_certain(gib: float, certain: bool) -> None:
-    """78.54 GiB can be had: 87.2 GiB may be 78.48 in truth, 87.4 are at least 78.66."""
+    """78.54 GiB can be had: 80.9 GiB may be 78.47 in truth, 81.0 are at least 78.57."""
     message = memory_report.certainly_too_large(record(1, gib), made())
     assert (message is not None) == certain
     assert message is None or len(message) <= 200

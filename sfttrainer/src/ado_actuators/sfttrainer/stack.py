@@ -8,6 +8,8 @@ from typing import Any
 from .core.protocol.messages import Job, JobWorkload
 
 PACKAGES = ("trl", "bitsandbytes", "liger-kernel")
+# models are quantised by core/trainer/quantise.py, which memory estimates can trace
+QUANTISES_MODELS = True
 
 
 def load() -> None:
