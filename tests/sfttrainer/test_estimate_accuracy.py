@@ -91,11 +91,16 @@ def real_peak_bytes(asked: Job) -> int:
     return most
 
 
-@pytest.mark.parametrize("change", CASES.values(), ids=CASES.keys())
-def test_prediction_is_within_five_percent_of_reality(change: dict[str, Any], tmp_path: Path) -> None:
-    """The predicted peak agrees with that of training with the stack."""
-    asked = job(tmp_path, **change)
+# both too high: a trace takes the longest packed rows as its batch, which real batches seldom are; for prompts the reason is not known
+LARGER_ERRORS = {"full, packing": 0.05, "prompt tuning": 0.02}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prediction_is_within_half_a_percent_of_reality(name: str, tmp_path: Path) -> None:
+    """The predicted peak is that of the real stack, model, loss and optimizer."""
+    asked = job(tmp_path, **CASES[name])
     ledger, _ = tracing.trace(stack, asked, cuda=False)
     predicted = max(peak.total for peak in ledger.peaks(Sharing()).values())
     real = real_peak_bytes(asked)
-    assert abs(predicted / real - 1) <= 0.05, f"predicted {predicted / 2**20:.2f} MiB, real {real / 2**20:.2f} MiB"
+    allowed = LARGER_ERRORS.get(name, 0.005)
+    assert abs(predicted / real - 1) <= allowed, f"predicted {predicted / 2**20:.2f} MiB, real {real / 2**20:.2f} MiB"

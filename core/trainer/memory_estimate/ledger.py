@@ -19,8 +19,9 @@ GATHERED, UNREDUCED = "gathered", "unreduced"
 WHOLE = "whole"
 PART_OF = {**{kind: kind for kind in MEMORY_KINDS}, GATHERED: "parameters", UNREDUCED: "gradients", WHOLE: "parameters"}
 GATHERS, REDUCES = 1, 2
-# a training step is in one of two phases: passes through the model, or the optimizer's update
+# a training step is in one of two phases: passes through the model, or the optimizer's update; before training a model is made
 PASSES, UPDATE = "passes", "update"
+LOADING = "loading"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Ledger:
             self.name(number, "activations")
 
     def begin(self, phase: str) -> None:
-        """Say that a phase begins; an account starts with passes."""
+        """Say that a phase begins; an account starts with passes. Of ``LOADING`` only what is left at its end counts."""
         self._events.append(phase)
 
     def changes(self, sharing: Sharing) -> Iterator[Change]:
@@ -133,6 +134,8 @@ class Ledger:
         phase = PASSES
         for event in self._events:
             if isinstance(event, str):
+                if phase == LOADING:
+                    yield from (Change(number, part, size, event) for number, (part, size) in held.items() if size)
                 phase = event
                 continue
             first, second = event
@@ -145,12 +148,12 @@ class Ledger:
             stream = REDUCES if isinstance(second, str) else GATHERS if kind == GATHERED else 0
             if number in held:
                 was, size = held.pop(number)
-                if size:
+                if size and phase != LOADING:
                     yield Change(number, was, -size, phase)
             if comes:
                 part, size = PART_OF[kind], sharing.bytes_of(self._bytes[number], kind, phase)
                 held[number] = part, size
-                if size:
+                if size and phase != LOADING:
                     yield Change(number, part, size, phase, stream)
 
     def peaks(self, sharing: Sharing) -> dict[str, Peak]:

@@ -22,7 +22,7 @@ from ...protocol.messages import Job
 from .attention import kernels_of_cuda
 from .four_bits import kernels_of_four_bits
 from .fully_sharded import FullySharded, Wrapping
-from .ledger import PASSES, UPDATE, WHOLE, Ledger
+from .ledger import LOADING, PASSES, UPDATE, WHOLE, Ledger
 from .values import Values, experts_of
 
 STEPS = 2
@@ -105,6 +105,7 @@ class StepWatch(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
         self.model = model = kwargs["model"]
+        self._ledger.begin(PASSES)
         for tensor in model.parameters():
             self._watch.name(tensor, "parameters")
         for tensor in model.buffers():
@@ -200,6 +201,7 @@ def trace(
         wrapping: returns how FSDP wraps a model; None without FSDP.
     """
     ledger = Ledger()
+    ledger.begin(LOADING)
     mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     watch = Watch(ledger, Values(mode, experts_of(job.architecture), MOST_CONSTANT_NUMBERS))
     steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)

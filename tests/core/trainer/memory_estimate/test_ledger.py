@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import (
     GATHERED,
+    LOADING,
     PASSES,
     UNREDUCED,
     UPDATE,
@@ -119,3 +120,16 @@ def test_what_is_gathered_is_held_whole() -> None:
     ledger.name(number, GATHERED)
     ledger.free(number)
     assert ledger.peaks(Sharing(shares={"parameters": 0.5}))[PASSES].parts["parameters"] == 50 + 40
+
+
+def test_of_loading_only_what_is_left_counts() -> None:
+    """Weights in a type that training does not have are no peak of it."""
+    ledger = Ledger()
+    ledger.begin(LOADING)
+    before, after = ledger.allocate(100), ledger.allocate(25)
+    ledger.free(before)
+    ledger.begin(PASSES)
+    ledger.name(after, "parameters")
+    ledger.free(ledger.allocate(5))
+    assert [change.size for change in ledger.changes(Sharing())] == [25, 5, -5]
+    assert ledger.peaks(Sharing())[PASSES].total == 30
