@@ -27,7 +27,7 @@ class PlainTrainer:
     """A stack for ``Estimator``: one class for both generations of transformers.
 
     Attributes:
-        prepares: whether what is not quantised becomes float32 before adapters are added.
+        prepares: whether norms are float32.
         older: as transformers 4.48: the loss copies its logits, and a checkpoint is around the layer and its FSDP wrapper.
     """
 
@@ -42,7 +42,9 @@ class PlainTrainer:
             kind = "gptq" if workload.method == "gptq_lora" else "nf4"
             network = four_bits.quantised(network, getattr(torch, workload.torch_dtype), kind=kind)
         if self.prepares:
-            network._apply(lambda one: one.float() if one.is_floating_point() else one)
+            # what PEFT's preparation makes float32, and TRL does not make bfloat16 again
+            for module in [module for module in network.modules() if "Norm" in type(module).__name__]:
+                module._apply(lambda one: one.float())
         tokenizer = model.tokenizer(job, network)
         samples = data.build(job, tokenizer, network.config)
         if self.older:

@@ -206,7 +206,7 @@ def sharing(workload: JobWorkload, model: torch.nn.Module) -> Sharing:
     block = CUDA_BLOCK_BYTES if cuda else 1
     workspace = workspace_bytes(workload.gpu_model) if cuda else 0
     extra: dict[str, dict[str, int]] = {phase: {"temporaries": workspace} for phase in (PASSES, UPDATE)}
-    constant = (workspace // 2,) * 2 if cuda else ()
+    constant: tuple[int, ...] = (workspace // 2, workspace // 2) if cuda else ()
     if _is_sharded(workload):
         return dataclasses.replace(_sharded(workload, *_both(model), block, extra), constant_blocks=constant)
     if (workload.number_gpus or workload.number_nodes) > 1 and workload.distributed_backend == "DDP":
