@@ -216,10 +216,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if re.search(asked.rows, f"{row.source}: {row.name}"):
             results.append(predict(row))
             print(table(results[-1:]).splitlines()[-1], flush=True)
+            if asked.output:
+                # after each row: all of them take long
+                asked.output.write_text(json.dumps([_written(result) for result in results], indent=1) + "\n")
+                asked.output.with_suffix(".md").write_text(f"{table(results)}\n\n{summary(results)}\n")
     print(summary(results))
-    if asked.output:
-        asked.output.write_text(json.dumps([_written(result) for result in results], indent=1) + "\n")
-        asked.output.with_suffix(".md").write_text(f"{table(results)}\n\n{summary(results)}\n")
     return 0
 
 
