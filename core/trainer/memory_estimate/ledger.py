@@ -84,15 +84,17 @@ class Ledger:
 
     def __init__(self) -> None:
         self._bytes: list[int] = []
+        self._makers: list[str] = []
         self._kinds: dict[int, str] = {}
         # a storage came or went, became of another kind, or a phase began
         self._events: list[tuple[bool, int] | tuple[int, str] | str] = []
         self._alive: set[int] = set()
 
-    def allocate(self, size: int) -> int:
-        """Write down a new storage of ``size`` bytes; return its number."""
+    def allocate(self, size: int, maker: str = "") -> int:
+        """Write down a new storage of ``size`` bytes that the operation ``maker`` made; return its number."""
         number = len(self._bytes)
         self._bytes.append(size)
+        self._makers.append(maker)
         self._events.append((True, number))
         self._alive.add(number)
         return number
