@@ -54,7 +54,9 @@ class Grown:
 
     def at(self, part: Fraction) -> Ledger:
         """Return the account at a batch: 1 is that of ``sizes``, 2 that of ``more``."""
-        sizes = [size + math.ceil((later - size) * (part - 1)) for size, later in zip(self.sizes, self.more, strict=True)]
+        sizes = [
+            size + math.ceil((later - size) * (part - 1)) for size, later in zip(self.sizes, self.more, strict=True)
+        ]
         return Ledger.of(dataclasses.replace(self.account, sizes=sizes))
 
     def tokens(self) -> list[Hashable]:
@@ -88,7 +90,9 @@ def _batches(one: Account, two: Account) -> Grown:
             # the order of the samples, of which there are fewer where a batch is larger: the larger list is counted
             more[number] = size
         if later > 2 * size:
-            raise Irregular(f"{one.makers[number] or 'a storage'} grows from {size} to {later} bytes with twice the batch.")
+            raise Irregular(
+                f"{one.makers[number] or 'a storage'} grows from {size} to {later} bytes with twice the batch."
+            )
     return Grown(one, sizes, more)
 
 
