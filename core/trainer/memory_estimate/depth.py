@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from ...protocol.messages import Job
-from .. import model as models
+from .. import configuration
+from ..errors import BadInput, Refused
 
 # names of settings that number a layer and change nothing else
 NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx", "block_idx")
@@ -45,7 +47,7 @@ def depths(job: Job) -> Depths | None:
     if job.trust_remote_code:
         return None
     try:
-        config = models.configuration(job)
+        config = configuration.read(job)
         layers = config.get_text_config().num_hidden_layers
         kinds = _kinds(config, layers)
         found = _period(kinds)
@@ -60,7 +62,18 @@ def depths(job: Job) -> Depths | None:
         for few, architecture in zip((least, least + period), cut, strict=True):
             if _kinds(transformers.AutoConfig.for_model(**architecture), few) != kinds[:few]:
                 return None
-    except Exception:  # whatever a configuration of few layers makes a model raise: the model is traced as it is
+    except (
+        LookupError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        ImportError,
+        StrictDataclassError,
+        Refused,
+        BadInput,
+    ):
+        # a model of few layers cannot be made: it is traced as it is, and what is wrong with it is said then
         return None
     return Depths(cut[0], cut[1], (layers - least) // period, config.to_dict())
 

@@ -200,11 +200,12 @@ class _Repeated:
             self._account.kinds[number] = kind
         self._alike[_class(self._deep, template)].append(number)
 
-    def _refer(self, event: Any, place: tuple[Hashable, int, int]) -> None:
-        """Write an event of a living storage: it is found from the end of the list of those alike that is nearer."""
-        key, from_first, from_last = place
+    def _refer(self, event: Any, place: tuple[Hashable, int, bool]) -> None:
+        """Write an event of a living storage."""
+        key, distance, from_first = place
         alive = self._alike[key]
-        index = min(from_first, len(alive) - 1) if from_first < from_last else max(0, len(alive) - 1 - from_last)
+        distance = min(distance, len(alive) - 1)
+        index = distance if from_first else len(alive) - 1 - distance
         if event[0] is False:
             self._account.events.append((False, alive.pop(index)))
         else:
@@ -212,8 +213,12 @@ class _Repeated:
 
 
 def _places(grown: Grown) -> list[Any]:
-    """Return for each event that frees or renames a storage its class, and how many alike are older and newer."""
+    """Return for each event that frees or renames a storage its class, and its place among those alike from the end that is nearer.
+
+    A list of tensors goes from the first on, what the backward pass needs from the last on.
+    """
     alive: dict[Hashable, list[int]] = defaultdict(list)
+    from_first: dict[Hashable, bool] = {}
     places: list[Any] = []
     for event in grown.account.events:
         if isinstance(event, str):
@@ -224,10 +229,13 @@ def _places(grown: Grown) -> list[Any]:
         else:
             number = event[1] if event[0] is False else event[0]
             key = _class(grown, number)
-            index = alive[key].index(number)
-            places.append((key, index, len(alive[key]) - 1 - index))
+            older = alive[key].index(number)
+            newer = len(alive[key]) - 1 - older
+            if older != newer:
+                from_first[key] = older < newer
+            places.append((key, min(older, newer), from_first.get(key, False)))
             if event[0] is False:
-                del alive[key][index]
+                del alive[key][older]
     return places
 
 
@@ -295,10 +303,8 @@ def _insertions(short: Sequence[Hashable], long: Sequence[Hashable]) -> list[Ins
 def _repetitions(short: Sequence[Hashable], long: Sequence[Hashable], i: int, j: int) -> list[Insertion]:
     """Return the blocks that may have been inserted here, the likeliest last."""
     more = (len(long) - j) - (len(short) - i)
-    if i == len(short):
-        lengths = [more]
-    else:
-        lengths = [length for length in range(1, more + 1) if long[j + length] == short[i]]
+    at_end = i == len(short)
+    lengths = [more] if at_end else [length for length in range(1, more + 1) if long[j + length] == short[i]]
     fitting = [length for length in lengths if _repeats(long, j, length)]
     fitting.sort(key=lambda length: (_run(short, long, i, j + length), -length))
     return [Insertion(i, j, length) for length in fitting]
