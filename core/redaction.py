@@ -88,11 +88,38 @@ def _hide_forms(text: str) -> str:
     return text
 
 
+def hide_bytes(data: bytes, *, cut: bool = False) -> bytes:
+    """Return ``data`` without secrets; if its beginning was ``cut`` off, also without the end of a secret at its beginning."""
+    known = _secret_bytes()
+    if cut:
+        start = min(len(data), max((len(secret) for secret in known), default=0))
+        while (later := max((_end_across(data, secret, start) for secret in known), default=start)) > start:
+            start = later
+        data = data[start:]
+    return _hide_bytes(data, known)
+
+
+def _secret_bytes() -> list[bytes]:
+    return [secret.encode("utf-8", "surrogateescape") for secret in secrets(os.environ)]
+
+
+def _hide_bytes(data: bytes, known: list[bytes]) -> bytes:
+    for secret in known:
+        data = data.replace(secret, HIDDEN.encode())
+    return _hide_forms(data.decode("latin-1")).encode("latin-1")
+
+
+def _end_across(data: bytes, secret: bytes, start: int) -> int:
+    """Return where a secret ends that ``start`` would divide, else ``start``."""
+    begin = data.find(secret, max(0, start - len(secret) + 1), start + len(secret) - 1)
+    return start if begin < 0 or begin >= start else begin + len(secret)
+
+
 class Filter:
     """Removes what ``hide`` removes from a stream of bytes that arrives in pieces; complete lines leave at once."""
 
     def __init__(self) -> None:
-        self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets(os.environ)]
+        self._secrets = _secret_bytes()
         self._held = b""
 
     def feed(self, piece: bytes) -> bytes:
@@ -106,17 +133,16 @@ class Filter:
             cut = earlier
         # hidden only now, because a complete secret may be the beginning of a longer one
         out, self._held = data[:cut], data[cut:]
-        return self._hide(out)
+        return _hide_bytes(out, self._secrets)
 
     def end(self) -> bytes:
         """Return the bytes that are still held when the stream has ended."""
-        held, self._held = self._held, b""
-        return self._hide(held)
+        return _hide_bytes(self.held(), self._secrets)
 
-    def _hide(self, data: bytes) -> bytes:
-        for secret in self._secrets:
-            data = data.replace(secret, HIDDEN.encode())
-        return _hide_forms(data.decode("latin-1")).encode("latin-1")
+    def held(self) -> bytes:
+        """Return the bytes that are still held as they are, and hold them no longer."""
+        held, self._held = self._held, b""
+        return held
 
 
 def _across(data: bytes, secret: bytes, cut: int) -> int:

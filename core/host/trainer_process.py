@@ -219,14 +219,20 @@ def _guard(pid: int, mark: str) -> IO[bytes]:
 
 
 class LogWriter:
-    """Keeps beginning and end of a trainer's output, however much there is, without secrets; goes on when the disk is full."""
+    """Writes beginning and end of a trainer's output to a file, without secrets; continues when the disk is full.
+
+    The first ``LOG_HEAD_BYTES`` are written as they come. Of what follows the last bytes are kept as they are, and secrets are removed
+    only when they are needed: a trainer may write gigabytes.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._tail = b""
-        self._written = 0
-        self._dropped = 0
         self._filter = redaction.Filter()
+        self._head_tail = b""
+        self._written = 0
+        # once the head is full: its length, and its last bytes
+        self._more_bytes = 0
+        self._more = b""
 
     def pump(self, stream: IO[bytes]) -> None:
         """Copy ``stream`` until it ends."""
@@ -236,26 +242,42 @@ class LogWriter:
             file = open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)  # noqa: PTH123, SIM115
         with contextlib.suppress(ValueError, OSError):
             while chunk := os.read(stream.fileno(), 65536):
-                self._keep(self._filter.feed(chunk), file)
-        self._keep(self._filter.end(), file)
+                if self._more_bytes:
+                    self._keep_end(chunk)
+                else:
+                    self._write_head(self._filter.feed(chunk), file)
+        if not self._more_bytes:
+            self._write_head(self._filter.end(), file)
         if file is not None:
             with contextlib.suppress(OSError):
-                if self._dropped:
-                    kept = self._tail[-self._dropped :]
-                    file.write(b"\n... %d bytes left out ...\n" % (self._dropped - len(kept)) + kept)
+                if self._more_bytes:
+                    kept = self._end()
+                    left_out = max(0, self._more_bytes - len(kept)) if self._more_bytes > len(self._more) else 0
+                    file.write(b"\n... %d bytes left out ...\n" % left_out + kept)
                 file.close()
 
-    def _keep(self, chunk: bytes, file: FileIO | None) -> None:
-        self._tail = (self._tail + chunk)[-LOG_TAIL_BYTES:]
-        if file is None or self._dropped or self._written + len(chunk) > LOG_HEAD_BYTES:
-            self._dropped += len(chunk)
-            return
-        with contextlib.suppress(OSError):
-            self._written += file.write(chunk)
-
     def tail(self) -> str:
-        """Return the last output, at most ``LOG_TAIL_BYTES``."""
-        return self._tail.decode(errors="replace")
+        """Return the last output without secrets, at most ``LOG_TAIL_BYTES``."""
+        return (self._head_tail + self._end())[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+    def _write_head(self, output: bytes, file: FileIO | None) -> None:
+        if self._written + len(output) > LOG_HEAD_BYTES:
+            self._keep_end(output + self._filter.held())
+            return
+        self._written += len(output)
+        self._head_tail = (self._head_tail + output)[-LOG_TAIL_BYTES:]
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.write(output)
+
+    def _keep_end(self, output: bytes) -> None:
+        self._more_bytes += len(output)
+        # a line more, so that the beginning of what is shown is no part of a secret
+        self._more = (self._more + output)[-LOG_TAIL_BYTES - redaction.LONGEST_LINE_BYTES :]
+
+    def _end(self) -> bytes:
+        cut = self._more_bytes > len(self._more)
+        return redaction.hide_bytes(self._more, cut=cut)[-LOG_TAIL_BYTES:]
 
 
 def trainer_environ(threads: int, mask: str, own_environment: bool) -> dict[str, str]:
