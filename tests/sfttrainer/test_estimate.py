@@ -95,5 +95,5 @@ def test_a_workload_that_is_predicted_not_to_fit_is_not_tried(local: Local) -> N
 def test_a_workload_that_may_fit_is_tried(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """The small workload requests a GPU, and this machine has none."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(failures.Broken, match="this machine shows 0 NVIDIA GPUs"):
+    with pytest.raises(failures.Broken, match="this machine has 0 visible NVIDIA GPUs"):
         local.measure(plan("finetune_full_benchmark", number_gpus=1))
