@@ -271,9 +271,9 @@ def test_unsupported_counters_are_omitted_with_reason() -> None:
         **{f"gpu_memory_utilization_{which}": 50.0 for which in ("min", "avg", "max", "peak")},
         **{f"gpu_compute_utilization_{which}": 50.0 for which in ("min", "avg", "max")},
     }
-    assert omitted["gpu_power_watts_avg"] == "GRID T4-8Q GPU-77d0c1b9 gives no power: Not Supported."
-    assert omitted["gpu_power_percent_avg"] == "GRID T4-8Q GPU-77d0c1b9 gives no power: Not Supported."
-    assert omitted["energy_joules"] == "GRID T4-8Q GPU-77d0c1b9 gives no energy counter: Not Supported."
+    assert omitted["gpu_power_watts_avg"] == "GRID T4-8Q GPU-77d0c1b9 has no power: Not Supported."
+    assert omitted["gpu_power_percent_avg"] == "GRID T4-8Q GPU-77d0c1b9 has no power: Not Supported."
+    assert omitted["energy_joules"] == "GRID T4-8Q GPU-77d0c1b9 has no energy counter: Not Supported."
 
 
 def test_power_percent_needs_a_limit() -> None:
@@ -283,7 +283,7 @@ def test_power_percent_needs_a_limit() -> None:
         device["nvmlDeviceGetEnforcedPowerLimit"] = {"error": "NOT_SUPPORTED"}
     found, omitted = devices.summarise(samples_of(replay, "1"), 101.5, 104.5)
     assert found["gpu_power_watts_avg"] == 620.0
-    assert omitted["gpu_power_percent_avg"] == "NVIDIA H100 80GB HBM3 GPU-1c8e9b30 gives no power limit: Not Supported."
+    assert omitted["gpu_power_percent_avg"] == "NVIDIA H100 80GB HBM3 GPU-1c8e9b30 has no power limit: Not Supported."
 
 
 def test_one_gpu_without_counter_omits_the_sum() -> None:
@@ -291,14 +291,14 @@ def test_one_gpu_without_counter_omits_the_sum() -> None:
     replay = Replay("h100-four")
     replay.recording["devices"][3]["nvmlDeviceGetTotalEnergyConsumption"] = {"error": "NOT_SUPPORTED"}
     _, omitted = devices.summarise(samples_of(replay, None), 101, 104)
-    assert omitted["energy_joules"] == "NVIDIA H100 80GB HBM3 GPU-e0b4c6f2 gives no energy counter: Not Supported."
+    assert omitted["energy_joules"] == "NVIDIA H100 80GB HBM3 GPU-e0b4c6f2 has no energy counter: Not Supported."
 
 
 def test_short_phase_has_no_energy() -> None:
     """Energy needs a phase of 2 s, since the counter moves in steps."""
     samples = samples_of(Replay("h100-four"), "1")
     found, omitted = devices.summarise(samples, 101, 102.9)
-    assert omitted["energy_joules"] == "energy needs a measured phase of at least 2 s; it took 1.9 s."
+    assert omitted["energy_joules"] == "Energy needs a measured phase of at least 2 s; it took 1.9 s."
     assert "energy_joules" not in found
     assert devices.summarise(samples, 101, 103)[0]["energy_joules"] == 1200.0
 
@@ -307,7 +307,7 @@ def test_short_phase_has_no_energy() -> None:
 def test_edge_beyond_the_samples_has_no_energy(begin_s: float, end_s: float) -> None:
     """A counter is interpolated, never extrapolated."""
     _, omitted = devices.summarise(samples_of(Replay("h100-four"), "1"), begin_s, end_s)
-    assert omitted["energy_joules"] == "the samples do not reach over the whole measured phase."
+    assert omitted["energy_joules"] == "The samples do not cover the whole measured phase."
 
 
 def test_counter_that_goes_back_is_refused() -> None:
@@ -315,7 +315,7 @@ def test_counter_that_goes_back_is_refused() -> None:
     replay = Replay("h100-four")
     replay.recording["devices"][2]["nvmlDeviceGetTotalEnergyConsumption"][3] = 0
     _, omitted = devices.summarise(samples_of(replay, "1"), 101, 104)
-    assert omitted["energy_joules"] == "the counter went back: the driver was loaded anew."
+    assert omitted["energy_joules"] == "The counter decreased, because the driver was reloaded."
 
 
 def test_without_gpus_their_properties_are_omitted() -> None:
@@ -342,14 +342,14 @@ def test_phase_without_sample_is_omitted(begin_s: float, end_s: float, length: s
     """A phase without samples or without duration gives reasons and no numbers."""
     found, omitted = devices.summarise(processes_only((0, 0, 100), (1, 1, 100)), begin_s, end_s)
     assert found == {}
-    assert omitted["cpu_compute_utilization"] == f"no sample fell into the measured phase of {length} s."
+    assert omitted["cpu_compute_utilization"] == f"No sample was taken in the measured phase of {length} s."
     assert set(omitted) == set(DEVICE_OUTPUTS)
 
 
 def test_processes_that_were_gone_are_omitted() -> None:
     """Without a living process, memory is missing and not 0."""
     _, omitted = devices.summarise(processes_only((0, 0, None), (1, 0, None)), 0, 1)
-    assert omitted["cpu_memory_peak_gib"] == "no training process was alive when it was sampled."
+    assert omitted["cpu_memory_peak_gib"] == "No training process was alive when samples were taken."
 
 
 def test_every_device_output_is_given_or_omitted() -> None:

@@ -137,7 +137,7 @@ def test_device_that_fails_is_noted() -> None:
     samples = sampler.stop()
     found, omitted = devices.summarise(samples, samples["samples"][1]["time_s"], samples["samples"][-1]["time_s"])
     assert set(found) - {"cpu_share_percent"} == {"cpu_compute_utilization", "cpu_memory_peak_gib"}
-    assert omitted["gpu_power_watts_avg"] == "GPU GPU-0 gives no power: OSError: the bus hung."
+    assert omitted["gpu_power_watts_avg"] == "GPU GPU-0 has no power: OSError: the bus hung."
 
 
 def test_slow_device_does_not_turn_sampling_into_a_busy_loop() -> None:

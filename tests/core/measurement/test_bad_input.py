@@ -165,7 +165,10 @@ def test_a_configuration_is_taken_as_given_or_refused(given_values: dict[str, An
 
 @pytest.mark.parametrize(
     ("place", "why"),
-    [("state", "a path from / or ~ is needed"), ("~nobody-of-this-name/state", "could not determine home directory")],
+    [
+        ("state", "expected a path that begins with / or ~"),
+        ("~nobody-of-this-name/state", "could not determine home directory"),
+    ],
 )
 def test_a_state_directory_is_the_same_for_all_processes(place: str, why: str) -> None:
     """Hosts and trainers have other working directories than who asks, so a relative one is refused."""

@@ -93,7 +93,7 @@ def test_weights_of_our_own_models_are_random_only() -> None:
         "number_gpus": 0,
         "weights": "pretrained",
     }
-    with pytest.raises(failures.BadInput, match="model tiny-llama-5m has no published weights; use weights random"):
+    with pytest.raises(failures.BadInput, match="Model tiny-llama-5m has no published weights; use weights random"):
         make_plan("sfttrainer", "finetune_full_benchmark", asked)
 
 

@@ -95,7 +95,7 @@ def test_utilisation_of_a_known_device_is_exact() -> None:
     assert "Abacus 3000" in unknown.omitted["mfu_percent"]
     assert unknown.omitted["tflops_per_device"] == unknown.omitted["mfu_percent"]
     mixed = on("NVIDIA H200", "NVIDIA A100-SXM4-80GB").omitted["mfu_percent"]
-    assert mixed == "devices of several kinds took part: NVIDIA A100-SXM4-80GB, NVIDIA H200."
+    assert mixed == "Devices of different models were used: NVIDIA A100-SXM4-80GB, NVIDIA H200."
 
 
 def test_two_gpus_under_lora_with_everything_known() -> None:
@@ -165,7 +165,7 @@ def test_steps_with_less_than_the_batch_are_noted() -> None:
     assert not [note for note in report(record()).notes if "samples" in note]
     notes = report(record(samples=[2, 2, 1, 2, 2])).notes
     assert (
-        "1 of 4 measured steps had fewer than the 2 samples of batch_size x gradient_accumulation_steps: there the data ended."
+        "1 of 4 measured steps had fewer than the 2 samples of batch_size x gradient_accumulation_steps: the data set ended there."
         in notes
     )
 
@@ -173,7 +173,7 @@ def test_steps_with_less_than_the_batch_are_noted() -> None:
 def test_one_device_under_fsdp_is_noted() -> None:
     """Nothing is sharded there, so it is no measurement of FSDP."""
     assert (
-        "distributed_backend FSDP2 shards nothing on one device."
+        "distributed_backend FSDP2 has no effect on one device."
         in report(record(), number_gpus=1, distributed_backend="FSDP2").notes
     )
 
@@ -184,7 +184,7 @@ def test_a_rank_without_a_predicted_token_is_no_divergence() -> None:
     got = report(record(world_size=2), idle, number_nodes=2).properties
     assert (got["loss_finite"], got["loss_first"], got["loss_last"]) == (1, 2.5, pytest.approx(2.1))
     nothing = report(record(losses=[0.0] * 5, trained_tokens=[0] * 5))
-    assert nothing.omitted["loss_first"] == "no token of this step carries loss."
+    assert nothing.omitted["loss_first"] == "No token of this step carries loss."
 
 
 def test_ranks_count_together_and_the_slowest_sets_the_time() -> None:
@@ -224,7 +224,10 @@ def test_a_first_loss_far_from_that_of_random_weights_is_noted() -> None:
 
 def test_a_run_that_ended_in_its_warm_up_is_noted() -> None:
     """Numbers of a step that nothing preceded are given, with a message that says how little they rest on."""
-    assert "Too short to be trusted: 5 steps ran, of which 1 were warm-up." in report(record(warmup_steps=1)).notes
+    assert (
+        "The measurement is too short to be reliable: 5 steps ran, of which 1 were warm-up."
+        in report(record(warmup_steps=1)).notes
+    )
     assert report(record(warmup_steps=3)).notes == ()
 
 
@@ -267,7 +270,7 @@ def test_the_text_shows_every_property_and_reason() -> None:
     """For the terminal: values aligned, reasons grouped."""
     text = report(record()).text()
     assert "train_runtime_s" in text
-    assert "usd_per_million_tokens: the actuator configuration gives no price_usd_per_device_hour." in text
+    assert "usd_per_million_tokens: The actuator configuration has no price_usd_per_device_hour." in text
 
 
 @pytest.mark.parametrize(

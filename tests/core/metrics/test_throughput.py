@@ -24,7 +24,7 @@ def test_refusal_names_the_step_and_both_times():
     """The message carries the values."""
     with pytest.raises(ImpossibleRecord) as refused:
         throughput.durations(0.0, [1.0, 3.0, 2.0])
-    assert str(refused.value) == "Time went back: step 3 ended at 2.0 s, the one before at 3.0 s."
+    assert str(refused.value) == "Step 3 ended at 2.0 s, not after the step before it, which ended at 3.0 s."
     assert isinstance(refused.value, Broken)
 
 

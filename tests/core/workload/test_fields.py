@@ -73,9 +73,9 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         (
             {"dataset_image_field": "image", "method": "prompt_tuning"},
-            "method prompt_tuning is not measured with images; use full or lora, or leave dataset_image_field out.",
+            "method prompt_tuning is not supported with images; use full or lora, or leave dataset_image_field out.",
         ),
-        ({"batch_size": True}, "batch_size True is impossible: a number is needed."),
+        ({"batch_size": True}, "batch_size True is impossible: expected a number, not a boolean."),
         ({"learning_rate": 1}, "learning_rate is not a property of a workload."),
         (
             {"stop_after_seconds": float("nan")},

@@ -138,7 +138,7 @@ def test_a_path_that_does_not_exist(name: str) -> None:
     """What looks like a path is never taken for a hub id."""
     with pytest.raises(models.NotAModelDirectory) as raised:
         models.resolve(name)
-    assert str(raised.value) == f"model directory {name!r} does not exist."
+    assert str(raised.value) == f"Model directory {name!r} does not exist."
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_misspelled_name_is_answered_with_close_ones() -> None:
     """Close names are offered."""
     with pytest.raises(models.UnknownModel) as raised:
         models.resolve("smollm2-135")
-    assert str(raised.value).startswith("model 'smollm2-135' is unknown; close: smollm2-135m")
+    assert str(raised.value).startswith("Model 'smollm2-135' is unknown; close: smollm2-135m")
 
 
 @pytest.mark.parametrize("name", ["zzz", "a/b/c", "org/", "", "x" * 5000])
