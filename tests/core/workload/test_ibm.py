@@ -53,11 +53,11 @@ def test_defaults_that_differ_are_written_and_those_that_equal_are_left_out() ->
 
 
 def test_gptq_has_defaults_of_its_own() -> None:
-    """float16 weights, fp16 autocast, all kernels; and no FSDP, which is not measured with it here."""
+    """float16 weights, fp16 autocast, all kernels; and no FSDP, which is not supported with it here."""
     found = ibm.translate(GPTQ, {}, GPUS, FMS)
     assert found.fixed.items() >= {"torch_dtype": "float16", "mixed_precision": "fp16", "fast_kernels": True}.items()
     assert "distributed_backend" not in found.fixed
-    assert any("GPTQ-LoRA is not measured with FSDP" in text for text in differences(found))
+    assert any("GPTQ-LoRA is not supported with FSDP" in text for text in differences(found))
 
 
 @pytest.mark.parametrize("name", [name for name in ibm_names.EXPERIMENTS.values() if name != GPTQ])
@@ -112,9 +112,9 @@ def test_values_with_a_counterpart(given: dict[str, Any], here: dict[str, Any]) 
     ("given", "told"),
     [
         ({"accelerate_config_mixed_precision": "fp8"}, "fp8 has no counterpart"),
-        ({"fast_kernels": ["True", "False", "True"]}, "on, or none"),
+        ({"fast_kernels": ["True", "False", "True"]}, "all kernels on or off"),
         ({"optim": "lion_8bit"}, "optim lion_8bit has no counterpart"),
-        ({"fms_hf_tuning_version": "2.8.2"}, "2.8.2 is not here: 3.1.0 is the nearest"),
+        ({"fms_hf_tuning_version": "2.8.2"}, "2.8.2 becomes 3.1.0, the nearest"),
         ({"dataset_id": "news-chars-512-entries-4096"}, "samples are longer"),
         ({"surprise": 1}, "surprise 1 has no counterpart"),
     ],
@@ -139,7 +139,7 @@ def test_what_has_no_counterpart_is_told(given: dict[str, Any], told: str) -> No
     ],
 )
 def test_ends(given: dict[str, Any], here: dict[str, Any]) -> None:
-    """A measurement ends when the study says; without that, when its rate is known."""
+    """A measurement ends when the study says; without that, when its rate has converged."""
     assert translated(given) == (here, [])
     adaptive = ibm.translate(FULL, given, GPUS, Choices("fms_hf_tuning", adaptive=True)).fixed
     assert not {"target_ci_percent", "stop_after_seconds", "max_steps"} & adaptive.keys()
@@ -152,7 +152,7 @@ def test_files_of_ibm_have_their_own_column_and_epochs() -> None:
     assert found.fixed["dataset_id"] == "/data/news-tokens-16384plus-entries-4096.jsonl"
     assert found.fixed["dataset_text_field"] == "output"
     assert found.fixed["num_train_epochs"] == 2
-    assert any("num_train_epochs 1.5 is 2" in text for text in differences(found))
+    assert any("num_train_epochs 1.5 becomes 2" in text for text in differences(found))
 
 
 def test_fsdp_is_left_out_below_two_gpus() -> None:
