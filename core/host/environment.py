@@ -199,9 +199,8 @@ class _Managed:
         # while this process holds the lock, an unfinished build of this key was left by a process that has ended
         for left in self._cache_dir.glob(f"{self._key}.building-*"):
             shutil.rmtree(left, ignore_errors=True)
-        if (
-            self._directory.exists() or self._directory.is_symlink()
-        ):  # was complete, but its base Python has been removed
+        # was complete, but its base Python has been removed
+        if self._directory.exists() or self._directory.is_symlink():
             shutil.rmtree(self._directory)
         building = Path(tempfile.mkdtemp(prefix=f"{self._key}.building-", dir=self._cache_dir))
         begin = time.monotonic()
@@ -359,10 +358,8 @@ def _why(output: str, content: str, name: str) -> str:
             cause = "is not in the package index" if _not_in_index(output) else "could not be fetched or installed"
             remedy = "check UV_INDEX, UV_FIND_LINKS and UV_OFFLINE"
             if re.search(r"hash mismatch|hashes.*do not match", reason):
-                cause, remedy = (
-                    "has a hash that the list does not contain",
-                    "check where UV_INDEX and UV_FIND_LINKS point",
-                )
+                cause = "has a hash that the list does not contain"
+                remedy = "check where UV_INDEX and UV_FIND_LINKS point"
             return f"Environment {name} cannot be built: package {package}{version} {cause}; {remedy}."
     return f"Environment {name} cannot be built: {_last_line(output)}"
 

@@ -86,7 +86,7 @@ class Sampler:
         return {"absent": self._devices.absent, "devices": self._facts, "samples": list(self._samples)}
 
     def take(self, *, last: bool = False) -> None:
-        """Take one sample now; the last one is complete, whatever it costs."""
+        """Take one sample now; the last one is complete, however long it takes."""
         self._tree.rescan(self._clock())
         # after the readings, because a scan may take long and the time must be that of the readings
         time_s = self._clock()
@@ -210,7 +210,7 @@ class ProcessTree:
 
 
 def _run_delays(pid: int) -> Iterator[tuple[int, float]]:
-    """Return for each thread of a process its id and the seconds it has waited for a CPU; nothing where the system does not tell."""
+    """Yield for each thread of a process its id and the seconds it has waited for a CPU; nothing if the system does not report it."""
     with contextlib.suppress(OSError):
         for task in os.scandir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError, IndexError, ValueError):

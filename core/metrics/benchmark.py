@@ -20,7 +20,7 @@ from .throughput import ImpossibleRecord
 __all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]
 
 NO_DEVICE_SAMPLES = "No device was sampled."
-# of the CPU time that training could use; with less, other work on the machine determines the rate
+# share of the CPU time that training could use; below it, other work on the machine determines the rate
 LEAST_CPU_SHARE_PERCENT = 90.0
 
 

@@ -153,10 +153,10 @@ class _Phase:
             if (wait_s := sample.get("wait_s")) is not None
         ]
         if not waits:
-            raise _Missing("the system does not tell how long threads wait for a CPU.")
+            raise _Missing("The system does not report how long threads wait for a CPU.")
         waited_s = self._difference(waits)
         if used_s + waited_s <= 0:
-            raise _Missing("the training processes used no CPU time.")
+            raise _Missing("The training processes used no CPU time.")
         return 100 * used_s / (used_s + waited_s)
 
     def rss_peak(self) -> int:

@@ -47,7 +47,7 @@ OUTPUTS: Mapping[str, str] = {
     "energy_joules": "Energy of the GPUs in the measured phase, J.",
     "energy_joules_per_token": "Energy of the GPUs per real token, J.",
     "cpu_compute_utilization": "CPU utilisation of the training processes, % of one core.",
-    "cpu_share_percent": "CPU time of the training processes over that time and their waiting for a CPU, %; low on a busy machine.",
+    "cpu_share_percent": "CPU time of the training processes over that time plus their waiting for a CPU, %; low on a busy machine.",
     "cpu_memory_peak_gib": "Peak resident memory of the training processes, GiB.",
     "usd_per_million_tokens": "Cost of a million real tokens at the configured price of a device-hour, USD.",
     "loss_first": "Loss of the first step, mean over trained tokens.",

@@ -322,7 +322,7 @@ def test_without_gpus_their_properties_are_omitted() -> None:
     """CPU properties are there; each GPU property has the reason of the empty set."""
     found, omitted = devices.summarise(processes_only((0, 0, 2**30), (1, 2, 3 * 2**30), (2, 3, 2**30)), 0.5, 1.5)
     assert found == {"cpu_compute_utilization": 150.0, "cpu_memory_peak_gib": 3.0}
-    assert omitted.pop("cpu_share_percent") == "the system does not tell how long threads wait for a CPU."
+    assert omitted.pop("cpu_share_percent") == "The system does not report how long threads wait for a CPU."
     assert omitted == {name: "none here." for name in DEVICE_OUTPUTS if not name.startswith("cpu_")}
 
 
