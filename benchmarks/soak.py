@@ -70,7 +70,7 @@ FAULTS = {
     33: Expected("exception", None, "", 1, "ValueError: injected"),
     53: Expected("GPU out of memory", 0, "gpu_oom", 1, "The workload does not fit: the GPU ran out of memory"),
     73: Expected("host out of memory", 0, "host_oom", 1, "The workload does not fit: the host ran out of memory"),
-    93: Expected("garbage", None, "", 1, "the trainer wrote something that is no record"),
+    93: Expected("garbage", None, "", 1, "The trainer wrote a line that is not a JSON message"),
 }
 HEALTHY = Expected("none", 1, "none", 1)
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from . import redaction
 
-# in this order the earlier group explains the later ones
+# ordered: a failure of an earlier group explains failures of later groups
 Group = Literal["cannot run", "broken", "transient"]
 What = Literal["gpu_oom", "host_oom", "predicted_oom", "invalid_configuration", "bad_input", "transient", "broken"]
 LONGEST_MESSAGE = 200
@@ -108,7 +108,7 @@ class Transient(Failure):
 
 
 class Broken(Failure):
-    """A failure that a retry does not mend: a time-out, an exception, anything unknown."""
+    """A failure that a retry cannot fix: a time-out, an exception, anything unknown."""
 
 
 class BadInput(Broken):
@@ -127,8 +127,8 @@ def raised(cause: Cause) -> Failure:
     return classes[cause.group](cause.message)
 
 
-def most_telling(causes: Iterable[Cause]) -> Cause | None:
-    """Return the cause that explains the others: one rank fails by itself, and its peers report only its lost connection."""
+def root_cause(causes: Iterable[Cause]) -> Cause | None:
+    """Return the cause that explains the others: when one rank fails, its peers report only a lost connection."""
     return min(causes, key=lambda cause: get_args(Group).index(cause.group), default=None)
 
 
@@ -146,7 +146,7 @@ HOST_OOM = re.compile(
     r"|Unable to allocate [\d.]+ [KMGTPE]?i?B|malloc of size \d+ failed|low on memory|alloc_cpu\.cpp",
     re.IGNORECASE,
 )
-# a kernel used a wrong address, which is no lack of memory
+# a kernel used a wrong address: not an out-of-memory
 ILLEGAL_ACCESS = re.compile(
     r"illegal memory access|misaligned address|illegal address|device-side assert", re.IGNORECASE
 )
@@ -161,7 +161,7 @@ TRANSPORT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 TRANSPORT_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionResetError", "BrokenPipeError")
-# these exceptions quote the user's input, so their text is no evidence of memory or network problems
+# these exceptions quote the user's input, so their text does not indicate memory or network problems
 QUOTING_TYPES = (
     "ValueError",
     "KeyError",
@@ -170,7 +170,7 @@ QUOTING_TYPES = (
     "AttributeError",
     "NotImplementedError",
     "JSONDecodeError",
-    # "cannot allocate memory in static TLS block" of the dynamic loader is no lack of memory
+    # "cannot allocate memory in static TLS block" of the dynamic loader is not an out-of-memory
     "ImportError",
     "ModuleNotFoundError",
 )
@@ -194,9 +194,9 @@ def classify_exit(returncode: int, log_tail: str, oom_killed: bool) -> Cause:
     """Return the cause of a process that ended without a record.
 
     Args:
-        returncode: as ``subprocess`` gives it: negative for a signal; shells' 128 + signal is understood too.
-        log_tail: the end of what it wrote.
-        oom_killed: whether the kernel killed a process of this node for memory meanwhile.
+        returncode: as ``subprocess`` gives it: negative for a signal; 128 + signal, as shells report it, is accepted too.
+        log_tail: the end of its output.
+        oom_killed: whether the kernel's out-of-memory killer has ended a process of this node meanwhile.
     """
     return from_exit(returncode, log_tail, oom_killed=oom_killed).cause
 
@@ -255,7 +255,7 @@ def _by_text(text: str) -> Failure | None:
     if HOST_OOM.search(text):
         return OutOfMemory("host")
     if NCCL_MISUSE.search(text):
-        return Broken(f"NCCL cannot be used like this: {_first_line(text)}")
+        return Broken(f"NCCL rejected its configuration: {_first_line(text)}")
     if re.search(r"address already in use|EADDRINUSE|\[Errno 98\]|failed to listen on", text, re.IGNORECASE):
         return Transient("The port for the rendezvous of the processes was already in use.")
     if TRANSPORT.search(text):
@@ -271,14 +271,12 @@ def _known_problem(type_name: str, text: str) -> Failure | None:
         return Broken("The disk is full where the measurement writes (no space left on device).")
     unknown = re.search(r"^(\S+) is not a local folder and is not a valid model identifier", text)
     if unknown:
-        return BadInput(
-            f"Model {unknown.group(1)!r} is neither a directory nor a model the hub knows; check model_name."
-        )
+        return BadInput(f"Model {unknown.group(1)!r} is neither a directory nor a model on the hub; check model_name.")
     if type_name == "GatedRepoError" or re.search(r"gated repo|401 Client Error|403 Client Error", text):
         return BadInput("The model hub refuses access to this model: log in on the nodes, or use a local directory.")
     if re.search(r"Target modules .* not found in the base model", text, re.DOTALL):
         return InvalidConfiguration(
-            "target_modules names no module of this model; use all-linear or the model's own module names."
+            "target_modules matches no module of this model; use all-linear or the model's own module names."
         )
     if "no kernel image is available" in text:
         return Broken(
@@ -289,7 +287,7 @@ def _known_problem(type_name: str, text: str) -> Failure | None:
 
 def _missing_package(name: str) -> BadInput:
     return BadInput(
-        f"The training environment lacks the package {name!r}: install it there, or name another environment."
+        f"The training environment lacks the package {name!r}: install it there, or choose another environment."
     )
 
 
@@ -307,7 +305,7 @@ def plain_message(text: str) -> str:
     """Return ``text`` as one line of at most 200 characters that ends with punctuation, without secrets."""
     text = redaction.hide(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))
     text = re.sub(r"\b(hf_|sk-|ghp_|glpat-)[A-Za-z0-9_\-]{8,}", r"\1***", text)
-    text = re.sub(r"(\w+://)[^/\s@]*@", r"\1***@", text)
+    text = redaction.hide_logins(text)
     text = " ".join(text.split()) or "No reason was given"
     # control characters and unpaired surrogates: terminals interpret them, and some stores cannot keep them
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,8 +1,8 @@
 """Removes secrets from messages, logs and progress. Standard library only.
 
 A secret is the value of an environment variable whose name says so (``HF_TOKEN``, ``AWS_SECRET_ACCESS_KEY``, ``DB_PASSWORD``), user
-and password of a URL, a token or signature in a URL's query, and what has the form of a well-known token. detect-secrets, a library of
-such forms, has none for the Hugging Face hub and would have to be installed in every training environment.
+and password of a URL, a token or signature in a URL's query, and text in the format of a well-known token. detect-secrets, a library of
+such formats, lacks the one of the Hugging Face hub and would have to be installed in every training environment.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
 
-# the first group matches at the end of a word of the name (PGPASSWORD, X_API_KEYS); the second only whole words
-TELLING = re.compile(
+# the first alternative matches at the end of a word of the name (PGPASSWORD, X_API_KEYS); the second only whole words
+SECRET_NAMES = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|SECRET|ACCESS)KEY|CREDENTIAL|SSHPASS|AUTHORIZATION|COOKIE|WEBHOOK|KUBECONFIG)S?\d*(_|$)"
     r"|(^|_)(PWD|PASS|PAT|AUTH|KEY|JWT|SAS|SIGNATURE|SIG)S?\d*(_|$)"
     r"|(COOKIE|WEBHOOK|CREDENTIAL|PASSPHRASE|KUBECONFIG)"
 )
-# shorter values are modes and switches, and would be found in every other word
+# shorter values are usually modes and switches; hiding them would change ordinary words
 SHORTEST = 8
 HIDDEN = "***"
 # longer lines are written in pieces
 LONGEST_LINE_BYTES = 2**16
 _LOGIN = re.compile(r"\w+://([^/\s]+)@")
-# shells keep directories in these
+# variables in which shells keep directories
 _DIRECTORIES = ("PWD", "OLDPWD")
-# what is hidden whatever the environment holds; the first group stays
+# hidden regardless of the environment; the first group is kept
 _FORMS = (
     re.compile(r"(\w://)[^/\s:@'\"]*:[^/\s'\"]+(?=@)"),
     re.compile(
@@ -48,20 +48,20 @@ _FORMS = (
 
 
 def secrets(environ: Mapping[str, str]) -> list[str]:
-    """Return the secrets of an environment, longest first: whole, each line of them, and in each form of ``_written``."""
+    """Return the secrets of an environment, longest first: each value, each of its lines, and all their forms (``_encoded``)."""
     found = set()
     for name, value in environ.items():
-        if name not in _DIRECTORIES and TELLING.search(name.upper()):
+        if name not in _DIRECTORIES and SECRET_NAMES.search(name.upper()):
             # the secret follows Bearer or Basic
             found |= {value.strip(), value.removeprefix("Bearer ").removeprefix("Basic ").strip(), *value.splitlines()}
         for login in _LOGIN.findall(value):
             found |= {login, login.partition(":")[2]}
-    found |= {form for one in found if len(one) >= SHORTEST for form in _written(one)}
+    found |= {form for one in found if len(one) >= SHORTEST for form in _encoded(one)}
     return sorted((one for one in found if len(one) >= SHORTEST), key=len, reverse=True)
 
 
-def _written(secret: str) -> Iterator[str]:
-    """Return the forms of a secret: as Python, JSON and URLs quote it, and its base64 wherever it begins in what is encoded."""
+def _encoded(secret: str) -> Iterator[str]:
+    """Return the forms of a secret: as quoted by Python, JSON and URLs, and its base64 at each of the three possible offsets."""
     yield from (quoted[1:-1] for quoted in (repr(secret), json.dumps(secret)))
     yield from (
         urllib.parse.quote(secret, safe="", errors="replace"),
@@ -69,17 +69,22 @@ def _written(secret: str) -> Iterator[str]:
     )
     data = secret.encode("utf-8", "surrogateescape")
     for offset in range(3):
-        # only the characters that depend on nothing around the secret
+        # only the characters that do not depend on the text around the secret
         first, last = -(-offset * 4 // 3), (offset + len(data)) * 4 // 3
         encoded = base64.b64encode(bytes(offset) + data).decode()[first:last]
         yield from (encoded, encoded.translate(str.maketrans("+/", "-_")))
 
 
 def hide(text: str) -> str:
-    """Return ``text`` without the secrets of this process's environment and without what has the form of a secret."""
+    """Return ``text`` without the secrets of this process's environment and without text in the format of a secret."""
     for secret in secrets(os.environ):
         text = text.replace(secret, HIDDEN)
     return _hide_forms(text)
+
+
+def hide_logins(text: str) -> str:
+    """Return ``text`` with the user information of URLs hidden, also a user without a password."""
+    return re.sub(r"(\w+://)[^/\s@]*@", rf"\1{HIDDEN}@", text)
 
 
 def _hide_forms(text: str) -> str:
@@ -88,15 +93,42 @@ def _hide_forms(text: str) -> str:
     return text
 
 
+def hide_bytes(data: bytes, *, cut: bool = False) -> bytes:
+    """Return ``data`` without secrets; if its beginning was ``cut`` off, also without the end of a secret at its beginning."""
+    known = _secret_bytes()
+    if cut:
+        start = min(len(data), max((len(secret) for secret in known), default=0))
+        while (later := max((_end_across(data, secret, start) for secret in known), default=start)) > start:
+            start = later
+        data = data[start:]
+    return _hide_bytes(data, known)
+
+
+def _secret_bytes() -> list[bytes]:
+    return [secret.encode("utf-8", "surrogateescape") for secret in secrets(os.environ)]
+
+
+def _hide_bytes(data: bytes, known: list[bytes]) -> bytes:
+    for secret in known:
+        data = data.replace(secret, HIDDEN.encode())
+    return _hide_forms(data.decode("latin-1")).encode("latin-1")
+
+
+def _end_across(data: bytes, secret: bytes, start: int) -> int:
+    """Return where a secret ends that ``start`` would divide, else ``start``."""
+    begin = data.find(secret, max(0, start - len(secret) + 1), start + len(secret) - 1)
+    return start if begin < 0 or begin >= start else begin + len(secret)
+
+
 class Filter:
-    """Removes what ``hide`` removes from a stream of bytes that arrives in pieces; complete lines leave at once."""
+    """Removes from a stream of bytes what ``hide`` removes from text; complete lines are returned at once."""
 
     def __init__(self) -> None:
-        self._secrets = [secret.encode("utf-8", "surrogateescape") for secret in secrets(os.environ)]
+        self._secrets = _secret_bytes()
         self._held = b""
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the bytes that can be written now: complete lines, but for an end that may begin a secret of several lines."""
+        """Return the bytes that can be written now: complete lines, except an end that may be the start of a secret of several lines."""
         data = self._held + piece
         cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if not cut and len(data) > LONGEST_LINE_BYTES:
@@ -104,23 +136,22 @@ class Filter:
         cut -= max((_overlap(data[:cut], secret) for secret in self._secrets), default=0)
         while (earlier := min((_across(data, secret, cut) for secret in self._secrets), default=cut)) < cut:
             cut = earlier
-        # hidden only now, because a complete secret may be the beginning of a longer one
+        # not hidden earlier, because a complete secret may be the beginning of a longer one
         out, self._held = data[:cut], data[cut:]
-        return self._hide(out)
+        return _hide_bytes(out, self._secrets)
 
     def end(self) -> bytes:
         """Return the bytes that are still held when the stream has ended."""
-        held, self._held = self._held, b""
-        return self._hide(held)
+        return _hide_bytes(self.held(), self._secrets)
 
-    def _hide(self, data: bytes) -> bytes:
-        for secret in self._secrets:
-            data = data.replace(secret, HIDDEN.encode())
-        return _hide_forms(data.decode("latin-1")).encode("latin-1")
+    def held(self) -> bytes:
+        """Return the bytes that are still held as they are, and hold them no longer."""
+        held, self._held = self._held, b""
+        return held
 
 
 def _across(data: bytes, secret: bytes, cut: int) -> int:
-    """Return where a secret begins that ``cut`` would part, else ``cut``."""
+    """Return the start of a secret that ``cut`` would split, or ``cut`` if there is none."""
     begin = data.find(secret, max(0, cut - len(secret) + 1), cut + len(secret) - 1)
     return cut if begin < 0 else begin
 

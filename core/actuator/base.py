@@ -1,6 +1,6 @@
-"""The actuators' base class: hands ado's requests to the dispatcher.
+"""The actuators' base class: passes ado's requests to the dispatcher.
 
-The actuator's own actor must never do work: ado does not notice its death, and the operation would wait for ever.
+The actuator's own Ray actor must not measure: ado does not notice its death, and the operation would wait forever.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MeasuringActuator(StandardActuator):
 
     @classmethod
     def catalog(cls, actuator_configuration: Any = None) -> ExperimentCatalog:
-        """Return the experiments, whatever the configuration."""
+        """Return the experiments, which do not depend on the configuration."""
         return catalog.experiments(cls.identifier, cls.kinds)
 
     @classmethod
@@ -60,7 +60,7 @@ class MeasuringActuator(StandardActuator):
     def submit(
         self, entities: list[Entity], experimentReference: ExperimentReference, requesterid: str, requestIndex: int
     ) -> list[str]:
-        """Hand a request to the dispatcher and return its id at once."""
+        """Pass a request to the dispatcher and return its id immediately."""
         request = MeasurementRequest(
             operation_id=requesterid,
             requestIndex=requestIndex,
@@ -101,7 +101,7 @@ class MeasuringActuator(StandardActuator):
 
     @classmethod
     def plugin(cls) -> Plugin:
-        """Return the plugin as the core sees it."""
+        """Return the description of the plugin for the core."""
         return Plugin(
             identifier=cls.identifier, kinds=cls.kinds, requirements=cls.requirements, unsupported=cls.unsupported
         )

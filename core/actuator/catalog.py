@@ -20,14 +20,14 @@ VERSION = "1.0.0"
 
 
 class RenamedExperimentError(DeprecatedExperimentError, ValueError):
-    """An experiment of IBM's actuator. ado passes the first base on with its message, and prints the second in one line."""
+    """An experiment of IBM's actuator. ado keeps the message of the first base class and prints the second in one line."""
 
 
 class Catalogue(ExperimentCatalog):
-    """Experiments of an actuator. Those of IBM's actuator, which have other names, are answered with what to do."""
+    """Experiments of an actuator. Names of IBM's actuator raise an error that says what to do."""
 
     def experimentForReference(self, reference: ExperimentReference, **options: Any) -> Any:
-        """Return the experiment that is meant, as ado's catalogue does.
+        """Return the experiment of a reference, as ado's catalogue does.
 
         Raises:
             RenamedExperimentError: it is one of IBM's actuator.
@@ -35,7 +35,7 @@ class Catalogue(ExperimentCatalog):
         name = reference.experimentIdentifier
         if name in ibm_names.EXPERIMENTS:
             raise RenamedExperimentError(
-                f"{name} is an experiment of IBM's actuator, here {ibm_names.EXPERIMENTS[name]}.{ibm_names.hint(name)}"
+                f"{name} is an experiment of IBM's actuator; its name here is {ibm_names.EXPERIMENTS[name]}.{ibm_names.hint(name)}"
             )
         return super().experimentForReference(reference, **options)
 

@@ -1,4 +1,4 @@
-"""The messages that ado's console understands."""
+"""Messages in the format of ado's console."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def spinner(identifier: str, label: str, state: str) -> Any:
-    """Return a line of the console that is shown from state ``start`` to state ``stop``."""
+    """Return a message that shows a line on the console from state ``start`` to state ``stop``."""
     from ado.modules.operators.console_output import RichConsoleSpinnerMessage
 
     return RichConsoleSpinnerMessage(id=identifier, label=label, state=state)

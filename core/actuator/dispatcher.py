@@ -1,6 +1,6 @@
 """The dispatcher: an asynchronous Ray actor that takes ado's requests, leases hosts, measures and puts results on ado's queue.
 
-It needs no CPU. ado's own task for a request needs one, and would wait for ever while hosts hold all CPUs.
+It reserves no CPU. ado's own task for a request reserves one, and would wait forever while hosts hold all CPUs.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from .results import complete, inputs, result
 
 # time a host may need beyond run_timeout_s: to build an environment, import the stack, free memory and end trainers
 HOST_ALLOWANCE_S = environment.BUILD_TIMEOUT_S + STARTUP_TIMEOUT_S + RELEASE_TIMEOUT_S + 300.0
-# a measuring host is pinged this often, and is lost if it does not answer within HOST_SILENT_S
-HOST_ASKED_EVERY_S = 15.0
+# interval of pings to a measuring host, which is lost if it does not answer within HOST_SILENT_S
+HOST_PING_INTERVAL_S = 15.0
 HOST_SILENT_S = 60.0
 # a Ray worker may start slowly: on a busy node it also installs its job's packages
 HOST_START_S = 900.0
 
 
-# if the dispatcher is killed, Ray ends its hosts, restarts it and repeats the calls it had not answered
+# if the dispatcher is killed, Ray ends its hosts, restarts it and repeats its unfinished calls
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
 class Dispatcher:
-    """Measures requests; any number at once."""
+    """Measures any number of requests concurrently."""
 
     def __init__(self, plugin: Plugin, parameters: MeasuringParameters) -> None:
         self._plugin = plugin
         self._parameters = parameters
-        # a restarted actor keeps its id, so it finds the placement groups it left
+        # a restarted actor keeps its id, so it finds its previous placement groups
         owner = f"dispatcher-{ray.get_runtime_context().get_actor_id()}"
         remove_groups(owner)
         self._pool = Pool(parameters.idle_timeout_s, owner)
@@ -68,7 +68,7 @@ class Dispatcher:
         self._pool.close()
 
     async def _verdict(self, experiment: Any, values: dict[str, Any]) -> Verdict:
-        """Return a verdict for any error: a request without an answer would hang the operation."""
+        """Return a verdict also for errors, because a request without an answer would block the operation."""
         try:
             plan = make_plan(self._plugin.identifier, experiment.identifier, values)
             if plan.kind.task != "memory_estimate":
@@ -107,7 +107,7 @@ class Dispatcher:
         try:
             outcomes = await self._on(lease, plan)
             measured = all(outcome.cause is None for outcome in outcomes)
-            # a single host that answered has already replaced its failed trainers, so it can be reused
+            # a single host that answered has replaced its failed trainers, so it can be reused
             answered = len(outcomes) == len(lease.hosts) == 1 and not outcomes[0].host_lost
             keep = measured or answered
             return outcomes
@@ -141,7 +141,7 @@ class Dispatcher:
         while pending:
             done, pending = await asyncio.wait(pending, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                return [_lost(TimeoutError("the host stopped answering"))]
+                return [_lost(TimeoutError("The host does not answer."))]
             if any(task.result().cause is not None for task in done):
                 _, pending = await asyncio.wait(pending, timeout=3.0) if pending else (set(), set())
                 break
@@ -177,7 +177,7 @@ async def _outcome(call: Any, host: Any) -> Outcome:
     """Return a host's outcome; a host that stops answering pings is lost."""
     answer = asyncio.ensure_future(_answer(call))
     try:
-        while not (await asyncio.wait([answer], timeout=HOST_ASKED_EVERY_S))[0]:
+        while not (await asyncio.wait([answer], timeout=HOST_PING_INTERVAL_S))[0]:
             await asyncio.wait_for(_answer(host.ping.remote()), HOST_SILENT_S)
         outcome: Outcome = await answer
         return outcome
@@ -190,9 +190,9 @@ async def _outcome(call: Any, host: Any) -> Outcome:
 
 
 def _lost(error: Exception) -> Outcome:
-    cause = failures.Transient(f"the host of the trainer was lost ({type(error).__name__}).").cause
+    cause = failures.Transient(f"The host of the trainer was lost ({type(error).__name__}).").cause
     if isinstance(error, ray.exceptions.OutOfMemoryError):
-        # Ray's memory monitor has ended the host before the kernel had to
+        # Ray's memory monitor has ended the host before the kernel would have
         cause = failures.OutOfMemory("host").cause
     return _failed(cause)
 

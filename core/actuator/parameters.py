@@ -1,6 +1,6 @@
-"""The actuator configuration: where and how to measure, never what.
+"""The actuator configuration: where and how to measure, not what to measure.
 
-ado reuses stored results whatever the configuration is, so no parameter may change a result.
+ado reuses stored results under any configuration, so no parameter may change a result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Seconds = Annotated[float, pydantic.Field(gt=0, le=30 * 86400)]
 
 
 class MeasuringParameters(StandardActuatorParameters):
-    """Parameters both actuators have."""
+    """Parameters of both actuators."""
 
     environment: Annotated[
         str,
@@ -37,16 +37,16 @@ class MeasuringParameters(StandardActuatorParameters):
         ),
     ] = True
     idle_timeout_s: Annotated[
-        Seconds, pydantic.Field(description="Seconds after which an unused trainer gives its CPUs and GPUs back.")
+        Seconds, pydantic.Field(description="Seconds after which an unused trainer releases its CPUs and GPUs.")
     ] = 300.0
     run_timeout_s: Annotated[
         Seconds,
-        pydantic.Field(description="Most seconds one measurement may take once its trainers have the workload."),
+        pydantic.Field(description="Maximum seconds of one measurement after its trainers have received the workload."),
     ] = 3600.0
     pending_timeout_s: Annotated[
         Seconds,
         pydantic.Field(
-            description="Most seconds a measurement may wait for CPUs and GPUs; a day if default with autoscaling.",
+            description="Maximum seconds to wait for CPUs and GPUs; with autoscaling the default means a day.",
         ),
     ] = 3600.0
     max_retries: Annotated[
@@ -64,7 +64,7 @@ class MeasuringParameters(StandardActuatorParameters):
     skip_predicted_oom: Annotated[
         bool,
         pydantic.Field(
-            description="Answer workloads that are predicted not to fit their GPUs with failure predicted_oom, untried."
+            description="Do not run workloads that are predicted not to fit their GPUs; return failure predicted_oom."
         ),
     ] = False
     price_usd_per_device_hour: Annotated[
@@ -80,7 +80,7 @@ class MeasuringParameters(StandardActuatorParameters):
     ] = False
     autoscaling: Annotated[
         bool,
-        pydantic.Field(description="The cluster can add nodes: wait for GPU types it does not have at the moment."),
+        pydantic.Field(description="The cluster can add nodes: wait for GPU types that it does not have yet."),
     ] = False
     state_dir: Annotated[
         str,
@@ -91,16 +91,16 @@ class MeasuringParameters(StandardActuatorParameters):
 
     def pending_s(self) -> float:
         """Return the limit of waiting: a day with autoscaling if ``pending_timeout_s`` has its default."""
-        # ado validates a dump in which every field is set, so only the value tells
+        # ado validates a dump in which every field is set, so only the value can be compared
         unset = self.pending_timeout_s == type(self).model_fields["pending_timeout_s"].default
         return AUTOSCALING_PENDING_S if self.autoscaling and unset else self.pending_timeout_s
 
     @pydantic.field_validator("state_dir")
     @classmethod
     def _is_absolute(cls, value: str) -> str:
-        # it has to name the same directory in processes with other working directories
+        # the path must name the same directory in processes with other working directories
         if value and not value.startswith(("/", "~")):
-            raise ValueError("a path from / or ~ is needed")
+            raise ValueError("expected a path that begins with / or ~")
         try:
             state_dir(value)
         except RuntimeError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def inputs(experiment: Experiment | ParameterizedExperiment, entity: Entity) -> dict[str, Any]:
-    """Return the values of the experiment's properties for an entity; what is left out has the experiment's default."""
+    """Return the values of the experiment's properties for an entity; missing properties have the experiment's default."""
     return dict(experiment.propertyValuesFromEntity(entity))
 
 

@@ -162,14 +162,24 @@ def _add_compare(app: typer.Typer, name: str) -> None:
     Exit status: 0 no regression, 1 a regression, 2 usage error or nothing to compare.
 
     \b
-    Example:
+    Examples:
       {name} compare before.csv after.csv --tolerance 3
+      {name} compare latest --by method
     """
 
     @app.command(help=text)
     def compare(
         before: Annotated[str, typer.Argument(help=SOURCE)],
-        after: Annotated[str, typer.Argument(help="The same for the later measurements.")],
+        after: Annotated[
+            str | None, typer.Argument(help="The same for the later measurements; not with --by.", show_default=False)
+        ] = None,
+        by: Annotated[
+            str | None,
+            typer.Option(
+                metavar="PROPERTY",
+                help="Compare workloads of one source that differ in this property only, such as method or packing.",
+            ),
+        ] = None,
         tolerance: Annotated[
             float,
             typer.Option(
@@ -190,7 +200,9 @@ def _add_compare(app: typer.Typer, name: str) -> None:
     ) -> None:
         from . import compare as command
 
-        status = command.main(before, after, tolerance=tolerance, memory_tolerance=memory_tolerance, as_json=json)
+        status = command.main(
+            before, after, by=by, tolerance=tolerance, memory_tolerance=memory_tolerance, as_json=json
+        )
         raise typer.Exit(status)
 
 

@@ -8,28 +8,55 @@ from collections.abc import Sequence
 
 from ..reporting import comparison, ibm, read
 from ..reporting.comparison import Comparison, Pair, Tolerance
-from ..reporting.rows import counted
+from ..reporting.rows import GIVEN, counted
 from .console import show
 
-MARKS = {"regression": "- ", "improvement": "+ ", "same": "  ", "unknown": "? "}
+MARKS = {"regression": "- ", "improvement": "+ ", "same": "  ", "unclear": "~ ", "unknown": "? "}
 
 
-def main(before: str, after: str, *, tolerance: float, memory_tolerance: float, as_json: bool) -> int:
-    """Run the command; return its exit status: 0 no regression, 1 a regression, 2 usage error or nothing to compare."""
+def main(
+    before: str, after: str | None, *, by: str | None, tolerance: float, memory_tolerance: float, as_json: bool
+) -> int:
+    """Run the command; return its exit status: 0 no regression, 1 a regression, 2 usage error or nothing to compare.
+
+    Args:
+        before: a source of measurements.
+        after: another source; None with ``by``.
+        by: property whose values are compared within ``before``; None: the two sources are compared.
+        tolerance: of the throughput, percent.
+        memory_tolerance: of memory, percent.
+        as_json: print JSON.
+    """
+    if (after is None) == (by is None):
+        print("Give two sources to compare, or one source and --by PROPERTY.", file=sys.stderr)
+        return 2
+    if by is not None and by not in (*GIVEN, "actuator"):
+        print(
+            f"--by {by:.60} is no property of a workload; use method, model_name, batch_size or another one.",
+            file=sys.stderr,
+        )
+        return 2
+    limits = Tolerance(tolerance, memory_tolerance)
     try:
-        rows = read.rows(before), read.rows(after)
+        rows = read.rows(before)
+        others = None if after is None else read.rows(after)
     except read.Unreadable as reason:
         print(reason, file=sys.stderr)
         return 2
-    found = comparison.compare(*rows, Tolerance(tolerance, memory_tolerance))
+    found = comparison.compare_by(rows, str(by), limits) if others is None else comparison.compare(rows, others, limits)
     if not found.pairs:
-        print(f"{before} and {after} have no workload in common.", file=sys.stderr)
+        what = (
+            f"{before} has no two workloads that differ in {by} only."
+            if by
+            else f"{before} and {after} have no workload in common."
+        )
+        print(what, file=sys.stderr)
         return 2
     show(json_text(found) if as_json else text(found))
     if all(pair.verdict == comparison.UNKNOWN for pair in found.pairs):
         print("No workload can be compared: throughput or interval is missing on one side of each.", file=sys.stderr)
         return 2
-    return 1 if found.regressions else 0
+    return 1 if found.regressions and by is None else 0
 
 
 def text(found: Comparison) -> str:

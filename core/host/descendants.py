@@ -1,7 +1,7 @@
-"""Find and end everything a trainer has started, whatever process group, session or parent it has by now.
+"""Finds and ends all processes that a trainer has started, regardless of their process group, session and parent.
 
 Each trainer carries a mark in its environment variables, which its children inherit. A mark names the host process that started the
-trainer, so that a later host of the same node can also end what a killed one has left.
+trainer, so that a later host of the same node can also end the processes that a killed host has left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 VARIABLE = "ADO_ACTUATORS_TRAINER"
-# a process that starts others faster than they can be listed
+# several rounds, because a process may start others while they are listed
 ROUNDS = 50
 _numbers = itertools.count()
 
@@ -28,12 +28,12 @@ def new_mark() -> str:
 
 
 def this_host() -> str:
-    """Return what names this process among all processes of all nodes: node, process id and start time."""
+    """Return an identifier of this process among all processes of all nodes: node, process id and start time."""
     return f"{_node()}:{os.getpid()}:{_started(os.getpid())}"
 
 
 def is_alive(host: str) -> bool:
-    """Return whether the process of a ``this_host`` runs; True for those of other nodes and containers, which cannot be seen."""
+    """Return whether the process identified by ``this_host`` runs; True for those of other nodes and containers, which it cannot see."""
     node, _, rest = host.partition(":")
     pid, _, started = rest.partition(":")
     if node != _node() or not pid.isdecimal():
@@ -61,7 +61,7 @@ def _started(pid: int) -> str:
 
 
 def end(mark: str) -> None:
-    """Kill all processes that carry ``mark``, repeatedly until there is none."""
+    """Kill all processes that carry ``mark``, repeatedly until none is left."""
     _end(lambda found: found == mark)
 
 
@@ -90,7 +90,7 @@ def _end(wanted: Callable[[str], bool]) -> None:
 
 
 def _marked() -> Iterator[tuple[psutil.Process, str]]:
-    """Return the processes with a mark and their marks; those of other users and those that have ended are left out."""
+    """Return the processes with a mark and their marks; those of other users and those that have ended are skipped."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             mark = process.environ().get(VARIABLE)

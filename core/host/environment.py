@@ -34,12 +34,12 @@ from . import package_indexes
 Progress = Callable[[str], None]
 
 POLL_S = 0.2
-# most seconds to wait for another builder and to build
+# limit in seconds for waiting for another builder and building
 BUILD_TIMEOUT_S = 3600.0
 HEARTBEAT_S = 5.0
 OLDEST_PYTHON = (3, 10)
-# asks Linux for SIGKILL when the parent ends, however it ends, and becomes the command. No preexec_fn: in a process with
-# threads that may hang
+# requests SIGKILL from Linux for the moment when the parent ends, and executes the command. No preexec_fn: it can deadlock in a process
+# with threads
 DIES_WITH_PARENT = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -50,7 +50,7 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class EnvironmentProblem(Exception):
-    """There is no Python to run the trainer with: a message of at most 200 characters, and the log of the build if there is one."""
+    """No Python interpreter can run the trainer: has a message of at most 200 characters, and the path of the build log if there is one."""
 
     def __init__(self, message: str, log: Path | None = None) -> None:
         super().__init__(_cut(_redact(message), 200))
@@ -68,27 +68,29 @@ def resolve(
     progress: Progress,
     timeout_s: float = BUILD_TIMEOUT_S,
 ) -> Path:
-    """Return the Python interpreter that ``environment`` names, building it first if need be.
+    """Return the Python interpreter that ``environment`` names, and build it first if necessary.
 
     Args:
         environment: ``current``, ``managed``, or the path of a Python interpreter or of a virtual environment.
-        requirements: the pinned list of a managed environment; None where this plugin has none.
-        cache_dir: directory of managed environments; made if absent. Should be on a disk of this node.
-        progress: called with one line whenever there is something to show.
-        timeout_s: most seconds to wait for another builder and to build.
+        requirements: the pinned list of a managed environment; None if the plugin has none.
+        cache_dir: directory of managed environments; created if missing. Should be on a local disk.
+        progress: called with one line of text whenever the progress changes.
+        timeout_s: limit in seconds for waiting for another builder and building.
 
     Raises:
-        EnvironmentProblem: when there is no such interpreter or it cannot be built.
+        EnvironmentProblem: the interpreter does not exist or cannot be built.
     """
     if environment == "current":
         if not sys.executable:
-            raise EnvironmentProblem("This process does not know its Python interpreter; name one as environment.")
+            raise EnvironmentProblem(
+                "The path of the current Python interpreter is unknown; set environment to the path of an interpreter."
+            )
         return Path(sys.executable)
     if environment != "managed":
         return _named(environment)
     if requirements is None:
         raise EnvironmentProblem(
-            "There is no managed environment for this actuator; use environment current or the path of a Python."
+            "This actuator has no managed environment; set environment to current or to the path of a Python interpreter."
         )
     try:
         content = requirements.read_text()
@@ -129,7 +131,7 @@ def _named(environment: str) -> Path:
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         answer = []
     if len(answer) != 3 or answer[0] != "python":
-        raise EnvironmentProblem(f"environment {environment!r} is not a Python interpreter.")
+        raise EnvironmentProblem(f"environment {environment!r} is not a Python interpreter; give the path of one.")
     if (int(answer[1]), int(answer[2])) < OLDEST_PYTHON:
         raise EnvironmentProblem(
             f"environment {environment!r} is Python {answer[1]}.{answer[2]}; the trainer needs 3.10 or newer."
@@ -147,19 +149,19 @@ class _Managed:
         what = "\0".join((content, self._version, sysconfig.get_platform()))
         self._key = f"{requirements.stem}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
         self._cache_dir = cache_dir
-        self._place = cache_dir / self._key
+        self._directory = cache_dir / self._key
         self._log = cache_dir / f"{self._key}.log"
 
     def complete(self) -> Path | None:
-        """Return the interpreter if it is there."""
-        python = self._place / "bin" / "python"
+        """Return the interpreter if the environment is complete."""
+        python = self._directory / "bin" / "python"
         return python if os.access(python, os.X_OK) else None
 
     def python(self, progress: Progress, timeout_s: float) -> Path:
-        """Return the interpreter; builds, or waits for who builds."""
+        """Return the interpreter; build the environment, or wait for the process that builds it."""
         if there := self.complete():
             return there
-        python = self._place / "bin" / "python"
+        python = self._directory / "bin" / "python"
         deadline = time.monotonic() + timeout_s
         try:
             self._cache_dir.mkdir(parents=True, exist_ok=True)
@@ -191,14 +193,15 @@ class _Managed:
                         self._log,
                     )
                 time.sleep(POLL_S)
-            yield  # closing the file gives the lock back, and so does the end of this process
+            yield  # closing the file releases the lock, and so does the end of this process
 
     def _build(self, progress: Progress, deadline: float) -> None:
-        # under the lock every unfinished build of this key is one whose builder has gone
+        # while this process holds the lock, an unfinished build of this key was left by a process that has ended
         for left in self._cache_dir.glob(f"{self._key}.building-*"):
             shutil.rmtree(left, ignore_errors=True)
-        if self._place.exists() or self._place.is_symlink():  # complete once, but its base Python has gone
-            shutil.rmtree(self._place)
+        # was complete, but its base Python has been removed
+        if self._directory.exists() or self._directory.is_symlink():
+            shutil.rmtree(self._directory)
         building = Path(tempfile.mkdtemp(prefix=f"{self._key}.building-", dir=self._cache_dir))
         begin = time.monotonic()
         progress(f"building environment {self._requirements.stem} with Python {self._version}")
@@ -208,7 +211,7 @@ class _Managed:
                 uv.make_venv(building, self._version)
                 uv.install(building, self._requirements, self._content)
             building.chmod(0o755)
-            building.rename(self._place)
+            building.rename(self._directory)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         progress(f"environment {self._requirements.stem} is ready after {time.monotonic() - begin:.0f} s")
@@ -226,7 +229,7 @@ class _Uv:
         self._variables = package_indexes.variables()
 
     def make_venv(self, directory: Path, version: str) -> None:
-        """Make an empty environment at ``directory`` that may be renamed afterwards."""
+        """Make an empty environment at ``directory`` that can be renamed afterwards."""
         this = f"{sys.version_info[0]}.{sys.version_info[1]}"
         python = sys.executable if version == this and sys.executable else version
         output, code = self._run(
@@ -244,9 +247,9 @@ class _Uv:
         base += package_indexes.options(self._variables)
         output, code = self._run(*base)
         index = re.search(r"^# index: (\S+)", content, re.MULTILINE)
-        # asked only when needed: an index that cannot be reached would fail lists that are complete without it
-        if code and index and _lacks(output) and "--no-index" not in base:
-            # as an option it would hide the indexes of the user's variables
+        # used only when needed: an unreachable index would make lists fail that are complete without it
+        if code and index and _not_in_index(output) and "--no-index" not in base:
+            # a command-line option would replace the indexes in the user's variables
             others = self._variables.get("UV_INDEX", "")
             self._variables |= {"UV_INDEX": f"{others} {index[1]}".strip(), "UV_INDEX_STRATEGY": "unsafe-best-match"}
             output, code = self._run(*base)
@@ -262,7 +265,7 @@ class _Uv:
             text=True,
             errors="replace",
             env=self._variables,
-            cwd=self._log_path.parent,  # no project's settings, only the user's
+            cwd=self._log_path.parent,  # uv reads only the user's settings there, and no project's
             start_new_session=True,
         )
         lines: queue.Queue[str | None] = queue.Queue()
@@ -290,7 +293,7 @@ class _Uv:
                     ) from None
                 if now - reported >= HEARTBEAT_S:
                     reported = now
-                    # after installing uv is silent until all byte code is compiled
+                    # after installing, uv prints nothing until all byte code is compiled
                     doing = "compiling byte code" if last.startswith("Installed") else last
                     self._progress(f"{doing} ({now - begin:.0f} s)")
                 continue
@@ -312,7 +315,7 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
 
 
 def _dies_with_this_process() -> list[str]:
-    """Return what stands before a command so that it does not outlive this process and meet the next builder."""
+    """Return a command prefix that ends the command together with this process, before another process builds."""
     if sys.platform != "linux" or not sys.executable:
         return []
     return [sys.executable, "-I", "-S", "-c", DIES_WITH_PARENT, str(os.getpid())]
@@ -322,7 +325,7 @@ def find_uv() -> str:
     """Return the path of uv, which comes with ado-core.
 
     Raises:
-        EnvironmentProblem: when there is none.
+        EnvironmentProblem: uv is not installed.
     """
     try:
         from uv import find_uv_bin  # type: ignore[import-not-found,unused-ignore]
@@ -349,24 +352,25 @@ def _why(output: str, content: str, name: str) -> str:
     if re.search(r"No space left on device", output):
         return f"Environment {name} cannot be built: the disk of the environments is full (no space left on device)."
     pins = re.findall(r"^([A-Za-z0-9][\w.-]*)(==[^\s;\\]+)?", content, re.MULTILINE)
-    spoken = re.sub(r"[-_.]+", "-", output[max(output.rfind("error:"), output.rfind("×"), 0) :].lower())
-    for package, version in sorted(pins, key=lambda pin: _where(pin[0], spoken)):
-        if _where(package, spoken) < len(spoken):
-            cause = "is not in the package index" if _lacks(output) else "could not be fetched or installed"
+    reason = re.sub(r"[-_.]+", "-", output[max(output.rfind("error:"), output.rfind("×"), 0) :].lower())
+    for package, version in sorted(pins, key=lambda pin: _position(pin[0], reason)):
+        if _position(package, reason) < len(reason):
+            cause = "is not in the package index" if _not_in_index(output) else "could not be fetched or installed"
             remedy = "check UV_INDEX, UV_FIND_LINKS and UV_OFFLINE"
-            if re.search(r"hash mismatch|hashes.*do not match", spoken):
-                cause, remedy = "has another hash than the list allows", "check where UV_INDEX and UV_FIND_LINKS point"
+            if re.search(r"hash mismatch|hashes.*do not match", reason):
+                cause = "has a hash that the list does not contain"
+                remedy = "check where UV_INDEX and UV_FIND_LINKS point"
             return f"Environment {name} cannot be built: package {package}{version} {cause}; {remedy}."
     return f"Environment {name} cannot be built: {_last_line(output)}"
 
 
-def _where(package: str, spoken: str) -> int:
+def _position(package: str, reason: str) -> int:
     normal = re.sub(r"[-_.]+", "-", package.lower())
-    found = re.search(rf"(?<![\w-]){re.escape(normal)}(?![\w])(?!-[a-z])", spoken)
-    return found.start() if found else len(spoken)
+    found = re.search(rf"(?<![\w-]){re.escape(normal)}(?![\w])(?!-[a-z])", reason)
+    return found.start() if found else len(reason)
 
 
-def _lacks(output: str) -> bool:
+def _not_in_index(output: str) -> bool:
     return bool(
         re.search(
             r"no version of|not found in|no wheels|not available|needs to be downloaded", " ".join(output.split())
@@ -376,13 +380,12 @@ def _lacks(output: str) -> bool:
 
 def _last_line(output: str) -> str:
     lines = [line.strip(" ×│├╰─▶") for line in output.splitlines() if line.strip(" ×│├╰─▶")]
-    return lines[-1] if lines else "uv gave no reason."
+    return lines[-1] if lines else "uv printed no reason."
 
 
 def _redact(text: str) -> str:
-    """Hide secrets of the environment, and credentials of URLs: user information and query strings."""
-    text = redaction.hide(text)
-    text = re.sub(r"(\w+://)[^/\s@]*@", r"\1***@", text)
+    """Hide secrets of the environment, and user information and query strings of URLs."""
+    text = redaction.hide_logins(redaction.hide(text))
     return re.sub(r"(\w+://[^\s?`'\"]+)\?[^\s`'\"]+", r"\1?***", text)
 
 

@@ -43,7 +43,7 @@ LATE_CAUSE_S = 2.0
 RELEASE_TIMEOUT_S = 30.0
 # run directories older than this were left by killed hosts
 LEFTOVER_S = 7 * 86400.0
-# a trainer that has grown more than this after a measurement leaks and is replaced
+# a trainer whose memory is larger than its baseline by more than this after a measurement leaks and is replaced
 RSS_GROWTH_BYTES = 768 * 2**20
 ALLOCATED_GROWTH_BYTES = 128 * 2**20
 
@@ -67,7 +67,7 @@ class HostSpec:
         processes: trainer processes of this node.
         gpus: GPUs of this node, all visible to each process.
         threads: CPU threads of each process; 0 divides the node's CPUs evenly.
-        state_dir: directory for logs and run files as configured: each node finds its own.
+        state_dir: directory for logs and run files, as configured; each node resolves it.
         reuse: whether a trainer may measure more than once.
     """
 
@@ -91,7 +91,7 @@ class Host:
         self._messages: queue.Queue[tuple[int, Message | None]] = queue.Queue()
         # memory in use before the first measurement, by local rank
         self._baseline: dict[int, MemoryInUse] = {}
-        # the same after the latest measurement, once it was given back
+        # memory in use after the latest measurement, when the trainers had released theirs
         self.released: Mapping[int, Idle] = {}
         self._start_s = 0.0
         self._measured = 0
@@ -123,9 +123,11 @@ class Host:
             logs = places.make_subdirectory(self._state_dir, "logs")
             places.make_subdirectory(self._state_dir, "runs")
         except OSError as error:
-            raise failures.Broken(f"nothing can be written in {self._state_dir}: {error.strerror}.") from None
+            raise failures.Broken(
+                f"The state directory {self._state_dir} is not writable: {error.strerror}. Set state_dir to another directory."
+            ) from None
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        # appended one by one: if one does not start, `close` still ends those before it
+        # appended one by one, so that `close` ends the earlier ones if one does not start
         for rank in range(self.spec.processes):
             self._trainers.append(
                 TrainerProcess(
@@ -149,7 +151,7 @@ class Host:
         """Measure ``job`` on this host's trainers.
 
         Args:
-            job: what to do, with ``rank`` that of the first local process.
+            job: the job, with the rank of the first local process.
             run_timeout_s: limit in seconds from the moment the trainers have the job.
             progress: called with progress messages.
         """
@@ -165,7 +167,7 @@ class Host:
         try:
             attempt.run()
         except BaseException:
-            # interrupted: a running trainer would write files after the removal below
+            # after an interrupt, a running trainer would write files after the removal below
             self.close()
             raise
         finally:
@@ -196,7 +198,7 @@ class Host:
         self._measured = 0
 
     def _with_directories(self, job: Job) -> Job:
-        """Return the job with directories of this node where it names none."""
+        """Return the job with directories of this node where it has none."""
         return dataclasses.replace(
             job,
             run_dir=job.run_dir or str(self._state_dir / "runs" / f"{job.id}@{descendants.this_host()}"),
@@ -207,7 +209,7 @@ class Host:
         """Keep the trainers for the next job if they can be used again; otherwise end them."""
         if job.fresh_trainers or not self.spec.reuse or not attempt.trainers_usable:
             self.close()
-            # what a trainer wrote between the first removal and its end
+            # remove the files that a trainer wrote between the first removal and its end
             shutil.rmtree(job.run_dir, ignore_errors=True)
         else:
             self._measured += 1
@@ -219,9 +221,9 @@ class Host:
         try:
             deadline = time.perf_counter() + RELEASE_TIMEOUT_S
             while len(idle) < len(self._trainers):
-                rank, message = self._next(deadline, "memory was not given back.")
+                rank, message = self._next(deadline, "The trainer did not release its memory.")
                 if message is None:
-                    raise failures.Transient("the trainer ended after the measurement.")
+                    raise failures.Transient("The trainer ended after the measurement.")
                 if message["event"] == "idle":
                     idle[rank] = message
         except failures.Failure:
@@ -234,7 +236,7 @@ class Host:
         deadline = self._start_s + STARTUP_TIMEOUT_S
         while any(not trainer.ready for trainer in self._trainers):
             progress(progress_message("starting"))
-            rank, message = self._next(deadline, f"the trainer did not start within {STARTUP_TIMEOUT_S:.0f} s.")
+            rank, message = self._next(deadline, f"The trainer did not start within {STARTUP_TIMEOUT_S:.0f} s.")
             if failed := self._failure(rank, message):
                 raise failed
             if message is not None and message["event"] == "ready":
@@ -251,7 +253,7 @@ class Host:
         if message.get("missing") and self.spec.environment == "managed":
             return failures.BadInput(
                 f"The managed environment lacks the package {message['missing']!r}: "
-                f"remove {self._environment_dir} and it is built anew."
+                f"remove {self._environment_dir} to have it built again."
             )
         return failures.from_message(message)
 
@@ -272,13 +274,13 @@ class _Attempt:
 
     Attributes:
         records: one record per local rank, in their order; empty after a failure.
-        device: what was sampled in the measured phase; of a failed attempt nothing but the hardware without its GPUs.
+        device: summary of the samples of the measured phase; after a failure only the hardware, without GPUs.
         cause: why it failed; None if it did not.
         startup_s: seconds until the trainers were ready; 0 if they never were.
         log: log of an environment that could not be built; else empty.
         failed_rank: local rank of the trainer that failed; 0 if none did.
         trainers_usable: whether the trainers can measure another job.
-        idle: by local rank, what ranks reported that were done before others.
+        idle: the ``Idle`` messages of ranks that finished before others, by local rank.
     """
 
     def __init__(self, host: Host, job: Job, run_timeout_s: float, progress: ProgressCallback) -> None:
@@ -340,11 +342,11 @@ class _Attempt:
     def _collect(self, deadline: float) -> list[Record | EstimateRecord]:
         """Return the records of all ranks, in their order."""
         records: dict[int, Record | EstimateRecord] = {}
-        late = f"the measurement took longer than run_timeout_s {self._run_timeout_s:g} s."
+        late = f"The measurement took longer than run_timeout_s {self._run_timeout_s:g} s."
         while len(records) < len(self._host._trainers):
             rank, message = self._host._next(deadline, late)
             if failed := self._host._failure(rank, message):
-                # an error that a stack raises itself, before it trains, leaves the process as it was
+                # an error that a stack raises before training leaves the process usable
                 self.trainers_usable = len(self._host._trainers) == 1 and _refused_early(message)
                 raise self._first_cause(failed)
             if message is None:
@@ -354,7 +356,7 @@ class _Attempt:
             elif message["event"] == "record":
                 records[rank] = message
             elif message["event"] == "idle":
-                # this rank is done while others still measure
+                # this rank has finished while others still measure
                 self.idle[rank] = message
         return [records[rank] for rank in sorted(records)]
 
@@ -368,7 +370,7 @@ class _Attempt:
                 break
             later = self._host._failure(rank, message)
             causes = [failed.failure.cause, later.failure.cause] if later else []
-            if later and failures.most_telling(causes) != failed.failure.cause:
+            if later and failures.root_cause(causes) != failed.failure.cause:
                 failed = later
         return failed
 
@@ -404,7 +406,7 @@ def ignoring_closed_pipes(progress: ProgressCallback) -> ProgressCallback:
 
 
 def _sweep(runs: Path) -> None:
-    """Remove run directories of hosts of this node that have ended, and of hosts that cannot be seen after ``LEFTOVER_S``."""
+    """Remove run directories of ended hosts of this node; those of hosts that are invisible here only after ``LEFTOVER_S``."""
     with contextlib.suppress(OSError):
         for left in runs.iterdir():
             _, _, host = left.name.partition("@")

@@ -85,13 +85,13 @@ class Local:
                 time.sleep(step.seconds)
 
     def _check_gpus(self, wanted: int) -> None:
-        """Reject a request for missing GPUs before an environment is built for them."""
+        """Reject a request for more GPUs than this machine has, before an environment is built."""
         if not wanted:
             return
         found = len(visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES")))
         if found < wanted:
             raise failures.Broken(
-                f"number_gpus {wanted}, but this machine shows {found} NVIDIA GPUs; number_gpus 0 measures on the CPU."
+                f"number_gpus {wanted} is not possible: this machine has {found} visible NVIDIA GPUs; number_gpus 0 measures on the CPU."
             )
 
     def _check_cpus(self, processes: int, each: int) -> None:
@@ -102,7 +102,7 @@ class Local:
 
     def _attempt(self, plan: Plan) -> Outcome:
         needs = plan.runs_on
-        # here and not earlier: a memory estimate, which needs no GPU, may answer first
+        # not earlier: the quick memory estimate, which needs no GPU, may already give the answer
         self._check_gpus(needs.number_gpus)
         self._check_cpus(needs.processes, needs.cpus_per_process)
         processes = needs.processes
@@ -126,7 +126,7 @@ class Local:
             rank=0,
             threads=threads,
         )
-        # all processes are on this machine, however many nodes were asked for
+        # all processes run on this machine, regardless of number_nodes
         job = dataclasses.replace(job, local_world_size=processes)
         return self._host.measure(job, self._settings.run_timeout_s, self._progress)
 

@@ -21,7 +21,7 @@ def cpu_count() -> int:
 
 
 def node_address() -> str:
-    """Return the address other nodes reach this one at; loopback when there is no network."""
+    """Return the address at which other nodes reach this one; loopback without a network."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # TEST-NET: nothing is sent, the kernel only chooses the interface
         return str(probe.getsockname()[0])

@@ -1,6 +1,6 @@
-"""The devices that trainers use, read from outside the trainer: NVIDIA GPUs through NVML, or an empty set.
+"""The devices that trainers use, read outside the trainer's process: NVIDIA GPUs through NVML, or an empty set.
 
-pynvml is imported only when a GPU is asked for. Without a GPU the set of devices is empty and holds the reason, so callers
+pynvml is imported only when a GPU is requested. Without a GPU the set of devices is empty and holds the reason, so callers
 do not have to check for one.
 """
 
@@ -14,23 +14,23 @@ from typing import Any
 
 from .. import failures
 
-NOT_ASKED = "no GPU is visible to the trainers."
+NO_VISIBLE_GPU = "No GPU is visible to the trainers."
 
 
-class MigRefused(failures.Broken):
-    """A part of a GPU is asked for: NVML gives no utilisation of one, and power and energy only of the whole."""
+class MigUnsupported(failures.Broken):
+    """A MIG device is requested: NVML has no utilisation for one, and power and energy only for the whole GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a device says at one moment; None where it has no such counter or did not answer.
+    """The counters of a device at one moment; None if it has no such counter or did not answer.
 
     Attributes:
         utilization_percent: share of the driver's last sampling period (1/6 to 1 s) in which a kernel ran.
-        memory_used_bytes: memory in use, by whomever, what the driver reserves for itself included.
-        power_watts: draw of the whole board; from Ampere on the mean of the last second (GA100: a moment).
-        energy_joules: total since the driver was loaded; differences count. Volta and newer.
-        missing: why a field is None, by its name.
+        memory_used_bytes: memory in use by all processes and by the driver.
+        power_watts: power of the whole board; from Ampere on the mean of the last second, on GA100 an instantaneous value.
+        energy_joules: total since the driver was loaded; only differences have a meaning. Volta and newer.
+        missing: the reason for each field that is None, by name.
     """
 
     utilization_percent: float | None = None
@@ -42,7 +42,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Device(abc.ABC):
-    """A device: what does not change about it, and ``read`` for what does.
+    """A device: its constant attributes, and ``read`` for its counters.
 
     Attributes:
         name: as the driver gives it, for example ``NVIDIA H100 80GB HBM3``.
@@ -50,7 +50,7 @@ class Device(abc.ABC):
         memory_total_bytes: physical memory, or None.
         driver: version of the driver.
         power_limit_watts: the limit in force, or None.
-        missing: why an attribute is None, by its name.
+        missing: the reason for each attribute that is None, by name.
     """
 
     name: str
@@ -62,15 +62,15 @@ class Device(abc.ABC):
 
     @abc.abstractmethod
     def read(self) -> Reading:
-        """Return what the device says now. A counter that cannot be read is None and has its reason."""
+        """Return the current counters. A counter that cannot be read is None and has a reason in ``missing``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceSet:
-    """Some devices, in the order CUDA numbers them; iterate over it. If empty, ``absent`` is the reason."""
+    """Devices in CUDA's order; iterable. If empty, ``absent`` is the reason."""
 
     devices: tuple[Device, ...] = ()
-    absent: str = NOT_ASKED
+    absent: str = NO_VISIBLE_GPU
 
     def __iter__(self) -> Iterator[Device]:
         """Iterate over the devices."""
@@ -89,7 +89,7 @@ class NvmlDevice(Device):
     handle: Any = dataclasses.field(repr=False)
 
     def read(self) -> Reading:
-        """Return what the GPU says now; the energy counter is read first, so that a time taken before is its time."""
+        """Return the current counters; the energy counter is read first, so that it belongs to the time taken just before the call."""
         missing: dict[str, str] = {}
 
         def ask(name: str, call: Callable[[], float]) -> float | None:
@@ -106,23 +106,23 @@ class NvmlDevice(Device):
 def visible_devices(mask: str | None, nvml: Any = None) -> DeviceSet:
     """Return the GPUs that a process with CUDA_VISIBLE_DEVICES ``mask`` computes on.
 
-    The rules are CUDA's: entries are indices or UUIDs, which may be abbreviated as long as they name one GPU; the first
-    entry that names none ends the list; a GPU named twice empties it. Indices count in the order of PCI buses
+    The rules are CUDA's: entries are indices or UUIDs; a UUID may be abbreviated if it stays unique; the first invalid entry
+    ends the list; a duplicate GPU empties it. Indices are in the order of PCI buses
     (CUDA_DEVICE_ORDER=PCI_BUS_ID), as those of NVML and Ray do.
 
     Args:
         mask: the variable's value; None: it is not set, so all GPUs are visible.
-        nvml: stands in for the pynvml module.
+        nvml: replaces the pynvml module in tests.
 
     Raises:
-        MigRefused: the mask names a MIG device, or a GPU it names is in MIG mode.
+        MigUnsupported: the mask names a MIG device, or a GPU it names is in MIG mode.
     """
     if mask is not None and not mask.strip():
         return DeviceSet()
     entries = None if mask is None else [entry.strip() for entry in mask.split(",")]
     for entry in entries or ():
         if entry.startswith("MIG-"):
-            raise _refused(entry)
+            raise _mig_unsupported(entry)
     try:
         nvml = nvml or importlib.import_module("pynvml")
     except ImportError:
@@ -135,15 +135,15 @@ def visible_devices(mask: str | None, nvml: Any = None) -> DeviceSet:
         chosen = _chosen(entries, [nvml.nvmlDeviceGetUUID(handle) for handle in handles])
         devices = tuple(_device(nvml, handles[index], driver) for index in chosen)
     except nvml.NVMLError as error:
-        return DeviceSet(absent=f"this node has no NVIDIA GPU that answers: {error}.")
+        return DeviceSet(absent=f"This node has no NVIDIA GPU that answers: {error}.")
     if not devices:
         named = "" if mask is None else f" that CUDA_VISIBLE_DEVICES={mask!r} names"
-        return DeviceSet(absent=f"this node has no NVIDIA GPU{named}.")
+        return DeviceSet(absent=f"This node has no NVIDIA GPU{named}.")
     return DeviceSet(devices, absent="")
 
 
-def _refused(which: str) -> MigRefused:
-    return MigRefused(
+def _mig_unsupported(which: str) -> MigUnsupported:
+    return MigUnsupported(
         f"{which} is in MIG mode, whose parts cannot be measured: "
         "switch MIG off, or choose another GPU with CUDA_VISIBLE_DEVICES."
     )
@@ -183,17 +183,17 @@ def _chosen(entries: list[str] | None, uuids: list[str]) -> list[int]:
 def _device(nvml: Any, handle: Any, driver: str) -> NvmlDevice:
     missing: dict[str, str] = {}
     name, uuid = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)
-    # a GPU without MIG does not support the query
+    # GPUs without MIG do not support the query
     mode = _ask(nvml, {}, "mig", lambda: nvml.nvmlDeviceGetMigMode(handle)[0])
     if mode:
-        raise _refused(f"{name} {uuid}")
+        raise _mig_unsupported(f"{name} {uuid}")
     memory = _ask(nvml, missing, "memory_total_bytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total)
     limit = _ask(nvml, missing, "power_limit_watts", lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)
     return NvmlDevice(name, uuid, None if memory is None else int(memory), driver, limit, missing, nvml, handle)
 
 
 def _ask(nvml: Any, missing: dict[str, str], name: str, call: Callable[[], float]) -> float | None:
-    """Return the answer of ``call``; None, with NVML's reason in ``missing``, when there is none."""
+    """Return the result of ``call``, or None with NVML's reason in ``missing``."""
     try:
         return call()
     except nvml.NVMLError as error:

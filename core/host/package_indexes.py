@@ -26,17 +26,17 @@ ELSEWHERE = (
 
 
 def variables() -> dict[str, str]:
-    """Return the variables of this process for uv; what they don't say about packages, pip's configuration files do."""
+    """Return the environment variables of this process for uv, completed with the settings of pip's configuration files."""
     return uv_variables(pip_files() | os.environ)
 
 
 def options(variables: dict[str, str]) -> list[str]:
-    """Return the options of uv that no variable stands for."""
+    """Return the command-line options of uv for settings that have no variable."""
     return ["--no-index"] if variables.get("PIP_NO_INDEX", "").lower() in ("1", "true", "yes", "on", "y", "t") else []
 
 
 def uv_variables(variables: dict[str, str]) -> dict[str, str]:
-    """Return ``variables`` for uv: pip's index settings in uv's words where uv has none of its own, other Pythons left out."""
+    """Return ``variables`` for uv: pip's index settings become uv's where uv has none; variables that select another Python are removed."""
     wanted = {name: value for name, value in variables.items() if name not in ELSEWHERE}
     wanted["NO_COLOR"] = "1"
     if links := variables.get("PIP_FIND_LINKS"):
@@ -45,7 +45,7 @@ def uv_variables(variables: dict[str, str]) -> dict[str, str]:
         wanted["UV_DEFAULT_INDEX"] = index
     if (more := variables.get("PIP_EXTRA_INDEX_URL")) and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & variables.keys():
         wanted["UV_INDEX"] = more
-        wanted.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # how pip treats several indexes
+        wanted.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # as pip treats several indexes
     if certificates := variables.get("PIP_CERT"):
         wanted.setdefault("SSL_CERT_FILE", certificates)
     if hosts := variables.get("PIP_TRUSTED_HOST"):
@@ -54,7 +54,7 @@ def uv_variables(variables: dict[str, str]) -> dict[str, str]:
 
 
 def pip_files() -> dict[str, str]:
-    """Return what pip's configuration files say about packages, named like pip's variables; nothing where there is no pip."""
+    """Return the package settings of pip's configuration files, named like pip's variables; empty without pip."""
     pip = [sys.executable, "-m", "pip", "config", "list"]
     try:
         done = subprocess.run(
@@ -66,7 +66,7 @@ def pip_files() -> dict[str, str]:
 
 
 def parse(listed: str) -> dict[str, str]:
-    """Return the settings in the output of ``pip config list``; those for ``pip install`` go before those for all of pip.
+    """Return the settings in the output of ``pip config list``; settings for ``pip install`` take precedence over global ones.
 
     >>> parse("global.index-url='https://mirror/simple'")
     {'PIP_INDEX_URL': 'https://mirror/simple'}

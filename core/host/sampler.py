@@ -20,12 +20,12 @@ import psutil
 from ..metrics.accelerators import GIB
 from ..metrics.device_samples import COUNTERS, DeviceFacts, DeviceSample, Sample, Samples, summarise
 from ..protocol.messages import HardwareDescription
-from .nvml import Device, DeviceSet, MigRefused, Reading, visible_devices
+from .nvml import Device, DeviceSet, MigUnsupported, Reading, visible_devices
 
 __all__ = [
     "Device",
     "DeviceSet",
-    "MigRefused",
+    "MigUnsupported",
     "ProcessTree",
     "Reading",
     "Sampler",
@@ -35,10 +35,10 @@ __all__ = [
     "visible_devices",
 ]
 
-# 12.5 Hz; utilisation and energy of a GPU change hardly faster
+# 12.5 Hz; drivers update utilisation and energy hardly more often
 INTERVAL_S = 0.08
 RESCAN_S = 1.0
-# looking for new child processes reads every process of the node: keep it below 1/200 of one core
+# a scan for new child processes reads every process of the node; scans may take at most 1/200 of the time
 RESCAN_COST = 200
 # a process of PyTorch may have a hundred threads, each with a file to read
 WAIT_INTERVAL_S = 0.2
@@ -46,7 +46,7 @@ STOP_TIMEOUT_S = 5.0
 
 
 class Sampler:
-    """A thread that reads devices and process trees and sleeps in between. Use it once: ``start``, then ``stop``."""
+    """A thread that samples devices and process trees periodically. Use it once: ``start``, then ``stop``."""
 
     def __init__(
         self,
@@ -56,13 +56,13 @@ class Sampler:
         interval_s: float = INTERVAL_S,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare without reading.
 
         Args:
             devices: what to read.
             pids: roots of the process trees.
-            interval_s: from the beginning of a sample to that of the next, seconds.
-            clock: seconds.
+            interval_s: seconds from the beginning of a sample to the beginning of the next.
+            clock: returns seconds.
         """
         self._devices = devices
         self._tree = ProcessTree(pids)
@@ -71,7 +71,7 @@ class Sampler:
         self._facts = [_facts(device) for device in devices]
         self._samples: list[Sample] = []
         self._ended = threading.Event()
-        # a daemon: a driver that hangs in a call must not keep the host from ending
+        # a daemon thread, because a driver call that hangs must not keep the host process alive
         self._thread = threading.Thread(target=self._run, name="device-sampler", daemon=True)
 
     def start(self) -> None:
@@ -79,16 +79,16 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> Samples:
-        """Take a last sample, end the thread and return everything. Without ``start`` this returns what ``take`` took."""
+        """Take a last sample, end the thread and return all samples; without ``start``, the samples of ``take``."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_TIMEOUT_S)
         return {"absent": self._devices.absent, "devices": self._facts, "samples": list(self._samples)}
 
     def take(self, *, last: bool = False) -> None:
-        """Take one sample now; the last one is complete, whatever it costs."""
+        """Take one sample now; the last one is complete, however long it takes."""
         self._tree.rescan(self._clock())
-        # only now: looking for processes may take long, and the time has to be that of the readings
+        # after the readings, because a scan may take long and the time must be that of the readings
         time_s = self._clock()
         cpu_s, rss_bytes = self._tree.read()
         readings = [self._read(device, facts) for device, facts in zip(self._devices, self._facts, strict=True)]
@@ -106,7 +106,7 @@ class Sampler:
         due = self._clock()
         while True:
             self.take()
-            # a sample that came late is not made up for, and devices that answer slowly do not turn this into a busy loop
+            # late samples are not repeated, and slow devices do not cause a busy loop
             now = self._clock()
             due = max(due + self._interval_s, now + self._interval_s / 2)
             if self._ended.wait(due - now):
@@ -117,7 +117,7 @@ class Sampler:
         time_s = self._clock()
         try:
             reading = device.read()
-        except Exception as error:  # whatever a driver does, the measurement goes on without its numbers
+        except Exception as error:  # after any error of a driver, the measurement continues without its counters
             reading = Reading(missing=dict.fromkeys(COUNTERS, f"{type(error).__name__}: {error}"))
         for counter, reason in reading.missing.items():
             facts["missing"].setdefault(counter, reason)
@@ -131,7 +131,7 @@ class Sampler:
 
 
 class ProcessTree:
-    """Some processes and all they started, read together."""
+    """Processes and their descendants, read together."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._roots = set(pids)
@@ -144,7 +144,7 @@ class ProcessTree:
         self._wait_due_s = float("-inf")
 
     def rescan(self, now_s: float) -> None:
-        """Look for processes that began or ended, unless that was done a moment before ``now_s``, seconds."""
+        """Look for started and ended processes, unless the last scan was shortly before ``now_s``, seconds."""
         if now_s >= self._rescan_s:
             begin = time.perf_counter()
             self._live = self._scan()
@@ -153,7 +153,7 @@ class ProcessTree:
     def read(self) -> tuple[float, int | None]:
         """Return CPU seconds used since the first reading, and the sum of resident sets in bytes, None without processes.
 
-        The first reading has nothing to compare with: it gives 0 and is only a base. A process that ended keeps what it had used.
+        The first reading is the baseline and returns 0 CPU seconds. The CPU time of ended processes is kept.
         """
         first = not self._used_s
         sizes: list[int] = []
@@ -164,11 +164,11 @@ class ProcessTree:
             except psutil.Error:
                 continue  # it ended
             used_s = times.user + times.system
-            # what a process that began meanwhile has used, it has used for the tree
+            # all CPU time of a process that started after the baseline counts
             before = self._used_s.get(process, used_s if first else 0.0)
             self._cpu_s += max(0.0, used_s - before)
             self._used_s[process] = used_s
-            if size:  # an ended process that nobody has waited for has none
+            if size:  # a zombie process has none
                 sizes.append(size)
         return self._cpu_s, sum(sizes) if sizes else None
 
@@ -204,13 +204,13 @@ class ProcessTree:
                 children.setdefault(process.ppid(), []).append(process)
             except psutil.Error:
                 continue
-        for process in found:  # grows while it is walked
+        for process in found:  # grows during the loop
             found += children.pop(process.pid, [])
         return found
 
 
 def _run_delays(pid: int) -> Iterator[tuple[int, float]]:
-    """Return for each thread of a process its id and the seconds it has waited for a CPU; nothing where the system does not tell."""
+    """Yield for each thread of a process its id and the seconds it has waited for a CPU; nothing if the system does not report it."""
     with contextlib.suppress(OSError):
         for task in os.scandir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError, IndexError, ValueError):
@@ -218,7 +218,7 @@ def _run_delays(pid: int) -> Iterator[tuple[int, float]]:
 
 
 def describe(devices: Iterable[Device]) -> HardwareDescription:
-    """Return what identifies the hardware, for the metadata of a result; JSON can hold it. Memory in GiB, power in W."""
+    """Return a description of the hardware for the metadata of a result, JSON-serialisable. Memory in GiB, power in W."""
     devices = list(devices)
     described: HardwareDescription = {
         "devices": [
@@ -250,7 +250,7 @@ def _facts(device: Device) -> DeviceFacts:
 
 
 def _cpu_name() -> str:
-    """Return the processor's name as Linux gives it, else the kind of machine."""
+    """Return the processor's name as Linux gives it, or the machine type."""
     try:
         with Path("/proc/cpuinfo").open() as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def state_dir(configured: str) -> Path:
-    """Return the directory on this node that an actuator configuration's ``state_dir`` means, empty: the usual one.
+    """Return the directory on this node for the ``state_dir`` of an actuator configuration; empty means the default.
 
     Raises:
-        RuntimeError: it begins with the home of a user that does not exist.
+        RuntimeError: the path begins with the home of a user that does not exist.
     """
     if configured:
         return Path(configured).expanduser()
@@ -21,10 +21,10 @@ def state_dir(configured: str) -> Path:
 
 
 def make_subdirectory(state: Path, name: str) -> Path:
-    """Make a directory for files of measurements: this user's alone; in a state directory that others may write, as open as /tmp.
+    """Make a directory for measurement files with mode 0700, or 1777 (as /tmp) if other users may write to the state directory.
 
     Raises:
-        OSError: it cannot be made, or it is a link that another user has planted.
+        OSError: it cannot be made, or it is a symbolic link of another user.
     """
     if not state.exists():
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def make_subdirectory(state: Path, name: str) -> Path:
         directory.mkdir(mode=0o700)
     except FileExistsError:
         if directory.is_symlink() and directory.lstat().st_uid not in (os.geteuid(), 0):
-            raise PermissionError(errno.EPERM, f"{name} is a link of another user") from None
+            raise PermissionError(errno.EPERM, f"{name} is a symbolic link of another user") from None
         if not directory.is_dir():
             raise
     else:

@@ -20,9 +20,9 @@ from ..protocol.messages import Job, Message
 from . import descendants
 
 TRAINER = Path(__file__).absolute().parent.parent / "trainer"
-# Outlives the host. When its standard input ends, it kills the trainer's process group and whatever carries the trainer's mark, and
-# removes the run directory that it received last, unless the last line was "done". It has no parent, because Ray kills the children of
-# a worker that ends.
+# Runs on after the host has ended. When its standard input ends, it kills the trainer's process group and all processes with the
+# trainer's mark, and removes the run directory that it received last, unless the last line was "done". It has no parent, because Ray
+# kills the children of a worker that ends.
 GUARD = """
 exec 3<&0
 {
@@ -40,19 +40,19 @@ LOG_HEAD_BYTES = 8 * 2**20
 LOG_TAIL_BYTES = 2**18
 KILL_TIMEOUT_S = 30.0
 LONGEST_MESSAGE_BYTES = 64 * 2**20
-# how soon the end of a trainer is noticed while a child of it keeps its pipes open
+# seconds between checks whether the trainer has ended; needed when a child keeps its pipes open
 ALIVE_CHECK_S = 0.5
-# Spinning threads cost factors when there are more threads than cores
+# with more threads than cores, spinning threads slow a step down several times
 QUIET_THREADS = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "KMP_BLOCKTIME": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# glibc adapts these to what a process has freed before, so that by its history a step gives memory back and faults it in again (25,000
-# pages of a model of 5 million parameters, 4 % of a step) or does not. Stated, all trainers are alike; the second is the most it takes.
+# glibc adapts these thresholds to the history of the process: a step may or may not return memory and fault it in again (25,000 pages
+# with 5 million parameters, 4 % of a step). Fixed values make all trainers behave alike; the second is the maximum that glibc accepts.
 STEADY_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-# what a surrounding launcher or Ray worker says of itself is not true of the trainer
+# set by a surrounding launcher or Ray worker; not valid for the trainer
 FOREIGN = (
     "RANK",
     "WORLD_SIZE",
@@ -97,7 +97,7 @@ class TrainerProcess:
                 start_new_session=True,
             )
         except OSError as error:
-            raise failures.Broken(f"the trainer cannot be started with {python}: {error.strerror}.") from error
+            raise failures.Broken(f"The trainer cannot be started with {python}: {error.strerror}.") from error
         self._guard = _guard(self._process.pid, self._mark)
         self._writer = LogWriter(log)
         self._threads = [
@@ -120,11 +120,11 @@ class TrainerProcess:
         return self._process.poll() is None
 
     def send(self, job: Job) -> None:
-        """Write a job; that the trainer has ended is noticed by the end of its messages."""
+        """Write a job; if the trainer has ended, its message queue ends, too."""
         assert self._process.stdin is not None
-        # what the kernel killed before this job has nothing to do with it
+        # do not count processes that the kernel killed before this job
         self._oom_kills = oom_kills()
-        self._tell_guard(job.run_dir)
+        self._send_to_guard(job.run_dir)
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(job.to_line().encode() + b"\n")
             self._process.stdin.flush()
@@ -132,37 +132,39 @@ class TrainerProcess:
     def kill(self) -> None:
         """End the trainer and everything it has started, and wait for it."""
         self._end_all()
-        # a process in an uninterruptible call of a driver cannot be waited for
+        # a process in an uninterruptible driver call cannot be waited for
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=KILL_TIMEOUT_S)
-            # its number may soon be another's
-            self._tell_guard("done")
+            # its process id may be reused
+            self._send_to_guard("done")
         for thread in self._threads:
             thread.join(timeout=2)
         read_by = zip((self._process.stdout, self._process.stderr), self._threads, strict=True)
-        # closing a pipe that a thread still reads would wait for it
+        # closing a pipe that a thread still reads would block
         unread = [pipe for pipe, thread in read_by if not thread.is_alive()]
         for pipe in (self._guard, self._process.stdin, *unread):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
 
     def died(self) -> failures.Failure:
-        """Return why the process ended without being asked to."""
+        """Return why the process ended unexpectedly."""
         try:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            return failures.Broken("the trainer closed its channel and went on running.")
-        # a child that holds the pipe would keep the log open
+            return failures.Broken("The trainer closed its standard output but is still running.")
+        # a child that inherited the pipe would keep the log open
         self._end_all()
         if self._garbage:
-            return failures.Broken(f"the trainer wrote something that is no record: {self._garbage!r}.")
+            return failures.Broken(
+                f"The trainer wrote a line that is not a JSON message with an event: {self._garbage!r}."
+            )
         for thread in self._threads:
             thread.join(timeout=2)
         return failures.from_exit(code, self._writer.tail(), oom_killed=oom_kills() > self._oom_kills)
 
-    def _tell_guard(self, word: str) -> None:
+    def _send_to_guard(self, line: str) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self._guard.write(word.encode() + b"\n" if "\n" not in word else b"\n")
+            self._guard.write(line.encode() + b"\n" if "\n" not in line else b"\n")
 
     def _end_all(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -190,7 +192,7 @@ class TrainerProcess:
         ready.register(descriptor, select.POLLIN)
         pending = bytearray()
         while True:
-            # asked before reading: what a trainer wrote before its end is still read
+            # checked before reading, so that all output before the end is read
             ended = not self.alive
             if ready.poll(0 if ended else ALIVE_CHECK_S * 1000):
                 chunk = os.read(descriptor, 65536)
@@ -219,43 +221,65 @@ def _guard(pid: int, mark: str) -> IO[bytes]:
 
 
 class LogWriter:
-    """Keeps beginning and end of a trainer's output, however much there is, without secrets; goes on when the disk is full."""
+    """Writes the beginning and the end of a trainer's output to a file, without secrets; continues when the disk is full.
+
+    The first ``LOG_HEAD_BYTES`` are written immediately. Of the rest only the end is kept, and secrets are removed from it only when it
+    is needed, because a trainer may write gigabytes.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._tail = b""
-        self._written = 0
-        self._dropped = 0
         self._filter = redaction.Filter()
+        self._head_tail = b""
+        self._written = 0
+        # once the head is full: its length, and its last bytes
+        self._more_bytes = 0
+        self._more = b""
 
     def pump(self, stream: IO[bytes]) -> None:
         """Copy ``stream`` until it ends."""
         file: FileIO | None = None
         with contextlib.suppress(OSError):
-            # a new file for this user alone, never a file or link that another user has planted
+            # a new file with mode 0600; an existing file or link, which may be another user's, is an error
             file = open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)  # noqa: PTH123, SIM115
         with contextlib.suppress(ValueError, OSError):
             while chunk := os.read(stream.fileno(), 65536):
-                self._keep(self._filter.feed(chunk), file)
-        self._keep(self._filter.end(), file)
+                if self._more_bytes:
+                    self._keep_end(chunk)
+                else:
+                    self._write_head(self._filter.feed(chunk), file)
+        if not self._more_bytes:
+            self._write_head(self._filter.end(), file)
         if file is not None:
             with contextlib.suppress(OSError):
-                if self._dropped:
-                    kept = self._tail[-self._dropped :]
-                    file.write(b"\n... %d bytes left out ...\n" % (self._dropped - len(kept)) + kept)
+                if self._more_bytes:
+                    kept = self._end()
+                    left_out = max(0, self._more_bytes - len(kept)) if self._more_bytes > len(self._more) else 0
+                    file.write(b"\n... %d bytes left out ...\n" % left_out + kept)
                 file.close()
 
-    def _keep(self, chunk: bytes, file: FileIO | None) -> None:
-        self._tail = (self._tail + chunk)[-LOG_TAIL_BYTES:]
-        if file is None or self._dropped or self._written + len(chunk) > LOG_HEAD_BYTES:
-            self._dropped += len(chunk)
-            return
-        with contextlib.suppress(OSError):
-            self._written += file.write(chunk)
-
     def tail(self) -> str:
-        """Return the last output, at most ``LOG_TAIL_BYTES``."""
-        return self._tail.decode(errors="replace")
+        """Return the last output without secrets, at most ``LOG_TAIL_BYTES``."""
+        return (self._head_tail + self._end())[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+    def _write_head(self, output: bytes, file: FileIO | None) -> None:
+        if self._written + len(output) > LOG_HEAD_BYTES:
+            self._keep_end(output + self._filter.held())
+            return
+        self._written += len(output)
+        self._head_tail = (self._head_tail + output)[-LOG_TAIL_BYTES:]
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.write(output)
+
+    def _keep_end(self, output: bytes) -> None:
+        self._more_bytes += len(output)
+        # a line more, so that the beginning of what is shown is no part of a secret
+        self._more = (self._more + output)[-LOG_TAIL_BYTES - redaction.LONGEST_LINE_BYTES :]
+
+    def _end(self) -> bytes:
+        cut = self._more_bytes > len(self._more)
+        return redaction.hide_bytes(self._more, cut=cut)[-LOG_TAIL_BYTES:]
 
 
 def trainer_environ(threads: int, mask: str, own_environment: bool) -> dict[str, str]:
@@ -264,7 +288,7 @@ def trainer_environ(threads: int, mask: str, own_environment: bool) -> dict[str,
     Args:
         threads: CPU threads of its tensor operations.
         mask: CUDA_VISIBLE_DEVICES.
-        own_environment: the trainer runs in this process's environment, so PYTHONPATH stays; another one must not see it.
+        own_environment: whether the trainer runs in this process's environment and keeps PYTHONPATH; others must not see it.
     """
     environ = {key: value for key, value in os.environ.items() if key not in FOREIGN}
     if not own_environment:
@@ -283,7 +307,7 @@ def trainer_environ(threads: int, mask: str, own_environment: bool) -> dict[str,
 
 
 def oom_kills() -> int:
-    """Return how many processes Linux has killed on this node because memory ran out; 0 where that is not told."""
+    """Return how many processes Linux has killed on this node because memory ran out; 0 if unknown."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:

@@ -20,7 +20,7 @@ from .plan import Plan
 from .verdict import Verdict
 
 LONGEST_BACKOFF_S = 300.0
-# memory grows with each of these properties if nothing else changes
+# with all other properties equal, memory grows with each of these
 GROWING = ("batch_size", "model_max_length")
 
 
@@ -63,7 +63,7 @@ class KnownOutOfMemory:
         self._workloads.setdefault(_fixed_properties(workload), []).append(workload)
 
     def message_for(self, workload: Workload) -> str | None:
-        """Return a message if a workload ran out of memory that was no larger in anything, or None."""
+        """Return a message if a workload with equal or smaller values ran out of memory, or None."""
         for known in self._workloads.get(_fixed_properties(workload), ()):
             if all(getattr(workload, name) >= getattr(known, name) for name in GROWING):
                 return (
@@ -79,7 +79,7 @@ def procedure(plan: Plan, settings: Settings, known: KnownOutOfMemory, *, same_g
     Args:
         plan: what to measure.
         settings: retries, price, and whether predicted out-of-memory is skipped.
-        known: workloads that ran out of memory before; this measurement is added if it does, too.
+        known: workloads that ran out of memory before; this workload is added if it runs out of memory.
         same_gpus: whether every GPU the workload may get is of one type, so that ``known`` applies.
 
     Raises:
@@ -136,5 +136,5 @@ def backoff_s(first_s: float, attempt: int) -> float:
 
 
 def _fixed_properties(workload: Workload) -> str:
-    """Return everything of a workload that has to be equal for two of them to be compared."""
+    """Return the properties that must be equal for ``GROWING`` to be compared, as JSON."""
     return json.dumps(workload.model_dump(exclude=set(GROWING)), sort_keys=True)

@@ -15,9 +15,9 @@ class Outcome:
     Attributes:
         records: one record per local rank; empty after a failure.
         cause: why the measurement failed; None if it did not.
-        device: what was sampled on the host, and its hardware.
+        device: summary of the device samples of the host, and its hardware.
         total_s: wall time of the measurement on the host, in seconds, including the start of trainers.
-        startup_s: of it, the wait until the trainers were ready, in seconds.
+        startup_s: the part of ``total_s`` until the trainers were ready, in seconds.
         log: path of the log on the node.
         hostname: name of the node; empty if the host was lost.
         reused: whether the trainers had measured before.
@@ -51,4 +51,4 @@ class Run:
     def cause(self) -> failures.Cause | None:
         """The failure that explains most of those the hosts report; None if the run succeeded."""
         causes = [outcome.cause for outcome in self.outcomes if outcome.cause is not None]
-        return failures.most_telling(causes)
+        return failures.root_cause(causes)

@@ -1,4 +1,4 @@
-"""Turns property values into a plan of one measurement: checks them, resolves the model, makes the trainers' job."""
+"""Turns property values into a plan of one measurement: checks them, resolves the model and makes the trainers' job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .distribution import distribution
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A measurement that can be made.
+    """A checked measurement, ready to run.
 
     Attributes:
         actuator: identifier of the actuator, which is also the plugin's name.
@@ -93,7 +93,7 @@ class Plan:
 
     def command(self) -> str:
         """Return the command that repeats the measurement without ado's store and without Ray."""
-        values = (f"{name}={_written(value)}" for name, value in sorted(self.given.items()))
+        values = (f"{name}={_quoted(value)}" for name, value in sorted(self.given.items()))
         return shlex.join([distribution(self.actuator), "run", "--experiment", self.experiment, *values])
 
 
@@ -111,7 +111,7 @@ def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
     except ValueError as error:
         raise failures.BadInput(str(error)) from None
     if workload.weights == "pretrained" and source.source is None:
-        raise failures.BadInput(f"model {workload.model_name} has no published weights; use weights random.")
+        raise failures.BadInput(f"Model {workload.model_name} has no published weights; use weights random.")
     if source.architecture and (message := supported.image_mismatch(workload, source.architecture)):
         raise failures.InvalidConfiguration(message)
     return Plan(actuator=actuator, experiment=experiment, workload=workload, given=dict(values), source=source)
@@ -135,13 +135,13 @@ def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) ->
 def _located(dataset: str) -> str:
     """Return the absolute path of a data file that exists here, since trainers run in another directory; any other name unchanged."""
     path = os.path.abspath(os.path.expanduser(dataset))  # noqa: PTH100, PTH111
-    # os.path returns False for names that no file system can hold; pathlib raises
+    # os.path returns False for names that no file system allows; pathlib raises
     here = not dataset.startswith("synthetic-") and os.path.exists(path)  # noqa: PTH110
     return path if here else dataset
 
 
-def _written(value: Any) -> str:
-    """Return ``value`` quoted so that the ``run`` command, which reads YAML, gets the same value: the word no needs quotes."""
+def _quoted(value: Any) -> str:
+    """Return ``value`` quoted so that the ``run`` command, which reads YAML, gets the same value: the string no needs quotes."""
     if isinstance(value, bytes):
         value = value.decode()
     text = str(value)

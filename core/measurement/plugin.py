@@ -1,4 +1,4 @@
-"""What the core knows about the plugin that uses it."""
+"""The description of a plugin that the core works with."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ENVIRONMENTS = Path(__file__).absolute().parents[2] / "environments"
 
 @dataclasses.dataclass(frozen=True)
 class Plugin:
-    """A plugin as the core sees it.
+    """A plugin: its identifier, experiments and managed environments.
 
     Attributes:
         identifier: identifier of the actuator, which is also the name of the plugin's package.
         kinds: identifiers of its experiments, keys of ``workload.experiments.KINDS``.
         requirements: file name of the managed environment's pinned list in the plugin's ``environments``, with
-            ``{version}`` for the library version of a workload and ``{variant}`` for cpu or cuda; None without such lists.
-        unsupported: returns why the library in the managed environment cannot run a workload; None without such limits.
+            ``{version}`` for the library version of a workload and ``{variant}`` for cpu or cuda; None if the plugin has no lists.
+        unsupported: returns why the library in the managed environment cannot run a workload; None if there are no such limits.
     """
 
     identifier: str
@@ -47,7 +47,7 @@ class Plugin:
         if not (ENVIRONMENTS / name).is_file():
             known = ", ".join(self.versions(variant))
             raise failures.BadInput(
-                f"there is no environment for fms_hf_tuning_version {workload.fms_hf_tuning_version!r}; there are {known}."
+                f"fms_hf_tuning_version {workload.fms_hf_tuning_version!r} has no managed environment; use one of {known}."
             )
         return name
 
@@ -68,7 +68,7 @@ class Plugin:
             environment: the actuator configuration's ``environment``.
 
         Raises:
-            failures.InvalidConfiguration: the message names what is missing.
+            failures.InvalidConfiguration: the message says what the library does not support.
         """
         if environment != "managed" or self.unsupported is None:
             return

@@ -1,4 +1,4 @@
-"""From the runs of a measurement to its verdict: properties, or the message that says why there are none."""
+"""Computes the verdict of a measurement from its runs: properties, or the message that says why there are none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_STEPS_STORED = 5000
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The end of a measurement: properties, or the message that says why there are none."""
+    """The result of a measurement: properties, or the message that says why there are none."""
 
     properties: dict[str, Any]
     message: str
@@ -99,7 +99,7 @@ def _benchmark(plan: Plan, run: Run, price: float | None) -> Verdict:
         device_names=_device_names(outcomes),
         price_usd_per_device_hour=price,
         startup_s=max(outcome.startup_s for outcome in outcomes),
-        # of the attempt that counts, without waiting for a place
+        # only the last attempt counts, without the wait for resources
         total_s=max(outcome.total_s for outcome in outcomes),
         omitted=omitted,
     )
@@ -128,7 +128,7 @@ def _metadata(plan: Plan, run: Run) -> ResultMetadata:
         "versions": _own_versions(plan.actuator),
         "attempts": run.attempts,
         "hosts": [outcome.hostname for outcome in outcomes],
-        # of the host that failed, where one did
+        # the log of the host that failed, if one did
         "log": next(
             (outcome.log for outcome in outcomes if outcome.cause is not None and outcome.log), outcomes[0].log
         ),
@@ -145,7 +145,7 @@ def _device_names(outcomes: list[Outcome]) -> set[str]:
 
 
 def _by_reason(omitted: dict[str, str]) -> dict[str, list[str]]:
-    """Group omitted properties by their reason: the metadata stay small."""
+    """Group omitted properties by their reason, which keeps the metadata small."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in omitted.items():
         by_reason.setdefault(reason, []).append(name)

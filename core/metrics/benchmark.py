@@ -19,8 +19,8 @@ from .throughput import ImpossibleRecord
 
 __all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]
 
-NO_DEVICE_SAMPLES = "no device was sampled."
-# of the CPU time that training could use; with less, other work on the machine determines the rate
+NO_DEVICE_SAMPLES = "No device was sampled."
+# share of the CPU time that training could use; below it, other work on the machine determines the rate
 LEAST_CPU_SHARE_PERCENT = 90.0
 
 
@@ -61,8 +61,8 @@ class Report:
         properties: values by identifier, in the order of ``outputs``.
         omitted: for each other identifier of ``outputs`` the reason why it has no value.
         raw_step_s: duration of every optimizer step, warm-up included, maximum over ranks, seconds.
-        notes: remarks on results that look wrong.
-        outputs: what this kind of experiment returns, identifier to description.
+        notes: warnings about results that may be wrong.
+        outputs: the properties of this kind of experiment, from identifier to description.
     """
 
     properties: dict[str, float | int | str]
@@ -74,7 +74,7 @@ class Report:
     @classmethod
     def for_refusal(cls, failure: str, message: str = "", outputs: Mapping[str, str] = OUTPUTS) -> Report:
         """Return the report of a workload that cannot run: ``is_valid`` 0 and ``failure``, for example ``gpu_oom``."""
-        reason = message or f"the workload cannot run: {failure}."
+        reason = message or f"The workload cannot run: {failure}."
         return cls.complete({"is_valid": 0, "failure": failure}, {}, reason, outputs=outputs)
 
     @classmethod
@@ -88,13 +88,13 @@ class Report:
         notes: tuple[str, ...] = (),
         outputs: Mapping[str, str] = OUTPUTS,
     ) -> Report:
-        """Return a report in which every output has a value or a reason: that of ``omitted``, else ``reason``."""
+        """Return a report in which every output has a value or a reason: the one in ``omitted``, or ``reason``."""
         ordered = {name: properties[name] for name in outputs if name in properties}
         missing = {name: omitted.get(name, reason) for name in outputs if name not in ordered}
         return cls(ordered, missing, steps_s or [], notes, outputs)
 
     def text(self) -> str:
-        """Return the report for a terminal: aligned values with their description, then what is missing and why."""
+        """Return the report for a terminal: aligned values with their descriptions, then the missing properties and the reasons."""
         name_width = max(len(name) for name in self.properties)
         values = {name: _readable(value) for name, value in self.properties.items()}
         value_width = max(len(value) for value in values.values())
@@ -134,7 +134,7 @@ def make(
         device_names: names of the GPUs as the driver gives them, or ``cpu``.
         price_usd_per_device_hour: price of a GPU-hour, or of a node-hour without GPUs, or None.
         total_s: wall time of the whole measurement, seconds.
-        startup_s: wall time until the training processes could take the workload, seconds.
+        startup_s: wall time until the training processes were ready, seconds.
         omitted: reasons for device properties that are missing.
 
     Raises:
@@ -147,11 +147,11 @@ def make(
     found.put(warmup_steps=measured.skip, steady=int(bool(ranks[0]["steady"])))
     if measured.skip < LEAST_WARMUP:
         found.notes.append(
-            f"Too short to be trusted: {len(measured.steps_s)} steps ran, of which {measured.skip} were warm-up."
+            f"The measurement is too short to be reliable: {len(measured.steps_s)} steps ran, of which {measured.skip} were warm-up."
         )
     _note_short_steps(found, measured, ranks, workload)
     if workload.distributed_backend.startswith("FSDP") and workload.number_gpus == 1:
-        found.notes.append(f"distributed_backend {workload.distributed_backend} shards nothing on one device.")
+        found.notes.append(f"distributed_backend {workload.distributed_backend} has no effect on one device.")
     _put_times(found, measured)
     _put_rates(found, measured, max(1, workload.number_gpus))
     _put_flops(found, measured, ranks[0], workload, set(device_names))
@@ -175,12 +175,12 @@ class _Findings:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def put(self, **properties: Any) -> None:
-        """Take properties; None and what is not finite count as missing."""
+        """Add properties; None and values that are not finite count as missing."""
         for name, value in properties.items():
             if value is None:
                 continue
             if isinstance(value, float) and not math.isfinite(value):
-                self.omitted[name] = "the value is not finite."
+                self.omitted[name] = "The value is not finite."
                 continue
             self.properties[name] = value
 
@@ -189,7 +189,7 @@ class _Findings:
 
     def report(self, steps_s: list[float]) -> Report:
         return Report.complete(
-            self.properties, self.omitted, "the record does not have it.", steps_s=steps_s, notes=tuple(self.notes)
+            self.properties, self.omitted, "The trainer did not report it.", steps_s=steps_s, notes=tuple(self.notes)
         )
 
 
@@ -218,14 +218,14 @@ def _measured(ranks: Sequence[Record]) -> _Measured:
 
 
 def _note_short_steps(found: _Findings, measured: _Measured, ranks: Sequence[Record], workload: Workload) -> None:
-    """Note steps that trained less than the workload says, as at the end of data that are no whole steps."""
+    """Note steps with fewer samples than the workload requests, for example the last step of an epoch."""
     whole = workload.batch_size * workload.gradient_accumulation_steps
     samples = [sum(step) for step in zip(*(rank["samples"][measured.skip :] for rank in ranks), strict=True)]
     short = sum(count < whole for count in samples)
     if short:
         found.notes.append(
             f"{short} of {len(samples)} measured steps had fewer than the {whole} samples of batch_size x "
-            "gradient_accumulation_steps: there the data ended."
+            "gradient_accumulation_steps: the data set ended there."
         )
 
 
@@ -254,7 +254,7 @@ def _put_times(found: _Findings, measured: _Measured) -> None:
         throughput_ci95_percent=times.ci95_percent,
     )
     if times.cv is None:
-        found.omit("one measured step has no spread.", "step_time_cv", "throughput_ci95_percent")
+        found.omit("The spread of a single measured step is undefined.", "step_time_cv", "throughput_ci95_percent")
 
 
 def _put_rates(found: _Findings, measured: _Measured, devices: int) -> None:
@@ -274,7 +274,7 @@ def _put_flops(
 ) -> None:
     totals = measured.totals
     if not totals["token_slots"]:
-        found.omit("no token was counted.", "model_flops_per_token", "tflops_per_device", "mfu_percent")
+        found.omit("The trainer counted no tokens.", "model_flops_per_token", "tflops_per_device", "mfu_percent")
         return
     try:
         per_token = flops.per_token(
@@ -293,7 +293,7 @@ def _put_flops(
     found.put(model_flops_per_token=per_token)
     device_name, *others = sorted(device_names)
     if others:
-        mixed = f"devices of several kinds took part: {', '.join((device_name, *others))}."
+        mixed = f"Devices of different models were used: {', '.join((device_name, *others))}."
         found.omit(mixed, "tflops_per_device", "mfu_percent")
         return
     peak, reason = accelerators.peak_tflops(device_name, _compute_type(record, workload))
@@ -305,7 +305,7 @@ def _put_flops(
 
 
 def _compute_type(record: Record, workload: Workload) -> str:
-    """Return the type products are computed in: autocast's, else that of the weights as read back."""
+    """Return the type of matrix products: autocast's, or that of the weights as the trainer reports it."""
     if workload.mixed_precision in AUTOCAST_DTYPES:
         return AUTOCAST_DTYPES[workload.mixed_precision]
     facts = record.get("facts", {})
@@ -320,12 +320,12 @@ def _put_memory(found: _Findings, ranks: Sequence[Record], device: Mapping[str, 
     reserved = [rank["torch_peak_reserved_bytes"] for rank in ranks if "torch_peak_reserved_bytes" in rank]
     for name, peaks_bytes in (("torch_peak_allocated_gib", allocated), ("torch_peak_reserved_gib", reserved)):
         if len(peaks_bytes) < len(ranks):
-            found.omit("torch's allocator keeps no peak without a GPU.", name)
+            found.omit("Torch's allocator records no peak without a GPU.", name)
         else:
             found.properties[name] = max(peaks_bytes) / GIB
     resident = [rank.get("rss_peak_bytes") for rank in ranks]
     if all(resident):
-        # the kernel's own peak of a process misses nothing between samples; samples see the processes it started
+        # the kernel's peak of a process is exact, and samples include its child processes
         seen = found.properties.get("cpu_memory_peak_gib", 0.0)
         found.put(cpu_memory_peak_gib=max(seen, sum(resident) / GIB))  # type: ignore[arg-type]
 
@@ -338,18 +338,18 @@ def _put_cost(found: _Findings, measured: _Measured, workload: Workload, price: 
     elif real:
         found.put(energy_joules_per_token=energy / real)
     if price is None:
-        found.omit("the actuator configuration gives no price_usd_per_device_hour.", "usd_per_million_tokens")
+        found.omit("The actuator configuration has no price_usd_per_device_hour.", "usd_per_million_tokens")
     elif real:
         devices = workload.number_gpus or workload.number_nodes
         found.put(usd_per_million_tokens=price * devices * measured.times.total_s / 3600 / (real / 1e6))
     if not real:
-        found.omit("no real token was counted.", "energy_joules_per_token", "usd_per_million_tokens")
+        found.omit("The trainer counted no real tokens.", "energy_joules_per_token", "usd_per_million_tokens")
 
 
 def _put_losses(found: _Findings, ranks: Sequence[Record], workload: Workload) -> None:
     per_rank = [rank.get("losses") or [] for rank in ranks]
     if not all(per_rank):
-        found.omit("the model gave no loss.", "loss_first", "loss_last", "loss_finite")
+        found.omit("The model returned no loss.", "loss_first", "loss_last", "loss_finite")
         return
     diverged = sum(None in step for step in zip(*per_rank, strict=True))
     found.put(loss_finite=int(not diverged))
@@ -359,9 +359,9 @@ def _put_losses(found: _Findings, ranks: Sequence[Record], workload: Workload) -
         sums = [loss for losses in per_rank if (loss := losses[step]) is not None]
         trained = sum(rank["trained_tokens"][step] for rank in ranks)
         if len(sums) < len(per_rank):
-            found.omit("the loss is not finite.", name)
+            found.omit("The loss is not finite.", name)
         elif not trained:
-            found.omit("no token of this step carries loss.", name)
+            found.omit("No token of this step carries loss.", name)
         else:
             found.properties[name] = math.fsum(sums) / trained
     _note_first_loss(found, ranks[0], workload)
@@ -374,12 +374,12 @@ def _note_first_loss(found: _Findings, record: Record, workload: Workload) -> No
         return
     if abs(first - expected) > 0.5:
         found.notes.append(
-            f"The first loss, {first:.3f}, is not that of random weights of this architecture, {expected:.3f} ± 0.5."
+            f"The first loss, {first:.3f}, differs from that of random weights of this architecture, {expected:.3f} ± 0.5."
         )
 
 
 def first_loss_of_random_weights(architecture: Mapping[str, Any]) -> float | None:
-    """Return the loss that untrained weights give, or None where the vocabulary is not known.
+    """Return the loss that untrained weights give, or None if the vocabulary is unknown.
 
     Uniform guessing costs ln(vocabulary). Logits are sums over the hidden size of a normalised activation times an
     output weight, so their variance is hidden_size · initializer_range², and the mean of ln Σ exp of normal logits is

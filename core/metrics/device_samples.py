@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 from ..protocol.messages import DeviceSummary
 from .accelerators import GIB
 
-# the counter moves in steps of 20 to 100 ms: below this the steps are a sizeable part of the difference
+# the counter is updated every 20 to 100 ms, so the energy of a shorter phase has a large relative error
 SHORTEST_ENERGY_S = 2.0
 COUNTERS = {
     "utilization_percent": "utilisation",
@@ -28,7 +28,7 @@ Points = list[tuple[float, float]]
 
 
 class DeviceFacts(TypedDict):
-    """What stays the same of a sampled device, and why counters are missing, by counter."""
+    """The constant attributes of a sampled device, and the reason for each missing counter."""
 
     name: str
     uuid: str
@@ -51,8 +51,8 @@ class Sample(TypedDict):
     """The process tree at ``time_s``, and the devices.
 
     ``cpu_s`` counts the CPU seconds, user and system, that the tree has used since the first sample. ``wait_s`` counts the seconds that
-    its threads were ready to run and waited for a CPU; None where it was not read. ``rss_bytes`` is the sum of the resident sets, in
-    which pages that processes share count for each; None when no process is left.
+    its threads were ready to run and waited for a CPU; None if it was not read. ``rss_bytes`` is the sum of the resident sets, in
+    which shared pages count once per process; None if no process is left.
     """
 
     time_s: float
@@ -63,7 +63,7 @@ class Sample(TypedDict):
 
 
 class Samples(TypedDict):
-    """All that a sampler saw; JSON can hold it. ``absent``: why there are no devices."""
+    """All samples of a sampler, JSON-serialisable. ``absent``: why there are no devices."""
 
     absent: str
     devices: list[DeviceFacts]
@@ -71,13 +71,13 @@ class Samples(TypedDict):
 
 
 def summarise(samples: Samples, begin_s: float, end_s: float) -> tuple[dict[str, float], dict[str, str]]:
-    """Return the properties of METRICS that come from devices, and for each other one of them the reason why it is missing.
+    """Return the properties computed from samples, and the reason for each one that is missing.
 
     Only samples from ``begin_s`` to ``end_s`` count. ``_min``, ``_avg`` and ``_max`` are over devices, of each device's
-    mean over time (trapezoids between its samples). ``gpu_memory_utilization_peak`` is over devices *and* time: the
-    highest single sample; ``_max``, a mean over time, is lower where memory comes and goes. Energy and CPU time are
+    mean over time (trapezoidal rule). ``gpu_memory_utilization_peak`` is over devices *and* time: the
+    highest single sample; ``_max``, a mean over time, is lower if memory use varies. Energy and CPU time are
     differences of counters at the edges, each interpolated between the two samples around it. A property is missing
-    when one of the devices does not give it: the others do not stand for it.
+    if one of the devices does not have it.
 
     Args:
         samples: what a ``Sampler`` returned.
@@ -134,12 +134,12 @@ class _Phase:
         counters = self._series("energy_joules")
         if self.duration_s < SHORTEST_ENERGY_S:
             raise _Missing(
-                f"energy needs a measured phase of at least {SHORTEST_ENERGY_S:g} s; it took {self.duration_s:.3g} s."
+                f"Energy needs a measured phase of at least {SHORTEST_ENERGY_S:g} s; it took {self.duration_s:.3g} s."
             )
         return sum(self._difference(points) for points in counters)
 
     def cpu_percent(self) -> float:
-        self.rss_peak()  # says why there is nothing to compute
+        self.rss_peak()  # raises if there is no process
         if self.duration_s <= 0:
             raise self._nothing()
         used_s = self._difference([(sample["time_s"], sample["cpu_s"]) for sample in self.samples["samples"]])
@@ -153,10 +153,10 @@ class _Phase:
             if (wait_s := sample.get("wait_s")) is not None
         ]
         if not waits:
-            raise _Missing("the system does not tell how long threads wait for a CPU.")
+            raise _Missing("The system does not report how long threads wait for a CPU.")
         waited_s = self._difference(waits)
         if used_s + waited_s <= 0:
-            raise _Missing("the training processes used no CPU time.")
+            raise _Missing("The training processes used no CPU time.")
         return 100 * used_s / (used_s + waited_s)
 
     def rss_peak(self) -> int:
@@ -166,7 +166,7 @@ class _Phase:
             raise self._nothing()
         if known := [size for size in inside if size is not None]:
             return max(known)
-        raise _Missing("no training process was alive when it was sampled.")
+        raise _Missing("No training process was alive when samples were taken.")
 
     def means(self, counter: str) -> list[float]:
         """Return each device's mean over time."""
@@ -177,7 +177,7 @@ class _Phase:
         return [max(value for _, value in self._clip(points)) for points in self._series(counter)]
 
     def _series(self, counter: str) -> list[Points]:
-        """Return each device's readings of ``counter`` that there are."""
+        """Return each device's readings of ``counter`` in the phase, without missing ones."""
         devices = self.samples["devices"]
         if not devices:
             raise _Missing(self.samples["absent"])
@@ -207,20 +207,20 @@ class _Phase:
         return inside
 
     def _nothing(self) -> _Missing:
-        return _Missing(f"no sample fell into the measured phase of {max(0.0, self.duration_s):.3g} s.")
+        return _Missing(f"No sample was taken in the measured phase of {max(0.0, self.duration_s):.3g} s.")
 
     def _difference(self, points: Points) -> float:
-        """Return how far a counter went from the beginning of the phase to its end."""
+        """Return the difference of a counter between the end and the beginning of the phase."""
         if any(after < before for (_, before), (_, after) in itertools.pairwise(points)):
-            raise _Missing("the counter went back: the driver was loaded anew.")
+            raise _Missing("The counter decreased, because the driver was reloaded.")
         return _at(points, self.end_s) - _at(points, self.begin_s)
 
 
 def _at(points: Points, time_s: float) -> float:
-    """Return the value at ``time_s`` on the line between the points around it."""
+    """Return the value at ``time_s``, linearly interpolated between the points around it."""
     right = bisect.bisect_left(points, (time_s,))
     if right == len(points) or (right == 0 and points[0][0] > time_s):
-        raise _Missing("the samples do not reach over the whole measured phase.")
+        raise _Missing("The samples do not cover the whole measured phase.")
     time_right, value_right = points[right]
     if time_right == time_s:
         return value_right
@@ -229,7 +229,7 @@ def _at(points: Points, time_s: float) -> float:
 
 
 def _time_mean(points: Points) -> float:
-    """Return the mean over time between first and last point, lines drawn between them; a single point is its own mean."""
+    """Return the mean over time by the trapezoidal rule; for a single point its value."""
     length_s = points[-1][0] - points[0][0]
     if length_s == 0:
         return points[0][1]
@@ -246,8 +246,8 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 
 def _without(facts: DeviceFacts, counter: str) -> _Missing:
-    reason = facts["missing"].get(counter, "it was never read")
-    return _Missing(f"{facts['name']} {facts['uuid'][:12]} gives no {COUNTERS[counter]}: {reason}.")
+    reason = facts["missing"].get(counter, "it was not read")
+    return _Missing(f"{facts['name']} {facts['uuid'][:12]} has no {COUNTERS[counter]}: {reason}.")
 
 
 def join_hosts(summaries: Sequence[DeviceSummary]) -> tuple[dict[str, float], dict[str, str]]:
@@ -257,7 +257,7 @@ def join_hosts(summaries: Sequence[DeviceSummary]) -> tuple[dict[str, float], di
         summaries: one for each host, with ``properties`` (values by identifier) and ``omitted`` (reasons by identifier).
 
     Returns:
-        The joined properties, and the reason for each property that no host or not every host has.
+        The joined properties, and the reason for each property that at least one host lacks.
     """
     seen = [summary["properties"] for summary in summaries]
     joined: dict[str, float] = {}

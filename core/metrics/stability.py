@@ -1,7 +1,7 @@
 """Computes the fractions of a stability experiment from the causes of its runs. Pure.
 
-A user's mistake (``bad_input``, ``invalid_configuration``) says nothing about stability and ends the experiment at the first
-run. Every other end counts, including a crash of the trainer or a time-out.
+An error in the input (``bad_input``, ``invalid_configuration``) is unrelated to stability and ends the experiment after the
+first run. Every other outcome counts, including a crash of the trainer or a time-out.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def verdict_is_known(cause: Cause | None) -> bool:
 
 
 def summarise(causes: Sequence[Cause | None]) -> Report:
-    """Return the report of runs that ended with ``causes``, None for one that ended well.
+    """Return the report of runs that ended with ``causes``, None for a run without an error.
 
     Raises:
-        ValueError: there was no run.
+        ValueError: ``causes`` is empty.
     """
     if not causes:
-        raise ValueError("a stability experiment needs at least one run")
+        raise ValueError("The causes are empty; a stability experiment needs at least one run.")
     runs = len(causes)
     well = sum(cause is None for cause in causes)
     gpu_oom = sum(cause is not None and cause.what == "gpu_oom" for cause in causes)

@@ -16,7 +16,7 @@ from ..protocol.confidence import half_width_percent
 
 
 class ImpossibleRecord(Broken):
-    """The records contradict time, arithmetic or each other, so no rate can be trusted."""
+    """The records contradict time, arithmetic or each other, so every rate would be wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,11 @@ def durations(begin_s: float, step_end_s: Sequence[float]) -> list[float]:
     edges = [begin_s, *step_end_s]
     for step, (before, after) in enumerate(itertools.pairwise(edges), start=1):
         if not (math.isfinite(before) and math.isfinite(after)):
-            raise ImpossibleRecord(f"The end of step {step} is no time: {after}.")
+            raise ImpossibleRecord(f"The end of step {step} is {after} s; a finite number is needed.")
         if after <= before:
-            raise ImpossibleRecord(f"Time went back: step {step} ended at {after} s, the one before at {before} s.")
+            raise ImpossibleRecord(
+                f"Step {step} ended at {after} s, not after the step before it, which ended at {before} s."
+            )
     return [after - before for before, after in itertools.pairwise(edges)]
 
 
@@ -72,7 +74,7 @@ def slowest(per_rank: Sequence[Sequence[float]]) -> list[float]:
     """
     lengths = sorted({len(rank) for rank in per_rank})
     if len(lengths) != 1:
-        raise ImpossibleRecord(f"The ranks disagree on the number of steps: {lengths or 'there is no rank'}.")
+        raise ImpossibleRecord(f"The ranks report different numbers of steps: {lengths or 'there is no rank'}.")
     return [max(step) for step in zip(*per_rank, strict=True)]
 
 
@@ -100,7 +102,7 @@ def summarise(measured: Sequence[float]) -> StepTimes:
     """Return the statistics of measured step durations in seconds.
 
     Raises:
-        ImpossibleRecord: there is no step, or one that took no time.
+        ImpossibleRecord: there is no step, or a duration is not positive.
     """
     if not measured:
         raise ImpossibleRecord("No step was measured.")
@@ -135,5 +137,7 @@ def rate(count: float, seconds: float) -> float:
         ImpossibleRecord: a negative count, or a time that is not positive.
     """
     if count < 0 or not seconds > 0:
-        raise ImpossibleRecord(f"{count} in {seconds} s is no rate.")
+        raise ImpossibleRecord(
+            f"A rate of {count} in {seconds} s is undefined; the count must not be negative, and the time must be positive."
+        )
     return count / seconds

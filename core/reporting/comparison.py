@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import ibm, tables
-from .rows import FAILED, MEASURED, Row, differing, workload_label
+from .rows import FAILED, MEASURED, Row, differing, worded, workload_label
 
-REGRESSION, IMPROVEMENT, SAME, UNKNOWN = "regression", "improvement", "same", "unknown"
+REGRESSION, IMPROVEMENT, SAME, UNCLEAR, UNKNOWN = "regression", "improvement", "same", "unclear", "unknown"
 NO_REASON = "the reason is not known."
 # PyTorch's allocator gives the same peak in each run; resident memory and the driver's values vary
 STABLE_MEMORY = "torch_peak_allocated_gib"
@@ -38,7 +38,8 @@ class Pair:
         before: the earlier row.
         after: the later row.
         ratio: throughput after over before, or None.
-        verdict: ``regression``, ``improvement``, ``same``, or ``unknown`` where a side lacks the numbers.
+        verdict: ``regression``, ``improvement``, ``same``, ``unclear`` where the interval of the ratio is wider than the tolerance, or
+            ``unknown`` where a side lacks the numbers.
         why: the reason of the verdict; empty where the throughput is the same.
     """
 
@@ -83,6 +84,36 @@ def compare(before: Sequence[Row], after: Sequence[Row], tolerance: Tolerance) -
     )
 
 
+def compare_by(rows: Sequence[Row], name: str, tolerance: Tolerance) -> Comparison:
+    """Pair rows of one set that differ in one property only: the first value of the property with each other value.
+
+    Args:
+        rows: measurements; the last row of a repeated workload counts.
+        name: a property of ``Workload``, ``method`` or ``actuator``.
+        tolerance: by how much a value may get worse.
+    """
+    groups: dict[Any, dict[Any, Row]] = {}
+    for row in rows:
+        groups.setdefault(_key_without(row, name), {})[row.value(name)] = row
+    varied = [other for other in differing(rows) if other not in (name, "source")]
+    pairs, alone = [], []
+    for group in groups.values():
+        first, *others = group.values()
+        label = workload_label(first, varied) if varied else ""
+        if not others:
+            alone.append(f"{label}: {worded(name, first.value(name))}".removeprefix(": "))
+        for other in others:
+            what = f"{worded(name, other.value(name))} against {worded(name, first.value(name))}"
+            pairs.append(_judge(f"{label}: {what}" if label else what, first, other, tolerance))
+    return Comparison(pairs, alone, [])
+
+
+def _key_without(row: Row, name: str) -> tuple[Any, ...]:
+    """Return a key that is equal for rows which differ only in ``name``; the experiment's name tells the method."""
+    asked = sorted((one, row.value(one)) for one in row.workload if one != name and not row.is_default(one))
+    return ("" if name == "actuator" else row.actuator, "" if name == "method" else row.experiment, *asked)
+
+
 def _by_key(rows: Iterable[Row], *, loosely: bool) -> dict[tuple[Any, ...], Row]:
     """Return rows by workload; loosely: whichever actuator measured it, in which release, and when it ended."""
     return {ibm.key(row) if loosely else row.key: row for row in rows}
@@ -114,6 +145,11 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
         ratio = dataclasses.replace(ratio, low=ratio.value, high=ratio.value)
     if ratio is None or ratio.low is None or ratio.high is None:
         return Pair(what, before, after, ratio, UNKNOWN, "throughput or interval is missing on one side.")
+    # no two measurements take equally long to the nanosecond
+    if before.outputs == after.outputs and before.output("total_s") is not None:
+        return Pair(
+            what, before, after, None, UNCLEAR, "both are the same stored measurement; measure again to compare."
+        )
     slack = tolerance.throughput / 100
     if ratio.high < 1 - slack:
         return Pair(what, before, after, ratio, REGRESSION, f"slower by {100 * (1 - ratio.value):.1f} %.")
@@ -122,6 +158,16 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
         return Pair(what, before, after, ratio, REGRESSION, f"allocates {memory:.1f} % more memory.")
     if ratio.low > 1 + slack:
         return Pair(what, before, after, ratio, IMPROVEMENT, f"faster by {100 * (ratio.value - 1):.1f} %.")
+    seen = (ratio.high - ratio.low) / 2 + slack
+    if seen > 2 * slack:
+        return Pair(
+            what,
+            before,
+            after,
+            ratio,
+            UNCLEAR,
+            f"changes of less than {100 * seen:.0f} % cannot be told from noise; measure longer.",
+        )
     return Pair(what, before, after, ratio, SAME)
 
 

@@ -1,1 +1,1 @@
-"""What can be asked for and what is answered: properties, experiments, outputs, models."""
+"""Inputs and outputs of experiments: workload properties, experiments, outputs, models."""

@@ -1,6 +1,6 @@
 """The kinds of experiment: the purpose, fixed properties, outputs and number of runs of each.
 
-A new kind is a new entry in ``KINDS``. ``actuator/catalog.py`` builds ado's experiment from it; an actuator lists the kinds it has.
+A new kind is a new entry in ``KINDS``. ``actuator/catalog.py`` builds ado's experiment from it; an actuator lists the kinds that it offers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Kind:
     """One kind of experiment.
 
     Attributes:
-        description: one message for ``ado describe experiment``.
+        description: one sentence for ``ado describe experiment``.
         sets: workload properties that the experiment fixes; users cannot set them.
-        task: what is done with the workload.
+        task: what the trainers do with the workload.
         outputs: the properties it returns, from identifier to description.
         runs: how often the workload runs; if more than once, each run gets fresh processes.
         limits: the values that a property may have, for properties with fewer values than ``Workload`` allows.
@@ -56,11 +56,11 @@ KINDS: Mapping[str, Kind] = {
         {"method": "gptq_lora"},
     ),
     "finetune_prompt_tuning_benchmark": Kind(
-        "Tunes virtual tokens before a frozen model and measures throughput, memory, utilisation and energy.",
+        "Tunes virtual tokens in front of a frozen model and measures throughput, memory, utilisation and energy.",
         {"method": "prompt_tuning"},
     ),
     "finetune_full_stability": Kind(
-        "Runs five steps of full fine-tuning five times, each in fresh processes, and counts how often that works.",
+        "Runs five steps of full fine-tuning five times, each in fresh processes, and counts how often it succeeds.",
         {"method": "full", "max_steps": 5, "num_train_epochs": 0, "stop_after_seconds": 0.0, "target_ci_percent": 0.0},
         task="stability",
         outputs=STABILITY_OUTPUTS,

@@ -56,7 +56,7 @@ class Workload(pydantic.BaseModel):
         pydantic.Field(
             min_length=1,
             max_length=256,
-            description="GPU type, as Ray's accelerator type or a node label names it; any takes what the cluster has.",
+            description="GPU type, as Ray's accelerator type or a node label names it; any accepts every type.",
             json_schema_extra=_where(
                 examples=(
                     "any",
@@ -74,19 +74,21 @@ class Workload(pydantic.BaseModel):
     number_nodes: Annotated[
         int,
         pydantic.Field(
-            ge=1, le=512, description="Nodes. Without GPUs: training processes, one a node while nodes last."
+            ge=1, le=512, description="Nodes. Without GPUs: training processes, spread over the nodes that exist."
         ),
     ] = 1
     cpus_per_process: Annotated[
         int,
         pydantic.Field(
-            ge=0, le=1024, description="CPUs and CPU threads of each training process; 0 shares a node's evenly."
+            ge=0,
+            le=1024,
+            description="CPUs and CPU threads of each training process; 0 divides the node's CPUs evenly.",
         ),
     ] = 0
     weights: Annotated[
         Literal["random", "pretrained"],
         pydantic.Field(
-            description="random builds the architecture with its own initialiser and downloads nothing; pretrained loads."
+            description="random builds the architecture with its own initialiser and downloads nothing; pretrained loads weights."
         ),
     ] = "random"
     dataset_id: Annotated[
@@ -119,7 +121,7 @@ class Workload(pydantic.BaseModel):
     ] = "adamw_torch"
     attn_implementation: Annotated[
         Literal["auto", "eager", "sdpa", "flash_attention_2"],
-        pydantic.Field(description="Attention implementation; auto leaves it to transformers."),
+        pydantic.Field(description="Attention implementation; auto lets transformers choose."),
     ] = "auto"
     packing: Annotated[bool, pydantic.Field(description="Fill samples of model_max_length with several documents.")] = (
         False
@@ -128,14 +130,19 @@ class Workload(pydantic.BaseModel):
         bool, pydantic.Field(description="Flatten a batch into one sequence without padding; needs flash attention.")
     ] = False
     max_steps: Annotated[
-        int, pydantic.Field(ge=1, le=1_000_000, description="Most optimizer steps, warm-up included.")
+        int, pydantic.Field(ge=1, le=1_000_000, description="Maximum number of optimizer steps, warm-up included.")
     ] = 100
     num_train_epochs: Annotated[
-        int, pydantic.Field(ge=0, le=10_000, description="Most passes over the data; 0 repeats it as long as needed.")
+        int,
+        pydantic.Field(
+            ge=0, le=10_000, description="Maximum number of passes over the data; 0 repeats it without limit."
+        ),
     ] = 0
     stop_after_seconds: Annotated[
         float,
-        pydantic.Field(ge=0, le=604_800, allow_inf_nan=False, description="Most seconds of training; 0 sets no limit."),
+        pydantic.Field(
+            ge=0, le=604_800, allow_inf_nan=False, description="Maximum seconds of training; 0 sets no limit."
+        ),
     ] = 120.0
     target_ci_percent: Annotated[
         float,
@@ -149,13 +156,13 @@ class Workload(pydantic.BaseModel):
     distributed_backend: Annotated[
         Literal["None", "DDP", "FSDP", "FSDP2"],
         pydantic.Field(
-            description="How several devices share the work; DDP on one device wraps nothing.",
+            description="How several devices share the work; DDP has no effect on one device.",
         ),
     ] = "DDP"
     fsdp_sharding_strategy: Annotated[
         Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"],
         pydantic.Field(
-            description="What FSDP shards; FSDP2 knows FULL_SHARD and SHARD_GRAD_OP.",
+            description="What FSDP shards; FSDP2 has FULL_SHARD and SHARD_GRAD_OP.",
         ),
     ] = "FULL_SHARD"
     fsdp_state_dict_type: Annotated[
@@ -171,7 +178,7 @@ class Workload(pydantic.BaseModel):
         pydantic.Field(
             min_length=1,
             max_length=256,
-            description="Layer class FSDP wraps; auto takes the model's own.",
+            description="Layer class FSDP wraps; auto uses the model's own.",
             json_schema_extra=_where(examples=("auto",)),
         ),
     ] = "auto"
@@ -283,20 +290,20 @@ class Workload(pydantic.BaseModel):
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+    def _reject_boolean_numbers(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
-            raise ValueError("a number is needed")
+            raise ValueError("expected a number, not a boolean")
         return value
 
     @pydantic.field_validator("mixed_precision", mode="before")
     @classmethod
-    def _word_no(cls, value: Any) -> Any:
-        # what YAML makes of an unquoted no
+    def _restore_no(cls, value: Any) -> Any:
+        # YAML reads an unquoted no as False
         return "no" if value is False else value
 
     @property
     def processes(self) -> int:
-        """Training processes over all nodes: one a GPU, or one a node on CPU."""
+        """Training processes over all nodes: one per GPU, or one per node on CPU."""
         return self.number_gpus or self.number_nodes
 
     @property
@@ -311,6 +318,6 @@ class Workload(pydantic.BaseModel):
 
     @property
     def patches_libraries(self) -> bool:
-        """Whether training changes the libraries themselves, so that its process can measure nothing else afterwards."""
-        # what torch.compile has compiled, and how often, is kept for the whole process
+        """Whether training patches the libraries, so that its process cannot measure another workload afterwards."""
+        # the results and counters of torch.compile are kept for the whole process
         return self.use_liger_kernel or self.torch_compile or self.fast_kernels or self.fast_moe > 0

@@ -1,6 +1,6 @@
 """Translates workloads of IBM's own actuator ``SFTTrainer`` into ours. Imports what the workload's fields import.
 
-What was chosen, and what has no counterpart, is told in findings.
+Findings describe the choices made, and properties without a counterpart.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Translation:
     """An experiment's properties here.
 
     Attributes:
-        fixed: our properties and their values, where these are not our defaults.
-        origin: the property of IBM's that asked for one of ours; without an entry IBM's default asked for it.
-        varied: for each of IBM's varied properties our name and values, or None where it has no counterpart.
-        findings: what to tell.
+        fixed: our properties whose values differ from our defaults.
+        origin: for each of our properties the one of IBM's that set it; without an entry IBM's default set it.
+        varied: for each of IBM's varied properties our name and values, or None if it has no counterpart.
+        findings: messages for the user.
     """
 
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -47,12 +47,12 @@ class Translation:
     varied: dict[str, tuple[str, list[Any]] | None] = dataclasses.field(default_factory=dict)
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
-    def set(self, name: str, value: Any, asked_by: str | None = None) -> None:
-        """Set one of our properties; ``asked_by`` is the property of the study that asks for it, None for IBM's default."""
+    def set(self, name: str, value: Any, set_by: str | None = None) -> None:
+        """Set one of our properties; ``set_by`` is the property of the study that sets it, None for IBM's default."""
         self.fixed[name] = value
         self.origin.pop(name, None)
-        if asked_by:
-            self.origin[name] = asked_by
+        if set_by:
+            self.origin[name] = set_by
 
 
 def translate(
@@ -64,20 +64,20 @@ def translate(
         experiment: our identifier.
         given: IBM's properties that the experiment fixes.
         varied: IBM's properties that the space varies, with their values; the required ones are among them.
-        choices: what the user decided.
+        choices: the user's options.
     """
     kind = KINDS[experiment]
     known = fields(choices.actuator, kind)
     values = Values(choices, max((int(length) for length in varied.get("model_max_length", ())), default=0))
     found = Translation(findings=values.findings)
-    found.varied = {name: _vary(name, asked, values) for name, asked in varied.items()}
+    found.varied = {name: _vary(name, wanted, values) for name, wanted in varied.items()}
     covered = {pair[0] for pair in found.varied.values() if pair}
     for name, value in {**_defaults(experiment), **given}.items():
         stated = name if name in given else None
         if name in varied or name in ENDS or (name == "bf16" and not is_true(value)):
             continue
         for ours, translated in values.of(name, value).items():
-            # bf16 comes before accelerate_config_mixed_precision and counts where it is true
+            # bf16 comes before accelerate_config_mixed_precision and takes precedence if it is true
             settled = ours == "mixed_precision" and found.fixed.get(ours) == "bf16"
             if ours in known and ours not in covered and not settled:
                 found.set(ours, translated, stated)
@@ -89,16 +89,16 @@ def translate(
     _check_backend(found, varied.get("number_gpus", ()), experiment, values)
     found.fixed = {name: value for name, value in found.fixed.items() if name in known and not _is_default(name, value)}
     if message := ABSENT.get((choices.actuator, experiment)):
-        values.tell(f"{experiment} is not measured by {choices.actuator}: {message}.", same=False)
+        values.add_finding(f"{experiment} is not available in {choices.actuator}: {message}.", same=False)
     return found
 
 
 def workload(experiment: str, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the workload of a measurement of IBM's actuator as our properties; what has our default is left out.
+    """Return the workload of a measurement of IBM's actuator as our properties; properties with our default are left out.
 
     Args:
         experiment: our identifier of the experiment.
-        measured: the properties as IBM's actuator had them; those left out had its defaults.
+        measured: the properties of IBM's measurement; missing ones have its defaults.
     """
     required = {name: measured[name] for name in REQUIRED if name in measured}
     given = {name: value for name, value in measured.items() if name not in required}
@@ -122,13 +122,13 @@ def _is_default(name: str, value: Any) -> bool:
     return not field.is_required() and same_kind and value == field.default
 
 
-def _vary(name: str, asked: Sequence[Any], values: Values) -> tuple[str, list[Any]] | None:
-    """Return our name and values of a varied property, or None where it has no counterpart."""
+def _vary(name: str, wanted: Sequence[Any], values: Values) -> tuple[str, list[Any]] | None:
+    """Return our name and values of a varied property, or None if it has no counterpart."""
     if name in ENDS:
-        values.tell(f"{name} is varied, which has no counterpart: measuring stops by itself.", same=False)
+        values.add_finding(f"{name} is varied, which has no counterpart: measurements stop by themselves.", same=False)
         return None
     ours, translated = RENAMED.get(name, name), []
-    for value in asked:
+    for value in wanted:
         answer = values.of(name, value).get(ours)
         if answer is not None and answer not in translated:
             translated.append(answer)
@@ -136,58 +136,62 @@ def _vary(name: str, asked: Sequence[Any], values: Values) -> tuple[str, list[An
 
 
 def _set_ends(found: Translation, given: Mapping[str, Any], values: Values) -> None:
-    """Translate when a measurement ends."""
+    """Translate the properties that end a measurement."""
     ends = {name: given.get(name, DEFAULTS[name]) for name in ENDS}
     steps, epochs, seconds = int(ends["max_steps"]), float(ends["num_train_epochs"]), float(ends["stop_after_seconds"])
     stated = [name for name in ENDS if name in given]
     if values.choices.adaptive:
         not_by = f"not by {', '.join(f'{name} {given[name]}' for name in stated)}" if stated else "not after 1 epoch"
-        values.tell(f"each measurement ends when its rate is known, {not_by}.")
+        values.add_finding(f"Each measurement ends when its rate has converged, {not_by}.")
         return
     automatic = ends["auto_stop_method"] == WARMUP_THEN_STABLE
     if automatic:
         seconds = WARMUP_THEN_STABLE_S
-        values.tell(f"auto_stop_method {WARMUP_THEN_STABLE} is stop_after_seconds 180, warm-up included.")
+        values.add_finding(f"auto_stop_method {WARMUP_THEN_STABLE} becomes stop_after_seconds 180, warm-up included.")
     data = values.choices.data
     if seconds <= 0 and steps <= 0 and not data:
-        text = "each measurement ends when its rate is known, after 100 steps or 120 s at most"
-        values.tell(f"{text}; IBM's ends after num_train_epochs {epochs:g}.")
+        text = "Each measurement ends when its rate has converged, at the latest after 100 steps or 120 s"
+        values.add_finding(f"{text}; IBM's ends after num_train_epochs {epochs:g}.")
         return
     found.set("target_ci_percent", 0.0)
-    asked = "auto_stop_method" if automatic else "stop_after_seconds" if "stop_after_seconds" in given else None
-    found.set("stop_after_seconds", max(seconds, 0.0), asked)
+    origin = "auto_stop_method" if automatic else "stop_after_seconds" if "stop_after_seconds" in given else None
+    found.set("stop_after_seconds", max(seconds, 0.0), origin)
     found.set("max_steps", steps if steps > 0 else NO_LIMIT_STEPS, "max_steps" if "max_steps" in given else None)
     if steps > 0:
         return
     if data:
         if not epochs.is_integer():
-            values.tell(f"num_train_epochs {epochs:g} is {math.ceil(epochs)}: it is a whole number here.", same=False)
+            values.add_finding(
+                f"num_train_epochs {epochs:g} becomes {math.ceil(epochs)}: it must be a whole number.", same=False
+            )
         found.set("num_train_epochs", math.ceil(epochs), "num_train_epochs" if "num_train_epochs" in given else None)
     elif "num_train_epochs" in given:
-        values.tell(f"num_train_epochs {epochs:g} is left out: there is as much synthetic data as needed.")
+        values.add_finding(f"num_train_epochs {epochs:g} is left out: synthetic data has no end.")
 
 
 def _modules(names: Iterable[Any], values: Values) -> str:
-    """Return what LoRA adapts in these models."""
+    """Return the LoRA target modules for these models."""
     wanted = {str(name): MODULES.get(str(name), MOST_MODULES) for name in names}
     chosen = max(wanted.values(), key=list(wanted.values()).count, default=MOST_MODULES)
     if others := [f"{name} ({modules})" for name, modules in wanted.items() if modules != chosen]:
-        text = f"target_modules is {chosen} for all models, other than IBM's for {', '.join(others)}"
-        values.tell(f"{text}: make a space of its own for them.", same=False)
+        text = f"target_modules is {chosen} for all models; IBM's differ for {', '.join(others)}"
+        values.add_finding(f"{text}: make a separate space for them.", same=False)
     return chosen
 
 
 def _check_backend(found: Translation, gpus: Iterable[Any], experiment: str, values: Values) -> None:
-    """Leave FSDP out where IBM's actuator would, and where it is not measured here."""
+    """Leave FSDP out where IBM's actuator does not use it, and where it is not supported here."""
     if found.fixed.get("distributed_backend") != "FSDP":
         return
     counts = [int(count) for count in gpus]
     if max(counts, default=0) < 2:
-        # IBM's actuator takes none below two GPUs; DDP on one device wraps nothing
+        # IBM's actuator uses no backend below two GPUs; DDP has no effect on one device
         del found.fixed["distributed_backend"]
     elif KINDS[experiment].sets.get("method") == "gptq_lora":
-        values.tell("distributed_backend is DDP: GPTQ-LoRA is not measured with FSDP.", same=False)
+        values.add_finding("distributed_backend becomes DDP: GPTQ-LoRA is not supported with FSDP.", same=False)
         del found.fixed["distributed_backend"]
     elif 0 in counts:
-        text = "distributed_backend FSDP needs GPUs, and the space has number_gpus 0, where IBM's actuator uses none"
-        values.tell(f"{text}: make a space of its own for it.", same=False)
+        text = (
+            "distributed_backend FSDP needs GPUs, and the space has number_gpus 0, for which IBM's actuator uses none"
+        )
+        values.add_finding(f"{text}: make a separate space for it.", same=False)

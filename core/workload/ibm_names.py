@@ -19,7 +19,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "finetune_pt_benchmark-v1.0.0": "finetune_prompt_tuning_benchmark",
     "finetune_full_stability-v1.0.0": "finetune_full_stability",
 }
-# outputs with another name here; None: not measured here
+# outputs whose name differs here; None: not measured here
 OUTPUTS: Mapping[str, str | None] = {
     "train_runtime": "train_runtime_s",
     "train_tokens_per_gpu_per_second": "train_tokens_per_second_per_gpu",
@@ -56,7 +56,7 @@ DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1.0,
     "stop_after_seconds": -1.0,
 }
-# of LoRA and GPTQ-LoRA; the dropout is the library's, which the actuator does not set
+# for LoRA and GPTQ-LoRA; the dropout is the library's default, which the actuator does not set
 ADAPTER_DEFAULTS: Mapping[str, Any] = {"r": 4, "lora_alpha": 16, "lora_dropout": 0.05}
 # IBM's experiment sets the autocast type itself
 GPTQ_DEFAULTS: Mapping[str, Any] = {
@@ -64,7 +64,7 @@ GPTQ_DEFAULTS: Mapping[str, Any] = {
     "fast_kernels": ["True", "True", "True"],
     "accelerate_config_mixed_precision": "fp16",
 }
-# what LoRA adapts: q_proj and v_proj of every model but these
+# LoRA target modules of models that differ from MOST_MODULES
 MODULES: Mapping[str, str] = {
     **dict.fromkeys(("granite-13b-v2", "granite-20b-v2", "granite-34b-code-base"), "c_attn,c_proj"),
     **dict.fromkeys(("llama-7b", "llama-13b", "llama3-8b"), "q_proj,k_proj"),
@@ -73,18 +73,18 @@ MODULES: Mapping[str, str] = {
 MOST_MODULES = "q_proj,v_proj"
 # experiments that a stack here does not have, and why
 ABSENT: Mapping[tuple[str, str], str] = {
-    ("sfttrainer", "finetune_gptq_lora_benchmark"): "TRL has no GPTQ-LoRA: leave out --to sfttrainer",
+    ("sfttrainer", "finetune_gptq_lora_benchmark"): "TRL does not support GPTQ-LoRA: leave out --to sfttrainer",
     (
         "fms_hf_tuning",
         "finetune_prompt_tuning_benchmark",
-    ): "no release of fms-hf-tuning here can tune prompts: use --to sfttrainer",
+    ): "the releases of fms-hf-tuning here do not support prompt tuning: use --to sfttrainer",
 }
 WARMUP_THEN_STABLE = "WARMUP_60S_STABLE_120S_OR_10_STEPS"
 ENDS = ("auto_stop_method", "max_steps", "num_train_epochs", "stop_after_seconds")
-# what needs no counterpart: it prepares data that is made here, or names what an experiment sets
+# no counterpart needed: these prepare data that is generated here, or repeat what the experiment sets
 IMPLIED = ("remove_unused_columns", "dataset_kwargs_skip_prepare_dataset", "peft_method", "auto_gptq", "fused_lora")
 CONVERT = "ado-fms-hf-tuning convert FILE translates studies of IBM's actuator SFTTrainer"
-# what a property of another name is called here
+# IBM's property: our property of another name
 RENAMED: Mapping[str, str] = {
     "flash_attn": "attn_implementation",
     "bf16": "mixed_precision",
@@ -98,7 +98,7 @@ PARAMETERS = (
 
 
 def hint(name: str) -> str:
-    """Return what to do about a name of IBM's actuator, as the end of a message; empty for any other name."""
+    """Return advice on a name of IBM's actuator, as the end of a message; empty for any other name."""
     known = name in (ACTUATOR, *EXPERIMENTS, *PARAMETERS)
     known = known or (name in DEFAULTS and name not in Workload.model_fields)
     return f" {CONVERT}." if known else ""

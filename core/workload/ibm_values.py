@@ -12,16 +12,16 @@ from .fields import Workload
 from .ibm_names import DEFAULTS, IMPLIED
 
 FMS = "fms_hf_tuning"
-TAKES_THE_FILE = "--data DIR takes IBM's file"
+TAKES_THE_FILE = "--data DIR uses IBM's file"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something a reader of a translation should know.
+    """A message about a translation.
 
     Attributes:
-        text: what was chosen or has no counterpart, and why.
-        same: whether the study stays the same.
+        text: the choice that was made, or the property without a counterpart, and the reason.
+        same: whether the study is unchanged.
     """
 
     text: str
@@ -30,14 +30,14 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What a user decides about a translation.
+    """The user's options for a translation.
 
     Attributes:
         actuator: identifier of the actuator to translate to.
         weights: ``random`` or ``pretrained``.
         data: directory with the data sets of IBM's actuator, or empty: synthetic data.
-        adaptive: end each measurement when its rate is known, not when the study says.
-        model_map: names of models and their paths, of an actuator configuration.
+        adaptive: end each measurement when its rate has converged, instead of when the study says.
+        model_map: paths of models by name, from an actuator configuration.
     """
 
     actuator: str
@@ -48,7 +48,7 @@ class Choices:
 
 
 class Values:
-    """Translates values one by one and collects what to tell about them."""
+    """Translates values one by one and collects findings about them."""
 
     def __init__(self, choices: Choices, longest: int) -> None:
         """Translate for ``choices``; ``longest`` is the largest model_max_length of the study, in tokens."""
@@ -71,27 +71,29 @@ class Values:
             "dataset_image_field": self._image_field,
         }
 
-    def tell(self, text: str, *, same: bool = True) -> None:
+    def add_finding(self, text: str, *, same: bool = True) -> None:
         """Add a finding, once."""
         finding = Finding(text, same)
         if finding not in self.findings:
             self.findings.append(finding)
 
     def of(self, name: str, value: Any) -> dict[str, Any]:
-        """Return our properties for one of IBM's: none where it has no counterpart, which is told where that changes the study."""
+        """Return our properties for one of IBM's; empty if it has no counterpart, with a finding if that changes the study."""
         if name in self._special:
             return self._special[name](value)
         if name in IMPLIED:
             if DEFAULTS.get(name, value) != value:
-                self.tell(f"{name} {value} is left out: data is prepared as its columns need.")
+                self.add_finding(f"{name} {value} is left out: the columns determine how data is prepared.")
             return {}
         if name not in Workload.model_fields:
-            self.tell(f"{name} {value} has no counterpart and is left out.", same=False)
+            self.add_finding(f"{name} {value} has no counterpart and is left out.", same=False)
             return {}
         allowed = Workload.model_fields[name].annotation
         literals = getattr(allowed, "__args__", ())
         if literals and value not in literals:
-            self.tell(f"{name} {value} has no counterpart: there are {', '.join(map(str, literals))}.", same=False)
+            self.add_finding(
+                f"{name} {value} has no counterpart; possible are {', '.join(map(str, literals))}.", same=False
+            )
             return {}
         whole = allowed is int and isinstance(value, float) and value.is_integer()
         return {name: int(value) if whole else value}
@@ -102,23 +104,23 @@ class Values:
             source = models.resolve(name)
         except ValueError:
             if not path:
-                text = f"model {name} is not in the catalogue: write a directory with a config.json, or a hub id."
-                self.tell(text, same=False)
+                text = f"Model {name} is not in the catalogue: give a directory with a config.json, or a hub id."
+                self.add_finding(text, same=False)
                 return {"model_name": name}
             source = None
         if path and (source is None or path != source.source):
-            self.tell(f"model_name {name} is {path}, as model_map says.")
+            self.add_finding(f"model_name {name} becomes {path}, from model_map.")
             return {"model_name": path}
         architecture = (source.architecture if source else None) or {}
         if self.choices.weights == "random" and architecture.get("num_local_experts"):
             text = f"{name} is a mixture of experts, and the router of random weights is unbalanced"
-            self.tell(f"{text}: --weights pretrained loads it.", same=False)
+            self.add_finding(f"{text}: use --weights pretrained.", same=False)
         return {"model_name": name}
 
     def _mixed_precision(self, value: Any) -> dict[str, Any]:
         if value == "fp8":
-            self.tell(
-                "accelerate_config_mixed_precision fp8 has no counterpart: there are no, bf16 and fp16.", same=False
+            self.add_finding(
+                "accelerate_config_mixed_precision fp8 has no counterpart; possible are no, bf16 and fp16.", same=False
             )
             return {}
         return {"mixed_precision": "no" if value is False else value}
@@ -131,12 +133,12 @@ class Values:
         return self._of_fms("fast_moe", int(degree or 0))
 
     def _fast_kernels(self, value: Any) -> dict[str, Any]:
-        if isinstance(value, str):  # how ado's tables write a list
+        if isinstance(value, str):  # ado's tables contain lists as text
             value = [word.strip(" '\"[]") for word in value.split(",")]
         wanted = {is_true(one) for one in value} if isinstance(value, list | tuple) else {is_true(value)}
         if len(wanted) > 1:
-            text = f"fast_kernels {list(value)} has no counterpart: here all of the kernels are on, or none."
-            self.tell(text, same=False)
+            text = f"fast_kernels {list(value)} has no counterpart: fast_kernels switches all kernels on or off."
+            self.add_finding(text, same=False)
             return {}
         return self._of_fms("fast_kernels", wanted == {True})
 
@@ -144,21 +146,21 @@ class Values:
         if self.choices.actuator == FMS:
             return {name: value}
         if value:
-            self.tell(f"{name} is left out: it is a property of fms-hf-tuning, which TRL lacks.", same=False)
+            self.add_finding(f"{name} is left out: it is a property of fms-hf-tuning, which TRL lacks.", same=False)
         return {}
 
     def _version(self, value: Any) -> dict[str, Any]:
         if self.choices.actuator != FMS:
-            text = f"fms_hf_tuning_version {value} is left out: TRL trains, in the release that is installed."
-            self.tell(text, same=False)
+            text = f"fms_hf_tuning_version {value} is left out: training uses the installed release of TRL."
+            self.add_finding(text, same=False)
             return {}
         here = extra(Workload.model_fields["fms_hf_tuning_version"])["values"]
         if str(value) in here:
             return {"fms_hf_tuning_version": str(value)}
-        # what IBM's actuator has and this one has not is older
+        # the releases that only IBM's actuator has are older
         nearest = min(here)
-        text = f"fms_hf_tuning_version {value} is not here: {nearest} is the nearest of {', '.join(here)}."
-        self.tell(text, same=False)
+        text = f"fms_hf_tuning_version {value} becomes {nearest}, the nearest of {', '.join(here)}."
+        self.add_finding(text, same=False)
         return {"fms_hf_tuning_version": nearest}
 
     def _data(self, value: Any) -> dict[str, Any]:
@@ -166,15 +168,17 @@ class Values:
         if self.choices.data:
             return {"dataset_id": f"{self.choices.data.rstrip('/')}/{name}.{'parquet' if vision else 'jsonl'}"}
         if vision:
-            text = f"dataset_id {name} is synthetic-image, whose images have the size of the model's vision tower"
-            self.tell(f"{text}: {TAKES_THE_FILE}.", same=False)
+            text = f"dataset_id {name} becomes synthetic-image, whose images have the size of the model's vision tower"
+            self.add_finding(f"{text}: {TAKES_THE_FILE}.", same=False)
             return {"dataset_id": "synthetic-image"}
         tokens = 131072 if "128kplus" in name else 16384 if "16384plus" in name else 0
         if tokens and self._longest <= tokens:
-            self.tell(f"dataset_id {name} is synthetic-fixed: cut to model_max_length, samples have the same length.")
+            self.add_finding(
+                f"dataset_id {name} becomes synthetic-fixed: truncated to model_max_length, its samples have the same length."
+            )
         else:
-            text = f"dataset_id {name} is synthetic-fixed, whose samples are longer: they have model_max_length tokens"
-            self.tell(f"{text}: {TAKES_THE_FILE}.", same=False)
+            text = f"dataset_id {name} becomes synthetic-fixed, whose samples are longer (model_max_length tokens)"
+            self.add_finding(f"{text}: {TAKES_THE_FILE}.", same=False)
         return {"dataset_id": "synthetic-fixed"}
 
     def _text_field(self, value: Any) -> dict[str, Any]:
@@ -182,8 +186,8 @@ class Values:
             # synthetic data has no columns
             return {}
         if self.choices.actuator != FMS:
-            text = f"the text of IBM's files is in the column {value}, and sfttrainer reads the column text: rename it."
-            self.tell(text, same=False)
+            text = f"The text of IBM's files is in the column {value}, and sfttrainer reads the column text: rename it."
+            self.add_finding(text, same=False)
             return {}
         return {"dataset_text_field": value}
 
@@ -192,5 +196,5 @@ class Values:
 
 
 def is_true(value: Any) -> bool:
-    """Return what IBM's files mean with True, "True" or, in ado's tables, 1."""
+    """Return whether a value of IBM's files is true: True, "True" or, in ado's tables, 1."""
     return value is True or str(value).lower() in ("true", "1", "1.0")

@@ -1,4 +1,4 @@
-"""The properties experiments return: identifier to description with unit, in the order of a report. Standard library only."""
+"""The properties that experiments return, from identifier to description with unit, in the order of a report. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ OUTPUTS: Mapping[str, str] = {
     "step_time_mean_s": "Mean time of an optimizer step, s.",
     "step_time_p95_s": "95th percentile of the time of an optimizer step, s.",
     "step_time_cv": "Standard deviation of step times over their mean.",
-    "first_step_s": "Time of the first step, which is never measured where others follow, s.",
-    "warmup_steps": "Leading steps that are not measured.",
+    "first_step_s": "Time of the first step, which is warm-up unless it is the only step, s.",
+    "warmup_steps": "Warm-up steps at the beginning, not measured.",
     "measured_steps": "Steps that are measured.",
-    "steady": "1: the rate had converged when measuring stopped, and other work took no CPUs from training on CPUs.",
+    "steady": "1: the rate had converged at the end; on CPUs also: other work took no CPU time from training.",
     "train_samples_per_second": "Samples per second, all devices.",
     "train_steps_per_second": "Optimizer steps per second.",
     "train_tokens_per_second": "Token slots per second, padding included, all devices.",
@@ -47,42 +47,42 @@ OUTPUTS: Mapping[str, str] = {
     "energy_joules": "Energy of the GPUs in the measured phase, J.",
     "energy_joules_per_token": "Energy of the GPUs per real token, J.",
     "cpu_compute_utilization": "CPU utilisation of the training processes, % of one core.",
-    "cpu_share_percent": "CPU time of the training processes over that time and their waiting for a CPU, %; low on a busy machine.",
+    "cpu_share_percent": "CPU time of the training processes over that time plus their waiting for a CPU, %; low on a busy machine.",
     "cpu_memory_peak_gib": "Peak resident memory of the training processes, GiB.",
     "usd_per_million_tokens": "Cost of a million real tokens at the configured price of a device-hour, USD.",
     "loss_first": "Loss of the first step, mean over trained tokens.",
     "loss_last": "Loss of the last step, mean over trained tokens.",
     "loss_finite": "1: the loss of every step is finite.",
-    "startup_s": "Waiting for the training processes to start, s.",
-    "model_load_s": "Building or loading the model, s.",
-    "total_s": "The measurement from the moment its devices were free, start of its processes included, s.",
+    "startup_s": "Time until the training processes were ready, s.",
+    "model_load_s": "Time to build or load the model, s.",
+    "total_s": "Time of the measurement without the wait for devices, start of processes included, s.",
     "model_parameters": "Parameters of the model, without adapters.",
     "trainable_parameters": "Parameters that are trained.",
 }
 
 STABILITY_OUTPUTS: Mapping[str, str] = {
-    "is_valid": "1: the workload was tried; 0: it is an impossible combination.",
+    "is_valid": "1: the workload was run; 0: it is an impossible combination.",
     "failure": "none or invalid_configuration.",
     "f_gpu_oom": "Fraction of the runs in which a GPU ran out of memory.",
-    "f_other_error": "Fraction of the runs that ended in another error.",
-    "f_no_error": "Fraction of the runs that ended well.",
+    "f_other_error": "Fraction of the runs that failed with another error.",
+    "f_no_error": "Fraction of the runs without an error.",
 }
 
 MEMORY_OUTPUTS: Mapping[str, str] = {
     "is_valid": "1: the estimate was made; 0: the workload is impossible or cannot be traced.",
     "failure": "none or invalid_configuration.",
     "memory_estimate_gib": "Predicted peak of torch's allocated memory on each device, GiB.",
-    "memory_parameters_gib": "Its parameters and buffers at that moment, those gathered by FSDP included, GiB.",
-    "memory_gradients_gib": "Its gradients at that moment, buckets of DDP included, GiB.",
-    "memory_optimizer_gib": "Its optimizer state, GiB.",
-    "memory_activations_gib": "What the forward pass has kept for the backward pass at that moment, GiB.",
-    "memory_temporaries_gib": "Everything else at that moment, recomputed activations included, GiB.",
-    "memory_reserved_gib": "Predicted peak of what torch's allocator reserves on each device, GiB.",
+    "memory_parameters_gib": "Parameters and buffers at the peak, those gathered by FSDP included, GiB.",
+    "memory_gradients_gib": "Gradients at the peak, buckets of DDP included, GiB.",
+    "memory_optimizer_gib": "Optimizer state at the peak, GiB.",
+    "memory_activations_gib": "Activations saved for the backward pass at the peak, GiB.",
+    "memory_temporaries_gib": "Everything else at the peak, recomputed activations included, GiB.",
+    "memory_reserved_gib": "Predicted peak of the memory that torch's allocator reserves on each device, GiB.",
     "device_memory_gib": "Memory of a device of gpu_model, GiB.",
-    "fits": "1: what the allocator cannot do without fits the device; 0: it does not.",
-    "largest_batch_size": "Largest batch_size of all devices predicted to fit, up to 65,536 and 4,194,304 tokens a device; 0: none.",
-    "total_s": "The whole estimate, s.",
+    "fits": "1: the memory that the allocator needs fits the device; 0: it does not.",
+    "largest_batch_size": "Largest batch_size (of all devices) predicted to fit, up to 65,536 and 4,194,304 tokens per device; 0: none.",
+    "total_s": "Time of the whole estimate, s.",
 }
 
-# what devices are asked for; the rest follows from records
+# properties computed from device samples; all others are computed from records
 DEVICE_OUTPUTS = tuple(name for name in OUTPUTS if name.startswith(("gpu_", "cpu_")) or name == "energy_joules")

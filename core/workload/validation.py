@@ -61,11 +61,11 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
         ),
         (
             w.method in ("qlora", "gptq_lora") and fsdp and processes > 1,
-            f"method {w.method} is not measured with {w.distributed_backend}: use distributed_backend DDP.",
+            f"method {w.method} is not supported with {w.distributed_backend}: use distributed_backend DDP.",
         ),
         (cpu and w.mixed_precision == "fp16", "mixed_precision fp16 needs a GPU; use bf16 or no."),
         (
-            # adapters are kept in float32 whatever the weights are
+            # adapters are kept in float32, regardless of the type of the weights
             w.mixed_precision == "fp16" and w.torch_dtype != "float32" and w.method in ("full", "prompt_tuning"),
             f"mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale {w.torch_dtype}.",
         ),
@@ -105,14 +105,14 @@ def _image_rules(w: Workload) -> list[tuple[bool, str]]:
                 "dataset_id synthetic-image needs dataset_image_field, a property of the fms_hf_tuning actuator.",
             )
         ]
-    # padding is all the library can do with images, and it loads vision models around its acceleration plugins
-    asked = next((name for name in ("packing", "padding_free", "fast_kernels", "fast_moe") if getattr(w, name)), "")
+    # with images the library supports only padding, and it loads vision models without its acceleration plugins
+    conflict = next((name for name in ("packing", "padding_free", "fast_kernels", "fast_moe") if getattr(w, name)), "")
     synthetic = w.dataset_id.startswith("synthetic-") and w.dataset_id != "synthetic-image"
     return [
-        (bool(asked), f"{asked} excludes dataset_image_field: fms-hf-tuning does not support it with images."),
+        (bool(conflict), f"{conflict} excludes dataset_image_field: fms-hf-tuning does not support it with images."),
         (
             w.method not in ("full", "lora"),
-            f"method {w.method} is not measured with images; use full or lora, or leave dataset_image_field out.",
+            f"method {w.method} is not supported with images; use full or lora, or leave dataset_image_field out.",
         ),
         (
             synthetic,
@@ -125,7 +125,7 @@ def first_message(error: pydantic.ValidationError, what: str) -> str:
     """Return a message for the first validation error.
 
     Args:
-        error: what pydantic found.
+        error: pydantic's error.
         what: what was validated, with its article: ``a workload``.
     """
     first = error.errors(include_url=False)[0]
@@ -134,13 +134,13 @@ def first_message(error: pydantic.ValidationError, what: str) -> str:
         return f"{name} is missing."
     if first["type"] == "extra_forbidden":
         return f"{name} is not a property of {what}.{ibm_names.hint(name)}"
-    value, expected = _shown(first["input"]), first["msg"].removeprefix("Value error, ")
+    value, expected = _shortened(first["input"]), first["msg"].removeprefix("Value error, ")
     return f"{name} {value} is impossible: {expected[0].lower()}{expected[1:]}."
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python writes out no number of more than 4300 digits
+    except ValueError:  # Python does not convert numbers of more than 4300 digits
         return f"of type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""YAML that users write: read safely, once per key, and in bounded time and memory."""
+"""Reads YAML from users safely, without duplicate keys, and in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 LONGEST_CHARACTERS = 2**20
-# nested aliases multiply: nine levels of nine would stand for 400 million values
+# nested aliases multiply: nine levels of nine aliases expand to 400 million values
 MOST_ALIASES = 20
 DEEPEST = 20
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
@@ -21,10 +21,10 @@ class InvalidYAML(Exception):
 def load(text: str) -> Any:
     """Return the value of a YAML document.
 
-    Numbers are read as YAML 1.2 and people write them: ``1e1`` is 10.0. YAML 1.1 would read ``010`` as 8; it is rejected.
+    Numbers follow YAML 1.2: ``1e1`` is 10.0. ``010``, which YAML 1.1 reads as 8, is rejected.
 
     Raises:
-        InvalidYAML: the text is no YAML, has a key twice or a number that begins with 0, or is longer, deeper or has more aliases
+        InvalidYAML: the text is not valid YAML, has a key twice or a number that begins with 0, or is longer, deeper or has more aliases
             than allowed.
     """
     if len(text) > LONGEST_CHARACTERS:
@@ -32,7 +32,7 @@ def load(text: str) -> Any:
     try:
         _check_size(text)
         return _Loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
         mark = getattr(error, "problem_mark", None)
         raise InvalidYAML("not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
 
@@ -45,11 +45,11 @@ def _check_size(text: str) -> None:
         if aliases > MOST_ALIASES or depth > DEEPEST:
             what = f"more than {MOST_ALIASES} aliases" if aliases > MOST_ALIASES else f"more than {DEEPEST} levels"
             line = event.start_mark.line + 1 if event.start_mark else 1
-            raise InvalidYAML(f"has {what} at line {line}. Write the values out, or in fewer levels.")
+            raise InvalidYAML(f"has {what} at line {line}. Replace aliases by their values, or use fewer levels.")
 
 
 class _Loader(yaml.SafeLoader):
-    """Rejects a mapping that has a key twice: one of its values would be ignored."""
+    """Rejects a mapping with a duplicate key, because one of its values would be ignored."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -65,9 +65,7 @@ class _Loader(yaml.SafeLoader):
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     if _OCTAL.fullmatch(node.value):
-        raise InvalidYAML(
-            f"{node.value[:60]} begins with 0, which YAML 1.1 reads as octal. Write the number without it."
-        )
+        raise InvalidYAML(f"{node.value[:60]} begins with 0, which YAML 1.1 reads as octal. Remove the leading zero.")
     return int(loader.construct_yaml_int(node))
 
 

@@ -151,14 +151,14 @@ def test_energy_without_a_counter(bench: MadeUp) -> None:
         run = MadeUp.measure(bench, values, **how)
         for name in none:
             del run.properties[name]
-        run.metadata["omitted"] = {"GRID T4-8Q gives no energy counter: Not Supported.": list(none)}
+        run.metadata["omitted"] = {"GRID T4-8Q has no energy counter: Not Supported.": list(none)}
         return run
 
     bench.measure = measure  # type: ignore[method-assign]
     found = found_by(energy, bench)
     checks = energy.judge(found)
     assert states(checks)[:2] == ["not measured", "not measured"]
-    assert checks[0].text == "GRID T4-8Q gives no energy counter: Not Supported."
+    assert checks[0].text == "GRID T4-8Q has no energy counter: Not Supported."
 
 
 # -- adaptive ----------------------------------------------------------------------------------------------------

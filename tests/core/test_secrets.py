@@ -211,6 +211,25 @@ def test_a_log_that_is_cut_loses_its_middle_only(tmp_path: Path) -> None:
     assert tail == b"MIDDLE" + b"y" * 65_530 + b"z" * 400
 
 
+def test_the_end_of_a_long_log_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets are removed from the last bytes too, wherever the output is cut, and the middle costs nothing."""
+    secret = "planted-token-" + "0123456789" * 20
+    monkeypatch.setenv("MY_TOKEN", secret)
+    monkeypatch.setattr(process, "LOG_HEAD_BYTES", 1000)
+    monkeypatch.setattr(process, "LOG_TAIL_BYTES", 300)
+    monkeypatch.setattr(redaction, "LONGEST_LINE_BYTES", 100)
+    for shift in range(0, 230, 7):
+        writer = process.LogWriter(tmp_path / f"log{shift}")
+        read, write = os.pipe()
+        os.write(write, (f"{secret} " * 20 + "y" * shift + "\nthe end").encode())
+        os.close(write)
+        with os.fdopen(read, "rb") as stream:
+            writer.pump(stream)
+        for kept in ((tmp_path / f"log{shift}").read_text(), writer.tail()):
+            assert "0123" not in kept
+            assert kept.endswith("the end")
+
+
 @pytest.mark.usefixtures("planted")
 def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Page and pictures of failures that quoted secrets, made by a process that has them in its environment."""

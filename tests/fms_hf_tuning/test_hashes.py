@@ -65,7 +65,7 @@ def test_a_file_with_another_hash_is_rejected(wheel: Path, tmp_path: Path) -> No
     with pytest.raises(EnvironmentProblem) as problem:
         build(tmp_path, "1" * 64)
     assert str(problem.value) == (
-        "Environment list cannot be built: package tiny-hashed==1.0 has another hash than the list allows; "
+        "Environment list cannot be built: package tiny-hashed==1.0 has a hash that the list does not contain; "
         "check where UV_INDEX and UV_FIND_LINKS point."
     )
     assert not [place for place in (tmp_path / "cache").iterdir() if place.is_dir()]

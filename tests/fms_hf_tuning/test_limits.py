@@ -218,6 +218,6 @@ def test_lora_with_fsdp2_is_rejected() -> None:
 def test_quantised_weights_are_not_sharded() -> None:
     """The combination is rejected before any GPU is requested."""
     values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2}
-    message = "method gptq_lora is not measured with FSDP2: use distributed_backend DDP."
+    message = "method gptq_lora is not supported with FSDP2: use distributed_backend DDP."
     with pytest.raises(failures.InvalidConfiguration, match=message):
         make_plan("fms_hf_tuning", "finetune_gptq_lora_benchmark", {**values, "distributed_backend": "FSDP2"})

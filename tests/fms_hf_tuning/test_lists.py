@@ -139,6 +139,6 @@ def test_a_version_without_a_list_is_rejected() -> None:
     assert plugin.requirements_of(workload) == "fms-hf-tuning-3.2.2-cpu.txt"
     assert plugin.versions("cpu") == plugin.versions("cuda") == ["3.1.0", "3.2.2"]
     with pytest.raises(
-        BadInput, match=r"^there is no environment for fms_hf_tuning_version '3\.9\.9'; there are 3\.1\.0, 3\.2\.2\.$"
+        BadInput, match=r"^fms_hf_tuning_version '3\.9\.9' has no managed environment; use one of 3\.1\.0, 3\.2\.2\.$"
     ):
         plugin.requirements_of(workload.model_copy(update={"fms_hf_tuning_version": "3.9.9"}))

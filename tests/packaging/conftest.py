@@ -1,4 +1,4 @@
-"""Fixtures of the packaging tests: throw-away copies of this repository, and builds of them without a network."""
+"""Fixtures of the packaging tests: temporary copies of this repository, and builds of them without a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SDIST = "from setuptools import build_meta; print(build_meta.build_sdist('{}'))"
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, whatever that is; stderr is part of stdout."""
+    """Run a command, whether it succeeds or not; stderr is part of stdout."""
     words = [str(word) for word in command]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.run(words, cwd=cwd, text=True, timeout=120, check=False, **both)  # type: ignore[call-overload]
@@ -34,16 +34,16 @@ class Repository:
 
     @property
     def directory(self) -> Path:
-        """Of the plugin."""
+        """Directory of the plugin."""
         return self.root / self.plugin
 
     @property
     def package(self) -> Path:
-        """Of the plugin, inside the namespace."""
+        """Directory of the plugin's package."""
         return self.directory / "src" / "ado_actuators" / self.plugin
 
     def git(self, *arguments: str) -> str:
-        """Run git, which has to succeed, and return what it printed."""
+        """Run git, which must succeed, and return its output."""
         identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "safe.directory=*")
         done = run("git", *identity, *arguments, cwd=self.root)
         assert done.returncode == 0, done.stdout
@@ -75,7 +75,7 @@ class Repository:
         return run(*pip, "--wheel-dir", into, f"./{self.plugin}", cwd=self.root)
 
     def unpacked_sdist(self, into: Path) -> Repository:
-        """Make an sdist, unpack it, and return it where a plugin's directory stands."""
+        """Make an sdist, unpack it, and return a copy with it in place of the plugin's directory."""
         done = run(sys.executable, "-W", "ignore", "-c", SDIST.format(into), cwd=self.directory)
         assert done.returncode == 0, done.stdout
         (made,) = into.glob("*.tar.gz")
@@ -84,7 +84,7 @@ class Repository:
         return Repository(into, self.plugin)
 
     def listed(self) -> set[str]:
-        """Return what a wheel has to hold: git's list of the package, the linked core in its place."""
+        """Return the expected files of a wheel: git's list of the package, with the linked core."""
         package = f"{self.plugin}/src/ado_actuators/{self.plugin}"
         names = self.git("ls-files", "-z").split("\0")
         own = {name.removeprefix(f"{self.plugin}/src/") for name in names if name.startswith(f"{package}/")}
@@ -93,7 +93,7 @@ class Repository:
 
 
 def copy(into: Path) -> None:
-    """Copy what git knows of this repository, links as links."""
+    """Copy the files of this repository that git lists, links as links."""
     for name in filter(None, subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")):
         if (ROOT / name).is_symlink() or (ROOT / name).exists():
             (into / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,13 +102,13 @@ def copy(into: Path) -> None:
 
 @pytest.fixture(params=list(DISTRIBUTIONS), scope="session")
 def plugin(request: pytest.FixtureRequest) -> str:
-    """Name a plugin's directory and package."""
+    """The name of a plugin's directory and package."""
     return str(request.param)
 
 
 @pytest.fixture
 def repository(plugin: str, tmp_path: Path) -> Repository:
-    """Make a clean throw-away repository with one commit."""
+    """Make a clean temporary repository with one commit."""
     made = Repository(tmp_path / "repository", plugin)
     copy(made.root)
     made.git("init", "--quiet")
@@ -118,6 +118,6 @@ def repository(plugin: str, tmp_path: Path) -> Repository:
 
 @pytest.fixture(autouse=True)
 def no_foreign_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the settings that git exports to hooks away from the throw-away repositories."""
+    """Remove the variables that git sets for hooks, which would affect the temporary repositories."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)

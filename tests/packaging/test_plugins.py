@@ -1,4 +1,4 @@
-"""What both plugins have to share, and what importing them may cost."""
+"""What both plugins share, and the time that importing them takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from .conftest import DISTRIBUTIONS, ROOT
 
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tuning", "matplotlib")
-# every ado command imports the first line's modules before any plugin
+# every ado command imports the modules of the first line before any plugin
 TIMED = """
 import sys, time
 import ado.modules.actuators.registry, ado.modules.actuators.standard, ado.schema.experiment
@@ -30,7 +30,7 @@ def test_the_list_of_plugins_is_complete() -> None:
 
 
 def test_all_plugins_are_built_by_the_same_file() -> None:
-    """There is one build; the setup.py that runs it is the same everywhere."""
+    """Both plugins use the same plugin_build.py and equal copies of setup.py."""
     assert {(ROOT / name / "plugin_build.py").resolve() for name in DISTRIBUTIONS} == {
         ROOT / "sfttrainer/plugin_build.py"
     }
@@ -38,13 +38,13 @@ def test_all_plugins_are_built_by_the_same_file() -> None:
 
 
 def test_all_plugins_link_to_the_same_core() -> None:
-    """There is one core."""
+    """Both plugins link the same core."""
     cores = {(ROOT / name / "src" / "ado_actuators" / name / "core").resolve() for name in DISTRIBUTIONS}
     assert cores == {ROOT / "core"}
 
 
 def test_both_plugins_have_the_same_base(plugin: str) -> None:
-    """What they share they ask for alike, and neither has scripts, which would drop the entry point."""
+    """Common dependencies are equal, and neither has [project.scripts], which would remove the entry point."""
     projects = [
         tomllib.loads((ROOT / name / "pyproject.toml").read_text())["project"] for name in (plugin, "sfttrainer")
     ]
@@ -75,7 +75,7 @@ def test_the_installed_command_is_the_plugins(plugin: str) -> None:
 
 @pytest.mark.ray
 def test_importing_a_plugin_is_cheap(plugin: str) -> None:
-    """Every ado command pays for it: under 0.15 s beyond ado, and no training stack."""
+    """Importing a plugin takes under 0.15 s beyond ado, and imports no training stack."""
     code = TIMED.format(plugin, HEAVY)
     seconds = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The version names the content, and nothing incomplete is built. On throw-away repositories, without a network."""
+"""The version identifies the content, and incomplete trees are rejected. On temporary repositories, without a network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_edit_changes_the_version_and_its_undoing_restores_it(repository: Rep
 
 
 def test_a_file_unknown_to_git_changes_the_version(repository: Repository) -> None:
-    """Setuptools ships every Python file, so one that git does not know counts as an edit."""
+    """Setuptools ships every Python file, so an untracked one counts as an edit."""
     clean = repository.version()
     new = repository.root / "core" / "trainer" / "new.py"
     new.write_text('"""New."""\n')
@@ -59,7 +59,7 @@ def test_a_file_unknown_to_git_changes_the_version(repository: Repository) -> No
 
 
 def test_an_edit_elsewhere_keeps_the_content_hash(repository: Repository) -> None:
-    """The hash is of what ships: editing something else does not change it."""
+    """The hash covers only files that ship."""
     (repository.root / "CHANGELOG.md").write_text("edited\n")
     first = repository.version()
     (repository.root / "CHANGELOG.md").write_text("edited again\n")
@@ -67,7 +67,7 @@ def test_an_edit_elsewhere_keeps_the_content_hash(repository: Repository) -> Non
 
 
 def test_a_commit_changes_the_version(repository: Repository) -> None:
-    """A clean clone is named after its commit."""
+    """The version of a clean clone has its commit."""
     first = repository.version()
     (repository.root / "CHANGELOG.md").write_text("edited\n")
     commit = repository.commit()
@@ -88,7 +88,7 @@ def test_a_deleted_file_does_not_come_back(repository: Repository, tmp_path: Pat
 
 
 def test_a_data_file_ships_once_git_knows_it(repository: Repository, tmp_path: Path) -> None:
-    """What is no Python file ships when it has been added to git, and not before."""
+    """Other files than Python ship only after `git add`."""
     name = f"ado_actuators/{repository.plugin}/core/tables/sizes.csv"
     (repository.root / "core" / "tables").mkdir()
     (repository.root / "core" / "tables" / "sizes.csv").write_text("1,2\n")
@@ -110,7 +110,7 @@ def test_an_exported_archive_builds_completely(repository: Repository, tmp_path:
 
 
 def test_an_edited_sdist_has_another_version(repository: Repository, tmp_path: Path) -> None:
-    """Unpacked it has the version it was made with; an edit adds a hash and its undoing takes it away."""
+    """An unpacked sdist has its original version; an edit adds a hash, and undoing the edit removes it."""
     clean = repository.version()
     unpacked = repository.unpacked_sdist(tmp_path / "sdist")
     edited = unpacked.package / "core" / "workload" / "models.yaml"
@@ -123,14 +123,14 @@ def test_an_edited_sdist_has_another_version(repository: Repository, tmp_path: P
 
 
 def test_a_plain_copy_is_refused(repository: Repository, tmp_path: Path) -> None:
-    """Without .git nobody knows what belongs to the plugin."""
+    """Without .git and export metadata the files cannot be listed."""
     shutil.rmtree(repository.root / ".git")
     refused(repository, tmp_path, "is neither a git clone nor an exported archive")
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links-kept", "links-followed"])
 def test_a_plain_copy_of_a_plugins_directory_is_refused(repository: Repository, tmp_path: Path, links: bool) -> None:
-    """Also when the copy has the core in it: git's list of the files is missing."""
+    """The same holds for a copy that contains the core."""
     alone = Repository(tmp_path / "alone", repository.plugin)
     shutil.copytree(repository.directory, alone.directory, symlinks=links)
     assert (alone.package / "core").exists() is not links
@@ -170,13 +170,13 @@ def test_what_a_plugin_cannot_work_without_is_not_left_out(repository: Repositor
 
 @pytest.mark.parametrize("plugin", ["fms_hf_tuning"], indirect=True)
 def test_a_plugin_without_its_lists_is_refused(repository: Repository, tmp_path: Path) -> None:
-    """Its environments are built from them, and git has to know at least one."""
+    """At least one list of packages must be tracked, because environments are built from them."""
     repository.git("rm", "--cached", "--quiet", *map(str, (repository.package / "environments").glob("*.txt")))
     refused(repository, tmp_path, "environments would ship. Restore the lists and run `git add` for them.")
 
 
 def test_a_definition_unknown_to_git_is_refused(repository: Repository, tmp_path: Path) -> None:
-    """It would not ship."""
+    """An untracked file that the plugin needs would not ship."""
     repository.git("rm", "--cached", "--quiet", str(repository.package / "actuator_definition.yaml"))
     refused(repository, tmp_path, "actuator_definition.yaml is not known to git, so it would not ship. Run `git add")
 
@@ -193,13 +193,13 @@ def test_a_definition_unknown_to_git_is_refused(repository: Repository, tmp_path
 def test_a_definition_that_names_no_class_is_refused(
     repository: Repository, tmp_path: Path, text: str, message: str
 ) -> None:
-    """Every key of the definition is needed."""
+    """Every key of the definition is required."""
     (repository.package / "actuator_definition.yaml").write_text(text)
     refused(repository, tmp_path, message)
 
 
 def test_a_tree_of_somebody_else_builds(repository: Repository) -> None:
-    """In a container the tree may have another owner, which git alone would refuse."""
+    """A tree with another owner, as in a container, is built, although git would reject it."""
     if os.getuid() != 0:
         pytest.skip("only root can give files away")
     clean = repository.version()

@@ -1,4 +1,4 @@
-"""What ships: the same from every way of building, and exactly what git lists. Needs the build tools, no network."""
+"""The files that ship: the same for every way of building, and exactly those that git lists. Needs the build tools, no network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .conftest import DISTRIBUTIONS, Repository, copy, run
 
 pytestmark = pytest.mark.slow
 
-# setuptools-scm leaves a note in wheels that come from an sdist; RECORD differs with it
+# setuptools-scm adds a file to wheels that are built from an sdist, and RECORD lists it
 NOTES = ("RECORD", "scm_version.json", "scm_file_list.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Builds:
-    """The same commit, built in every way."""
+    """One commit, built in every way."""
 
     repository: Repository
     by_pip: Path
@@ -48,7 +48,7 @@ def builds(plugin: str, tmp_path_factory: pytest.TempPathFactory) -> Builds:
 
 
 def content(wheel: Path) -> dict[str, bytes]:
-    """Return the files of a wheel, without the notes of the build."""
+    """Return the files of a wheel, without those that depend on the way of building."""
     with zipfile.ZipFile(wheel) as file:
         return {name: file.read(name) for name in file.namelist() if not name.endswith(NOTES)}
 
@@ -60,7 +60,7 @@ def test_pip_wheel_equals_build(builds: Builds) -> None:
 
 
 def test_wheel_via_sdist_equals_wheel_in_tree(builds: Builds) -> None:
-    """Nothing is lost and no version changes on the way through an sdist."""
+    """A wheel built from an sdist has the same files and version."""
     assert builds.via_sdist.name == builds.by_pip.name
     assert content(builds.via_sdist) == content(builds.by_pip)
 
@@ -91,7 +91,7 @@ def test_entry_points_are_the_actuator_and_its_command(builds: Builds) -> None:
 
 
 def test_check_wheel_contents(builds: Builds) -> None:
-    """The wheel has no fault that check-wheel-contents knows, and one top-level directory, the namespace."""
+    """check-wheel-contents finds no fault, and the namespace is the only top-level directory."""
     tool = Path(sys.executable).with_name("check-wheel-contents")
     done = run(
         tool,
@@ -106,7 +106,7 @@ def test_check_wheel_contents(builds: Builds) -> None:
 
 
 def test_an_sdist_has_files_instead_of_links(builds: Builds) -> None:
-    """The repository's links lead out of the plugin's directory, so the sdist holds what they lead to."""
+    """The sdist has the targets of links, since the repository's links lead out of the plugin's directory."""
     with tarfile.open(builds.sdist) as file:
         members = file.getmembers()
     assert all(member.isfile() or member.isdir() for member in members)
@@ -114,7 +114,7 @@ def test_an_sdist_has_files_instead_of_links(builds: Builds) -> None:
 
 
 def test_twine_check(builds: Builds) -> None:
-    """Wheel and sdist have metadata that an index accepts."""
+    """An index accepts the metadata of wheel and sdist."""
     done = run(
         sys.executable, "-m", "twine", "check", "--strict", builds.by_pip, builds.sdist, cwd=builds.repository.root
     )
@@ -122,7 +122,7 @@ def test_twine_check(builds: Builds) -> None:
 
 
 def test_building_leaves_no_build_directory(builds: Builds) -> None:
-    """Nothing is left behind but setuptools' egg-info, which git ignores."""
+    """A build leaves only setuptools' egg-info, which git ignores."""
     left = builds.repository.git("status", "--porcelain", "--ignored").split()
     name = DISTRIBUTIONS[builds.repository.plugin]
     assert left == ["!!", f"{builds.repository.plugin}/src/{name}.egg-info/"]

@@ -275,7 +275,7 @@ def test_training_stack_not_installed(tmp_path: Path) -> None:
         verdict = measure(bare)
     assert verdict.properties == {}
     assert verdict.message == (
-        "The training environment lacks the package 'accelerate': install it there, or name another environment."
+        "The training environment lacks the package 'accelerate': install it there, or choose another environment."
     )
 
 

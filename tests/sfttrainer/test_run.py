@@ -58,7 +58,10 @@ def test_missing_gpus_are_rejected_at_once(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert run(*WORDS[:-1], "number_gpus=1") == 2
     printed = capsys.readouterr().err.strip()
-    assert printed == "number_gpus 1, but this machine shows 0 NVIDIA GPUs; number_gpus 0 measures on the CPU."
+    assert (
+        printed
+        == "number_gpus 1 is not possible: this machine has 0 visible NVIDIA GPUs; number_gpus 0 measures on the CPU."
+    )
 
 
 def test_a_property_of_the_other_stack_is_not_ignored(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the sessions of the noxfile install and ask, with a session that runs nothing."""
+"""What the sessions of the noxfile install and run, with a session that only records commands."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ ROOT = Path(__file__).parents[2]
 
 
 class Skipped(Exception):
-    """A session said that it cannot do its work here."""
+    """A session was skipped."""
 
 
 class Failed(Exception):
-    """A session said what it found."""
+    """A session failed with a message."""
 
 
 class Session:
-    """Takes down what is installed and run; ``answers`` are printed by commands that begin so."""
+    """Records installations and commands; ``answers`` are the outputs of commands by their first words."""
 
     venv_backend = "uv"
     posargs = ()
@@ -35,12 +35,12 @@ class Session:
         self.env: dict[str, str] = {}
 
     def install(self, *arguments: str, env: dict[str, str] | None = None) -> None:
-        """Take down what would be installed and with which variables."""
+        """Record what would be installed, and the variables."""
         self.installed += arguments
         self.env = env or {}
 
     def run(self, *command: str, **options: Any) -> str:
-        """Take down the pins of an audit, and answer."""
+        """Record the pins of an audit, and return the answer."""
         if command[0] == "pip-audit":
             self.pins += Path(command[-1]).read_text().split()
         return self.answers.get(command[0], "")
@@ -51,7 +51,7 @@ class Session:
 
     @contextmanager
     def chdir(self, place: str) -> Iterator[None]:
-        """Stay where we are."""
+        """Do not change the directory."""
         yield
 
     def skip(self, message: str) -> None:
@@ -104,7 +104,7 @@ def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", ["tests", "docs", "quickstart", "soak", "faults"])
 def test_sessions_take_the_tree_as_it_is(sessions: Any, tmp_path: Path, name: str) -> None:
-    """Else uv would keep a plugin that was installed from the same directory before an edit."""
+    """Plugins are always rebuilt, because uv would keep a plugin that was installed before an edit."""
     session = Session(tmp_path)
     getattr(sessions, name)(session)
     paths = [word for word in session.installed if word.startswith("./")]
@@ -114,7 +114,7 @@ def test_sessions_take_the_tree_as_it_is(sessions: Any, tmp_path: Path, name: st
 
 
 def test_uv_gets_what_pips_files_say(sessions: Any, tmp_path: Path) -> None:
-    """Extra index, trusted host and the wish for no index."""
+    """Extra index, trusted host and no-index reach uv."""
     session = Session(tmp_path)
     sessions.install(session, "six")
     assert session.installed == ["--no-index", "six"]
@@ -126,7 +126,7 @@ def test_uv_gets_what_pips_files_say(sessions: Any, tmp_path: Path) -> None:
 
 
 def test_the_audit_asks_about_dependencies_and_lists(sessions: Any, tmp_path: Path) -> None:
-    """What the plugins resolve to, which is in no list, and what the lists pin; findings fail the session."""
+    """The audit covers the plugins' resolved dependencies and the pinned lists; findings fail the session."""
     session = Session(
         tmp_path, {"uv": "ado-core==2.3.0\ntorch==2.13.0+cpu\n", "pip-audit": "Found 1 known vulnerability"}
     )
@@ -138,6 +138,6 @@ def test_the_audit_asks_about_dependencies_and_lists(sessions: Any, tmp_path: Pa
 
 
 def test_the_audit_without_a_service(sessions: Any, tmp_path: Path) -> None:
-    """Where nobody answers nothing was audited, which the session says."""
+    """Without an answer of the advisory service the session says that nothing was audited."""
     with pytest.raises(Skipped, match="no service of advisories"):
         sessions.audit(Session(tmp_path, {"uv": "six==1.17.0\n", "pip-audit": "ConnectionError"}))

@@ -1,4 +1,4 @@
-"""What a job is told to install, and which files are missing from a wheel."""
+"""The packages that a job installs, and the files that are missing from a wheel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 
 
 def load() -> Any:
-    """Import the tool, which belongs to no package."""
+    """Import the tool, which is not part of a package."""
     spec = importlib.util.spec_from_file_location("ray_jobs", ROOT / "tools" / "ray_jobs.py")
     assert spec is not None
     assert spec.loader is not None
@@ -36,7 +36,7 @@ ray_jobs = load()
 
 @pytest.fixture
 def wheels(tmp_path: Path) -> list[Path]:
-    """Write two wheels that hold their metadata; the first offers an extra."""
+    """Write two wheels with metadata; the first has an extra."""
     made = []
     for name, extra in (("ado_sfttrainer-1-py3-none-any", "Provides-Extra: train\n"), ("ado_other-2-py3-none-any", "")):
         made.append(tmp_path / f"{name}.whl")
@@ -54,7 +54,7 @@ def test_plain_wheels(tmp_path: Path, wheels: list[Path]) -> None:
 
 
 def test_extras_go_to_the_wheels_that_offer_them(tmp_path: Path, wheels: list[Path]) -> None:
-    """A plugin without the extra is installed plain."""
+    """A plugin without the extra is installed without it."""
     environment = ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(extras=("train",)))
     assert environment["pip"] == [
         f"{HERE}/ado_sfttrainer-1-py3-none-any.whl[train]",
@@ -63,14 +63,14 @@ def test_extras_go_to_the_wheels_that_offer_them(tmp_path: Path, wheels: list[Pa
 
 
 def test_an_extra_that_nobody_offers_is_refused(tmp_path: Path, wheels: list[Path]) -> None:
-    """pip would only warn."""
+    """An unknown extra is an error, although pip would only warn."""
     with pytest.raises(ray_jobs.Refused) as caught:
         ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(extras=("trian",)))
     assert str(caught.value) == "No wheel has the extra 'trian'; there are: train."
 
 
 def test_constraints_are_named_after_their_content(tmp_path: Path, wheels: list[Path]) -> None:
-    """Ray takes a line for its content, so other constraints are another line; the file lies beside the wheels."""
+    """Ray caches by line, so different constraints need different file names; the file is beside the wheels."""
     lines = []
     for content in ("torch==2.13.0\n", "torch==2.12.0\n", "torch==2.13.0\n"):
         (tmp_path / "given.txt").write_text(content)
@@ -82,7 +82,7 @@ def test_constraints_are_named_after_their_content(tmp_path: Path, wheels: list[
 
 
 def test_lines_and_options_of_pip(tmp_path: Path, wheels: list[Path]) -> None:
-    """Lines come before the wheels; options join Ray's own, which they would replace."""
+    """Additional lines come before the wheels; options are added to Ray's own."""
     given = ray_jobs.Wishes(lines=("--find-links /wheels",), options=("--no-build-isolation",))
     assert ray_jobs.runtime_env(tmp_path, wheels[1:], given)["pip"] == {
         "packages": ["--find-links /wheels", f"{HERE}/ado_other-2-py3-none-any.whl"],
@@ -91,7 +91,7 @@ def test_lines_and_options_of_pip(tmp_path: Path, wheels: list[Path]) -> None:
 
 
 def test_variables_of_the_job(tmp_path: Path, wheels: list[Path]) -> None:
-    """They join the width of ado's tables and may change it; one without a value is refused."""
+    """Variables are added to COLUMNS and may override it; one without a value is rejected."""
     given = ray_jobs.Wishes(variables=("COLUMNS=99", "UV_FIND_LINKS=/a=b"))
     environment = ray_jobs.runtime_env(tmp_path, wheels, given)
     assert environment["env_vars"] == {"COLUMNS": "99", "UV_FIND_LINKS": "/a=b"}
@@ -100,7 +100,7 @@ def test_variables_of_the_job(tmp_path: Path, wheels: list[Path]) -> None:
 
 
 def test_a_variable_without_value_is_taken_from_the_nodes(tmp_path: Path, wheels: list[Path]) -> None:
-    """Its value stands neither in the file nor in the job's metadata: Ray inserts it on the node."""
+    """The value is neither in the file nor in the job's metadata, because Ray inserts it on the node."""
     environment = ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(variables=("HF_TOKEN",)))
     assert environment["env_vars"]["HF_TOKEN"] == "${HF_TOKEN}"
 
@@ -116,7 +116,7 @@ def test_secrets_that_the_metadata_would_show_are_found() -> None:
 
 
 def test_the_runtime_environment_is_its_owners(tmp_path: Path) -> None:
-    """A file that others could read, or a link that they planted, is replaced."""
+    """A file with other permissions, or a link, is replaced."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("kept")
     path = tmp_path / "ray_runtime_env.yaml"
@@ -127,7 +127,7 @@ def test_the_runtime_environment_is_its_owners(tmp_path: Path) -> None:
 
 
 def test_files_that_git_does_not_know(tmp_path: Path) -> None:
-    """Data below a plugin or the core is missing from wheels, Python files are there unasked; what git ignores is not told."""
+    """Data below a plugin or the core is missing from wheels, Python files are included anyway; files that git ignores are not reported."""
     for name in ("core/a.csv", "core/b.py", "core/c.tmp", "sfttrainer/src/x/d.yaml", "sfttrainer/e.txt", "tests/f.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("content\n")
@@ -159,7 +159,7 @@ def test_bad_use_of_submit(arguments: list[str], message: str) -> None:
 
 
 def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
-    """Nobody listens: one message names the address."""
+    """Without a cluster at the address, one message names it."""
     with pytest.raises(ray_jobs.Refused) as caught:
         ray_jobs.submit("http://127.0.0.1:1", tmp_path, {}, ["ls"])
     assert str(caught.value).startswith("http://127.0.0.1:1 takes no job: ")
@@ -167,21 +167,21 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
 
 
 class Cluster:
-    """A cluster's client whose log breaks off, and which answers with ``answers``, one a call; the last one for ever."""
+    """A client whose log is interrupted, and which returns ``answers`` one per call, the last one repeatedly."""
 
     def __init__(self, *answers: Any, log: Exception | None = None) -> None:
         self.answers = list(answers)
         self.log = log
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-        """Give two lines and break off."""
+        """Return two lines, then raise."""
         yield "one\n"
         yield "two\n"
         if self.log:
             raise self.log
 
     def get_job_info(self, job: str) -> Any:
-        """Give or raise the next answer."""
+        """Return or raise the next answer."""
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -189,20 +189,20 @@ class Cluster:
 
 
 def state(status: str, message: str | None = None, code: int | None = None) -> SimpleNamespace:
-    """Return what a cluster says about a job."""
+    """Return the status of a job as a cluster returns it."""
     return SimpleNamespace(status=JobStatus(status), message=message, driver_exit_code=code)
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no time pass between two calls."""
+    """Remove the pause between two calls."""
     monkeypatch.setattr(ray_jobs, "POLL_S", 0.0)
     monkeypatch.setattr(ray_jobs, "RETRY_S", 0.0)
 
 
 @pytest.mark.usefixtures("at_once")
 def test_a_log_that_breaks_off_does_not_end_the_job(capsys: pytest.CaptureFixture[str]) -> None:
-    """The status is asked for until the job ends, also over calls that fail; its exit status comes back."""
+    """The status is requested until the job ends, also after failed calls; the result is its exit status."""
     lost = RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
     answers = (state("RUNNING"), ConnectionError("refused"), RuntimeError(""), state("RUNNING"), state("SUCCEEDED"))
     assert ray_jobs.follow(Cluster(*answers, log=lost), "job_1", "http://here") == 0
@@ -216,7 +216,7 @@ def test_a_log_that_breaks_off_does_not_end_the_job(capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("at_once")
 def test_a_cluster_that_answers_no_more() -> None:
-    """After some attempts one message names the last reason and how to look later."""
+    """After several attempts one message has the last reason and the command for the status."""
     with pytest.raises(ray_jobs.Refused) as caught:
         ray_jobs.follow(Cluster(state("RUNNING"), ConnectionError("refused\nat length")), "job_1", "http://here")
     assert str(caught.value) == (
@@ -234,6 +234,6 @@ def test_a_cluster_that_answers_no_more() -> None:
     ],
 )
 def test_a_job_that_fails(capsys: pytest.CaptureFixture[str], answer: Any, code: int, said: str) -> None:
-    """Its exit status, or 1 where it has none, and the first line of its message if there is one."""
+    """The exit status of the job, or 1 if it has none, and the first line of its message."""
     assert ray_jobs.follow(Cluster(answer), "job_1", "http://here") == code
     assert capsys.readouterr().err == said

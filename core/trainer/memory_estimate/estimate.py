@@ -8,6 +8,7 @@ The trace is that of one process. What several devices share, or hold besides, i
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import re
 import time
@@ -23,9 +24,12 @@ from .. import fsdp
 from ..errors import Refused
 from . import attention
 from . import largest_batch as batches
+from .accounts import Accounts, Layered
 from .allocator import Reserved, replay
+from .extrapolation import Irregular
 from .fully_sharded import Wrapping
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
+from .moments import Moments
 
 CUDA_BLOCK_BYTES = 512
 # cuBLAS's workspace, which torch's allocator provides to each thread that multiplies: those of the forward and the backward pass.
@@ -80,7 +84,7 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
     largest = None
     if capacity is not None:
         most = min(MOST_SAMPLES // processes, MOST_TOKENS // job.workload.model_max_length)
-        largest = processes * batches.largest(batch, capacity, estimator.totals, most=max(most, batch))
+        largest = processes * estimator.largest(batch, capacity, max(most, batch))
     end = time.perf_counter()
     return {
         # what a host expects of a record: when it was measured
@@ -109,6 +113,7 @@ class Estimator:
         self.processes = workload.number_gpus or workload.number_nodes
         self.counts: dict[str, Any] = {}
         self.reserved: dict[int, Reserved] = {}
+        self._accounts = Accounts(job, self._trace)
 
     @property
     def traced(self) -> list[int]:
@@ -133,20 +138,52 @@ class Estimator:
         return self._peaks[batch]
 
     def _first(self, batch: int) -> dict[str, Peak]:
-        ledger, model, shared = self._trace(batch, update=True)
+        ledger, model = self._accounts.traced(batch, update=True)
+        self._sharing = sharing(self._job.workload, model)
         parameters = list(model.parameters())
         self.counts = {
             "model_parameters": sum(parameter.numel() for parameter in parameters),
             "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-            "architecture": model.config.to_dict(),
+            "architecture": model.architecture,
             "facts": {
                 "attn_implementation": self._named(model.config._attn_implementation),
                 "device": "cuda" if self.cuda else "cpu",
             },
         }
         if self.cuda:
-            self.reserved[batch] = replay(ledger.changes(shared), shared.constant_blocks)
-        return ledger.peaks(shared)
+            self.reserved[batch] = replay(ledger.changes(self._sharing), self._sharing.constant_blocks)
+        return ledger.peaks(self._sharing)
+
+    def largest(self, batch: int, capacity: int, most: int) -> int:
+        """Return the largest batch of one device up to ``most`` that fits; 0 if none does.
+
+        Args:
+            batch: one whose peaks are known.
+            capacity: bytes of a device.
+            most: the largest batch of interest.
+        """
+        if self.peaks(batch)[UPDATE].total > capacity:
+            return 0
+        try:
+            self._tell(progress_message("tracing how memory grows with the batch"))
+            passes = self._accounts.passes()
+        except Irregular:
+            return batches.largest(batch, capacity, self.totals, most=most)
+        moments = Moments(passes.grown, self._sharing.block_bytes)
+        optimizer = self.peaks(batch)[PASSES].parts["optimizer"]
+
+        def about(size: int) -> int:
+            return moments.total(self._sharing, PASSES, float(passes.part(size))) + optimizer
+
+        def exactly(size: int) -> int:
+            return self._beside_optimizer(passes.at(size).peaks(self._sharing)[PASSES])[PASSES].total
+
+        if most < passes.base or about(passes.base) > capacity:
+            return batches.largest(batch, capacity, self.totals, most=min(most, passes.base))
+        found = passes.base + bisect.bisect_right(range(passes.base + 1, most + 1), capacity, key=about)
+        while found > passes.base and exactly(found) > capacity:
+            found -= 1
+        return found
 
     def _named(self, attention_of_the_trace: str) -> str:
         asked: str = self._job.workload.attn_implementation
@@ -154,21 +191,22 @@ class Estimator:
 
     def _further(self, batch: int) -> dict[str, Peak]:
         """Trace the passes alone: the update does not depend on the batch, and the optimizer's state is known."""
-        ledger, _, shared = self._trace(batch, update=False)
-        peak = ledger.peaks(shared)[PASSES]
-        passes = dict(peak.parts)
-        first = next(iter(self._peaks.values()))
-        passes["optimizer"] = first[PASSES].parts["optimizer"]
-        return {PASSES: Peak(passes, peak.passing), UPDATE: first[UPDATE]}
+        ledger, _ = self._accounts.traced(batch, update=False)
+        return self._beside_optimizer(ledger.peaks(self._sharing)[PASSES])
 
-    def _trace(self, batch: int, *, update: bool) -> tuple[Ledger, torch.nn.Module, Sharing]:
+    def _beside_optimizer(self, peak: Peak) -> dict[str, Peak]:
+        """Return a peak of passes that were traced without the optimizer's state with it."""
+        first = next(iter(self._peaks.values()))
+        parts = {**peak.parts, "optimizer": first[PASSES].parts["optimizer"]}
+        return {PASSES: Peak(parts, peak.passing), UPDATE: first[UPDATE]}
+
+    def _trace(self, job: Job, batch: int, update: bool) -> tuple[Ledger, torch.nn.Module]:
         # known only where torch is
         from .tracing import trace
 
-        workload = self._job.workload
+        workload = job.workload
         wrapped = (lambda model: wrapping(workload, model)) if _is_sharded(workload) else None
-        ledger, model = trace(self._stack, alone(self._job, batch), cuda=self.cuda, update=update, wrapping=wrapped)
-        return ledger, model, sharing(workload, model)
+        return trace(self._stack, alone(job, batch), cuda=self.cuda, update=update, wrapping=wrapped)
 
 
 def alone(job: Job, batch: int) -> Job:
@@ -200,7 +238,7 @@ def alone(job: Job, batch: int) -> Job:
     return dataclasses.replace(job, workload=traced, world_size=1, rank=0, local_rank=0, local_world_size=1)
 
 
-def sharing(workload: JobWorkload, model: torch.nn.Module) -> Sharing:
+def sharing(workload: JobWorkload, model: torch.nn.Module | Layered) -> Sharing:
     """Return what one device of a workload holds of the trace of ``model``."""
     cuda = workload.number_gpus > 0
     block = CUDA_BLOCK_BYTES if cuda else 1
@@ -217,7 +255,7 @@ def sharing(workload: JobWorkload, model: torch.nn.Module) -> Sharing:
     return Sharing(extra_bytes=extra, block_bytes=block, constant_blocks=constant)
 
 
-def bucket_bytes(model: torch.nn.Module) -> list[int]:
+def bucket_bytes(model: torch.nn.Module | Layered) -> list[int]:
     """Return the sizes of DDP's buckets, divided as PyTorch does it by default: the first up to 1 MiB, others up to 25 MiB."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -287,7 +325,7 @@ def _is_sharded(workload: JobWorkload) -> bool:
     )
 
 
-def _both(module: torch.nn.Module) -> tuple[int, int]:
+def _both(module: torch.nn.Module | Layered) -> tuple[int, int]:
     parameters = list(module.parameters())
     return sum(map(_bytes, parameters)), sum(_bytes(one) for one in parameters if one.requires_grad)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ...protocol.messages import MEMORY_KINDS
 
@@ -87,20 +88,51 @@ class Change:
     stream: int = 0
 
 
+@dataclasses.dataclass
+class Account:
+    """What a ledger has written down.
+
+    Attributes:
+        sizes: bytes of each storage, by number.
+        makers: the operation that made it.
+        kinds: what it was for, where that is known.
+        events: what came, went, or began, in order.
+    """
+
+    sizes: list[int]
+    makers: list[str]
+    kinds: dict[int, str]
+    events: list[Any]
+
+
 class Ledger:
     """Storages by number, in the order in which they came and went."""
 
     def __init__(self) -> None:
         self._bytes: list[int] = []
+        self._makers: list[str] = []
         self._kinds: dict[int, str] = {}
         # a storage came or went, became of another kind, or a phase began
-        self._events: list[tuple[bool, int] | tuple[int, str] | str] = []
+        self._events: list[Any] = []
         self._alive: set[int] = set()
 
-    def allocate(self, size: int) -> int:
-        """Write down a new storage of ``size`` bytes; return its number."""
+    @classmethod
+    def of(cls, account: Account) -> Ledger:
+        """Return a ledger that reads what has been written down, to which nothing is to be added."""
+        made = cls()
+        made._bytes, made._makers = account.sizes, account.makers
+        made._kinds, made._events = account.kinds, account.events
+        return made
+
+    def account(self) -> Account:
+        """Return what has been written down; it is not a copy."""
+        return Account(self._bytes, self._makers, self._kinds, self._events)
+
+    def allocate(self, size: int, maker: str = "") -> int:
+        """Write down a new storage of ``size`` bytes that the operation ``maker`` made; return its number."""
         number = len(self._bytes)
         self._bytes.append(size)
+        self._makers.append(maker)
         self._events.append((True, number))
         self._alive.add(number)
         return number

@@ -52,15 +52,15 @@ class Watch(TorchDispatchMode):
             made = self._values.complete(func, args, func(*args, **kwargs))
         for leaf in tree_leaves(made):
             if isinstance(leaf, torch.Tensor):
-                self.see(leaf)
+                self.see(leaf, str(func))
         return made
 
-    def see(self, tensor: torch.Tensor) -> int:
+    def see(self, tensor: torch.Tensor, maker: str = "") -> int:
         """Return the number of a tensor's storage, written down if it is new."""
         storage = tensor.untyped_storage()
         number = self._numbers.get(storage)
         if number is None:
-            number = self._numbers[storage] = self._ledger.allocate(storage.nbytes())
+            number = self._numbers[storage] = self._ledger.allocate(storage.nbytes(), maker)
             weakref.finalize(storage, self._ledger.free, number).atexit = False
         return number
 

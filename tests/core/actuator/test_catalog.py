@@ -26,7 +26,7 @@ def test_required_properties(experiment: Any) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.identifier)
 def test_defaults_are_the_workloads_and_in_their_domains(experiment: Any) -> None:
-    """The default of each optional property is said once, in Workload, and its domain contains it."""
+    """The default of each optional property comes from Workload and lies in its domain."""
     given = {value.property.identifier: value.value for value in experiment.defaultParameterization}
     for one in experiment.optionalProperties:
         default = Workload.model_fields[one.identifier].default
@@ -35,7 +35,7 @@ def test_defaults_are_the_workloads_and_in_their_domains(experiment: Any) -> Non
 
 
 def test_every_output_is_declared() -> None:
-    """An experiment returns what its kind says; all benchmarks return the same properties."""
+    """An experiment returns the outputs of its kind; all benchmarks return the same properties."""
     for experiment in EXPERIMENTS:
         expected = OUTPUTS if experiment.identifier.endswith("_benchmark") else KINDS[experiment.identifier].outputs
         assert [one.identifier for one in experiment.targetProperties] == list(expected)
@@ -49,7 +49,7 @@ def test_adapter_properties_belong_to_adapter_experiments() -> None:
 
 
 def test_no_domain_is_too_large_to_be_listed() -> None:
-    """Ado makes a list of all values of a discrete property that a space varies."""
+    """Discrete domains are small enough, since ado lists all their values."""
     for experiment in EXPERIMENTS:
         for one in [*experiment.requiredProperties, *experiment.optionalProperties]:
             if one.propertyDomain.variableType.value == "DISCRETE_VARIABLE_TYPE":
@@ -66,7 +66,7 @@ def test_no_domain_is_too_large_to_be_listed() -> None:
     ],
 )
 def test_bounds_are_the_workloads(name: str, taken: list[float], refused: list[float]) -> None:
-    """What the workload takes ado takes, the upper bound too, and nothing beyond it."""
+    """A domain has exactly the values that the workload accepts, the upper bound included."""
     (found,) = (
         one.propertyDomain
         for experiment in EXPERIMENTS
@@ -78,13 +78,13 @@ def test_bounds_are_the_workloads(name: str, taken: list[float], refused: list[f
 
 
 def test_every_free_string_has_bounds() -> None:
-    """No property takes a string of any length."""
+    """Every text property has a limited length."""
     free = {name: field.metadata for name, field in Workload.model_fields.items() if field.annotation is str}
     assert [name for name, rules in free.items() if not any(hasattr(rule, "max_length") for rule in rules)] == []
 
 
 def test_descriptions_show_in_templates() -> None:
-    """Square brackets vanish from ado's templates, so no description has them."""
+    """No description has square brackets, since ado's templates lose them."""
     assert not [name for name, field in Workload.model_fields.items() if "[" in (field.description or "[")]
 
 

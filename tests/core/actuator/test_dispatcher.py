@@ -1,4 +1,4 @@
-"""What the dispatcher makes of hosts that do not answer."""
+"""How the dispatcher handles hosts that do not answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_a_host_that_rays_memory_monitor_ends_ran_out_of_memory() -> None:
-    """A finished measurement that is not retried; any other loss of a host is transient."""
+    """A host that Ray's memory monitor ended is out of memory; any other loss of a host is transient."""
     ended = dispatcher._lost(ray.exceptions.OutOfMemoryError("node memory 95 % used")).cause
     assert ended is not None
     assert (ended.group, ended.what) == ("cannot run", "host_oom")

@@ -1,4 +1,4 @@
-"""The actuator configuration refuses numbers that no timer takes."""
+"""The actuator configuration rejects numbers that timers cannot use."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def test_a_time_is_between_0_and_30_days(key: str, value: float) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("retry_backoff_s", 1e300), ("price_usd_per_device_hour", float("inf"))])
 def test_other_numbers_have_bounds(key: str, value: float) -> None:
-    """Infinite prices and waits are refused."""
+    """Infinite prices and waits are rejected."""
     with pytest.raises(ValueError, match=key):
         validate(MeasuringParameters, {key: value})

@@ -153,7 +153,7 @@ def test_check_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     converted(tmp_path, source, check=True)
     told = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    assert "differs  fms_hf_tuning_version 2.8.2 is not here" in told
+    assert "differs  fms_hf_tuning_version 2.8.2 becomes" in told
     assert told.rstrip().endswith("The study differs in 1 point, marked above.")
 
 

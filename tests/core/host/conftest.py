@@ -1,4 +1,4 @@
-"""A throw-away plugin whose stack does what a job's ``dataset_id`` tells it, and hosts of that plugin.
+"""A temporary plugin whose stack misbehaves as a job's ``dataset_id`` says, and hosts of that plugin.
 
 The plugin has the shape of the real ones; its core is a link to the real core.
 """
@@ -31,7 +31,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     shutil.copy(STACK, package)
     (package / "core").symlink_to(CORE)
     sys.path.insert(0, str(root))
-    # by this whatever is started here is found, whoever is its parent by then
+    # marks all processes started here, so that they are found even after their parent has ended
     os.environ["FAULTY"] = str(root)
     importlib.invalidate_caches()
     import ado_actuators
@@ -45,7 +45,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     # the next module makes a plugin of its own
     for name in [name for name in sys.modules if name.startswith("ado_actuators.faulty")]:
         del sys.modules[name]
-    ado_actuators.__path__ = [place for place in ado_actuators.__path__ if place != str(package.parent)]  # type: ignore[assignment]
+    ado_actuators.__path__ = [path for path in ado_actuators.__path__ if path != str(package.parent)]  # type: ignore[assignment]
     sys.path.remove(str(root))
     del os.environ["FAULTY"]
 
@@ -91,7 +91,7 @@ def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes
 
 
 def descendants() -> list[psutil.Process]:
-    """Return the live processes that these tests have started, orphans among them, but for guards, which end a moment later."""
+    """Return the live processes that these tests have started, orphans included, guards excluded, which end a moment later."""
     ours = []
     for process in psutil.process_iter(["environ", "cmdline"]):
         if (process.info["environ"] or {}).get("FAULTY") == os.environ["FAULTY"] and alive(process):
@@ -117,7 +117,7 @@ def measure(
 
 
 def note(record: Any, place: Path, fault: str, outcome: Any, seconds: float) -> None:
-    """Record a row of the table in docs/reliability.md, after a look at what is left."""
+    """Record a row of the table in docs/reliability.md, with what the measurement left behind."""
     assert descendants() == []
     assert not (place / "run").exists()
     group = outcome.cause.group if outcome.cause else "measured"

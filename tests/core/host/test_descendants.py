@@ -1,4 +1,4 @@
-"""Everything a trainer has started ends with it, whatever its process group, session or parent."""
+"""All processes that a trainer has started end with it, regardless of their process group, session and parent."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def gone(pid: int, limit_s: float = 20.0) -> bool:
 def test_a_death_is_noticed_though_a_daemon_holds_the_pipes(
     tmp_path: Path, trainers: list[trainer_process.TrainerProcess]
 ) -> None:
-    """The end of the process counts, not the end of its output; its daemon ends, its log is read to the end, nothing is left here."""
+    """A trainer counts as ended when its process ends although a daemon keeps its pipes open; the daemon ends and the log is complete."""
     # the first one makes what stays for good
     for index in range(3):
         messages: queue.Queue[tuple[int, dict[str, str] | None]] = queue.Queue()
@@ -101,7 +101,7 @@ def test_a_death_is_noticed_though_a_daemon_holds_the_pipes(
 
 
 def test_the_guard_ends_what_left_the_group(tmp_path: Path, trainers: list[trainer_process.TrainerProcess]) -> None:
-    """A host that is killed closes the guard's pipe: the daemon, which has a session of its own, ends too."""
+    """When a host is killed, its guard also ends a daemon that has a session of its own."""
     messages: queue.Queue[tuple[int, dict[str, str] | None]] = queue.Queue()
     trainer = start(tmp_path / "log", messages)  # type: ignore[arg-type]
     trainers.append(trainer)
@@ -113,7 +113,7 @@ def test_the_guard_ends_what_left_the_group(tmp_path: Path, trainers: list[train
 
 
 def test_a_later_host_ends_what_a_killed_one_left(tmp_path: Path) -> None:
-    """Neither the host nor its guard could end the trainer, which is stopped: the next host of this node does, and removes the files."""
+    """If host and guard are killed, the next host of the node ends the trainer, although it is stopped, and removes its files."""
     runs = tmp_path / "runs"
     script = f"""
 import os, subprocess, sys
@@ -154,5 +154,5 @@ sys.stdin.readline()
     ids=["elsewhere", "unnamed", "ended", "this"],
 )
 def test_only_what_can_be_seen_counts_as_ended(host_name: str, alive: bool) -> None:
-    """A process of another node or container is never taken for ended."""
+    """A process of another node or container is never considered ended."""
     assert descendants.is_alive(host_name) is alive

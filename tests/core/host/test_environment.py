@@ -1,4 +1,4 @@
-"""The Python of the trainer: found, or really built by uv, also when several want it or a build is killed."""
+"""The trainer's Python: found, or built by uv, also by concurrent processes and after a killed build."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ado_actuators.sfttrainer.core.host.environment import EnvironmentProblem
 
 pytestmark = pytest.mark.timeout(120)
 
-# a process of its own that resolves a list and prints where the interpreter is
+# resolves a list in a separate process and prints the path of the interpreter
 BUILDER = """
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def start_builder(tmp_path: Path, content: str) -> subprocess.Popen[str]:
 
 
 def test_current_is_this_interpreter(tmp_path: Path) -> None:
-    """``current`` is the Python that asks."""
+    """``current`` is the Python of this process."""
     found = environment.resolve("current", requirements=None, cache_dir=tmp_path, progress=print)
     assert found == Path(sys.executable)
 
@@ -80,7 +80,7 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_path_is_one_message(tmp_path: Path, name: str, mode: int | None, says: str) -> None:
-    """What is no Python is named, with the reason."""
+    """A path that is not a Python interpreter is named in the message, with the reason."""
     path = tmp_path / name
     if mode is not None:
         path.write_text("#!/bin/sh\necho hello\n")
@@ -111,7 +111,7 @@ def test_managed_needs_a_list(tmp_path: Path) -> None:
 
 
 def test_a_list_becomes_an_environment(make: Callable[..., Path]) -> None:
-    """Exactly the packages of the list are installed, compiled, and progress is told."""
+    """Exactly the packages of the list are installed and compiled, and progress is reported."""
     lines: list[str] = []
     python = make("six==1.17.0\n", lines.append)
     told = subprocess.run(
@@ -128,11 +128,11 @@ def test_a_list_becomes_an_environment(make: Callable[..., Path]) -> None:
 
 
 def test_the_second_use_costs_nothing(make: Callable[..., Path]) -> None:
-    """A built environment is found in milliseconds, without a word."""
+    """A complete environment is found in milliseconds, without progress lines."""
     first = make("six==1.17.0\n")
     lines: list[str] = []
     times = []
-    # the best of some: a scheduler may take a hundred milliseconds away from any
+    # the fastest of several calls, because the scheduler may delay any of them
     for _ in range(5):
         begin = time.perf_counter()
         assert make("six==1.17.0\n", lines.append) == first
@@ -142,14 +142,14 @@ def test_the_second_use_costs_nothing(make: Callable[..., Path]) -> None:
 
 
 def test_another_list_is_another_environment(make: Callable[..., Path]) -> None:
-    """A changed list leaves the environment of the old one alone."""
+    """A changed list does not change the environment of the old list."""
     old, new = make("six==1.17.0\n"), make("six==1.16.0\n")
     assert old != new
     assert old.exists()
 
 
 def test_two_at_once_build_once(tmp_path: Path) -> None:
-    """Of processes that start together one builds; the others wait and get the same environment."""
+    """Of several concurrent processes one builds; the others wait and get the same environment."""
     builders = [start_builder(tmp_path, "six==1.17.0\nidna==3.10\n") for _ in range(3)]
     outputs = [builder.communicate(timeout=60)[0].splitlines() for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0, 0]
@@ -158,7 +158,7 @@ def test_two_at_once_build_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_build_is_repaired(tmp_path: Path, make: Callable[..., Path]) -> None:
-    """A builder killed half-way leaves nothing that is taken for an environment, and the next one builds."""
+    """A killed builder leaves no directory that counts as an environment, and the next process builds."""
     content = "six==1.17.0\nidna==3.10\n"
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
         # it waits for an answer that never comes, so that half-way lasts
@@ -178,7 +178,7 @@ def test_a_killed_build_is_repaired(tmp_path: Path, make: Callable[..., Path]) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_uv_ends_with_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed builder leaves no uv that would go on writing where the next builder works."""
+    """When a builder is killed, its uv ends, too."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
         monkeypatch.setenv("UV_FIND_LINKS", "")
@@ -193,7 +193,7 @@ def test_uv_ends_with_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_environment_that_lost_its_python_is_built_anew(make: Callable[..., Path]) -> None:
-    """When the base interpreter has gone, the environment is replaced."""
+    """When the base interpreter has been removed, the environment is built again."""
     python = make("six==1.17.0\n")
     python.unlink()
     assert make("six==1.17.0\n") == python
@@ -202,7 +202,7 @@ def test_an_environment_that_lost_its_python_is_built_anew(make: Callable[..., P
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/bin/python", "x" * 300])
 def test_a_path_that_cannot_be_looked_up_is_a_message(name: str, tmp_path: Path) -> None:
-    """A home that nobody has, and a name that no file system holds."""
+    """The home of an unknown user, and a name that no file system allows, give a message."""
     with pytest.raises(EnvironmentProblem, match="cannot be looked up") as problem:
         environment.resolve(name, requirements=None, cache_dir=tmp_path, progress=lambda line: None)
     assert len(str(problem.value)) <= 200
@@ -210,7 +210,7 @@ def test_a_path_that_cannot_be_looked_up_is_a_message(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("package", ["six==99.0", "surely-no-such-package-of-anyone==1.0"])
 def test_a_package_that_cannot_be_had_is_named(make: Callable[..., Path], package: str) -> None:
-    """The message names the package; the log keeps what uv said; nothing half-built stays."""
+    """The message names the package; the log has uv's output; no incomplete directory is left."""
     with pytest.raises(EnvironmentProblem) as problem:
         make(f"idna==3.10\n{package}\n")
     assert str(problem.value).startswith(
@@ -222,7 +222,7 @@ def test_a_package_that_cannot_be_had_is_named(make: Callable[..., Path], packag
 
 
 def test_no_credential_is_told(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """User, password and token of an index stay out of message, progress and log."""
+    """User, password and token of an index do not appear in message, progress and log."""
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://someone:hunter2@127.0.0.1:9/simple?token=hunter2")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     monkeypatch.setenv("UV_FIND_LINKS", "")

@@ -1,4 +1,4 @@
-"""What a host does when a trainer misbehaves: real processes of a stack that does what a job's ``dataset_id`` tells it."""
+"""How a host handles faults of a trainer, with real processes of a stack that misbehaves as a job's ``dataset_id`` says."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 def test_a_quiet_measurement(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
-    """The control: without a fault there is a record and no cause."""
+    """Without a fault there is a record and no cause."""
     outcome, _ = measure(faulty, tmp_path, make_host, "none")
     assert outcome.cause is None
     assert len(outcome.records[0]["step_end_s"]) == 25
 
 
-# what is injected; the class it must end in; what the table of docs/reliability.md calls it
+# the injected fault; the expected group of its cause; its name in docs/reliability.md
 FAULTS = {
     "kill while loading": ("transient", "trainer killed while it loads the model"),
     "kill in step 1": ("transient", "trainer killed in step 1"),
@@ -46,7 +46,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def lasting(faulty: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Give one host to all these faults, one after the other."""
+    """Return one host for all these faults, one after the other."""
     state = tmp_path_factory.mktemp("state")
     host = faulty.host.Host(faulty.host.HostSpec("current", None, processes=1, gpus=0, threads=1, state_dir=str(state)))
     yield host
@@ -57,7 +57,7 @@ def lasting(faulty: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_trainer_that_fails_is_noticed_at_once(
     faulty: SimpleNamespace, tmp_path: Path, lasting: Any, what: str, record_property: Any
 ) -> None:
-    """Killed, crashed, talking nonsense or out of memory: the right class, one message, quickly, and nothing stays behind."""
+    """Killed, crashed, invalid output or out of memory: the right group, one message, within seconds, and no process or file is left."""
     group, name = FAULTS[what]
     outcome = lasting.measure(job(faulty, tmp_path, what, lasting), 60)
     seconds = outcome.total_s - outcome.startup_s
@@ -71,7 +71,7 @@ def test_a_trainer_that_fails_is_noticed_at_once(
 
 
 def test_the_host_of_all_these_faults_still_measures(faulty: SimpleNamespace, tmp_path: Path, lasting: Any) -> None:
-    """However often its trainers failed, the same host measures what can be measured."""
+    """After many failures of its trainers, the same host still measures."""
     assert lasting.measure(job(faulty, tmp_path, "none", lasting), 60).cause is None
     lasting.close()
 
@@ -79,7 +79,7 @@ def test_the_host_of_all_these_faults_still_measures(faulty: SimpleNamespace, tm
 def test_a_trainer_killed_while_importing(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
-    """Noticed while the host still waits for it to be ready; the next one starts in its place."""
+    """A trainer that ends while starting is noticed at once, and the next measurement starts another."""
     monkeypatch.setenv("FAULTY_IMPORT", "1")
     host = make_host()
     outcome = host.measure(job(faulty, tmp_path, "none", host), 60)
@@ -104,7 +104,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_costs_the_log_only(
     faulty: SimpleNamespace, tmp_path: Path, small_disk: Path, record_property: Any
 ) -> None:
-    """The log stops where the disk is full; the measurement is none the worse."""
+    """When the disk is full, the log stops and the measurement succeeds."""
     spec = faulty.host.HostSpec("current", None, processes=1, gpus=0, threads=1, state_dir=str(small_disk))
     host = faulty.host.Host(spec)
     outcome = host.measure(job(faulty, tmp_path, "flood", host), 60)
@@ -117,7 +117,7 @@ def test_a_full_disk_costs_the_log_only(
 def test_a_full_disk_in_the_environment_cache(
     faulty: SimpleNamespace, small_disk: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """One message that says so, and nothing that could be taken for an environment."""
+    """A full disk during a build gives a message, and no directory that counts as an environment."""
     requirements = tmp_path / "list.txt"
     requirements.write_text("six==1.17.0\nidna==3.10\n")
     begin = time.perf_counter()
@@ -137,7 +137,7 @@ def test_a_trainer_that_hangs_meets_the_limit(
 ) -> None:
     """A stopped process is killed at run_timeout_s."""
     outcome, seconds = measure(faulty, tmp_path, make_host, "hang", limit_s=4)
-    assert outcome.cause.message == "the measurement took longer than run_timeout_s 4 s."
+    assert outcome.cause.message == "The measurement took longer than run_timeout_s 4 s."
     assert 4 <= seconds < 10
     assert descendants() == []
     note(record_property, tmp_path, "trainer hangs (SIGSTOP), run_timeout_s 4", outcome, seconds)
@@ -155,7 +155,7 @@ def test_children_of_a_trainer_end_with_it(faulty: SimpleNamespace, tmp_path: Pa
 def test_a_flood_of_output_is_cut(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
 ) -> None:
-    """1 GB of output leaves a log of a few MB, and the measurement is none the worse."""
+    """1 GB of output gives a log of a few MB, and the measurement succeeds."""
     host = make_host()
     outcome = host.measure(job(faulty, tmp_path, "flood", host), 60)
     host.close()
@@ -166,7 +166,7 @@ def test_a_flood_of_output_is_cut(
 
 
 def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
-    """The reader of a pipe has gone: the measurement goes on."""
+    """When the reader of the progress pipe has closed it, the measurement continues."""
 
     def broken(message: dict[str, Any]) -> None:
         raise BrokenPipeError(32, "Broken pipe")
@@ -178,16 +178,16 @@ def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: 
 def test_a_record_that_is_none_is_a_failure(
     faulty: SimpleNamespace, make_host: Any, tmp_path: Path, record_property: Any
 ) -> None:
-    """JSON of another meaning than a record's: a message, and the trainers are replaced."""
+    """A line of JSON without an event gives a message, and the trainers are replaced."""
     host = make_host()
     outcome = host.measure(job(faulty, tmp_path, "empty record", host), 60)
     assert outcome.cause.group == "broken"
     assert host._trainers == []
-    note(record_property, tmp_path, "JSON that is no record", outcome, outcome.total_s - outcome.startup_s)
+    note(record_property, tmp_path, "JSON without an event", outcome, outcome.total_s - outcome.startup_s)
 
 
 def test_a_trainer_that_leaks_is_replaced(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
-    """900 MiB more than before its first measurement: the next one is made by a fresh process."""
+    """A trainer that has grown by 900 MiB since its first measurement is replaced before the next."""
     host = make_host()
     assert host.measure(job(faulty, tmp_path, "leak", host), 60).cause is None
     after = host.measure(job(faulty, tmp_path, "none", host), 60)
@@ -196,9 +196,9 @@ def test_a_trainer_that_leaks_is_replaced(faulty: SimpleNamespace, tmp_path: Pat
 
 
 def test_a_python_that_is_none_is_a_message(faulty: SimpleNamespace, tmp_path: Path) -> None:
-    """What cannot be started is named, and no directory is blamed for it."""
+    """An interpreter that cannot be started is named in the message."""
     with pytest.raises(
-        faulty.failures.Broken, match=r"the trainer cannot be started with /dev/null: Permission denied\."
+        faulty.failures.Broken, match=r"The trainer cannot be started with /dev/null: Permission denied\."
     ):
         importlib.import_module("ado_actuators.faulty.core.host.trainer_process").TrainerProcess(
             python=Path("/dev/null"), local_rank=0, threads=1, mask="", log=tmp_path / "log",
@@ -207,7 +207,7 @@ def test_a_python_that_is_none_is_a_message(faulty: SimpleNamespace, tmp_path: P
 
 
 def test_a_host_goes_on_after_a_failure(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
-    """The trainer is replaced and the next measurement is a clean one."""
+    """The trainer is replaced, and the next measurement succeeds."""
     host = make_host()
     assert host.measure(job(faulty, tmp_path, "kill", host), 60).cause is not None
     after = host.measure(job(faulty, tmp_path, "none", host), 60)
@@ -217,7 +217,7 @@ def test_a_host_goes_on_after_a_failure(faulty: SimpleNamespace, tmp_path: Path,
 
 
 def test_a_trainer_that_ends_while_idle_is_replaced(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
-    """The next measurement is made by a new one, and is no second attempt."""
+    """The next measurement uses a new trainer and counts as a first attempt."""
     host = make_host()
     assert host.measure(job(faulty, tmp_path, "none", host), 60).cause is None
     (trainer,) = descendants()
@@ -231,7 +231,7 @@ def test_a_trainer_that_ends_while_idle_is_replaced(faulty: SimpleNamespace, tmp
 def test_what_a_killed_host_leaves_is_ended(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, what: str, record_property: Any
 ) -> None:
-    """A host that vanishes (SIGKILL) leaves no trainer, sleeping, busy or stopped, no child of one, and no run directory."""
+    """After SIGKILL a host leaves no trainer (sleeping, busy or stopped), no child of one and no run directory."""
     made = job(faulty, tmp_path, what, make_host())
     code = (
         "import sys; import ado_actuators.faulty.core.host.host as h\n"
@@ -272,7 +272,7 @@ def test_what_a_killed_host_leaves_is_ended(
 
 
 def is_under_way(trainer: psutil.Process, what: str) -> bool:
-    """Whether a trainer has come to what it was told to do."""
+    """Whether a trainer has reached the requested fault."""
     return trainer.status() == psutil.STATUS_STOPPED if what == "hang" else bool(trainer.children())
 
 
@@ -295,7 +295,7 @@ def test_a_host_can_be_closed_while_it_measures(faulty: SimpleNamespace, tmp_pat
 def test_building_an_environment_is_no_late_start(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit for starting counts from the moment the trainers start, however long their environment was built."""
+    """The limit for starting counts from the start of the trainers and excludes the build of their environment."""
     resolve = faulty.host.environment.resolve
 
     def slowly(*given: Any, **named: Any) -> Path:

@@ -1,4 +1,4 @@
-"""What a host does when one of several ranks fails: the cause that is reported, and what happens to the other trainers."""
+"""How a host handles the failure of one of several ranks: the reported cause, and the other trainers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(120)]
 def test_one_of_two_processes_out_of_memory(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
 ) -> None:
-    """Out of memory on one rank is out of memory; the other rank is not waited for."""
+    """Out of memory on one rank is the cause; the host does not wait for the other rank."""
     outcome, seconds = measure(faulty, tmp_path, make_host, "oom@1", processes=2)
     assert outcome.cause.what == "gpu_oom"
     assert seconds < 15
@@ -28,7 +28,7 @@ def test_one_of_two_processes_out_of_memory(
 def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
 ) -> None:
-    """Its peer loses the connection and may say so first: it is out of memory all the same, with the log of who ran out."""
+    """Out of memory is the cause, with the log of that rank, although its peer may report a lost connection first."""
     host = make_host(2)
     made = dataclasses.replace(job(faulty, tmp_path, "oom among peers", host, 2), world_size=2, local_world_size=2)
     outcome = host.measure(made, 60)
@@ -43,7 +43,7 @@ def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
 def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
 ) -> None:
-    """Whoever speaks first: it is no transient failure, and the log is that of the rank that has the error."""
+    """In either order of the reports, the failure is not transient, and the log is that of the rank with the error."""
     host = make_host(2)
     made = dataclasses.replace(job(faulty, tmp_path, "error among peers", host, 2), world_size=2, local_world_size=2)
     outcome = host.measure(made, 60)
@@ -57,7 +57,7 @@ def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
 def test_of_ranks_that_fail_together_the_one_with_an_error_of_its_own_counts(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, order: tuple[int, int]
 ) -> None:
-    """In either order of their words."""
+    """In either order of the reports."""
     host = make_host(2)
     host._trainers = [None, None]
     said = [
@@ -91,7 +91,7 @@ def test_one_of_two_processes_killed(
 def test_ranks_that_report_apart_keep_their_trainers(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a rank says after its own record, while another still trains, is heard: nobody waits for it again."""
+    """An ``Idle`` message of a rank that finished early is kept, so that the host does not wait for it again."""
     monkeypatch.setattr(faulty.host, "RELEASE_TIMEOUT_S", 20.0)
     host = make_host(2)
     outcome = host.measure(job(faulty, tmp_path, "late@1", host, 2), 60)

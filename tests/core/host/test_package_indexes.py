@@ -1,4 +1,4 @@
-"""What the user has told pip about places of packages, in uv's words."""
+"""The user's package settings of pip, translated into uv's variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from ado_actuators.sfttrainer.core.host import package_indexes as indexes
 
-# what pip 26 prints, variables among it
+# output of `pip config list` of pip 26, with variables
 LISTED = """\
 :env:.find-links='/of/a/variable'
 global.extra-index-url='\\nhttps://a/simple\\nhttps://b/simple'
@@ -22,7 +22,7 @@ user.no-index='true'
 
 
 def test_settings_of_pip_become_those_of_uv() -> None:
-    """Pip's index settings are said in uv's words; what the user gave uv wins."""
+    """Pip's index settings become uv's; settings of the user for uv take precedence."""
     said = indexes.uv_variables(
         {
             "PIP_INDEX_URL": "https://mirror/simple",
@@ -47,7 +47,7 @@ def test_settings_of_pip_become_those_of_uv() -> None:
 
 
 def test_files_of_pip() -> None:
-    """Of what pip lists, only places of packages count, and those for installing go first; variables come from elsewhere."""
+    """Only package settings are taken, those for ``pip install`` first; listed variables are ignored."""
     assert indexes.parse(LISTED) == {
         "PIP_EXTRA_INDEX_URL": "https://a/simple https://b/simple",
         "PIP_INDEX_URL": "https://install/simple",
@@ -56,7 +56,7 @@ def test_files_of_pip() -> None:
 
 
 def test_a_variable_goes_before_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for pip itself; what no variable says, a file does."""
+    """Variables take precedence over files, as for pip itself."""
     (tmp_path / "pip").mkdir()
     (tmp_path / "pip" / "__main__.py").write_text(f"print({LISTED!r})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -69,7 +69,7 @@ def test_a_variable_goes_before_a_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pip, or no Python to ask: the files say nothing, and nothing fails."""
+    """Without pip or Python the result is empty, and no error is raised."""
     (tmp_path / "pip").mkdir()
     (tmp_path / "pip" / "__main__.py").write_text("raise SystemExit('No module named pip')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -80,5 +80,5 @@ def test_a_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("value", "options"), [("1", ["--no-index"]), ("true", ["--no-index"]), ("0", []), ("", [])])
 def test_without_an_index(value: str, options: list[str]) -> None:
-    """uv has no variable that keeps it from the index, only an option."""
+    """PIP_NO_INDEX becomes an option, because uv has no such variable."""
     assert indexes.options({"PIP_NO_INDEX": value}) == options

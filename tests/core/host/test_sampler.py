@@ -1,4 +1,4 @@
-"""Devices, their samples and the properties that follow. GPUs are replayed from ``recordings``, through NVML's own types."""
+"""Devices, their samples and the properties computed from them. GPUs are replayed from ``recordings``, with NVML's types."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TYPES = {
 
 
 class Replay:
-    """Stands in for the module pynvml: answers from a recording, with pynvml's own structures and exceptions.
+    """Replaces the module pynvml: answers from a recording, with pynvml's structures and exceptions.
 
     ``frame`` is the moment the recording is at. Handles are positions in the recording.
     """
@@ -92,7 +92,7 @@ class Replay:
 
 
 def samples_of(replay: Replay, mask: str | None) -> devices.Samples:
-    """Return what a sampler sees that takes a sample in each frame."""
+    """Return the samples of a sampler that takes one in each frame."""
     sampler = devices.Sampler(devices.visible_devices(mask, replay), [], clock=replay.clock)
     for frame in range(len(replay.recording["time_s"])):
         replay.frame = frame
@@ -136,7 +136,7 @@ def processes_only(*points: tuple[float, float, int | None]) -> devices.Samples:
     ],
 )
 def test_mask_chooses_as_cuda_does(mask: str | None, expected: list[str]) -> None:
-    """Indices in PCI order and UUIDs, also abbreviated; ends at the first that names none; empty when one is repeated."""
+    """Indices in PCI order and UUIDs, also abbreviated; the first invalid entry ends the list; a duplicate empties it."""
     assert uuids(mask) == expected
 
 
@@ -160,7 +160,7 @@ def test_reading_has_units_of_its_names() -> None:
 
 @pytest.mark.parametrize("error", [pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_GPU_IS_LOST])
 def test_gpu_without_handle_is_passed_over(error: int) -> None:
-    """A GPU that NVML counts but does not give is not numbered, as in CUDA."""
+    """A GPU that NVML counts but cannot open has no index, as in CUDA."""
     replay = Replay("h100-four")
     replay.no_handle = {1: error}
     assert [device.uuid for device in devices.visible_devices("0,1", replay)] == [SECOND, THIRD]
@@ -168,7 +168,7 @@ def test_gpu_without_handle_is_passed_over(error: int) -> None:
 
 def test_mig_mode_is_refused() -> None:
     """A GPU in MIG mode gives a message instead of numbers of the whole GPU."""
-    with pytest.raises(devices.MigRefused) as refused:
+    with pytest.raises(devices.MigUnsupported) as refused:
         devices.visible_devices("0", Replay("a100-mig"))
     assert str(refused.value) == (
         "NVIDIA A100-SXM4-80GB GPU-2d7f6b10-58ce-4a37-91e4-3f0b8c6d5e10 is in MIG mode, whose parts cannot be measured: "
@@ -179,21 +179,21 @@ def test_mig_mode_is_refused() -> None:
 
 @pytest.mark.parametrize("mask", ["MIG-2d7f6b10-58ce-4a37-91e4-3f0b8c6d5e10", "MIG-GPU-2d7f6b10/1/0"])
 def test_mig_device_is_refused(mask: str) -> None:
-    """A MIG device is refused by its name, whether NVML knows it or not."""
-    with pytest.raises(devices.MigRefused) as refused:
+    """A MIG device is rejected by its name, also if NVML does not know it."""
+    with pytest.raises(devices.MigUnsupported) as refused:
         devices.visible_devices(mask, Replay("h100-four"))
     assert str(refused.value).startswith(f"{mask} is in MIG mode")
 
 
 def test_gpu_beside_one_in_mig_mode_is_measured() -> None:
-    """Only GPUs that are used have to be out of MIG mode."""
+    """Only GPUs in use must not be in MIG mode."""
     assert uuids("1", "a100-mig") == ["GPU-9a3c1e55-d04b-4c92-8f7d-e16a70b2c411"]
 
 
 def test_mask_that_names_no_gpu_is_said() -> None:
     """The reason for an empty set names the mask."""
     found = devices.visible_devices("7", Replay("h100-four"))
-    assert (len(found), found.absent) == (0, "this node has no NVIDIA GPU that CUDA_VISIBLE_DEVICES='7' names.")
+    assert (len(found), found.absent) == (0, "This node has no NVIDIA GPU that CUDA_VISIBLE_DEVICES='7' names.")
 
 
 @pytest.mark.parametrize(
@@ -204,14 +204,14 @@ def test_mask_that_names_no_gpu_is_said() -> None:
     ],
 )
 def test_without_driver_the_set_is_empty(error: int, said: str) -> None:
-    """A node without NVIDIA's library or driver has no GPUs, and that is no error."""
+    """A node without NVIDIA's library or driver has an empty set of GPUs, without an error."""
 
     class NoDriver(Replay):
         def nvmlInit(self) -> None:
             raise pynvml.NVMLError(error)
 
     found = devices.visible_devices("0", NoDriver("h100-four"))
-    assert (len(found), found.absent) == (0, f"this node has no NVIDIA GPU that answers: {said}.")
+    assert (len(found), found.absent) == (0, f"This node has no NVIDIA GPU that answers: {said}.")
 
 
 def test_cpu_run_does_not_load_nvml() -> None:
@@ -251,7 +251,7 @@ def test_properties_of_two_gpus_have_exact_values() -> None:
 
 
 def test_masked_gpus_do_not_count() -> None:
-    """One GPU, chosen by UUID: smallest, mean and largest are the same, the idle GPUs beside it are not seen."""
+    """One GPU, chosen by UUID: smallest, mean and largest are the same, the idle GPUs do not count."""
     found, _ = devices.summarise(samples_of(Replay("h100-four"), "GPU-1c8e9"), 101.5, 104.5)
     assert [found[f"gpu_power_watts_{which}"] for which in ("min", "avg", "max")] == [620.0] * 3
     assert found["energy_joules"] == 1715.0
@@ -264,41 +264,41 @@ def test_stored_samples_give_the_same_properties() -> None:
 
 
 def test_unsupported_counters_are_omitted_with_reason() -> None:
-    """A virtual GPU gives no power and no energy; what it gives is used, and a reading that failed once is left out."""
+    """A virtual GPU without power and energy gives its other properties; a single failed reading is skipped."""
     found, omitted = devices.summarise(samples_of(Replay("vgpu-counters-missing"), "0"), 11, 15)
     assert found == {
         "gpu_memory_peak_gib": 4.0,
         **{f"gpu_memory_utilization_{which}": 50.0 for which in ("min", "avg", "max", "peak")},
         **{f"gpu_compute_utilization_{which}": 50.0 for which in ("min", "avg", "max")},
     }
-    assert omitted["gpu_power_watts_avg"] == "GRID T4-8Q GPU-77d0c1b9 gives no power: Not Supported."
-    assert omitted["gpu_power_percent_avg"] == "GRID T4-8Q GPU-77d0c1b9 gives no power: Not Supported."
-    assert omitted["energy_joules"] == "GRID T4-8Q GPU-77d0c1b9 gives no energy counter: Not Supported."
+    assert omitted["gpu_power_watts_avg"] == "GRID T4-8Q GPU-77d0c1b9 has no power: Not Supported."
+    assert omitted["gpu_power_percent_avg"] == "GRID T4-8Q GPU-77d0c1b9 has no power: Not Supported."
+    assert omitted["energy_joules"] == "GRID T4-8Q GPU-77d0c1b9 has no energy counter: Not Supported."
 
 
 def test_power_percent_needs_a_limit() -> None:
-    """Power without a limit is given in watts alone."""
+    """Power without a limit is given only in watts."""
     replay = Replay("h100-four")
     for device in replay.recording["devices"]:
         device["nvmlDeviceGetEnforcedPowerLimit"] = {"error": "NOT_SUPPORTED"}
     found, omitted = devices.summarise(samples_of(replay, "1"), 101.5, 104.5)
     assert found["gpu_power_watts_avg"] == 620.0
-    assert omitted["gpu_power_percent_avg"] == "NVIDIA H100 80GB HBM3 GPU-1c8e9b30 gives no power limit: Not Supported."
+    assert omitted["gpu_power_percent_avg"] == "NVIDIA H100 80GB HBM3 GPU-1c8e9b30 has no power limit: Not Supported."
 
 
 def test_one_gpu_without_counter_omits_the_sum() -> None:
-    """The energy of three GPUs does not stand for that of four."""
+    """If one of four GPUs has no energy counter, the energy is missing."""
     replay = Replay("h100-four")
     replay.recording["devices"][3]["nvmlDeviceGetTotalEnergyConsumption"] = {"error": "NOT_SUPPORTED"}
     _, omitted = devices.summarise(samples_of(replay, None), 101, 104)
-    assert omitted["energy_joules"] == "NVIDIA H100 80GB HBM3 GPU-e0b4c6f2 gives no energy counter: Not Supported."
+    assert omitted["energy_joules"] == "NVIDIA H100 80GB HBM3 GPU-e0b4c6f2 has no energy counter: Not Supported."
 
 
 def test_short_phase_has_no_energy() -> None:
-    """Below 2 s the steps of the counter would be a sizeable part of the difference; 2 s are enough."""
+    """Energy needs a phase of 2 s, since the counter moves in steps."""
     samples = samples_of(Replay("h100-four"), "1")
     found, omitted = devices.summarise(samples, 101, 102.9)
-    assert omitted["energy_joules"] == "energy needs a measured phase of at least 2 s; it took 1.9 s."
+    assert omitted["energy_joules"] == "Energy needs a measured phase of at least 2 s; it took 1.9 s."
     assert "energy_joules" not in found
     assert devices.summarise(samples, 101, 103)[0]["energy_joules"] == 1200.0
 
@@ -307,22 +307,22 @@ def test_short_phase_has_no_energy() -> None:
 def test_edge_beyond_the_samples_has_no_energy(begin_s: float, end_s: float) -> None:
     """A counter is interpolated, never extrapolated."""
     _, omitted = devices.summarise(samples_of(Replay("h100-four"), "1"), begin_s, end_s)
-    assert omitted["energy_joules"] == "the samples do not reach over the whole measured phase."
+    assert omitted["energy_joules"] == "The samples do not cover the whole measured phase."
 
 
 def test_counter_that_goes_back_is_refused() -> None:
-    """A driver that was loaded anew begins to count at 0: no difference is made of that."""
+    """When the driver was reloaded and its counter restarted at 0, energy is missing."""
     replay = Replay("h100-four")
     replay.recording["devices"][2]["nvmlDeviceGetTotalEnergyConsumption"][3] = 0
     _, omitted = devices.summarise(samples_of(replay, "1"), 101, 104)
-    assert omitted["energy_joules"] == "the counter went back: the driver was loaded anew."
+    assert omitted["energy_joules"] == "The counter decreased, because the driver was reloaded."
 
 
 def test_without_gpus_their_properties_are_omitted() -> None:
     """CPU properties are there; each GPU property has the reason of the empty set."""
     found, omitted = devices.summarise(processes_only((0, 0, 2**30), (1, 2, 3 * 2**30), (2, 3, 2**30)), 0.5, 1.5)
     assert found == {"cpu_compute_utilization": 150.0, "cpu_memory_peak_gib": 3.0}
-    assert omitted.pop("cpu_share_percent") == "the system does not tell how long threads wait for a CPU."
+    assert omitted.pop("cpu_share_percent") == "The system does not report how long threads wait for a CPU."
     assert omitted == {name: "none here." for name in DEVICE_OUTPUTS if not name.startswith("cpu_")}
 
 
@@ -339,21 +339,21 @@ def test_the_share_of_the_cpus_is_that_of_used_and_waited_time() -> None:
 
 @pytest.mark.parametrize(("begin_s", "end_s", "length"), [(0.2, 0.8, "0.6"), (5, 6, "1"), (1, 0, "0"), (0.5, 0.5, "0")])
 def test_phase_without_sample_is_omitted(begin_s: float, end_s: float, length: str) -> None:
-    """A phase too short for a sample, beyond them, or without duration gives reasons and no numbers."""
+    """A phase without samples or without duration gives reasons and no numbers."""
     found, omitted = devices.summarise(processes_only((0, 0, 100), (1, 1, 100)), begin_s, end_s)
     assert found == {}
-    assert omitted["cpu_compute_utilization"] == f"no sample fell into the measured phase of {length} s."
+    assert omitted["cpu_compute_utilization"] == f"No sample was taken in the measured phase of {length} s."
     assert set(omitted) == set(DEVICE_OUTPUTS)
 
 
 def test_processes_that_were_gone_are_omitted() -> None:
-    """Samples without a living process are no memory of 0 bytes."""
+    """Without a living process, memory is missing and not 0."""
     _, omitted = devices.summarise(processes_only((0, 0, None), (1, 0, None)), 0, 1)
-    assert omitted["cpu_memory_peak_gib"] == "no training process was alive when it was sampled."
+    assert omitted["cpu_memory_peak_gib"] == "No training process was alive when samples were taken."
 
 
 def test_every_device_output_is_given_or_omitted() -> None:
-    """The names are those of the experiments' outputs: none is forgotten and none is new."""
+    """The names are exactly the device outputs of the experiments."""
     for name in ("h100-four", "vgpu-counters-missing"):
         found, omitted = devices.summarise(samples_of(Replay(name), None), 0, 1000)
         assert found.keys() | omitted.keys() == set(DEVICE_OUTPUTS)
@@ -364,7 +364,7 @@ def test_every_device_output_is_given_or_omitted() -> None:
 
 
 def test_hardware_is_described() -> None:
-    """Metadata name GPUs, driver and host in plain values."""
+    """Metadata describe GPUs, driver and host with plain values."""
     described = devices.describe(devices.visible_devices("1,3", Replay("h100-four")))
     assert described["driver"] == "570.86.15"
     assert described["devices"] == [
@@ -381,7 +381,7 @@ def test_hardware_is_described() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECORDINGS.glob("*.json")))
 def test_recorder_gives_what_is_replayed(name: str) -> None:
-    """A recording of a replay is the recording: the format of real ones is that of the tests."""
+    """Recording a replay gives the same recording, so the tests use the format of real ones."""
     spec = importlib.util.spec_from_file_location("record", RECORDER)
     assert spec is not None
     assert spec.loader is not None

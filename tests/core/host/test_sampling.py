@@ -1,4 +1,4 @@
-"""The sampler and the process tree it watches: with real processes, and devices that misbehave."""
+"""The sampler and its process tree, with real processes and faulty devices."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PARENT = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c',
 
 @pytest.fixture
 def burner() -> Iterator[subprocess.Popen[str]]:
-    """Give a process whose child holds 200 MB, burns a CPU for 1 s once it is told to, and says when it did."""
+    """Give a process whose child holds 200 MB, burns a CPU for 1 s on request, and reports when it did."""
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -58,7 +58,7 @@ def tell(process: subprocess.Popen[str]) -> list[float]:
 
 
 def test_process_tree_is_measured_at_ten_hertz(burner: subprocess.Popen[str]) -> None:
-    """CPU time and memory of a child's child, clipped to the phase it names by the shared clock."""
+    """CPU time and memory of a child's child are those of the phase."""
     sampler = devices.Sampler(devices.DeviceSet(), [burner.pid])
     sampler.start()
     time.sleep(0.3)
@@ -67,7 +67,7 @@ def test_process_tree_is_measured_at_ten_hertz(burner: subprocess.Popen[str]) ->
     found, omitted = devices.summarise(samples, begin_s, end_s)
     assert found["cpu_compute_utilization"] == pytest.approx(100 * cpu_s / (end_s - begin_s), abs=10)
     assert 200e6 < found["cpu_memory_peak_gib"] * 2**30 < 300e6
-    assert omitted["gpu_memory_peak_gib"] == "no GPU is visible to the trainers."
+    assert omitted["gpu_memory_peak_gib"] == "No GPU is visible to the trainers."
     times = sorted(sample["time_s"] for sample in samples["samples"])
     gaps = sorted(after - before for before, after in itertools.pairwise(times))
     assert gaps[len(gaps) // 2] <= 0.1
@@ -86,7 +86,7 @@ def test_sampler_sleeps(burner: subprocess.Popen[str]) -> None:
 
 
 def test_processes_that_vanish_are_tolerated(burner: subprocess.Popen[str]) -> None:
-    """Sampling goes on after the processes; what they used stays counted."""
+    """Sampling continues after the processes have ended, and their CPU time stays counted."""
     sampler = devices.Sampler(devices.DeviceSet(), [burner.pid, 2**22 + 1], interval_s=0.02)
     sampler.start()
     used_s = tell(burner)[2]
@@ -102,7 +102,7 @@ def test_processes_that_vanish_are_tolerated(burner: subprocess.Popen[str]) -> N
 
 
 def test_later_child_counts_with_all_it_used() -> None:
-    """A process that the tree starts between two looks is found, and its CPU time is not lost."""
+    """A process that starts between two scans is found, and its CPU time counts."""
     tree = devices.ProcessTree([psutil.Process().pid])
     tree.rescan(0.0)
     base = tree.read()
@@ -124,7 +124,7 @@ def test_later_child_counts_with_all_it_used() -> None:
 
 
 def test_device_that_fails_is_noted() -> None:
-    """Whatever a driver raises, sampling goes on and the reason is in the samples."""
+    """After any exception of a driver, sampling continues, and the samples have the reason."""
 
     class Lost(devices.Device):
         def read(self) -> devices.Reading:
@@ -137,11 +137,11 @@ def test_device_that_fails_is_noted() -> None:
     samples = sampler.stop()
     found, omitted = devices.summarise(samples, samples["samples"][1]["time_s"], samples["samples"][-1]["time_s"])
     assert set(found) - {"cpu_share_percent"} == {"cpu_compute_utilization", "cpu_memory_peak_gib"}
-    assert omitted["gpu_power_watts_avg"] == "GPU GPU-0 gives no power: OSError: the bus hung."
+    assert omitted["gpu_power_watts_avg"] == "GPU GPU-0 has no power: OSError: the bus hung."
 
 
 def test_slow_device_does_not_turn_sampling_into_a_busy_loop() -> None:
-    """Between two samples there is always a sleep of at least half the interval."""
+    """The sampler always sleeps at least half the interval between two samples."""
 
     class Slow(devices.Device):
         def read(self) -> devices.Reading:

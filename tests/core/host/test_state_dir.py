@@ -1,4 +1,4 @@
-"""The state directory when it cannot be used, and when two users share one."""
+"""The state directory: unusable ones, and one that two users share."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ NOBODY = 65534
 
 
 def test_a_state_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """A file where the directory should be: a message that names it, and no second attempt."""
+    """A file in place of the directory gives a message that names it, and no second attempt."""
     state = tmp_path / "state"
     state.write_text("")
     plan = make_plan("sfttrainer", "finetune_full_benchmark", WORKLOAD)
     with Local(SFTTrainer.plugin(), SFTTrainerParameters(), state) as local:
         verdict = local.measure(plan)
-    assert verdict.message == f"nothing can be written in {state}: Not a directory."
+    message = f"The state directory {state} is not writable: Not a directory. Set state_dir to another directory."
+    assert verdict.message == message
     assert verdict.metadata["attempts"] == 1
 
 
@@ -72,7 +73,7 @@ def resolve(shared: Path) -> Path:
 
 
 def test_two_users_share_a_built_environment(shared: Path) -> None:
-    """What one user has built another one uses, without write access."""
+    """An environment built by one user is used by another without write access."""
     python = Path(os.path.realpath(sys.executable))
     if not all(place.stat().st_mode & 0o001 for place in (python, *python.parents)):
         pytest.skip("this Python is its owner's alone, so an environment made of it is too")
@@ -81,14 +82,14 @@ def test_two_users_share_a_built_environment(shared: Path) -> None:
 
 
 def test_another_user_cannot_build_where_he_may_not_write(shared: Path) -> None:
-    """An environment that is missing in somebody else's cache: one message."""
+    """A missing environment in another user's cache gives a message."""
     (shared / "cache").mkdir(mode=0o755)
     assert as_nobody(shared) == f"The environment cannot be built in {shared / 'cache'}: Permission denied."
 
 
 @pytest.mark.parametrize(("mode", "expected"), [(0o755, 0o700), (0o775, 0o1777), (0o1777, 0o1777)])
 def test_files_of_measurements_are_private(mode: int, expected: int, tmp_path: Path) -> None:
-    """Logs and run files are for their user; in a state directory that several may write each can still write."""
+    """Logs and run files belong to their user; in a shared state directory every user can write."""
     tmp_path.chmod(mode)
     made = state_dir.make_subdirectory(tmp_path, "logs")
     assert made.stat().st_mode & 0o7777 == expected
@@ -96,15 +97,15 @@ def test_files_of_measurements_are_private(mode: int, expected: int, tmp_path: P
 
 
 def test_a_link_of_another_user_is_rejected(shared: Path, tmp_path: Path) -> None:
-    """Logs would otherwise overwrite what the link names."""
+    """A link of another user is rejected, because logs would overwrite its target."""
     (shared / "logs").symlink_to(tmp_path)
     os.lchown(shared / "logs", NOBODY, NOBODY)
-    with pytest.raises(PermissionError, match="logs is a link of another user"):
+    with pytest.raises(PermissionError, match="logs is a symbolic link of another user"):
         state_dir.make_subdirectory(shared, "logs")
 
 
 def test_a_log_is_a_new_file(tmp_path: Path) -> None:
-    """A link or file with the name of a log stays as it is, and the log is its user's alone."""
+    """An existing link or file with the name of a log is not changed, and a log has mode 0600."""
     kept = tmp_path / "kept"
     kept.write_text("kept")
     (tmp_path / "planted").symlink_to(kept)

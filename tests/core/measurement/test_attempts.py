@@ -1,4 +1,4 @@
-"""The procedure of a measurement, driven with scripted outcomes: which steps it asks for, and how it ends."""
+"""The procedure of a measurement, driven with scripted outcomes: the steps that it yields, and its verdict."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUT_OF_MEMORY = failures.OutOfMemory("gpu").cause
 
 @dataclasses.dataclass
 class Settings:
-    """An actuator configuration, as far as the procedure reads it."""
+    """The parameters of an actuator configuration that the procedure reads."""
 
     max_retries: int = 2
     retry_backoff_s: float = 5.0
@@ -58,7 +58,7 @@ def make(experiment: str = "finetune_full_benchmark", **change: Any) -> Plan:
 def drive(
     plan: Plan, causes: list[failures.Cause | None], settings: Settings, known: KnownOutOfMemory | None = None
 ) -> tuple[Verdict, list[str | float]]:
-    """Answer each attempt with the next cause; return the verdict and what was asked: experiments and pauses in seconds."""
+    """Answer each attempt with the next cause; return the verdict and the steps: experiments, and pauses in seconds."""
     steps = procedure(plan, settings, known or KnownOutOfMemory(), same_gpus=True)
     asked: list[str | float] = []
     answer: list[Outcome] | None = None
@@ -89,14 +89,14 @@ def test_a_transient_failure_is_retried_with_back_off_until_retries_are_used() -
 
 @pytest.mark.parametrize(("cause", "failure"), [(BROKEN, None), (OUT_OF_MEMORY, "gpu_oom")])
 def test_other_failures_are_not_retried(cause: failures.Cause, failure: str | None) -> None:
-    """One attempt decides."""
+    """Other failures are not retried."""
     verdict, asked = drive(make(), [cause], Settings())
     assert len(asked) == 1
     assert verdict.properties.get("failure") == failure
 
 
 def test_a_stability_experiment_counts_a_crash_and_retries_a_lost_host() -> None:
-    """A crash of the trainer is one of the five results; a host that is gone says nothing about stability."""
+    """In a stability experiment a crash of the trainer is a result, and only the loss of a host is retried."""
     plan = make("finetune_full_stability")
     verdict, asked = drive(plan, [TRANSIENT, OUT_OF_MEMORY, BROKEN, BROKEN, BROKEN], Settings())
     assert asked == ["finetune_full_stability"] * 5
@@ -107,14 +107,14 @@ def test_a_stability_experiment_counts_a_crash_and_retries_a_lost_host() -> None
 
 
 def test_invalid_input_ends_a_stability_experiment_at_its_first_run() -> None:
-    """Further runs would fail in the same way."""
+    """A stability experiment ends after an error in the input."""
     verdict, asked = drive(make("finetune_full_stability"), [failures.BadInput("No such model.").cause], Settings())
     assert len(asked) == 1
     assert verdict.message == "No such model."
 
 
 def test_a_predicted_out_of_memory_is_not_run() -> None:
-    """With skip_predicted_oom an estimate goes first; when it says too large, nothing else is asked for."""
+    """With skip_predicted_oom the estimate comes first; if the workload does not fit, nothing else runs."""
     steps = procedure(make(), Settings(skip_predicted_oom=True), KnownOutOfMemory(), same_gpus=True)
     step = next(steps)
     assert isinstance(step, Attempt)
@@ -125,7 +125,7 @@ def test_a_predicted_out_of_memory_is_not_run() -> None:
 
 
 def test_a_larger_workload_than_one_that_ran_out_of_memory_is_not_run() -> None:
-    """Nor estimated; without skip_predicted_oom it is run all the same."""
+    """A workload larger than a known out-of-memory is neither estimated nor run; without skip_predicted_oom it runs."""
     known = KnownOutOfMemory()
     drive(make(), [OUT_OF_MEMORY], Settings(), known)
     with pytest.raises(failures.PredictedOutOfMemory, match="batch_size 8 and model_max_length 128"):
@@ -135,7 +135,7 @@ def test_a_larger_workload_than_one_that_ran_out_of_memory_is_not_run() -> None:
 
 
 def test_on_gpus_of_several_types_an_out_of_memory_says_nothing_about_others() -> None:
-    """The next device may have more memory, so the workload is estimated."""
+    """If GPU types differ, the next device may have more memory, so the workload is estimated."""
     known = KnownOutOfMemory()
     known.add(make().workload)
     settings = Settings(skip_predicted_oom=True)
@@ -145,7 +145,7 @@ def test_on_gpus_of_several_types_an_out_of_memory_says_nothing_about_others() -
 
 @pytest.mark.parametrize("cause", [None, failures.OutOfMemory("host").cause, BROKEN])
 def test_only_running_out_of_gpu_memory_is_remembered(cause: failures.Cause | None) -> None:
-    """Other ends say nothing about larger workloads."""
+    """Other outcomes do not exclude larger workloads."""
     known = KnownOutOfMemory()
     if cause is not None:
         drive(make(), [cause], Settings(max_retries=0), known)
@@ -171,7 +171,7 @@ def workload(**change: Any) -> Workload:
     ],
 )
 def test_what_did_not_fit_does_not_fit_when_larger(change: dict[str, Any], expected: bool) -> None:
-    """As large or larger in batch and length, with everything else equal."""
+    """A workload is excluded if batch and length are equal or larger and everything else is equal."""
     known = KnownOutOfMemory()
     known.add(workload())
     message = known.message_for(workload(**change))
@@ -181,5 +181,5 @@ def test_what_did_not_fit_does_not_fit_when_larger(change: dict[str, Any], expec
 
 @pytest.mark.parametrize(("attempt", "seconds"), [(1, 5.0), (2, 10.0), (4, 40.0), (7, 300.0), (100, 300.0)])
 def test_the_pause_before_a_retry_doubles_up_to_a_limit(attempt: int, seconds: float) -> None:
-    """However many retries are allowed, no pause is longer than five minutes."""
+    """No pause is longer than five minutes, for any number of retries."""
     assert backoff_s(5.0, attempt) == seconds

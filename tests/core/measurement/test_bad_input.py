@@ -1,4 +1,4 @@
-"""Whatever is asked for is planned as it was asked, or refused by one short message; nothing else ever comes out."""
+"""Any input either becomes a plan with exactly its values or is rejected with one short message."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ anything = st.recursive(
 
 
 def likely(name: str) -> st.SearchStrategy[Any]:
-    """Return values that a property could really have, so that rules across properties are reached."""
+    """Return valid values of a property, so that rules across properties are reached."""
     field = Workload.model_fields[name]
     domain = catalog.domain(name, field)
     if "values" in domain:
@@ -90,7 +90,7 @@ quick = settings(thorough, max_examples=300)
 
 
 def check_message(message: str) -> None:
-    """Fail unless this is one line a user can read, of at most 200 characters, that any store can keep."""
+    """Fail unless this is one printable line of at most 200 characters."""
     assert 0 < len(message) <= 200
     assert "\n" not in message
     assert message.isprintable(), message
@@ -99,12 +99,12 @@ def check_message(message: str) -> None:
 
 
 def means(planned: Any, asked: Any) -> bool:
-    """Whether a planned value is the one that was asked for; numbers and booleans may have been written as text."""
-    if planned == asked or (planned == "no" and asked is False):  # what YAML makes of an unquoted no
+    """Whether a planned value equals the requested one; numbers and booleans may be given as text."""
+    if planned == asked or (planned == "no" and asked is False):  # YAML reads an unquoted no as False
         return True
     if isinstance(asked, bytes):
         return bool(planned == asked.decode())
-    if isinstance(planned, float) and isinstance(asked, int):  # a whole number beyond 2**53 has no float of its own
+    if isinstance(planned, float) and isinstance(asked, int):  # integers above 2**53 are not exact as floats
         return planned == float(asked)
     if not isinstance(asked, str):
         return False
@@ -127,7 +127,7 @@ def repeated(actuator: Any, plan: Plan) -> Workload:
 @thorough
 @given(values=entities, actuator=st.sampled_from([SFTTrainer, FMSHFTuning]), kind=st.integers(0, 6))
 def test_an_entity_is_planned_as_asked_or_refused(values: dict[str, Any], actuator: Any, kind: int) -> None:
-    """2,000 entities: each gives a plan that holds exactly its values, or one message, within a second of CPU time."""
+    """2,000 entities: each gives a plan with exactly its values, or one message, within a second of CPU time."""
     experiment = actuator.kinds[kind % len(actuator.kinds)]
     begin = time.process_time()
     try:
@@ -154,7 +154,7 @@ PARAMETERS = list(SFTTrainer.parameters_class.model_fields)
     actuator=st.sampled_from([SFTTrainer, FMSHFTuning]),
 )
 def test_a_configuration_is_taken_as_given_or_refused(given_values: dict[str, Any], actuator: Any) -> None:
-    """2,000 configurations: each becomes parameters with exactly its values, or is refused by one message."""
+    """2,000 configurations: each becomes parameters with exactly its values, or is rejected with one message."""
     try:
         parameters = actuator.validate_parameters(given_values)
     except ValueError as refused:
@@ -165,10 +165,13 @@ def test_a_configuration_is_taken_as_given_or_refused(given_values: dict[str, An
 
 @pytest.mark.parametrize(
     ("place", "why"),
-    [("state", "a path from / or ~ is needed"), ("~nobody-of-this-name/state", "could not determine home directory")],
+    [
+        ("state", "expected a path that begins with / or ~"),
+        ("~nobody-of-this-name/state", "could not determine home directory"),
+    ],
 )
 def test_a_state_directory_is_the_same_for_all_processes(place: str, why: str) -> None:
-    """Hosts and trainers have other working directories than who asks, so a relative one is refused."""
+    """Hosts and trainers have other working directories, so a relative state_dir is rejected."""
     with pytest.raises(ValueError, match=why) as refused:
         SFTTrainer.validate_parameters({"state_dir": place})
     assert str(refused.value).startswith(f"state_dir {place!r} is impossible: ")
@@ -177,7 +180,7 @@ def test_a_state_directory_is_the_same_for_all_processes(place: str, why: str) -
 
 @pytest.mark.parametrize("name", ["model_max_length", "seed", "model_name", "packing"])
 def test_a_number_too_long_to_print_is_refused(name: str) -> None:
-    """Python refuses to write out integers of more than 4300 digits; the message does without the value."""
+    """Python does not convert integers of more than 4300 digits to text; the message omits the value."""
     with pytest.raises(failures.InvalidConfiguration) as refused:
         parse({**GOOD, name: 10**5000})
     check_message(str(refused.value))
@@ -185,7 +188,7 @@ def test_a_number_too_long_to_print_is_refused(name: str) -> None:
 
 
 def test_an_unquoted_no_means_no() -> None:
-    """YAML reads the word no as false; the only property with that word takes it as meant."""
+    """YAML reads the word no as false; mixed_precision, the only property with that value, accepts false."""
     assert parse({**GOOD, "mixed_precision": yaml.safe_load("no")}).mixed_precision == "no"
 
 
@@ -200,7 +203,7 @@ BAD_FILES = [
 def test_a_bad_workload_file_is_one_line(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``run`` ends with status 2, or 1 for a refused workload, and one line; nothing in the file is executed."""
+    """``run`` ends with status 2, or 1 for a rejected workload, and one line; nothing in the file is executed."""
     monkeypatch.chdir(tmp_path)
     Path("workload.yaml").write_bytes(content)
     status = main(["run", "workload.yaml"])
@@ -217,7 +220,7 @@ def test_a_bad_workload_file_is_one_line(
 def test_a_bad_configuration_file_is_one_line(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A configuration that cannot be used ends ``run`` with status 2 and one line; an empty one leaves the defaults."""
+    """A configuration that cannot be used ends ``run`` with status 2 and one line; an empty one means the defaults."""
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_bytes(content)
     workload = [f"{name}={value}" for name, value in {**GOOD, "batch_size": 0}.items()]
@@ -240,7 +243,7 @@ words = st.one_of(
 @quick
 @given(given_words=st.lists(words, min_size=1, max_size=3))
 def test_no_command_line_is_a_traceback(given_words: list[str]) -> None:
-    """What ``run`` is told is understood, or refused by its own exception."""
+    """Arguments of ``run`` are accepted, or rejected with its own exception."""
     plugin = SFTTrainer.plugin()
     try:
         values, experiment = run.read_workload(given_words, None, plugin)
@@ -265,14 +268,14 @@ TOKENIZER = byte_tokenizer.build(16)
 
 @pytest.fixture(scope="module")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Name a file that the data set tests write again and again."""
+    """Return the path of a file that the data set tests overwrite."""
     return tmp_path_factory.mktemp("a folder; $(touch pwned) – ünïcode") / "data.jsonl"
 
 
 @quick
 @given(lines=st.lists(LINES, max_size=4))
 def test_a_data_set_file_is_read_or_refused(lines: list[bytes], data_file: Path) -> None:
-    """300 files of JSON, half-JSON and bytes: samples, or one message; the folder's name is a name and nothing else."""
+    """300 files of JSON, half-JSON and bytes: samples, or one message; special characters in the path have no effect."""
     data_file.write_bytes(b"\n".join(lines))
     workload = JobWorkload(**{**parse({**GOOD, "max_steps": 2}).model_dump(), "dataset_id": str(data_file)})
     try:

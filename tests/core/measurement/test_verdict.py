@@ -1,4 +1,4 @@
-"""What surrounds a measurement, without measuring."""
+"""Verdicts and plans, without running a measurement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAN = make_plan(
 
 
 def outcome(rank: int = 0, *, steps: int = 5, total_s: float = 7.0, **change: Any) -> Outcome:
-    """Return what a host gives for one rank whose steps take a second each."""
+    """Return the outcome of a host with one rank, whose steps take a second each."""
     record = {
         "rank": rank,
         "world_size": 2,
@@ -49,7 +49,7 @@ def outcome(rank: int = 0, *, steps: int = 5, total_s: float = 7.0, **change: An
 
 
 def test_what_hosts_sampled_is_joined_as_its_name_says() -> None:
-    """Energy adds up, the least of minima, the largest of maxima and peaks, the mean of averages; what one lacks all lack."""
+    """Energy is summed; minima, maxima, peaks and averages are joined; a property that one host lacks is missing."""
     first = {"energy_joules": 3.0, "gpu_power_watts_min": 100.0, "gpu_power_watts_avg": 200.0, "gpu_power_watts_max": 300.0,
              "gpu_memory_peak_gib": 7.0, "gpu_memory_utilization_peak": 50.0, "gpu_power_percent_avg": 5.0}  # fmt: skip
     second = {"energy_joules": 4.0, "gpu_power_watts_min": 90.0, "gpu_power_watts_avg": 300.0, "gpu_power_watts_max": 400.0,
@@ -67,7 +67,7 @@ def test_what_hosts_sampled_is_joined_as_its_name_says() -> None:
 
 
 def test_devices_of_other_hosts_are_told_where_they_differ() -> None:
-    """Of equal hosts one description is stored, of others all."""
+    """Equal hosts are described once, different hosts each."""
     described = [{"devices": [{"name": name}]} for name in ("NVIDIA H200", "NVIDIA A30")]
     device: dict[str, Any] = {"properties": {}, "omitted": {}}
     hosts = [outcome(rank, device={**device, "describe": described[rank]}) for rank in (0, 1)]
@@ -78,14 +78,14 @@ def test_devices_of_other_hosts_are_told_where_they_differ() -> None:
 
 
 def test_the_measured_phase_begins_where_warm_up_ends() -> None:
-    """At the end of the last step of warm-up, or of the beginning of training without one."""
+    """The measured phase begins after the last warm-up step, or at the beginning of training."""
     (record,) = outcome(0).records
     assert host.measured_phase([record]) == (3.0, 5.0)
     assert host.measured_phase([record | {"warmup_steps": 0, "train_begin_s": 0.5}]) == (0.5, 5.0)
 
 
 def test_weights_of_our_own_models_are_random_only() -> None:
-    """tiny-llama-5m was never trained, which is known before a trainer starts."""
+    """tiny-llama-5m has no published weights, which is reported before a trainer starts."""
     asked = {
         "model_name": "tiny-llama-5m",
         "model_max_length": 8,
@@ -93,7 +93,7 @@ def test_weights_of_our_own_models_are_random_only() -> None:
         "number_gpus": 0,
         "weights": "pretrained",
     }
-    with pytest.raises(failures.BadInput, match="model tiny-llama-5m has no published weights; use weights random"):
+    with pytest.raises(failures.BadInput, match="Model tiny-llama-5m has no published weights; use weights random"):
         make_plan("sfttrainer", "finetune_full_benchmark", asked)
 
 
@@ -105,7 +105,7 @@ def test_processes_of_all_hosts_count_together() -> None:
 
 
 def test_the_time_of_a_measurement_is_that_of_the_attempt_that_counts() -> None:
-    """Waiting for CPUs and GPUs, and earlier attempts, are not in it; the slower host sets it."""
+    """total_s is that of the slowest host, without the wait for resources and earlier attempts."""
     run = Run([outcome(0, total_s=7.0), outcome(1, total_s=9.0)], attempts=3)
     assert conclude(PLAN, [run], price=None).properties["total_s"] == 9.0
 
@@ -120,7 +120,7 @@ def test_metadata_stay_small_however_many_steps_there_were() -> None:
 
 
 def test_the_log_of_a_failure_is_that_of_the_host_that_failed() -> None:
-    """Not that of the first host, whose trainer only lost its peer."""
+    """The log is that of the failed host, not of the first, whose trainer lost its peer."""
     failed = outcome(1, records=[], cause=failures.OutOfMemory("gpu").cause)
     lost = outcome(0, records=[], cause=None)
     verdict = conclude(PLAN, [Run([lost, failed], 1)], price=None)

@@ -1,4 +1,4 @@
-"""The report of records written by hand: exact numbers, and a reason for whatever is missing."""
+"""The report of hand-written records: exact numbers, and a reason for each missing property."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LLAMA = {
 
 
 def record(**change: Any) -> Any:
-    """Return a rank that took 5 s for the first step, then 1, 1, 2 and 2 s, on 2 samples of 10 slots with 8 real tokens."""
+    """Return the record of a rank with steps of 5, 1, 1, 2 and 2 s, on 2 samples of 10 slots with 8 real tokens."""
     steps = 5
     return {
         "rank": 0,
@@ -64,7 +64,7 @@ def report(
 
 
 def test_times_and_rates_are_those_of_the_measured_steps() -> None:
-    """Warm-up is left out of everything."""
+    """Warm-up steps are excluded from all properties."""
     got = report(record()).properties
     assert (got["train_runtime_s"], got["measured_steps"], got["warmup_steps"], got["first_step_s"]) == (6.0, 4, 1, 5.0)
     assert (got["step_time_median_s"], got["step_time_mean_s"]) == (1.5, 1.5)
@@ -75,7 +75,7 @@ def test_times_and_rates_are_those_of_the_measured_steps() -> None:
 
 
 def test_utilisation_of_a_known_device_is_exact() -> None:
-    """Two A100s with bfloat16 weights: TFLOP a second and device, over 312; an unknown device says that it is unknown."""
+    """Two A100s with bfloat16 weights: TFLOP per second and device, over 312; an unknown device gives a reason."""
     values = {"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 2, "torch_dtype": "bfloat16"}
     ranks = [record(rank=rank, world_size=2, facts={"dtype": "bfloat16"}) for rank in (0, 1)]
 
@@ -95,11 +95,11 @@ def test_utilisation_of_a_known_device_is_exact() -> None:
     assert "Abacus 3000" in unknown.omitted["mfu_percent"]
     assert unknown.omitted["tflops_per_device"] == unknown.omitted["mfu_percent"]
     mixed = on("NVIDIA H200", "NVIDIA A100-SXM4-80GB").omitted["mfu_percent"]
-    assert mixed == "devices of several kinds took part: NVIDIA A100-SXM4-80GB, NVIDIA H200."
+    assert mixed == "Devices of different models were used: NVIDIA A100-SXM4-80GB, NVIDIA H200."
 
 
 def test_two_gpus_under_lora_with_everything_known() -> None:
-    """Each number once, where another rule for joining ranks or devices would give another one."""
+    """Each property, with numbers that distinguish the rules for joining ranks and devices."""
     phases = {"model_load_s": 0.5, "startup_s": 3.0}
     one = record(
         world_size=2, architecture={**LLAMA, "num_hidden_layers": 2}, trainable_parameters=5, steady=True, phases=phases,
@@ -133,7 +133,7 @@ def test_two_gpus_under_lora_with_everything_known() -> None:
     assert (got["torch_peak_allocated_gib"], got["torch_peak_reserved_gib"]) == (3.0, 4.0)
     assert got["cpu_memory_peak_gib"] == 3.0
     assert got["energy_joules_per_token"] == 22 / 100
-    # two devices for 11 s at 0.001 USD a second
+    # two devices for 11 s at 0.001 USD per second
     assert got["usd_per_million_tokens"] == pytest.approx(0.022 / 100 * 1e6)
     assert (got["model_load_s"], got["startup_s"]) == (0.7, 3.0)
     assert (got["loss_first"], got["loss_last"]) == (2.5, 2.5)
@@ -144,14 +144,14 @@ def test_two_gpus_under_lora_with_everything_known() -> None:
     ("facts", "change", "peak"),
     [
         ({"dtype": "float32"}, {}, 19.5),
-        # what torch.compile switches on
+        # torch.compile enables TF32
         ({"dtype": "float32", "float32_products": "tf32"}, {}, 156.0),
         ({"dtype": "bfloat16", "float32_products": "tf32"}, {}, 312.0),
         ({"dtype": "float32"}, {"mixed_precision": "bf16"}, 312.0),
     ],
 )
 def test_the_peak_is_that_of_what_was_computed(facts: dict[str, str], change: dict[str, Any], peak: float) -> None:
-    """By the type of products, as read back."""
+    """The peak is that of the type of matrix products that the trainer reports."""
     asked = parse({"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 1, **change})
     got: dict[str, Any] = make(
         [record(facts=facts)], asked, device=None, device_names=["NVIDIA A100-SXM4-80GB"], price_usd_per_device_hour=None,
@@ -161,34 +161,34 @@ def test_the_peak_is_that_of_what_was_computed(facts: dict[str, str], change: di
 
 
 def test_steps_with_less_than_the_batch_are_noted() -> None:
-    """Data that end in the middle of a step: the numbers count what was trained, and a message says so."""
+    """If the data ends within a step, only trained samples count, and a note says so."""
     assert not [note for note in report(record()).notes if "samples" in note]
     notes = report(record(samples=[2, 2, 1, 2, 2])).notes
     assert (
-        "1 of 4 measured steps had fewer than the 2 samples of batch_size x gradient_accumulation_steps: there the data ended."
+        "1 of 4 measured steps had fewer than the 2 samples of batch_size x gradient_accumulation_steps: the data set ended there."
         in notes
     )
 
 
 def test_one_device_under_fsdp_is_noted() -> None:
-    """Nothing is sharded there, so it is no measurement of FSDP."""
+    """FSDP on one device shards nothing, and a note says so."""
     assert (
-        "distributed_backend FSDP2 shards nothing on one device."
+        "distributed_backend FSDP2 has no effect on one device."
         in report(record(), number_gpus=1, distributed_backend="FSDP2").notes
     )
 
 
 def test_a_rank_without_a_predicted_token_is_no_divergence() -> None:
-    """Its part of the loss is nothing; the loss is a mean over the tokens of all ranks."""
+    """A rank without trained tokens contributes nothing to the loss, a mean over the tokens of all ranks."""
     idle = record(rank=1, world_size=2, losses=[0.0] * 5, trained_tokens=[0] * 5)
     got = report(record(world_size=2), idle, number_nodes=2).properties
     assert (got["loss_finite"], got["loss_first"], got["loss_last"]) == (1, 2.5, pytest.approx(2.1))
     nothing = report(record(losses=[0.0] * 5, trained_tokens=[0] * 5))
-    assert nothing.omitted["loss_first"] == "no token of this step carries loss."
+    assert nothing.omitted["loss_first"] == "No token of this step carries loss."
 
 
 def test_ranks_count_together_and_the_slowest_sets_the_time() -> None:
-    """Tokens add up; a step lasts as long as on the rank that took longest."""
+    """Tokens are summed over ranks; the duration of a step is the maximum over ranks."""
     slow = record(rank=1, world_size=2, step_end_s=[105.0, 107.0, 108.0, 110.0, 112.0])
     got = report(record(world_size=2), slow, number_nodes=2).properties
     assert got["train_runtime_s"] == 2 + 1 + 2 + 2
@@ -196,7 +196,7 @@ def test_ranks_count_together_and_the_slowest_sets_the_time() -> None:
 
 
 def test_every_output_is_measured_or_has_a_reason() -> None:
-    """Nothing is stored as 0 or -1 for want of a value."""
+    """A missing value is omitted with a reason, never 0 or -1."""
     got = report(record())
     assert set(got.properties) | set(got.omitted) == set(OUTPUTS)
     assert not set(got.properties) & set(got.omitted)
@@ -204,12 +204,12 @@ def test_every_output_is_measured_or_has_a_reason() -> None:
 
 
 def test_a_price_gives_a_cost() -> None:
-    """3.6 USD an hour are 0.001 USD a second; 64 tokens took 6 s."""
+    """3.6 USD per hour are 0.001 USD per second; 64 tokens took 6 s."""
     assert report(record(), price=3.6).properties["usd_per_million_tokens"] == pytest.approx(0.006 / 64 * 1e6)
 
 
 def test_a_loss_that_is_not_finite_is_flagged() -> None:
-    """The throughput counts, the flag says that training diverged."""
+    """The throughput is valid, and loss_finite says that training diverged."""
     made = report(record(losses=[30.0, 28.8, None, 26.4, 25.2]))
     assert "The loss of 1 of 5 steps is not finite: training diverged." in made.notes
     got = made.properties
@@ -217,19 +217,22 @@ def test_a_loss_that_is_not_finite_is_flagged() -> None:
 
 
 def test_a_first_loss_far_from_that_of_random_weights_is_noted() -> None:
-    """ln(10) is 2.3; a first loss of 9 is worth a message."""
+    """ln(10) is 2.3; a first loss of 9 gives a note."""
     assert not [note for note in report(record()).notes if "first loss" in note]
     assert [note for note in report(record(losses=[108.0, 28.8, 27.6, 26.4, 25.2])).notes if "first loss" in note]
 
 
 def test_a_run_that_ended_in_its_warm_up_is_noted() -> None:
-    """Numbers of a step that nothing preceded are given, with a message that says how little they rest on."""
-    assert "Too short to be trusted: 5 steps ran, of which 1 were warm-up." in report(record(warmup_steps=1)).notes
+    """With too few warm-up steps the properties are given, with a note that they are unreliable."""
+    assert (
+        "The measurement is too short to be reliable: 5 steps ran, of which 1 were warm-up."
+        in report(record(warmup_steps=1)).notes
+    )
     assert report(record(warmup_steps=3)).notes == ()
 
 
 def test_the_loss_of_random_weights_depends_on_the_spread_of_logits() -> None:
-    """A hidden size of 576 and a range of 1/24 give logits of variance 1, which cost half a nat more."""
+    """A hidden size of 576 and a range of 1/24 give logits of variance 1, which adds 0.5 to the loss."""
     smollm2 = {"vocab_size": 49152, "hidden_size": 576, "initializer_range": 1 / 24}
     assert first_loss_of_random_weights(smollm2) == pytest.approx(math.log(49152) + 0.5)
     assert first_loss_of_random_weights({**smollm2, "logits_scaling": 10.0}) == pytest.approx(math.log(49152) + 0.005)
@@ -251,23 +254,23 @@ def test_energy_is_per_real_token() -> None:
     ],
 )
 def test_impossible_records_are_refused(change: dict[str, Any]) -> None:
-    """Time going back, more tokens than slots, no measured step, lists of different lengths."""
+    """Decreasing times, more tokens than slots, no measured step and lists of different lengths are rejected."""
     with pytest.raises(ImpossibleRecord):
         report(record(**change))
 
 
 def test_a_refusal_has_two_properties() -> None:
-    """What cannot run has nothing else to say."""
+    """A workload that cannot run has no other properties."""
     got = Report.for_refusal("gpu_oom", "it does not fit.")
     assert got.properties == {"is_valid": 0, "failure": "gpu_oom"}
     assert set(got.omitted.values()) == {"it does not fit."}
 
 
 def test_the_text_shows_every_property_and_reason() -> None:
-    """For the terminal: values aligned, reasons grouped."""
+    """The text has aligned values and grouped reasons."""
     text = report(record()).text()
     assert "train_runtime_s" in text
-    assert "usd_per_million_tokens: the actuator configuration gives no price_usd_per_device_hour." in text
+    assert "usd_per_million_tokens: The actuator configuration has no price_usd_per_device_hour." in text
 
 
 @pytest.mark.parametrize(

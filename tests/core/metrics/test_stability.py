@@ -1,4 +1,4 @@
-"""The stability experiment: fractions over five runs, each in a process of its own."""
+"""The stability experiment: fractions over five runs, each in a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ado_actuators.sfttrainer.core.metrics import stability
 pytestmark = pytest.mark.torch
 
 CORE = Path(__file__).parents[3] / "core"
-# notes its process in the file it is given, and fails as the line of its run says
+# writes its process id to the given file, and fails as the line of its run says
 STACK = '''
 """A stack whose runs end as a file says."""
 import os
@@ -52,7 +52,7 @@ def train(job, clock):
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Make a plugin of that stack; give its own copies of the modules that measure."""
+    """Make a plugin of that stack; return its copies of the modules that measure."""
     root = tmp_path_factory.mktemp("plugin")
     package = root / "ado_actuators" / "scripted"
     package.mkdir(parents=True)
@@ -102,7 +102,7 @@ def measure_all(
 
 @pytest.mark.timeout(300)
 def test_two_of_five_runs_out_of_memory(core: Any, tmp_path: Path) -> None:
-    """Fractions are those of the injected failures; a crash counts, though elsewhere it would be repeated; all runs are fresh."""
+    """Fractions are those of the injected failures; a crash counts and is not retried; all runs have fresh processes."""
     verdict, processes = measure(core, tmp_path, "fine oom crash oom fine")
     assert verdict.properties == {
         "is_valid": 1,
@@ -117,7 +117,7 @@ def test_two_of_five_runs_out_of_memory(core: Any, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(200)
 def test_bad_input_is_no_instability(core: Any, tmp_path: Path) -> None:
-    """Data that cannot be read end the experiment at its first run, with the message."""
+    """Unreadable data ends the experiment after its first run, with the message."""
     verdict, processes = measure(core, tmp_path, "bad bad bad bad bad")
     assert (verdict.properties, verdict.message) == ({}, "line 3 of the data is no JSON.")
     assert len(processes) == 1
@@ -125,21 +125,21 @@ def test_bad_input_is_no_instability(core: Any, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_what_did_not_fit_is_not_tried_larger(core: Any, tmp_path: Path) -> None:
-    """With skip_predicted_oom: after batch 2 ran out of memory batch 4 is answered at once, batch 1 and other experiments are run."""
+    """With skip_predicted_oom: after batch 2 ran out of memory, batch 4 is not run; batch 1 and other experiments are."""
     asked = [("finetune_full_benchmark", batch) for batch in (2, 4, 1)] + [("finetune_full_stability", 4)]
     verdicts, processes = measure_all(
         core, tmp_path, "oom fine fine fine fine fine fine", asked, skip_predicted_oom=True
     )
     assert [one.properties["failure"] for one in verdicts[:2]] == ["gpu_oom", "predicted_oom"]
     assert "a smaller one ran out of GPU memory in this operation, with batch_size 2" in verdicts[1].metadata["reason"]
-    # the scripted model counts no tokens, so its benchmark fails in the report; that it ran is what matters here
+    # the scripted model counts no tokens, so its benchmark fails in the report; the test only needs to know that it ran
     assert verdicts[2].properties.get("failure") != "predicted_oom"
     assert verdicts[3].properties["f_no_error"] == 1
     assert len(processes) == 7
 
 
 def test_fractions_are_exact() -> None:
-    """A host's memory is not a GPU's."""
+    """Out of host memory does not exclude other workloads."""
     causes = [None, failures.OutOfMemory("host").cause, failures.OutOfMemory("gpu").cause, failures.Broken("x").cause]
     assert stability.summarise(causes).properties == {
         "is_valid": 1,
@@ -151,6 +151,6 @@ def test_fractions_are_exact() -> None:
 
 
 def test_no_run_has_no_fraction() -> None:
-    """Nothing was tried, so there is nothing to say."""
+    """Without a run there are no fractions."""
     with pytest.raises(ValueError, match="at least one run"):
         stability.summarise([])

@@ -15,16 +15,16 @@ def test_durations_are_differences_of_step_ends():
 
 @pytest.mark.parametrize("ends", [[12.0, 11.0], [12.0, 12.0], [9.0], [11.0, float("nan")], [float("inf")]])
 def test_time_that_goes_back_is_refused(ends):
-    """A step that ends before, or when, the one before it ended has not happened."""
+    """A step must end after the step before it."""
     with pytest.raises(ImpossibleRecord):
         throughput.durations(10.0, ends)
 
 
 def test_refusal_names_the_step_and_both_times():
-    """The message carries the values."""
+    """The message has the values."""
     with pytest.raises(ImpossibleRecord) as refused:
         throughput.durations(0.0, [1.0, 3.0, 2.0])
-    assert str(refused.value) == "Time went back: step 3 ended at 2.0 s, the one before at 3.0 s."
+    assert str(refused.value) == "Step 3 ended at 2.0 s, not after the step before it, which ended at 3.0 s."
     assert isinstance(refused.value, Broken)
 
 
@@ -35,7 +35,7 @@ def test_a_step_lasts_as_long_as_on_its_slowest_rank():
 
 @pytest.mark.parametrize("ranks", [[[1.0, 1.0], [1.0]], []])
 def test_ranks_that_disagree_on_the_number_of_steps_are_refused(ranks):
-    """There is no way to tell which steps belong together."""
+    """Ranks with different numbers of steps are rejected."""
     with pytest.raises(ImpossibleRecord):
         throughput.slowest(ranks)
 
@@ -47,7 +47,7 @@ def test_counts_are_summed_over_ranks_without_warm_up():
 
 @pytest.mark.parametrize("counts", [[[1, -1, 1]], [[1, 1]]])
 def test_impossible_counts_are_refused(counts):
-    """Negative counts and counts that miss a step."""
+    """Negative counts, and a missing count, are rejected."""
     with pytest.raises(ImpossibleRecord):
         throughput.total("samples", counts, steps=3, skip=0)
 
@@ -63,14 +63,14 @@ def test_one_stalled_step_moves_mean_and_tail_but_not_the_median():
 
 
 def test_a_single_step_has_no_spread():
-    """Neither a coefficient of variation nor an interval."""
+    """A single step has neither a coefficient of variation nor an interval."""
     times = throughput.summarise([2.0])
     assert (times.mean_s, times.p95_s, times.cv, times.ci95_percent) == (2.0, 2.0, None, None)
 
 
 @pytest.mark.parametrize("steps", [[], [1.0, 0.0], [1.0, -1.0]])
 def test_no_step_and_no_time_are_refused(steps):
-    """There would be no rate."""
+    """A step that took no time is rejected."""
     with pytest.raises(ImpossibleRecord):
         throughput.summarise(steps)
 
@@ -82,7 +82,7 @@ def test_percentiles_interpolate():
 
 
 def test_rates_are_counts_over_time():
-    """And refuse a time that is not positive."""
+    """A rate is a count per second; a time that is not positive is rejected."""
     assert throughput.rate(600, 4.0) == 150.0
     with pytest.raises(ImpossibleRecord):
         throughput.rate(1, 0.0)
@@ -95,14 +95,14 @@ def test_interval_of_even_steps_is_what_unseen_stalls_may_add():
 
 
 def test_interval_of_alternating_steps_claims_no_more_than_independence():
-    """Negative correlation earns nothing: t(9) · s / √10, and one more stall of 1 s in 10 steps, over the mean of 2 s."""
+    """Negative correlation does not narrow the interval: t(9) · s / √10, and one more stall of 1 s in 10 steps, over the mean of 2 s."""
     steps = [1.0, 3.0] * 5
     expected = 100 * (2.2622 * (10 / 9) ** 0.5 / 10**0.5 + 1 / 10) / 2
     assert half_width_percent(steps) == pytest.approx(expected, rel=1e-3)
 
 
 def test_interval_of_a_trend_is_wider_than_of_the_same_steps_shuffled():
-    """Steps in a row that resemble each other carry less information."""
+    """Positively correlated steps give a wider interval."""
     trend = [1.0 + 0.01 * step for step in range(40)]
     shuffled = [trend[(7 * step) % 40] for step in range(40)]
     assert half_width_percent(trend) > 2 * half_width_percent(shuffled)

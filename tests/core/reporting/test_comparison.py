@@ -11,7 +11,7 @@ import pytest
 
 from ado_actuators.fms_hf_tuning.__main__ import main as other_main
 from ado_actuators.sfttrainer.__main__ import main
-from ado_actuators.sfttrainer.core.reporting.comparison import Tolerance, compare
+from ado_actuators.sfttrainer.core.reporting.comparison import Tolerance, compare, compare_by
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
 from .conftest import RECORDINGS
@@ -160,3 +160,51 @@ def test_nothing_to_compare_is_a_usage_error(tmp_path: Path, capsys: pytest.Capt
     other.write_text("".join([lines[0], lines[1].replace("tiny-llama-5m", "another")]))
     assert main(["compare", slowed(1, tmp_path), str(other)]) == 2
     assert capsys.readouterr().err.endswith("have no workload in common.\n")
+
+
+def test_a_wide_interval_is_unclear(row: Make) -> None:
+    """With 20 % on each side a loss of 10 % is neither a regression nor the same; the reason names what could be seen."""
+    assert verdict(row(100.0, 20.0), row(90.0, 20.0)) == (
+        "unclear", "changes of less than 29 % cannot be told from noise; measure longer."
+    )  # fmt: skip
+
+
+def test_a_measurement_that_ado_reused_is_not_compared_with_itself(row: Make) -> None:
+    """All outputs are equal, the duration too."""
+    one, other = row(100.0, outputs={"total_s": 12.345678}), row(100.0, outputs={"total_s": 12.345678})
+    assert verdict(one, other)[0] == "unclear"
+    assert "same stored measurement" in verdict(one, other)[1]
+    assert verdict(one, row(100.0, outputs={"total_s": 12.345679})) == ("same", "")
+
+
+def test_values_of_a_property_are_compared_within_one_set(row: Make) -> None:
+    """LoRA against full fine-tuning at each batch; what has one method only is listed."""
+    lora = {"experiment": "finetune_lora_benchmark"}
+    rows = [
+        row(100.0),
+        row(120.0, **lora),
+        row(50.0, batch_size=16),
+        row(80.0, batch_size=16, **lora),
+        row(9.0, batch_size=32),
+    ]
+    found = compare_by(rows, "method", Tolerance())
+    assert [(pair.what, round(pair.ratio.value, 6) if pair.ratio else None) for pair in found.pairs] == [
+        ("batch 8: lora against full", 1.2), ("batch 16: lora against full", 1.6)
+    ]  # fmt: skip
+    assert found.only_before == ["batch 32: full"]
+    assert [pair.what for pair in compare_by(rows, "batch_size", Tolerance()).pairs] == [
+        "full: batch 16 against batch 8", "full: batch 32 against batch 8", "lora: batch 16 against batch 8"
+    ]  # fmt: skip
+
+
+def test_bad_use_of_by(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two sources with it, none of both, and a property that does not exist: one message and status 2."""
+    operation = str(RECORDINGS / "operation.yaml")
+    for words, message in (
+        ([operation, operation, "--by", "method"], "Give two sources to compare, or one source and --by PROPERTY."),
+        ([operation], "Give two sources"),
+        ([operation, "--by", "colour"], "--by colour is no property of a workload"),
+        ([operation, "--by", "r"], "has no two workloads that differ in r only."),
+    ):
+        assert main(["compare", *words]) == 2
+        assert message in capsys.readouterr().err

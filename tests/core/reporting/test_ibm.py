@@ -137,7 +137,7 @@ def test_the_command_says_what_is_not_compared(
     """The table ends with the properties that a change of actuator changes."""
     sides = iter((measured, ours(measured, 1.0)))
     monkeypatch.setattr(read, "rows", lambda source: next(sides))
-    assert command.main("before", "after", tolerance=3, memory_tolerance=5, as_json=False) == 0
+    assert command.main("before", "after", by=None, tolerance=3, memory_tolerance=5, as_json=False) == 0
     shown = capsys.readouterr().out
     assert "4 workloads compared: 4 same." in shown
     assert shown.rstrip().endswith("target_ci_percent, cpus_per_process, seed.")

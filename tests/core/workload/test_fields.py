@@ -1,4 +1,4 @@
-"""Rules of a workload: what is impossible is said in one message, in milliseconds."""
+"""Rules of a workload: an impossible one gives one message, in milliseconds."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         (
             {"dataset_image_field": "image", "method": "prompt_tuning"},
-            "method prompt_tuning is not measured with images; use full or lora, or leave dataset_image_field out.",
+            "method prompt_tuning is not supported with images; use full or lora, or leave dataset_image_field out.",
         ),
-        ({"batch_size": True}, "batch_size True is impossible: a number is needed."),
+        ({"batch_size": True}, "batch_size True is impossible: expected a number, not a boolean."),
         ({"learning_rate": 1}, "learning_rate is not a property of a workload."),
         (
             {"stop_after_seconds": float("nan")},
@@ -91,7 +91,7 @@ def test_impossible_values_and_combinations_are_refused(change: dict[str, object
 
 
 def test_padding_free_excludes_images() -> None:
-    """Where a GPU and flash attention are there, the library still cannot do it."""
+    """padding_free is rejected with images, also with a GPU and flash attention."""
     flash = {"attn_implementation": "flash_attention_2", "torch_dtype": "bfloat16"}
     change = {"padding_free": True, "number_gpus": 1, **flash}
     with pytest.raises(InvalidConfiguration, match="padding_free excludes dataset_image_field"):
@@ -99,7 +99,7 @@ def test_padding_free_excludes_images() -> None:
 
 
 def test_a_missing_property_is_named() -> None:
-    """Without the model nothing can be measured."""
+    """model_name is required."""
     with pytest.raises(InvalidConfiguration) as caught:
         parse({key: value for key, value in SMALL.items() if key != "model_name"})
     assert str(caught.value) == "model_name is missing."

@@ -1,4 +1,4 @@
-"""Workloads of IBM's actuator as ours: names, defaults, and what has no counterpart."""
+"""Translation of workloads of IBM's actuator: names, defaults, and properties without a counterpart."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FULL, LORA, GPTQ = "finetune_full_benchmark", "finetune_lora_benchmark", "finetu
 
 
 def differences(found: ibm.Translation) -> list[str]:
-    """Return what makes the study another one."""
+    """Return the findings that change the study."""
     return [finding.text for finding in found.findings if not finding.same]
 
 
 def translated(given: dict[str, Any], *, choices: Choices = FMS, experiment: str = FULL) -> tuple[Any, list[str]]:
-    """Return our properties beside IBM's defaults, and the differences beside that of the library's release."""
+    """Return our properties beside IBM's defaults, and the differences except the one of the library's release."""
     here = {"fms_hf_tuning_version": "3.1.0"}
     found, plain = (ibm.translate(experiment, {**here, **one}, GPUS, choices) for one in (given, {}))
     changed = {name: value for name, value in found.fixed.items() if plain.fixed.get(name, Workload) != value}
@@ -38,7 +38,7 @@ def translated(given: dict[str, Any], *, choices: Choices = FMS, experiment: str
 
 
 def test_defaults_that_differ_are_written_and_those_that_equal_are_left_out() -> None:
-    """The table of defaults, and none of ours: ado refuses a value that equals a default."""
+    """IBM's defaults that differ from ours, and no others: ado rejects a value that equals a default."""
     assert ibm.translate(FULL, {"fms_hf_tuning_version": "3.2.2"}, GPUS, FMS).fixed == {
         "torch_dtype": "bfloat16",
         "gradient_accumulation_steps": 4,
@@ -53,17 +53,17 @@ def test_defaults_that_differ_are_written_and_those_that_equal_are_left_out() ->
 
 
 def test_gptq_has_defaults_of_its_own() -> None:
-    """float16 weights, fp16 autocast, all kernels; and no FSDP, which is not measured with it here."""
+    """float16 weights, fp16 autocast, all kernels; and no FSDP, which is not supported with it here."""
     found = ibm.translate(GPTQ, {}, GPUS, FMS)
     assert found.fixed.items() >= {"torch_dtype": "float16", "mixed_precision": "fp16", "fast_kernels": True}.items()
     assert "distributed_backend" not in found.fixed
-    assert any("GPTQ-LoRA is not measured with FSDP" in text for text in differences(found))
+    assert any("GPTQ-LoRA is not supported with FSDP" in text for text in differences(found))
 
 
 @pytest.mark.parametrize("name", [name for name in ibm_names.EXPERIMENTS.values() if name != GPTQ])
 @pytest.mark.parametrize("gpus", [0, 1, 2])
 def test_a_translated_workload_is_possible(name: str, gpus: int) -> None:
-    """Every experiment with IBM's defaults passes our rules; without GPUs once flash attention is off, as there."""
+    """Every experiment with IBM's defaults passes our rules; without GPUs, flash attention must be off, as in IBM's."""
     varied: dict[str, list[Any]] = {**GPUS, "number_gpus": [gpus]}
     given = {"flash_attn": False} if gpus == 0 else {}
     fixed = ibm.translate(name, given, varied, TRL).fixed
@@ -73,7 +73,7 @@ def test_a_translated_workload_is_possible(name: str, gpus: int) -> None:
 @pytest.mark.parametrize("experiment", list(ibm_names.EXPERIMENTS.values()))
 @pytest.mark.parametrize("choices", [FMS, TRL])
 def test_only_properties_of_the_experiment_are_written(experiment: str, choices: Choices) -> None:
-    """Neither those of another method nor those that the experiment sets."""
+    """Properties of another method, and those that the experiment sets, are left out."""
     found = ibm.translate(experiment, {"stop_after_seconds": 9}, GPUS, choices)
     assert found.fixed.keys() <= fields(choices.actuator, KINDS[experiment]).keys()
 
@@ -85,7 +85,7 @@ def test_only_properties_of_the_experiment_are_written(experiment: str, choices:
         ({"bf16": True}, {"mixed_precision": "bf16"}),
         ({"bf16": True, "accelerate_config_mixed_precision": "fp16"}, {"mixed_precision": "bf16"}),
         ({"bf16": False, "accelerate_config_mixed_precision": "fp16"}, {"mixed_precision": "fp16"}),
-        ({"accelerate_config_mixed_precision": False}, {}),  # how YAML reads an unquoted no
+        ({"accelerate_config_mixed_precision": False}, {}),  # YAML reads an unquoted no as False
         (
             {"accelerate_config_fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer"},
             {"fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer"},
@@ -104,7 +104,7 @@ def test_only_properties_of_the_experiment_are_written(experiment: str, choices:
     ],
 )
 def test_values_with_a_counterpart(given: dict[str, Any], here: dict[str, Any]) -> None:
-    """A property of another name or type; None where our default says it."""
+    """Properties of another name or type; None if the result is our default."""
     assert translated(given) == (here, [])
 
 
@@ -112,15 +112,15 @@ def test_values_with_a_counterpart(given: dict[str, Any], here: dict[str, Any]) 
     ("given", "told"),
     [
         ({"accelerate_config_mixed_precision": "fp8"}, "fp8 has no counterpart"),
-        ({"fast_kernels": ["True", "False", "True"]}, "on, or none"),
+        ({"fast_kernels": ["True", "False", "True"]}, "all kernels on or off"),
         ({"optim": "lion_8bit"}, "optim lion_8bit has no counterpart"),
-        ({"fms_hf_tuning_version": "2.8.2"}, "2.8.2 is not here: 3.1.0 is the nearest"),
+        ({"fms_hf_tuning_version": "2.8.2"}, "2.8.2 becomes 3.1.0, the nearest"),
         ({"dataset_id": "news-chars-512-entries-4096"}, "samples are longer"),
         ({"surprise": 1}, "surprise 1 has no counterpart"),
     ],
 )
 def test_what_has_no_counterpart_is_told(given: dict[str, Any], told: str) -> None:
-    """The study is not the same, and a finding says in what."""
+    """The study changes, and a finding says how."""
     texts = translated(given)[1]
     assert len(texts) == 1
     assert told in texts[0]
@@ -139,24 +139,24 @@ def test_what_has_no_counterpart_is_told(given: dict[str, Any], told: str) -> No
     ],
 )
 def test_ends(given: dict[str, Any], here: dict[str, Any]) -> None:
-    """A measurement ends when the study says; without that, when its rate is known."""
+    """A measurement ends when the study says; without that, when its rate has converged."""
     assert translated(given) == (here, [])
     adaptive = ibm.translate(FULL, given, GPUS, Choices("fms_hf_tuning", adaptive=True)).fixed
     assert not {"target_ci_percent", "stop_after_seconds", "max_steps"} & adaptive.keys()
 
 
 def test_files_of_ibm_have_their_own_column_and_epochs() -> None:
-    """With a directory of its data sets, the path, the column and the whole number of epochs are written."""
+    """With --data, the path, the column and a whole number of epochs are set."""
     choices = Choices("fms_hf_tuning", data="/data/")
     found = ibm.translate(FULL, {"num_train_epochs": 1.5}, GPUS, choices)
     assert found.fixed["dataset_id"] == "/data/news-tokens-16384plus-entries-4096.jsonl"
     assert found.fixed["dataset_text_field"] == "output"
     assert found.fixed["num_train_epochs"] == 2
-    assert any("num_train_epochs 1.5 is 2" in text for text in differences(found))
+    assert any("num_train_epochs 1.5 becomes 2" in text for text in differences(found))
 
 
 def test_fsdp_is_left_out_below_two_gpus() -> None:
-    """As IBM's actuator does; a space that has both needs one for each."""
+    """FSDP is used from two GPUs, as in IBM's actuator; a space with 0 GPUs as well needs a separate one."""
     for gpus, told in (([0], 0), ([1], 0), ([1, 2], 0), ([0, 2], 1)):
         found = ibm.translate(FULL, {"fms_hf_tuning_version": "3.1.0"}, {**GPUS, "number_gpus": gpus}, FMS)
         assert ("distributed_backend" in found.fixed) == (max(gpus) > 1)
@@ -164,7 +164,7 @@ def test_fsdp_is_left_out_below_two_gpus() -> None:
 
 
 def test_lora_modules_that_differ_between_models_are_told() -> None:
-    """A space has one value for all: that of most models."""
+    """target_modules of a space is that of most of its models."""
     models = ["llama-7b", "llama3.2-1b", "llama3.2-3b"]
     found = ibm.translate(LORA, {"fms_hf_tuning_version": "3.1.0"}, {**GPUS, "model_name": models}, FMS)
     assert found.fixed["target_modules"] == "q_proj,v_proj"
@@ -172,7 +172,7 @@ def test_lora_modules_that_differ_between_models_are_told() -> None:
 
 
 def test_models_of_a_configuration_are_paths() -> None:
-    """model_map decides, unless it names the hub id that the catalogue has for the name."""
+    """model_map takes precedence, unless it has the hub id of the catalogue."""
     varied: dict[str, list[Any]] = {**GPUS, "model_name": ["allam-1-13b", "llama3.2-1b"]}
     paths = {"allam-1-13b": "/models/allam", "llama3.2-1b": "meta-llama/Llama-3.2-1B"}
     found = ibm.translate(FULL, {}, varied, Choices("fms_hf_tuning", model_map=paths))
@@ -182,7 +182,7 @@ def test_models_of_a_configuration_are_paths() -> None:
 
 
 def test_varied_properties_keep_their_values() -> None:
-    """Renamed, mapped one by one, without those that have no counterpart."""
+    """Varied properties are renamed and translated value by value; those without a counterpart are left out."""
     varied: dict[str, list[Any]] = {
         **GPUS,
         "flash_attn": [True, False],
@@ -199,7 +199,7 @@ def test_varied_properties_keep_their_values() -> None:
 
 
 def test_stacks_that_lack_an_experiment_say_so() -> None:
-    """GPTQ-LoRA is not TRL's, and prompt tuning not in the releases of fms-hf-tuning."""
+    """TRL has no GPTQ-LoRA, and the releases of fms-hf-tuning no prompt tuning."""
     assert any("leave out --to" in text for text in differences(ibm.translate(GPTQ, {}, GPUS, TRL)))
     prompts = ibm.translate("finetune_prompt_tuning_benchmark", {}, GPUS, FMS)
     assert any("use --to sfttrainer" in text for text in differences(prompts))
@@ -207,11 +207,11 @@ def test_stacks_that_lack_an_experiment_say_so() -> None:
 
 @pytest.mark.parametrize("name", ["flash_attn", "SFTTrainer", "finetune_full_benchmark-v1.0.0", "hf_home", "bf16"])
 def test_names_of_ibm_lead_to_convert(name: str) -> None:
-    """A property, the actuator, an experiment, a parameter."""
+    """Names of IBM's properties, actuator, experiments and parameters get advice."""
     assert "ado-fms-hf-tuning convert FILE" in ibm_names.hint(name)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "flash_attention", "sfttrainer"])
 def test_other_names_do_not(name: str) -> None:
-    """What both have, and what neither has."""
+    """Names that both have, or neither has, get no advice."""
     assert ibm_names.hint(name) == ""

@@ -10,7 +10,7 @@ from ado_actuators.sfttrainer.core.workload import models
 
 pytestmark = pytest.mark.torch
 
-# every published model that IBM's own sfttrainer actuator names, and ours for tests; what it keeps under in-house paths is no one else's
+# every published model in IBM's actuator SFTTrainer, and ours for tests; models that it has under internal paths are not published
 SPELLING = {
     *("granite-3-8b", "granite-3.3-8b", "granite-3.0-1b-a400m-base", "granite-3.1-2b", "granite-3.1-3b-a800m-instruct"),
     *("granite-3.1-8b-instruct", "granite-3b-code-base-128k", "granite-7b-base", "granite-8b-code-base"),
@@ -70,7 +70,7 @@ def test_names_of_existing_studies_are_kept() -> None:
     [("granite-3.1-2b", 0.1), ("granite-3.1-8b-instruct", 0.1), ("granite-8b-code-base", 0.1), ("granite-3.3-8b", 0.0)],
 )
 def test_attention_dropout_is_the_published_one(name: str, dropout: float) -> None:
-    """It decides which attention kernel runs, so a model without it would be measured as another."""
+    """attention_dropout is the published value, since it decides which attention kernel runs."""
     transformers = pytest.importorskip("transformers")
     architecture = models.resolve(name).architecture
     assert architecture is not None
@@ -78,7 +78,7 @@ def test_attention_dropout_is_the_published_one(name: str, dropout: float) -> No
 
 
 def test_a_catalogue_name_gives_architecture_and_hub_id() -> None:
-    """A name stands for published hyper-parameters and the place of the weights."""
+    """A name resolves to published hyper-parameters and the source of the weights."""
     source = models.resolve("llama3.2-1b")
     assert source.architecture is not None
     assert (source.name, source.source, source.published_parameters) == (
@@ -90,14 +90,14 @@ def test_a_catalogue_name_gives_architecture_and_hub_id() -> None:
 
 
 def test_the_hub_id_of_a_catalogue_model_needs_no_download() -> None:
-    """A hub id the catalogue knows brings its architecture along."""
+    """A hub id in the catalogue resolves to its architecture."""
     source = models.resolve("HuggingFaceTB/SmolLM2-135M")
     assert source.architecture == models.resolve("smollm2-135m").architecture
     assert source.source == "HuggingFaceTB/SmolLM2-135M"
 
 
 def test_changing_a_resolved_architecture_leaves_the_catalogue_alone() -> None:
-    """Callers own what they get."""
+    """Callers may change the result without an effect on the catalogue."""
     architecture = models.resolve("llama3.1-8b").architecture
     assert architecture is not None
     architecture["rope_scaling"]["factor"] = 1.0
@@ -107,7 +107,7 @@ def test_changing_a_resolved_architecture_leaves_the_catalogue_alone() -> None:
 
 
 def test_any_hub_id_is_taken() -> None:
-    """A hub id the catalogue does not know is left to the training environment."""
+    """A hub id outside the catalogue is resolved in the training environment."""
     assert models.resolve("org-1/some.Model_x") == models.ModelSource("org-1/some.Model_x", None, "org-1/some.Model_x")
 
 
@@ -118,7 +118,7 @@ def test_a_directory_with_a_configuration_is_a_model(tmp_path: Path) -> None:
 
 
 def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer runs in another directory."""
+    """A relative directory becomes absolute, since the trainer runs in another directory."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -135,10 +135,10 @@ def test_a_directory_without_configuration_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/no/such/directory", "./nothing-here", "~/nothing-here"])
 def test_a_path_that_does_not_exist(name: str) -> None:
-    """What looks like a path is never taken for a hub id."""
+    """A name in the form of a path is not a hub id."""
     with pytest.raises(models.NotAModelDirectory) as raised:
         models.resolve(name)
-    assert str(raised.value) == f"model directory {name!r} does not exist."
+    assert str(raised.value) == f"Model directory {name!r} does not exist."
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
@@ -149,15 +149,15 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 
 
 def test_a_misspelled_name_is_answered_with_close_ones() -> None:
-    """Close names are offered."""
+    """The message lists similar names."""
     with pytest.raises(models.UnknownModel) as raised:
         models.resolve("smollm2-135")
-    assert str(raised.value).startswith("model 'smollm2-135' is unknown; close: smollm2-135m")
+    assert str(raised.value).startswith("Model 'smollm2-135' is unknown; close: smollm2-135m")
 
 
 @pytest.mark.parametrize("name", ["zzz", "a/b/c", "org/", "", "x" * 5000])
 def test_nonsense_is_answered_with_what_is_accepted(name: str) -> None:
-    """Anything else gets one short message, too."""
+    """Any other name gives one short message."""
     with pytest.raises((models.UnknownModel, models.NotAModelDirectory)) as raised:
         models.resolve(name)
     assert len(str(raised.value)) <= 200

@@ -1,4 +1,4 @@
-"""YAML of users: numbers as people write them, and input that would take minutes is rejected at once."""
+"""YAML of users: numbers of YAML 1.2, and immediate rejection of input that would take minutes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     ],
 )
 def test_values_are_read_as_people_write_them(text: str, value: Any) -> None:
-    """Exponents need no point, as in YAML 1.2."""
+    """Exponents do not need a decimal point, as in YAML 1.2."""
     assert yaml_input.load(text) == value
 
 
@@ -48,11 +48,11 @@ def test_values_are_read_as_people_write_them(text: str, value: Any) -> None:
     ],
 )
 def test_what_cannot_be_used_gets_one_message(text: str, message: str) -> None:
-    """Neither depth nor aliases nor size cost time or memory."""
+    """Deep, aliased and large input is rejected without using much time or memory."""
     with pytest.raises(yaml_input.InvalidYAML, match=message):
         yaml_input.load(text)
 
 
 def test_many_keys_are_checked_in_linear_time() -> None:
-    """Thousands of keys took minutes when each was compared with all others; the test's limit is the suite's."""
+    """Thousands of keys are checked in linear time; the time limit is that of the test suite."""
     assert len(yaml_input.load("\n".join(f"key{number}: 1" for number in range(5_000)))) == 5_000

@@ -1,4 +1,4 @@
-"""A stack that misbehaves as it is told; test_faults.py puts it into a throw-away plugin. Trainer room."""
+"""A stack with requested faults; test_faults.py puts it into a temporary plugin. Runs in the trainer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ kept: list[bytearray] = []
 
 
 def die() -> None:
-    """End as a process does that is killed from outside."""
+    """End as if killed by another process."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def load() -> None:
-    """Import what a real stack does, unless told to die of it."""
+    """Import what a real stack imports, or end the process if the test requests it."""
     if os.environ.get("FAULTY_IMPORT"):
         die()
     import accelerate  # noqa: F401
@@ -32,7 +32,7 @@ def load() -> None:
 
 
 def say(line: str) -> None:
-    """Write a line where records are expected."""
+    """Write a line to the pipe of messages."""
     gc.unfreeze()
     channels = [one for one in gc.get_objects() if isinstance(one, io.TextIOWrapper) and one.fileno() > 2]
     for channel in channels:
@@ -48,14 +48,14 @@ class Config:
         self.what = what
 
     def to_dict(self) -> dict[str, str]:
-        """Return the configuration, unless told to die here."""
+        """Return the configuration, or end the process if the test requests it."""
         if self.what == "kill while reporting":
             die()
         return {"model_type": "linear"}
 
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
-    """Do what the workload's ``dataset_id`` says: a fault, or a fault and after @ the rank that has it."""
+    """Cause the fault that ``dataset_id`` names; after @ follows the only rank that has it."""
     import torch
 
     what, _, rank = job.workload.dataset_id.partition("@")
@@ -105,7 +105,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         torch.distributed.all_reduce(torch.ones(1))
     if what == "leak":
-        # written to, so that it is there
+        # written to, so that the memory is resident
         kept.append(bytearray(b"x") * (900 * 2**20))
     if what == "segfault":
         import ctypes

@@ -1,0 +1,109 @@
+"""Accounts of a workload at the batches that are asked for, with as little tracing as its layers allow. Trainer room: torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from ...protocol.messages import Job
+from .depth import Depths, depths
+from .extrapolation import Grown, Irregular, batches, deeper
+from .ledger import Ledger
+
+# a loss that is computed in pieces has several of this many tokens
+TOKENS = 16384
+
+Trace = Callable[[Job, int, bool], tuple[Ledger, torch.nn.Module]]
+
+
+class Layered:
+    """A deep model, as far as its parameters go, from two shallow ones; or one model as it is."""
+
+    def __init__(self, model: Any, shallow: Any = None, depths: Depths | None = None) -> None:
+        self.config = model.config
+        self.architecture = depths.architecture if depths else model.config.to_dict()
+        self._parameters = dict(model.named_parameters())
+        self._more: list[torch.nn.Parameter] = []
+        if depths is not None:
+            known = {name for name, _ in shallow.named_parameters()}
+            more = [one for name, one in self._parameters.items() if name not in known]
+            self._more = more * (depths.times - 1)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Return the parameters of all layers; those of layers that are alike are the same objects."""
+        yield from self._parameters.values()
+        yield from self._more
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """The passes through the model at any batch of one device from ``base`` on."""
+
+    grown: Grown
+    base: int
+
+    def part(self, batch: int) -> Fraction:
+        """Return a batch as a multiple of ``base``."""
+        return Fraction(batch, self.base)
+
+    def at(self, batch: int) -> Ledger:
+        """Return the account at a batch of one device."""
+        return self.grown.at(self.part(batch))
+
+
+class Accounts:
+    """Accounts of one workload.
+
+    Args:
+        job: the workload.
+        trace: traces a job at a batch of one device, with the optimizer's update or without.
+    """
+
+    def __init__(self, job: Job, trace: Trace) -> None:
+        self._job = job
+        self._trace = trace
+        self._depths = depths(job)
+
+    def traced(self, batch: int, *, update: bool) -> tuple[Ledger, Layered]:
+        """Return the account at a batch of one device, and the model."""
+        if self._depths is not None:
+            try:
+                return self._two_depths(self._depths, batch, update)
+            except Irregular:
+                self._depths = None
+        ledger, model = self._trace(self._job, batch, update)
+        return ledger, Layered(model)
+
+    def passes(self) -> Passes:
+        """Return the passes at any batch from ``Passes.base`` on.
+
+        Raises:
+            Irregular: memory does not grow evenly with the batch.
+        """
+        base = -(-TOKENS // self._job.workload.model_max_length)
+        if self._depths is None:
+            return Passes(self._grown(self._job, base), base)
+        shallow, deep = (self._grown(self._with(one), base) for one in (self._depths.shallow, self._depths.deep))
+        return Passes(deeper(shallow, deep, self._depths.times), base)
+
+    def _grown(self, job: Job, base: int) -> Grown:
+        return batches(self._trace(job, base, False)[0], self._trace(job, 2 * base, False)[0])
+
+    def _two_depths(self, found: Depths, batch: int, update: bool) -> tuple[Ledger, Layered]:
+        shallow, few = self._trace(self._with(found.shallow), batch, update)
+        deep, more = self._trace(self._with(found.deep), batch, update)
+        made = deeper(fixed(shallow), fixed(deep), found.times)
+        return made.at(Fraction(1)), Layered(more, few, found)
+
+    def _with(self, architecture: dict[str, Any]) -> Job:
+        return dataclasses.replace(self._job, architecture=architecture)
+
+
+def fixed(ledger: Ledger) -> Grown:
+    """Return an account at one batch as one that does not grow."""
+    account = ledger.account()
+    return Grown(account, account.sizes, account.sizes)

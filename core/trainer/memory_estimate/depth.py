@@ -1,0 +1,132 @@
+"""Models of fewer layers that show what a layer costs, so that a deep model need not be traced. Trainer room: torch, transformers.
+
+Layers are compared on a model without data: module by module, with their classes, shapes and settings. Where they repeat with a period
+(one for most models, six for Gemma 3), whatever the first few are, two models are enough: one with two periods and one with three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+
+from ...protocol.messages import Job
+from .. import configuration
+from ..errors import BadInput, Refused
+
+# names of settings that number a layer and change nothing else
+NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx", "block_idx")
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# fewer periods have no layer with others of its kind on both sides
+PERIODS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Depths:
+    """Two shallow models of a deep one.
+
+    Attributes:
+        shallow: the configuration with fewer layers.
+        deep: that with one period more.
+        times: how often the model has what ``deep`` has more than ``shallow``.
+        architecture: the configuration of the model itself.
+    """
+
+    shallow: dict[str, Any]
+    deep: dict[str, Any]
+    times: int
+    architecture: dict[str, Any]
+
+
+def depths(job: Job) -> Depths | None:
+    """Return the shallow models of a job's model; None where its layers do not repeat or are too few to gain by it."""
+    if job.trust_remote_code:
+        return None
+    try:
+        config = configuration.read(job)
+        layers = config.get_text_config().num_hidden_layers
+        kinds = _kinds(config, layers)
+        found = _period(kinds)
+        if found is None:
+            return None
+        head, period = found
+        least = head + PERIODS * period + (layers - head) % period
+        if 2 * least + period >= layers:
+            return None
+        given = job.architecture or config.to_dict()
+        cut = [_cut(given, layers, few) for few in (least, least + period)]
+        for few, architecture in zip((least, least + period), cut, strict=True):
+            if _kinds(transformers.AutoConfig.for_model(**architecture), few) != kinds[:few]:
+                return None
+    except (
+        LookupError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        ImportError,
+        StrictDataclassError,
+        Refused,
+        BadInput,
+    ):
+        # a model of few layers cannot be made: it is traced as it is, and what is wrong with it is said then
+        return None
+    return Depths(cut[0], cut[1], (layers - least) // period, config.to_dict())
+
+
+def _kinds(config: Any, layers: int) -> list[Hashable]:
+    """Return of each layer what tells its kind.
+
+    Raises:
+        LookupError: the model has no list of that many layers.
+    """
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
+            return [tuple(_settings(layer)) for layer in module]
+    raise LookupError(f"no list of {layers} layers")
+
+
+def _settings(layer: torch.nn.Module) -> Iterator[Hashable]:
+    for name, module in layer.named_modules():
+        shapes = tuple((key, tuple(one.shape), str(one.dtype)) for key, one in module.named_parameters(recurse=False))
+        plain = tuple(
+            (key, value)
+            for key, value in sorted(vars(module).items())
+            if isinstance(value, (int, float, str, bool, type(None))) and key not in NUMBERS
+        )
+        yield name, type(module).__name__, shapes, plain
+
+
+def _period(kinds: list[Hashable]) -> tuple[int, int] | None:
+    """Return how many layers come before those that repeat, and after how many the kinds repeat."""
+    count = len(kinds)
+    options = (
+        (head, period)
+        for period in range(1, count // (PERIODS + 2) + 1)
+        for head in range(count - (PERIODS + 2) * period + 1)
+        if all(kinds[i] == kinds[i + period] for i in range(head, count - period))
+    )
+    return min(options, key=lambda one: one[0] + (PERIODS + 1) * one[1], default=None)
+
+
+def _cut(architecture: dict[str, Any], layers: int, few: int) -> dict[str, Any]:
+    """Return a configuration with the first ``few`` of its ``layers``."""
+
+    def shortened(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _cut(value, layers, few) if key == "text_config" else value
+        if key in COUNTS and value == layers:
+            return few
+        if isinstance(value, list) and len(value) == layers:
+            return value[:few]
+        if isinstance(value, list) and value and "layer" in key and all(type(one) is int for one in value):
+            return [one for one in value if one < few]
+        return value
+
+    return {key: shortened(key, value) for key, value in architecture.items()}

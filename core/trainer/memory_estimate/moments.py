@@ -1,0 +1,96 @@
+"""The fullest moment of an account on any device and at any batch, without going through the account again. Trainer room: numpy.
+
+What an account holds at each moment is kept as a table, one column for each use of memory. Shares of devices and batches only weight
+the columns. Sizes are rounded to blocks before they are shared, so a result may differ from that of ``Ledger.peaks`` by a fraction of
+a block for each storage; who needs it to the byte asks the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy
+
+from ...protocol.messages import MEMORY_KINDS
+from .extrapolation import Grown
+from .ledger import LOADING, PART_OF, PASSES, UPDATE, Sharing
+
+USES = tuple(PART_OF)
+
+
+class Moments:
+    """What an account holds at the moments before something goes."""
+
+    def __init__(self, grown: Grown, block_bytes: int) -> None:
+        deltas, self._phases = _deltas(grown, block_bytes)
+        held = deltas.cumsum(axis=1)
+        total = held[1].sum(axis=1)
+        # a moment after which more comes is not the fullest
+        full = numpy.append(total[1:] < total[:-1], True)
+        full[:-1] |= self._phases[1:] != self._phases[:-1]
+        self._held, self._phases = held[:, full], self._phases[full]
+
+    def parts(self, sharing: Sharing, phase: str, part: float = 1.0) -> dict[str, int]:
+        """Return bytes by kind at the fullest moment of a phase; all 0 where the account has no such phase.
+
+        Args:
+            sharing: what a device holds.
+            phase: of the step.
+            part: the batch, 1 for that of the account's ``sizes``, 2 for that of ``more``.
+        """
+        extra = sharing.extra_bytes.get(phase, {})
+        found = {kind: extra.get(kind, 0) for kind in MEMORY_KINDS}
+        rows = self._phases == (phase == UPDATE)
+        if not rows.any():
+            return found
+        held = self._held[0][rows] + (self._held[1][rows] - self._held[0][rows]) * (part - 1.0)
+        held = held * _weights(sharing, phase)
+        fullest = held[held.sum(axis=1).argmax()]
+        for use, size in zip(USES, fullest, strict=True):
+            found[PART_OF[use]] += int(size)
+        return found
+
+    def total(self, sharing: Sharing, phase: str, part: float = 1.0) -> int:
+        """Return the bytes of the fullest moment of a phase."""
+        return sum(self.parts(sharing, phase, part).values())
+
+
+def _weights(sharing: Sharing, phase: str) -> numpy.ndarray:
+    shares: Mapping[str, float] = sharing.shares
+    weights = [
+        sharing.update_share if use == "temporaries" and phase == UPDATE else shares.get(use, 1.0) for use in USES
+    ]
+    return numpy.array(weights)
+
+
+def _deltas(grown: Grown, block: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return what each event adds, shape (2 batches, events, uses), and whether it is in the update."""
+    account = grown.account
+    sizes = [(_rounded(one, block), _rounded(two, block)) for one, two in zip(grown.sizes, grown.more, strict=True)]
+    uses: dict[int, int] = {}
+    deltas = numpy.zeros((2, len(account.events), len(USES)))
+    phases = numpy.zeros(len(account.events), dtype=bool)
+    phase = PASSES
+    # what is left of loading is there when it ends
+    loaded = account.events.index(PASSES) if account.events[:1] == [LOADING] else 0
+    for number_of_event, event in enumerate(account.events):
+        row = max(number_of_event, loaded)
+        if isinstance(event, str):
+            phase = event
+        else:
+            first, second = event
+            turned = isinstance(second, str)
+            number = first if turned else second
+            known = number in uses
+            if known:
+                deltas[:, row, uses.pop(number)] -= sizes[number]
+            if known if turned else first:
+                use = USES.index(second if turned else account.kinds.get(number, "temporaries"))
+                deltas[:, row, use] += sizes[number]
+                uses[number] = use
+        phases[number_of_event] = phase == UPDATE
+    return deltas, phases
+
+
+def _rounded(size: int, block: int) -> int:
+    return -(-size // block) * block

@@ -1,0 +1,105 @@
+"""Estimates of deep models from shallow ones against traces of every layer: equal to the byte."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from ado_actuators.sfttrainer import stack  # noqa: E402
+from ado_actuators.sfttrainer.core.measurement.plan import make_plan  # noqa: E402
+from ado_actuators.sfttrainer.core.protocol.messages import Job  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate import accounts, depth, estimate  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
+
+VALUES = {"model_name": "tiny-llama-5m", "model_max_length": 1024, "batch_size": 2, "number_gpus": 1}
+LAYERS = 7
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 2048,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _forget_ranks() -> Iterator[None]:
+    """What accelerate keeps of one run must not reach the next."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+def job(directory: Path, architecture: dict[str, Any] = LLAMA, **change: Any) -> Job:
+    """Return the job of a small workload on a GPU that is not here."""
+    made = make_plan("sfttrainer", "finetune_memory_estimate", {**VALUES, **change})
+    asked = made.job(trust_remote_code=False, address=("127.0.0.1", 0), rank=0, threads=1)
+    return dataclasses.replace(asked, architecture=architecture, run_dir=str(directory / "run"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gradient_checkpointing": True, "torch_dtype": "bfloat16"},
+        {"method": "lora", "lora_dropout": 0.1, "mixed_precision": "bf16"},
+        {"optim": "adafactor", "gradient_accumulation_steps": 2},
+        {"number_gpus": 4, "batch_size": 8, "distributed_backend": "FSDP2", "gradient_checkpointing": True},
+    ],
+    ids=["full", "lora", "accumulation", "fsdp2"],
+)
+def test_two_depths_give_what_all_layers_do(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peaks of both phases and counts of parameters."""
+    asked = job(tmp_path, **change)
+    found = depth.depths(asked)
+    assert found is not None
+    assert (found.shallow["num_hidden_layers"], found.times) == (2, LAYERS - 2)
+    quick = estimate.Estimator(stack, asked, lambda message: None)
+    got = quick.peaks(2)
+    monkeypatch.setattr(accounts, "depths", lambda job: None)
+    whole = estimate.Estimator(stack, asked, lambda message: None)
+    assert got == whole.peaks(2)
+    for name in ("model_parameters", "trainable_parameters", "facts"):
+        assert quick.counts[name] == whole.counts[name]
+    assert quick.counts["architecture"]["num_hidden_layers"] == LAYERS
+
+
+def test_the_largest_batch_is_the_last_that_fits(tmp_path: Path) -> None:
+    """As traced itself, with every layer of the model, and one more sample does not fit."""
+    asked = job(tmp_path, torch_dtype="bfloat16", gradient_checkpointing=True, model_max_length=8192)
+    estimator = estimate.Estimator(stack, asked, lambda message: None)
+    capacity = int(1.5 * estimator.peaks(2)[PASSES].total)
+    largest = estimator.largest(2, capacity, 4096)
+    assert largest > 2
+    for batch, fits in ((largest, True), (largest + 1, False)):
+        assert (estimator.peaks(batch)[PASSES].total <= capacity) == fits
+
+
+def test_layers_of_several_kinds_repeat_with_a_period(tmp_path: Path) -> None:
+    """Two sliding layers before each full one; what is left over at the end stays."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    gemma = {**LLAMA, "model_type": "gemma3_text", "head_dim": 16, "num_hidden_layers": 19}
+    gemma |= {"layer_types": (kinds * 7)[:19], "sliding_window": 64}
+    found = depth.depths(job(tmp_path, gemma))
+    assert found is not None
+    assert (found.shallow["num_hidden_layers"], found.deep["num_hidden_layers"], found.times) == (7, 10, 4)
+    assert found.deep["layer_types"] == (kinds * 7)[:10]
+
+
+def test_few_layers_are_traced_as_they_are(tmp_path: Path) -> None:
+    """There is nothing to gain."""
+    assert depth.depths(job(tmp_path, {**LLAMA, "num_hidden_layers": 4})) is None
