@@ -12,7 +12,7 @@ from . import accelerators
 from .accelerators import GIB
 from .benchmark import Report
 
-# the largest error against published measurements with the same releases of the libraries, see docs/memory-estimate.md
+# no estimate was more than 3 % above a published measurement with the same releases of the libraries, see docs/memory-estimate.md
 KNOWN_ERROR = 0.03
 
 
