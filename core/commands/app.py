@@ -6,6 +6,7 @@ Imports typer only. Each command imports its module when it is called, so that `
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -139,6 +140,7 @@ def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
     Examples:
       {name} report latest
       {name} report measurements.csv -o my-report --format html
+      {name} report latest --tokens 100e6 --price 2.5
     """
 
     @app.command(help=text)
@@ -150,10 +152,31 @@ def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
         form: Annotated[
             Format, typer.Option("--format", help="What to write; autoconf: a CSV file that ado-autoconf trains on.")
         ] = Format.both,
+        tokens: Annotated[
+            float | None,
+            typer.Option(
+                metavar="N", min=1, max=1e18, help="Show the hours and the cost of training on N tokens, such as 100e6."
+            ),
+        ] = None,
+        price: Annotated[
+            float | None,
+            typer.Option(
+                metavar="USD",
+                min=0,
+                max=1e6,
+                help="Price of one GPU (on CPU: one node) for an hour, with --tokens. Default: that of the measurements.",
+            ),
+        ] = None,
     ) -> None:
+        from ..reporting.answers import Budget
         from . import report as command
 
-        raise typer.Exit(command.main(plugin, source, output=output, form=form.value))
+        if not (math.isfinite(tokens or 0) and math.isfinite(price or 0)):
+            raise typer.BadParameter("expected a finite number.", param_hint="--tokens, --price")
+        if price is not None and tokens is None:
+            raise typer.BadParameter("needs --tokens, the number of tokens to train on.", param_hint="--price")
+        budget = None if tokens is None else Budget(tokens, price)
+        raise typer.Exit(command.main(plugin, source, output=output, form=form.value, budget=budget))
 
 
 def _add_compare(app: typer.Typer, name: str) -> None:
