@@ -32,8 +32,10 @@ def test_a_single_step_is_never_the_fastest_without_a_word(row: Make) -> None:
     good = row(100.0, 2.0, batch_size=8, outputs={"measured_steps": 20, "steady": 1})
     assert answers.summary([short, shaky, good])[:2] == [
         "Fastest steady workload: batch 8, with 100 tokens/s ± 2 %.",
-        "It cannot be told whether these are faster: batch 2 (500 tokens/s, 1 measured step only); "
-        "batch 4 (400 tokens/s ± 30 %, not steady).",
+        (
+            "It cannot be told whether these are faster: batch 2 (500 tokens/s, 1 measured step only); "
+            "batch 4 (400 tokens/s ± 30 %, not steady)."
+        ),
     ]
     assert answers.summary([short])[0].startswith("Fastest workload, none of them steady: ")
 
