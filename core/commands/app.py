@@ -82,6 +82,7 @@ def build(plugin: str, environment: str, load: Load) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     _add_run(app, name, load)
+    _add_plan(app, name, load)
     _add_report(app, name, plugin)
     _add_compare(app, name)
     _add_doctor(app, name, plugin, environment)
@@ -129,6 +130,47 @@ def _add_run(app: typer.Typer, name: str, load: Load) -> None:
         from . import run as command
 
         raise typer.Exit(command.main(*load(), workload, experiment=experiment, config=config, as_json=json))
+
+
+def _add_plan(app: typer.Typer, name: str, load: Load) -> None:
+    text = f"""Show which GPUs and methods a model can be fine-tuned with, how fast at most and at what cost. Needs no GPU.
+
+    Exit status: 0 something fits, 1 nothing fits or the workload is impossible, 2 usage error.
+
+    \b
+    Examples:
+      {name} plan model_name=llama3.1-8b model_max_length=2048 gpu_model=RTX-4090,L40S,H100
+      {name} plan model_name=llama3.1-8b gpu_model=L40S,H100 --price L40S=0.9 --price H100=2.5 --output plan
+    """
+
+    @app.command(help=text)
+    def plan(
+        workload: Annotated[
+            list[str],
+            typer.Argument(
+                help="YAML files with the workload's properties, property=value pairs, or both. gpu_model may name several types.",
+                autocompletion=_properties,
+            ),
+        ],
+        price: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=USD", help="The price of an hour of a GPU of gpu_model. Give it once for each type."
+            ),
+        ] = None,
+        output: Annotated[
+            Path | None,
+            typer.Option(
+                "-o", "--output", metavar="DIR", help="Write a page, a picture, and ado's space and operation there."
+            ),
+        ] = None,
+        config: Annotated[
+            Path | None, typer.Option(help="A YAML file with the actuator configuration's parameters.")
+        ] = None,
+    ) -> None:
+        from . import plan as command
+
+        raise typer.Exit(command.main(*load(), workload, prices=price or [], output=output, config=config))
 
 
 def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
