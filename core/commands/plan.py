@@ -107,9 +107,15 @@ def main(
     show(table(rows))
     show("\n".join(["", *notes]))
     if output is not None:
-        from ..reporting import plan_page
-
-        show(f"\nwritten: {', '.join(plan_page.write(output, plugin.identifier, values, rows, table(rows)))}")
+        try:
+            files = _write(output, plugin.identifier, values, rows, notes)
+        except ImportError as error:
+            print(f"--output needs the package {error.name}: pip install {error.name}.", file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(f"--output {output}: {error.strerror}.", file=sys.stderr)
+            return 2
+        show(f"\nwritten: {', '.join(files)}")
     return 0 if any(row.fits for row in rows) else 1
 
 
@@ -226,6 +232,25 @@ def _suggestions(
             names = ", ".join(row.values["gpu_model"] for row in fitting)
             return [f"Nothing fits. With model_max_length={length}, lora with checkpointing fits: {names}."]
     return [f"Nothing fits, not even lora with checkpointing and model_max_length={length}: take larger GPUs."]
+
+
+def _write(output: Path, actuator: str, values: dict[str, Any], rows: list[Row], notes: list[str]) -> list[str]:
+    from ..reporting import plan_page
+
+    chosen = best(rows)
+    candidates = [
+        plan_page.Candidate(
+            values=row.values,
+            cells=cells(row),
+            parts_gib={kind: size / GIB for kind, size in row.parts_bytes.items()},
+            usable_gib=row.usable_bytes / GIB,
+            fits=row.fits,
+            best=row is chosen,
+        )
+        for row in rows
+    ]
+    title = f"Plan: {values['model_name']}, {values['model_max_length']} tokens"
+    return plan_page.write(output, actuator, title, HEAD, candidates, notes)
 
 
 def best(rows: list[Row]) -> Row | None:
