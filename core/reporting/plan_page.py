@@ -118,6 +118,9 @@ def _domain(name: str, allowed: list[Any]) -> dict[str, Any]:
 def _drawing(candidates: Sequence[Candidate]) -> Drawing:
     figure, axes = plain_axes()
     shown = list(candidates)[:MOST_BARS]
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
     figure.set_size_inches(8, max(2.5, 0.34 * len(shown) + 1.2))
     rows = range(len(shown))
     left = [0.0] * len(shown)
