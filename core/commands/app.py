@@ -6,6 +6,7 @@ Imports typer only. Each command imports its module when it is called, so that `
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -81,6 +82,7 @@ def build(plugin: str, environment: str, load: Load) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     _add_run(app, name, load)
+    _add_plan(app, name, load)
     _add_report(app, name, plugin)
     _add_compare(app, name)
     _add_doctor(app, name, plugin, environment)
@@ -130,6 +132,47 @@ def _add_run(app: typer.Typer, name: str, load: Load) -> None:
         raise typer.Exit(command.main(*load(), workload, experiment=experiment, config=config, as_json=json))
 
 
+def _add_plan(app: typer.Typer, name: str, load: Load) -> None:
+    text = f"""Show which GPUs and methods a model can be fine-tuned with, how fast at most and at what cost. Needs no GPU.
+
+    Exit status: 0 something fits, 1 nothing fits or the workload is impossible, 2 usage error.
+
+    \b
+    Examples:
+      {name} plan model_name=llama3.1-8b model_max_length=2048 gpu_model=RTX-4090,L40S,H100
+      {name} plan model_name=llama3.1-8b gpu_model=L40S,H100 --price L40S=0.9 --price H100=2.5 --output plan
+    """
+
+    @app.command(help=text)
+    def plan(
+        workload: Annotated[
+            list[str],
+            typer.Argument(
+                help="YAML files with the workload's properties, property=value pairs, or both. gpu_model may name several types.",
+                autocompletion=_properties,
+            ),
+        ],
+        price: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=USD", help="The price of an hour of a GPU of gpu_model. Give it once for each type."
+            ),
+        ] = None,
+        output: Annotated[
+            Path | None,
+            typer.Option(
+                "-o", "--output", metavar="DIR", help="Write a page, a picture, and ado's space and operation there."
+            ),
+        ] = None,
+        config: Annotated[
+            Path | None, typer.Option(help="A YAML file with the actuator configuration's parameters.")
+        ] = None,
+    ) -> None:
+        from . import plan as command
+
+        raise typer.Exit(command.main(*load(), workload, prices=price or [], output=output, config=config))
+
+
 def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
     text = f"""Write an HTML page and image files of measurements.
 
@@ -139,6 +182,7 @@ def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
     Examples:
       {name} report latest
       {name} report measurements.csv -o my-report --format html
+      {name} report latest --tokens 100e6 --price 2.5
     """
 
     @app.command(help=text)
@@ -150,10 +194,31 @@ def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
         form: Annotated[
             Format, typer.Option("--format", help="What to write; autoconf: a CSV file that ado-autoconf trains on.")
         ] = Format.both,
+        tokens: Annotated[
+            float | None,
+            typer.Option(
+                metavar="N", min=1, max=1e18, help="Show the hours and the cost of training on N tokens, such as 100e6."
+            ),
+        ] = None,
+        price: Annotated[
+            float | None,
+            typer.Option(
+                metavar="USD",
+                min=0,
+                max=1e6,
+                help="Price of one GPU (on CPU: one node) for an hour, with --tokens. Default: that of the measurements.",
+            ),
+        ] = None,
     ) -> None:
+        from ..reporting.answers import Budget
         from . import report as command
 
-        raise typer.Exit(command.main(plugin, source, output=output, form=form.value))
+        if not (math.isfinite(tokens or 0) and math.isfinite(price or 0)):
+            raise typer.BadParameter("expected a finite number.", param_hint="--tokens, --price")
+        if price is not None and tokens is None:
+            raise typer.BadParameter("needs --tokens, the number of tokens to train on.", param_hint="--price")
+        budget = None if tokens is None else Budget(tokens, price)
+        raise typer.Exit(command.main(plugin, source, output=output, form=form.value, budget=budget))
 
 
 def _add_compare(app: typer.Typer, name: str) -> None:

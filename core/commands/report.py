@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..measurement.distribution import distribution, installed_version
-from ..reporting import autoconf, read
-from ..reporting.rows import Row, counted
+from ..reporting import answers, autoconf, read
+from ..reporting.answers import Budget
+from ..reporting.rows import Row, counted, differing, workload_label
 from .console import show
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 LACKS_PACKAGE = "The report needs {}, which is not installed. Run: pip install './{}[report]'"
 
 
-def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
+def main(plugin: str, sources: list[str], *, output: Path, form: str, budget: Budget | None = None) -> int:
     """Run the command; return its exit status: 0 written, 2 usage error.
 
     Args:
@@ -29,6 +30,7 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
         sources: where to read measurements.
         output: the directory to write.
         form: ``html``, ``png``, ``both``, or ``autoconf``.
+        budget: tokens whose hours and cost the page and the terminal show; None leaves that out.
     """
     try:
         # an operation and its space hold the same measurements
@@ -47,12 +49,35 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str) -> int:
         return 2
     drawn, left_out = figures.draw(rows)
     try:
-        written = _write(output, form, rows, drawn, left_out, _origin(plugin, sources))
+        written = _write(output, form, rows, drawn, left_out, _origin(plugin, sources), budget)
     except OSError as error:
         print(f"{output} cannot be written: {error.strerror}.", file=sys.stderr)
         return 2
-    show("\n".join([*map(str, written), *(f"{title}: left out; {reason}" for title, reason in left_out)]))
+    show(
+        "\n".join(
+            [
+                *answers.summary(rows),
+                *_spent(rows, budget),
+                *map(str, written),
+                *(f"{title}: left out; {reason}" for title, reason in left_out),
+            ]
+        )
+    )
     return 0
+
+
+def _spent(rows: list[Row], budget: Budget | None) -> list[str]:
+    """Return a line for the workload that trains on the budget's tokens at the lowest cost, or else in the shortest time."""
+    found = answers.expenses(rows, budget) if budget else []
+    if not found or budget is None:
+        return []
+    first = found[0]
+    label = workload_label(first.row, differing([one.row for one in found]))
+    what = "Fastest" if first.usd is None else "Cheapest"
+    text = f"{what} for {budget.tokens:,.0f} tokens: {label}, {first.hours:.3g} hours"
+    if first.usd is not None:
+        text += f" and {first.usd:.3g} USD"
+    return [text + (f" ± {100 * first.row.half_width:.2g} %." if first.row.half_width is not None else ".")]
 
 
 def _export(directory: Path, rows: list[Row]) -> int:
@@ -91,7 +116,13 @@ def _origin(plugin: str, sources: list[str]) -> str:
 
 
 def _write(
-    directory: Path, form: str, rows: list[Row], drawn: list[Drawing], left_out: list[tuple[str, str]], made: str
+    directory: Path,
+    form: str,
+    rows: list[Row],
+    drawn: list[Drawing],
+    left_out: list[tuple[str, str]],
+    made: str,
+    budget: Budget | None,
 ) -> list[Path]:
     from ..reporting import figure_style, figures, page
 
@@ -102,7 +133,7 @@ def _write(
             page.Picture(one.name, one.title, one.caption, figure_style.render(one, "svg").decode()) for one in drawn
         ]
         written.append(directory / "report.html")
-        written[-1].write_text(page.html(rows, pictures, left_out, made), encoding="utf-8")
+        written[-1].write_text(page.html(rows, pictures, left_out, made, budget), encoding="utf-8")
     if form in ("png", "both"):
         # an earlier report may have figures that this one lacks; they must not be taken for figures of this one
         for name in figures.NAMES:

@@ -50,11 +50,11 @@ def main(
     """
     try:
         values, chosen = read_workload(workload, experiment, plugin)
-        settings = _settings(config, parameters_class)
+        settings = read_settings(config, parameters_class)
         plan = make_plan(plugin.identifier, chosen, values)
-        progress = _Bar() if sys.stderr.isatty() else _Changes()
+        progress = Bar() if sys.stderr.isatty() else Changes()
         with (
-            _terminated_as_interrupted(),
+            terminated_as_interrupted(),
             progress,
             Local(plugin, settings, state_dir(settings.state_dir), progress) as local,
         ):
@@ -72,7 +72,7 @@ def main(
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, so that its trainers end, too."""
 
     def interrupt(number: int, frame: object) -> None:
@@ -158,7 +158,12 @@ def _yaml(text: str, where: str) -> Any:
         raise BadUse(f"{where}: {error}") from None
 
 
-def _settings(path: Path | None, parameters_class: type[Any]) -> Any:
+def read_settings(path: Path | None, parameters_class: type[Any]) -> Any:
+    """Return the actuator configuration of a file, or the defaults.
+
+    Raises:
+        BadUse: the file cannot be used.
+    """
     from ..actuator.parameters import validate
 
     given = _mapping(path) if path else {}
@@ -180,7 +185,7 @@ def _show(verdict: Verdict, as_json: bool) -> None:
         print(f"{verdict.message}\nlog: {verdict.metadata.get('log') or 'none'}", file=sys.stderr)
 
 
-class _Changes(contextlib.AbstractContextManager["_Changes"]):
+class Changes(contextlib.AbstractContextManager["Changes"]):
     """Print a line for each new state and every half minute, where standard error is not a terminal."""
 
     def __init__(self) -> None:
@@ -188,6 +193,7 @@ class _Changes(contextlib.AbstractContextManager["_Changes"]):
         self._printed_s = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Print a new state, and the same one again after half a minute."""
         state, now = str(progress.get("state", "")), time.monotonic()
         if state != self._last or now - self._printed_s >= REPORT_EVERY_S:
             self._last, self._printed_s = state, now
@@ -197,7 +203,7 @@ class _Changes(contextlib.AbstractContextManager["_Changes"]):
         """Leave the lines where they are."""
 
 
-class _Bar(contextlib.AbstractContextManager["_Bar"]):
+class Bar(contextlib.AbstractContextManager["Bar"]):
     """Show state, steps, rate and the time left at most on a terminal; removed when the block ends."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -220,7 +226,7 @@ class _Bar(contextlib.AbstractContextManager["_Bar"]):
         )
         self._task = self._bars.add_task("", total=None, rate="")
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         self._bars.start()
         return self
 

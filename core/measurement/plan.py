@@ -32,6 +32,7 @@ class Plan:
         given: the property values as the user gave them.
         source: where the model comes from.
         quick: for a memory estimate: predict only the peak, not the largest batch that fits.
+        capacities: for a memory estimate: usable bytes of further devices to answer about, by name.
     """
 
     actuator: str
@@ -40,6 +41,7 @@ class Plan:
     given: dict[str, Any]
     source: models.ModelSource
     quick: bool = False
+    capacities: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:
@@ -79,6 +81,7 @@ class Plan:
             trust_remote_code=trust_remote_code,
             fresh_trainers=self.kind.runs > 1 or self.workload.patches_libraries,
             capacity_bytes=None if self.quick else accelerators.usable_bytes(self.workload.gpu_model),
+            capacities=self.capacities,
         )
 
     def estimate(self) -> Plan | None:

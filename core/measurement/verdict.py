@@ -85,6 +85,8 @@ def _estimate(plan: Plan, run: Run) -> Verdict:
         "omitted": _by_reason(result.omitted),
     }
     metadata.update(found)
+    if "devices" in record:
+        metadata.update({"devices": record["devices"], "architecture": record["architecture"]})
     return Verdict(result.properties, "", metadata, result)
 
 

@@ -88,7 +88,7 @@ TABLE: tuple[Device, ...] = (
     Device(r"\bA40\b", 48.0 * GDDR, _rates(149.7, 37.4), 696.0),
     # NVIDIA A30 data sheet: 165 dense, 10.3; 24 GB HBM2, 933 GB/s
     Device(r"\bA30\b", 24.0, _rates(165.0, 10.3), 933.0),
-    # NVIDIA A10G data sheet for AWS G5: BF16 70 dense, FP32 31.52; 24 GB GDDR6, 600 GB/s
+    # NVIDIA A10G data sheet for AWS G5 (AWS itself names 250 and 125 for other types): BF16 70 dense, FP32 31.52; 24 GB GDDR6, 600 GB/s
     Device(r"\bA10G\b", 24.0 * GDDR, _rates(70.0, 31.52), 600.0),
     # NVIDIA A10 data sheet: 125 dense, 31.2; 24 GB GDDR6, 600 GB/s
     Device(r"\bA10\b", 24.0 * GDDR, _rates(125.0, 31.2), 600.0),
@@ -126,6 +126,28 @@ TABLE: tuple[Device, ...] = (
     # AMD Instinct MI325X and MI300X data sheets: 1307.4 without sparsity, 163.4; 256 GB HBM3E 6 TB/s, 192 GB HBM3 5.3 TB/s
     Device(r"\bMI325X\b", 256.0, _rates(1307.4, 163.4), 6000.0),
     Device(r"\bMI300X\b", 192.0, _rates(1307.4, 163.4), 5300.0),
+)
+
+
+# a name of each device of the table that has one size and speed, as the plan command takes it
+NAMES = (
+    *(
+        "GB200",
+        "B300",
+        "B200",
+        "GH200-144GB",
+        "GH200-96GB",
+        "H200",
+        "H200-NVL",
+        "H20",
+        "H100",
+        "H100-NVL",
+        "H100-PCIe",
+        "H800",
+    ),
+    *("A100-80GB", "A100-40GB", "L40S", "L40", "L4", "A40", "A30", "A10G", "A10"),
+    *("RTX-PRO-6000", "RTX-6000-Ada", "RTX-A6000", "RTX-5090", "RTX-4090", "RTX-4080", "RTX-3090"),
+    *("V100-SXM2-32GB", "V100-SXM2-16GB", "T4", "MI355X", "MI350X", "MI325X", "MI300X"),
 )
 
 

@@ -107,6 +107,7 @@ class Job:
         trust_remote_code: whether to run Python code that comes with a model.
         fresh_trainers: whether trainers are started for this job alone and ended after it.
         capacity_bytes: usable memory of one device, for the search for an estimate's largest batch; None: no search.
+        capacities: usable memory, bytes, of each device that an estimate is also to answer about, by name.
     """
 
     id: str
@@ -126,6 +127,7 @@ class Job:
     trust_remote_code: bool = False
     fresh_trainers: bool = False
     capacity_bytes: int | None = None
+    capacities: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_line(self) -> str:
         """Return the job as a line of JSON, without the line break."""
@@ -232,16 +234,20 @@ class Record(_TrainingRecord, total=False):
     torch_peak_reserved_bytes: int
 
 
-class EstimateRecord(_Result):
-    """The result of a memory estimate; batch sizes are sums over all devices.
-
-    ``peaks_bytes`` is by phase and kind of memory; ``reserved_bytes`` what the allocator reserves at most and needs, None without GPUs.
-    """
-
+class _EstimateRecord(_Result):
     peaks_bytes: dict[str, dict[str, int]]
     reserved_bytes: dict[str, int] | None
     largest_batch_size: int | None
     traced_batches: list[int]
+
+
+class EstimateRecord(_EstimateRecord, total=False):
+    """The result of a memory estimate: bytes by phase and kind of memory; batch sizes are sums over all devices.
+
+    ``devices`` is there if the job has ``capacities``: for each what the workload needs on it.
+    """
+
+    devices: list[JsonObject]
 
 
 Message = Union[Ready, Progress, Record, EstimateRecord, FailureMessage, Idle]  # noqa: UP007 - evaluated by Python 3.10
@@ -326,6 +332,8 @@ class ResultMetadata(TypedDict, total=False):
     notes: list[str]
     peaks_bytes: dict[str, dict[str, int]]
     traced_batches: list[int]
+    devices: list[JsonObject]
+    architecture: JsonObject
     model_parameters: int
     trainable_parameters: int
     errors: list[str]

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..workload.outputs import OUTPUTS
-from . import tables
+from . import answers, tables
 from .page_style import SHEET
 from .rows import (
     CANNOT_RUN,
@@ -79,7 +79,13 @@ class Section:
         return not (self.pictures or self.before or self.table or self.after or self.items)
 
 
-def html(rows: Sequence[Row], pictures: Sequence[Picture], left_out: Sequence[tuple[str, str]], made: str) -> str:
+def html(
+    rows: Sequence[Row],
+    pictures: Sequence[Picture],
+    left_out: Sequence[tuple[str, str]],
+    made: str,
+    budget: answers.Budget | None = None,
+) -> str:
     """Return the page.
 
     Args:
@@ -87,9 +93,11 @@ def html(rows: Sequence[Row], pictures: Sequence[Picture], left_out: Sequence[tu
         pictures: the figures, in order.
         left_out: title and reason of each figure that is missing.
         made: the first sentence of the footer: time, program and sources.
+        budget: tokens whose hours and cost are shown; None leaves that section out.
     """
     sources = ", ".join(dict.fromkeys(row.source for row in rows))
     sections = [
+        _budget(rows, budget),
         Section("figures", "Figures", pictures=pictures),
         Section("stacks", "Both stacks", table=_pairs(rows)),
         Section("failures", "Workloads that cannot run or failed", table=_problems(rows)),
@@ -105,6 +113,7 @@ def html(rows: Sequence[Row], pictures: Sequence[Picture], left_out: Sequence[tu
     return environment.get_template("page.html.jinja").render(
         sources=sources,
         sheet=SHEET,
+        answers=answers.summary(rows),
         tiles=_tiles(rows),
         sections=[section for section in sections if not section.empty],
         made=made,
@@ -123,7 +132,10 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
     varied = differing(measured)
     if measured:
         best = max(measured, key=lambda row: row.throughput or 0.0)
-        tiles.append((_number(best.throughput), f"real tokens / s, the highest: {workload_label(best, varied)}"))
+        doubt = "" if answers.sure(best) else ", not steady"
+        half = "" if best.half_width is None else f" ± {100 * best.half_width:.2g} %"
+        text = f"real tokens / s, the highest{doubt}: {workload_label(best, varied)}"
+        tiles.append((f"{_number(best.throughput)}{half}", text))
     kind, having = tables.memory_and_rate(rows)
     if kind and having:
         least = min(having, key=lambda row: row.output(kind) or 0.0)
@@ -131,6 +143,33 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
             (f"{_number(least.output(kind))} GiB", f"{MEMORY[kind]}, the lowest: {workload_label(least, varied)}")
         )
     return tiles
+
+
+def _budget(rows: Sequence[Row], budget: answers.Budget | None) -> Section:
+    found = answers.expenses(rows, budget) if budget else []
+    if not found or budget is None:
+        return Section("budget", "Budget")
+    varied = differing([one.row for one in found])
+    lines = [
+        [
+            workload_label(one.row, varied),
+            _number(one.hours),
+            _interval(one.hours, one),
+            _number(one.usd),
+            "" if one.usd is None else _interval(one.usd, one),
+        ]
+        for one in found
+    ]
+    heads = ["workload", "hours", "95 % interval", "USD", "95 % interval"]
+    return Section(
+        "budget", f"Training on {budget.tokens:,.0f} tokens", table=Table(heads, lines, frozenset([1, 2, 3, 4]))
+    )
+
+
+def _interval(value: float, one: answers.Expense) -> str:
+    if one.low is None:
+        return ""
+    return f"{_number(value * one.low)} to {_number(value * one.high) if one.high is not None else 'any'}"
 
 
 def _pairs(rows: Sequence[Row]) -> Table | None:

@@ -27,6 +27,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, "Liberation Mono", mono
 nav { margin: 1.1rem 0 0; font-size: .9rem; display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; }
 nav a { text-decoration: none; }
 nav a:hover { text-decoration: underline; }
+.answer { margin: .35rem 0 0; max-width: 70rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem; margin: 1.75rem 0 0; }
 .tile, figure, .table { background: var(--surface); border: 1px solid var(--grid); border-radius: 8px; }
 .tile { padding: .85rem 1.1rem; }

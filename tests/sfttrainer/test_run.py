@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core.commands.run import BadUse, _Bar, _Changes, read_workload
+from ado_actuators.sfttrainer.core.commands.run import BadUse, Bar, Changes, read_workload
 from ado_actuators.sfttrainer.core.protocol.messages import Progress, progress
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
@@ -103,7 +103,7 @@ TRAINING: Progress = {"event": "progress", "state": "training", "step": 7, "of":
 def test_a_terminal_has_one_bar_that_is_erased() -> None:
     """State, step, rate and time are on one line, which is erased before the report."""
     shown = io.StringIO()
-    with _Bar(Console(file=shown, force_terminal=True, width=120)) as bar:
+    with Bar(Console(file=shown, force_terminal=True, width=120)) as bar:
         bar(progress("starting"))
         bar(TRAINING)
         bar._bars.refresh()
@@ -119,7 +119,7 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
     """An unchanged state is printed again after half a minute."""
     now = [100.0]
     monkeypatch.setattr("ado_actuators.sfttrainer.core.commands.run.time.monotonic", lambda: now[0])
-    with _Changes() as changes:
+    with Changes() as changes:
         for now[0] in (100.0, 101.0, 131.0):
             changes(TRAINING)
         changes(progress("reporting"))

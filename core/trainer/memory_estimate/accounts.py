@@ -67,9 +67,18 @@ class Accounts:
         self._job = job
         self._trace = trace
         self._depths = depths(job)
+        self._kept: tuple[int, tuple[Ledger, Layered]] | None = None
 
     def traced(self, batch: int, *, update: bool) -> tuple[Ledger, Layered]:
-        """Return the account at a batch of one device, and the model."""
+        """Return the account at a batch of one device, and the model; the last one with update is kept."""
+        if update and self._kept is not None and self._kept[0] == batch:
+            return self._kept[1]
+        made = self._traced(batch, update)
+        if update:
+            self._kept = batch, made
+        return made
+
+    def _traced(self, batch: int, update: bool) -> tuple[Ledger, Layered]:
         if self._depths is not None:
             try:
                 return self._two_depths(self._depths, batch, update)

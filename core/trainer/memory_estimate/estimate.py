@@ -24,8 +24,9 @@ from .. import fsdp
 from ..errors import Refused
 from . import attention
 from . import largest_batch as batches
-from .accounts import Accounts, Layered
+from .accounts import Accounts, Layered, fixed
 from .allocator import Reserved, replay
+from .devices import Traced, answers
 from .extrapolation import Irregular
 from .fully_sharded import Wrapping
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
@@ -96,6 +97,7 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
         "reserved_bytes": None if reserved is None else {"most": reserved.most, "needed": reserved.needed},
         "largest_batch_size": largest,
         "traced_batches": sorted(processes * size for size in estimator.traced),
+        **({"devices": estimator.devices(batch)} if job.capacities else {}),
         **estimator.counts,
     }
 
@@ -184,6 +186,18 @@ class Estimator:
         while found > passes.base and exactly(found) > capacity:
             found -= 1
         return found
+
+    def devices(self, batch: int) -> list[dict[str, Any]]:
+        """Return what the workload needs on each device of ``Job.capacities``, with ``batch`` samples on each."""
+        ledger, model = self._accounts.traced(batch, update=True)
+        block = self._sharing.block_bytes
+        try:
+            passes = self._accounts.passes()
+        except Irregular:
+            passes = None
+        moments = Moments(passes.grown, block) if passes else None
+        traced = Traced(batch, model, Moments(fixed(ledger), block), passes, moments)
+        return answers(self._job, traced, sharing)
 
     def _named(self, attention_of_the_trace: str) -> str:
         asked: str = self._job.workload.attn_implementation

@@ -1,0 +1,133 @@
+"""The least time of a training step on a device: a bound from its peaks, never a prediction. Standard library only.
+
+A step cannot be faster than each of three things that it must do, each at the peak rate of the data sheet:
+
+- compute: the matrix products of forward and backward pass, and those of the layers once more under gradient checkpointing;
+- memory: reading each weight that is used once in every pass, and what the optimizer reads and writes;
+- link: what FSDP gathers in both passes and what FSDP or DDP reduce, to and from each device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..workload.fields import Workload
+from . import accelerators, flops
+
+# numbers of each trained parameter that the update reads and writes: AdamW parameter, gradient and both moments, and all but the
+# gradient again; Adafactor's moments are small; SGD has none
+UPDATE_ACCESSES = {"adafactor": 3, "sgd": 3}
+ADAMW_ACCESSES = 7
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTISED_WIDTH = 0.5
+
+# bytes a second to a device, 10^9: half of what data sheets name for both directions. NVLink of B200, B300 and GB200 1800, of Hopper 900,
+# of H800 400, of A100 600 (SXM); Infinity Fabric of MI300 and MI350 seven links of 128; else PCI Express x16, generation 5 or 4
+LINKS = (
+    (r"\bG?B[23]00\b", 900.0),
+    (r"\bH800\b(?!.*PCIe)", 200.0),
+    (r"\b(H100|H200)[ -](PCIe|NVL)\b|\bH800\b|\bPRO[ -]6000\b|\b5090\b", 63.0),
+    (r"\b(GH200|H200|H100|H20)\b", 450.0),
+    (r"\bA100\b(?!.*PCIe)", 300.0),
+    (r"\bMI3\d\d", 448.0),
+)
+PCIE_4_GB_S = 31.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """A bound.
+
+    Attributes:
+        step_s: seconds that an optimizer step takes at least.
+        resource: ``compute``, ``memory bandwidth`` or ``link``.
+        tokens_per_second: token slots of all devices at most.
+    """
+
+    step_s: float
+    resource: str
+    tokens_per_second: float
+
+    def usd_per_million_tokens(self, usd_per_device_hour: float, devices: int) -> float:
+        """Return what a million token slots cost at least."""
+        return usd_per_device_hour * devices / 3600 / self.tokens_per_second * 1e6
+
+
+def limit(
+    workload: Workload, architecture: Mapping[str, Any], *, model_parameters: int, trainable_parameters: int
+) -> tuple[Limit | None, str]:
+    """Return the bound of a workload whose samples are all as long as they may be, or None and one message that says why there is none.
+
+    Args:
+        workload: with the ``gpu_model`` it runs on.
+        architecture: the model's Hugging Face configuration.
+        model_parameters: parameters of the model, with adapters.
+        trainable_parameters: those that are trained.
+    """
+    computed = {"bf16": "bfloat16", "fp16": "float16"}.get(workload.mixed_precision, workload.torch_dtype)
+    peak, reason = accelerators.peak_tflops(workload.gpu_model, computed)
+    row = accelerators.find(workload.gpu_model)
+    if peak is None or row is None:
+        return None, reason
+    if row.bandwidth_gb_s is None:
+        return None, f"the memory bandwidth of device {workload.gpu_model!r} is not known."
+    try:
+        work = _flops(workload, architecture)
+        used = sum(one.inputs * one.outputs * one.times for one in flops.model(architecture).products)
+    except flops.UnknownArchitecture as unknown:
+        return None, str(unknown)
+    width = WIDTH[workload.torch_dtype]
+    weight = QUANTISED_WIDTH if workload.method in ("qlora", "gptq_lora") else width
+    micro = workload.gradient_accumulation_steps
+    passes = (3 if workload.gradient_checkpointing else 2) * micro
+    sharded = workload.distributed_backend in ("FSDP", "FSDP2") and workload.processes > 1
+    trained_here = trainable_parameters / (workload.processes if sharded else 1)
+    accesses = UPDATE_ACCESSES.get(workload.optim, ADAMW_ACCESSES)
+    moved = passes * used * weight + accesses * trained_here * width
+    times = {
+        "compute": work / (peak * 1e12),
+        "memory bandwidth": moved / (row.bandwidth_gb_s * 1e9),
+        "link": _linked_bytes(workload, model_parameters * weight, trainable_parameters * width)
+        / (link_gb_s(workload.gpu_model) * 1e9),
+    }
+    resource = max(times, key=lambda name: times[name])
+    tokens = workload.batch_size * workload.model_max_length * micro
+    return Limit(times[resource], resource, tokens / times[resource]), ""
+
+
+def link_gb_s(gpu_model: str) -> float:
+    """Return the rate of the fastest link between devices of one node, 10^9 bytes/s to a device."""
+    found = (rate for pattern, rate in LINKS if re.search(pattern, gpu_model, re.IGNORECASE))
+    return next(found, PCIE_4_GB_S)
+
+
+def _flops(workload: Workload, architecture: Mapping[str, Any]) -> float:
+    """Return the FLOP of an optimizer step on one device."""
+    length = workload.model_max_length
+    slots = workload.device_batch_size * length * workload.gradient_accumulation_steps
+    per_token = flops.per_token(
+        architecture,
+        method=workload.method,
+        token_slots=slots,
+        squared_lengths=slots * length,
+        r=workload.r,
+        target_modules=workload.target_modules,
+    )
+    if workload.gradient_checkpointing:
+        model = flops.model(architecture)
+        again = sum(one.flops for one in model.products if one.module != "lm_head")
+        per_token += again + sum(one.flops(length) for one in model.attention)
+    return per_token * slots
+
+
+def _linked_bytes(workload: Workload, parameters: float, gradients: float) -> float:
+    """Return the bytes that reach one device in an optimizer step."""
+    count = workload.processes
+    others = (count - 1) / count
+    if workload.distributed_backend in ("FSDP", "FSDP2"):
+        gathers = 1 if workload.fsdp_sharding_strategy in ("SHARD_GRAD_OP", "HYBRID_SHARD_ZERO2") else 2
+        return others * (gathers * parameters + gradients) * workload.gradient_accumulation_steps
+    return others * 2 * gradients

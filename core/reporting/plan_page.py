@@ -1,0 +1,160 @@
+"""What ``plan`` writes: a page, a picture, and ado's space and operation files. Imports matplotlib and yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .figure_style import Drawing, legend, plain_axes, render, style_of
+from .page_style import SHEET
+
+# a picture of more bars cannot be read
+MOST_BARS = 24
+OPERATION: Mapping[str, Any] = {
+    "spaces": ["your-space"],
+    "operation": {
+        "module": {"operationType": "explore", "operatorName": "random_walk"},
+        "parameters": {
+            "numberEntities": "all",
+            "batchSize": 1,
+            "singleMeasurement": True,
+            "samplerConfig": {"samplerType": "generator", "mode": "sequential"},
+        },
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One row of the plan.
+
+    Attributes:
+        values: the properties of its workload; ``batch_size`` is the largest that fits.
+        cells: its texts in the table.
+        parts_gib: predicted memory of a GPU by kind, GiB.
+        usable_gib: what a GPU can give, GiB.
+        fits: whether one sample a GPU fits.
+        best: whether it is the cheapest that fits.
+    """
+
+    values: Mapping[str, Any]
+    cells: Sequence[str]
+    parts_gib: Mapping[str, float]
+    usable_gib: float
+    fits: bool
+    best: bool
+
+
+def write(
+    directory: Path,
+    actuator: str,
+    title: str,
+    head: Sequence[str],
+    candidates: Sequence[Candidate],
+    notes: Sequence[str],
+) -> list[str]:
+    """Write the page, the picture and ado's files; return the names of the files.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    drawing = _drawing(candidates)
+    files: dict[str, bytes] = {"memory.png": render(drawing, "png")}
+    files["plan.html"] = _page(title, head, candidates, notes, render(drawing, "svg").decode()).encode()
+    for name, space in spaces(actuator, candidates).items():
+        files[f"space-{name}.yaml"] = yaml.safe_dump(space, sort_keys=False).encode()
+    files["operation.yaml"] = yaml.safe_dump(dict(OPERATION), sort_keys=False).encode()
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return [str(directory / name) for name in files]
+
+
+def spaces(actuator: str, candidates: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
+    """Return ado's space of each candidate that fits, by a name for its file: with one sample a GPU, and with the largest batch."""
+    return {_name(one): _space(actuator, one) for one in candidates if one.fits}
+
+
+def _name(candidate: Candidate) -> str:
+    values = candidate.values
+    checkpointing = "-checkpointing" if values["gradient_checkpointing"] else ""
+    return f"{values['gpu_model']}-{values['number_gpus']}-{values['method']}{checkpointing}".lower()
+
+
+def _space(actuator: str, candidate: Candidate) -> dict[str, Any]:
+    values = dict(candidate.values)
+    method, largest = values.pop("method"), values.pop("batch_size")
+    required = ("model_name", "model_max_length", "number_gpus")
+    domains = {
+        **{name: [values.pop(name)] for name in required},
+        "batch_size": sorted({candidate.values["number_gpus"], largest}),
+    }
+    experiment = {
+        "actuatorIdentifier": actuator,
+        "experimentIdentifier": f"finetune_{method}_benchmark",
+        "experimentVersion": "1.0.0",
+        "parameterization": [
+            {"property": {"identifier": name}, "value": value} for name, value in sorted(values.items())
+        ],
+    }
+    return {
+        "sampleStoreIdentifier": "default",
+        "metadata": {"name": f"candidate {_name(candidate)} of a plan"},
+        "experiments": [experiment],
+        "entitySpace": [_domain(name, allowed) for name, allowed in domains.items()],
+    }
+
+
+def _domain(name: str, allowed: list[Any]) -> dict[str, Any]:
+    named = {"variableType": "CATEGORICAL_VARIABLE_TYPE"} if isinstance(allowed[0], str) else {}
+    return {"identifier": name, "propertyDomain": {**named, "values": allowed}}
+
+
+def _drawing(candidates: Sequence[Candidate]) -> Drawing:
+    figure, axes = plain_axes()
+    shown = list(candidates)[:MOST_BARS]
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    figure.set_size_inches(8, max(2.5, 0.34 * len(shown) + 1.2))
+    rows = range(len(shown))
+    left = [0.0] * len(shown)
+    for index, kind in enumerate(shown[0].parts_gib if shown else ()):
+        widths = [one.parts_gib[kind] for one in shown]
+        axes.barh(rows, widths, left=left, label=kind, color=style_of(index)["color"], height=0.7)
+        left = [begin + width for begin, width in zip(left, widths, strict=True)]
+    for row, one in zip(rows, shown, strict=True):
+        axes.plot([one.usable_gib] * 2, [row - 0.42, row + 0.42], color="black", linewidth=1.6)
+    axes.set_yticks(list(rows), [_label(one) for one in shown])
+    axes.invert_yaxis()
+    axes.set_xlabel("GiB on each GPU, one sample each; black: what the GPU can give")
+    legend(figure, axes)
+    cut = f" The first {MOST_BARS} of {len(candidates)}." if len(candidates) > MOST_BARS else ""
+    return Drawing("memory", "Memory by part", f"Predicted memory of each GPU with one sample.{cut}", figure)
+
+
+def _label(candidate: Candidate) -> str:
+    values = candidate.values
+    checkpointing = ", checkpointing" if values["gradient_checkpointing"] else ""
+    return f"{values['number_gpus']} x {values['gpu_model']}, {values['method']}{checkpointing}"
+
+
+def _page(title: str, head: Sequence[str], candidates: Sequence[Candidate], notes: Sequence[str], picture: str) -> str:
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *head))
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in ('*' if one.best else '', *one.cells))}</tr>\n"
+        for one in candidates
+    )
+    said = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes if note)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f"<style>{SHEET}</style></head><body><main>\n<h1>{html.escape(title)}</h1>\n"
+        "<p>Speeds and costs are bounds from data sheets, not predictions. * marks the cheapest that fits.</p>\n"
+        f"<table><thead><tr>{names}</tr></thead><tbody>\n{rows}</tbody></table>\n{said}<figure>{picture}</figure>\n"
+        "</main></body></html>\n"
+    )

@@ -1,0 +1,88 @@
+"""What a workload needs on each of several devices, from one trace: parts, largest batch, and how many devices it takes at least.
+
+Trainer room: numpy.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ...protocol.messages import Job, JobWorkload
+from .accounts import Layered, Passes
+from .ledger import PASSES, UPDATE, Sharing
+from .moments import Moments
+
+# a device more than these is not asked for; under FSDP a share of each further one is small
+MOST_DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+SharingOf = Callable[[JobWorkload, Layered], Sharing]
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A workload that has been traced.
+
+    Attributes:
+        batch: of one device, in the step with update.
+        model: its parameters.
+        step: moments of two steps with update.
+        passes: how the passes grow, or None where that is not known.
+        moments: moments of ``passes``.
+    """
+
+    batch: int
+    model: Layered
+    step: Moments
+    passes: Passes | None
+    moments: Moments | None
+
+
+def answers(job: Job, traced: Traced, sharing_of: SharingOf) -> list[dict[str, Any]]:
+    """Return for each device of ``job.capacities`` what the workload needs there.
+
+    A workload on one device is asked about one, one under FSDP about the least number that it fits.
+    """
+    return [_answer(job.workload, name, usable, traced, sharing_of) for name, usable in job.capacities.items()]
+
+
+def _answer(workload: JobWorkload, name: str, usable: int, traced: Traced, sharing_of: SharingOf) -> dict[str, Any]:
+    sharded = workload.distributed_backend in ("FSDP", "FSDP2")
+    found: dict[str, Any] = {}
+    for count in MOST_DEVICES[1:] if sharded else MOST_DEVICES[:1]:
+        asked = dataclasses.replace(workload, number_gpus=count, gpu_model=name, batch_size=count * traced.batch)
+        sharing = sharing_of(asked, traced.model)
+        phases = {phase: traced.step.parts(sharing, phase) for phase in (PASSES, UPDATE)}
+        parts = max(phases.values(), key=lambda one: sum(one.values()))
+        fits = sum(parts.values()) <= usable
+        found = {"gpu_model": name, "number_gpus": count, "batch_size": count * traced.batch}
+        found |= {"fits": fits, "parts_bytes": parts, "largest_batch_size": 0}
+        if fits:
+            optimizer = phases[PASSES]["optimizer"]
+            found["largest_batch_size"] = count * _largest(traced, sharing, optimizer, usable, workload)
+            break
+    return found
+
+
+def _largest(traced: Traced, sharing: Sharing, optimizer: int, usable: int, workload: JobWorkload) -> int:
+    """Return a batch of one device that fits and, from ``Passes.base`` on, is the largest.
+
+    Below it a line is followed that memory, which grows faster and faster, stays under.
+    """
+    if traced.passes is None or traced.moments is None:
+        return traced.batch
+    passes, moments = traced.passes, traced.moments
+
+    def about(size: int) -> int:
+        return moments.total(sharing, PASSES, float(passes.part(size))) + optimizer
+
+    most = max(passes.base, 2**22 // workload.model_max_length)
+    at_base = about(passes.base)
+    if at_base <= usable:
+        return passes.base + bisect.bisect_right(range(passes.base + 1, most + 1), usable, key=about)
+    here = traced.step.total(sharing, PASSES)
+    if passes.base <= traced.batch or at_base <= here:
+        return traced.batch
+    return traced.batch + (usable - here) * (passes.base - traced.batch) // (at_base - here)

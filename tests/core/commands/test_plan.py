@@ -1,0 +1,80 @@
+"""The plan command: its table, its files, and what it answers before anything is traced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ado_actuators.sfttrainer.actuator import SFTTrainer
+from ado_actuators.sfttrainer.core.commands import plan
+from ado_actuators.sfttrainer.core.metrics.roofline import Limit
+from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
+
+GIB = 2**30
+PARTS = {"parameters": 10 * GIB, "gradients": 5 * GIB, "optimizer": 4 * GIB, "activations": GIB, "temporaries": 0}
+
+
+def row(gpu: str = "L40S", *, fits: bool = True, usd: float | None = None, **change: Any) -> plan.Row:
+    """Return a row of 20 GiB."""
+    values = {"model_name": "tiny-llama-5m", "model_max_length": 64, "method": "lora", "gradient_checkpointing": True}
+    values |= {"number_gpus": 1, "gpu_model": gpu, "batch_size": 12, "torch_dtype": "bfloat16", **change}
+    return plan.Row(values, fits, PARTS, 40 * GIB, 12 if fits else 0, Limit(0.5, "compute", 4096.0), usd)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str, prices: tuple[str, ...] = ()) -> tuple[int, str]:
+    """Return the status of the command and what it says on standard error."""
+    given = ["model_name=tiny-llama-5m", *words]
+    status = plan.main(SFTTrainer.plugin(), SFTTrainerParameters, given, prices=list(prices), output=None, config=None)
+    return status, capsys.readouterr().err
+
+
+def test_the_cheapest_that_fits_has_a_star() -> None:
+    """What does not fit shows what it needs and no speed; columns without values are left out."""
+    lines = plan.table([row(usd=2.0), row("H100", usd=1.5), row("T4", fits=False)]).splitlines()
+    assert [line[0] for line in lines[1:]] == [" ", "*", " "]
+    assert lines[3].split() == ["T4", "1", "lora", "yes", "no", "20.0", "40.0"]
+    assert "USD" not in plan.table([row()])
+
+
+def test_without_prices_the_fewest_and_smallest_gpus_are_best() -> None:
+    """Nothing is best where nothing fits."""
+    few, many = row("H100"), row("L40S", number_gpus=4)
+    assert plan.best([many, few]) is few
+    assert plan.best([row(fits=False)]) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "prices", "message"),
+    [
+        (("gpu_model=H100,Nope",), (), "gpu_model 'Nope' is not known; known are: GB200"),
+        ((), (), "plan needs gpu_model=NAME"),
+        (("gpu_model=H100",), ("L4=1",), "names no GPU of gpu_model"),
+        (("gpu_model=H100",), ("H100=x",), "'x' is not a number"),
+        (("gpu_model=H100",), ("H100=-1",), "expected USD above 0"),
+    ],
+)
+def test_bad_use_is_answered_before_anything_is_traced(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], prices: tuple[str, ...], message: str
+) -> None:
+    """One message, status 2."""
+    status, said = run(capsys, *words, prices=prices)
+    assert status == 2
+    assert message in said
+    assert "tracing" not in said
+
+
+def test_files_of_a_plan(tmp_path: Path) -> None:
+    """A page with every row, a picture, and a space of each candidate that fits."""
+    rows = [row(), row("T4", fits=False)]
+    plan._write(tmp_path, "sfttrainer", dict(rows[0].values), rows, ["A note."])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"plan.html", "memory.png", "operation.yaml", "space-l40s-1-lora-checkpointing.yaml"}
+    page = (tmp_path / "plan.html").read_text()
+    assert page.count("<tr>") == 3
+    assert "A note." in page
+    space = yaml.safe_load((tmp_path / "space-l40s-1-lora-checkpointing.yaml").read_text())
+    assert space["experiments"][0]["experimentIdentifier"] == "finetune_lora_benchmark"
+    assert {one["identifier"]: one["propertyDomain"]["values"] for one in space["entitySpace"]}["batch_size"] == [1, 12]

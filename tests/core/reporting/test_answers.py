@@ -1,0 +1,96 @@
+"""What a report says in words, and what a budget of tokens takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ado_actuators.sfttrainer.__main__ import main
+from ado_actuators.sfttrainer.core.reporting import answers
+from ado_actuators.sfttrainer.core.reporting.rows import Row
+
+from .conftest import RECORDINGS
+
+Make = Callable[..., Row]
+
+
+def test_the_fastest_is_named_with_those_that_may_be_as_fast(row: Make) -> None:
+    """118 with 5 % may be faster than 120 with 5 %; 60 may not."""
+    rows = [row(60.0, 5.0, batch_size=2), row(118.0, 5.0, batch_size=4), row(120.0, 5.0, batch_size=8, memory=7.25)]
+    assert answers.summary(rows) == [
+        "Fastest steady workload: batch 8, with 120 tokens/s ± 5 %.",
+        "It cannot be told whether these are faster: batch 4 (118 tokens/s ± 5 %).",
+        "Least memory: batch 8, with 7.25 GiB, peak memory of a GPU.",
+    ]
+
+
+def test_a_single_step_is_never_the_fastest_without_a_word(row: Make) -> None:
+    """One step of a slow model, or a rate that was not steady, is named as such."""
+    short = row(500.0, None, batch_size=2, outputs={"measured_steps": 1, "steady": 0})
+    shaky = row(400.0, 30.0, batch_size=4, outputs={"measured_steps": 20, "steady": 0})
+    good = row(100.0, 2.0, batch_size=8, outputs={"measured_steps": 20, "steady": 1})
+    assert answers.summary([short, shaky, good])[:2] == [
+        "Fastest steady workload: batch 8, with 100 tokens/s ± 2 %.",
+        (
+            "It cannot be told whether these are faster: batch 2 (500 tokens/s, 1 measured step only); "
+            "batch 4 (400 tokens/s ± 30 %, not steady)."
+        ),
+    ]
+    assert answers.summary([short])[0].startswith("Fastest workload, none of them steady: ")
+
+
+def test_nothing_is_said_without_a_rate(row: Make) -> None:
+    """Only failures: the tables tell."""
+    assert answers.summary([row(oom=True)]) == []
+
+
+def test_a_budget_of_tokens(row: Make) -> None:
+    """36 million tokens at 1000 tokens/s take 10 hours; two GPUs at 2.50 USD cost 50 USD, with 25 % from 40 to 66.7 USD."""
+    two = row(1000.0, 25.0, number_gpus=2)
+    one = row(600.0, 25.0)
+    found = answers.expenses([two, one, row(oom=True)], answers.Budget(36e6, 2.5))
+    assert [(item.row, item.hours, item.usd) for item in found] == [
+        (one, pytest.approx(16.6667, rel=1e-4), pytest.approx(41.6667, rel=1e-4)),
+        (two, 10.0, 50.0),
+    ]
+    assert (found[1].low, found[1].high) == (pytest.approx(0.8), pytest.approx(4 / 3))
+
+
+def test_the_price_of_the_measurements_is_the_default(row: Make) -> None:
+    """With 2 USD per million tokens, 5 million cost 10 USD; without any price the fastest comes first."""
+    priced = row(100.0, outputs={"usd_per_million_tokens": 2.0})
+    assert answers.expenses([priced], answers.Budget(5e6))[0].usd == 10.0
+    unpriced = [row(50.0, batch_size=2), row(100.0)]
+    assert [item.usd for item in answers.expenses(unpriced, answers.Budget(5e6))] == [None, None]
+    assert answers.expenses(unpriced, answers.Budget(5e6))[0].row.throughput == 100.0
+
+
+def test_the_report_shows_answers_and_budget(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the terminal and on the page."""
+    words = [
+        "report",
+        str(RECORDINGS / "operation.yaml"),
+        "-o",
+        str(tmp_path),
+        "--format",
+        "html",
+        "--tokens",
+        "100e6",
+        "--price",
+        "2.5",
+    ]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Fastest ")
+    assert "\nCheapest for 100,000,000 tokens: " in shown
+    page = open(f"{tmp_path}/report.html", encoding="utf-8").read()  # noqa: PTH123, SIM115
+    assert 'class="answer">Fastest' in page
+    assert "Training on 100,000,000 tokens" in page
+
+
+@pytest.mark.parametrize("words", [["--price", "2.5"], ["--tokens", "nan"], ["--tokens", "-1"], ["--tokens", "many"]])
+def test_bad_budgets(words: list[str], tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    """One message, status 2, and nothing written."""
+    assert main(["report", str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path), *words]) == 2
+    assert words[0] in capsys.readouterr().err
