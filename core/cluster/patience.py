@@ -46,8 +46,15 @@ class Patience:
             for other in self._starving(since_s)
         )
 
-    def ends(self, lease: str, since_s: float) -> bool:
-        """Whether a lease that was just given back ends for who has waited for long, and since before ``since_s``."""
+    def ends(self, lease: str, since_s: float, waiting: Sequence[Waiting]) -> bool:
+        """Whether a lease does not go on to the next of its shape, who waits since ``since_s``.
+
+        Args:
+            lease: it was just given back.
+            since_s: seconds since the epoch.
+            waiting: those who wait now for anything else.
+        """
+        self._waiting = list(waiting)
         nodes = self._seen.nodes
         if any(room.helps(lease, need, nodes) for need in self._starving(since_s)):
             return True

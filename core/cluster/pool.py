@@ -15,7 +15,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 from ray.util.placement_group import PlacementGroup
 
@@ -110,6 +109,7 @@ class Pool:
         self._needs: dict[Shape, Need] = {}
         self._seen = Snapshot()
         self._patience = Patience()
+        self._operators: dict[str, float] = {}
         self._room_made_s = float("-inf")
         self._hurry = False
         self._tending: asyncio.Task[None] | None = None
@@ -262,7 +262,7 @@ class Pool:
         self._hurry = False
         self._end_what_idles_too_long()
         if self._lines or self._idle:
-            self._seen, self._needs = await asyncio.to_thread(_look, list(self._lines))
+            self._seen, self._needs = await asyncio.to_thread(self._look, list(self._lines))
             self._patience.update(self._seen, self._waiting())
             self._serve()
             self._ask()
@@ -270,12 +270,20 @@ class Pool:
             self._end_what_cannot_end()
             self._tell()
 
-    def _waiting(self) -> list[Waiting]:
-        """Return who waits in this pool and others."""
+    def _look(self, shapes: list[Shape]) -> tuple[Snapshot, dict[Shape, Need]]:
+        """Ask Ray for the state of the cluster. Operators get what they held at most: their trials come and go."""
+        seen = look()
+        for node in seen.nodes:
+            self._operators[node.id] = max(node.operators, self._operators.get(node.id, 0.0))
+        nodes = tuple(dataclasses.replace(node, most_operators=self._operators[node.id]) for node in seen.nodes)
+        return dataclasses.replace(seen, nodes=nodes), {shape: shape.need() for shape in shapes}
+
+    def _waiting(self, but: Shape | None = None) -> list[Waiting]:
+        """Return who waits in this pool, but for one shape, and in others."""
         own = [
             Waiting("", self._owner, line.since_s, self._needs[shape])
             for shape, line in self._lines.items()
-            if shape in self._needs and line.group is None
+            if shape != but and shape in self._needs and line.group is None
         ]
         return own + [one for one in self._seen.waiting if one.owner != self._owner]
 
@@ -327,7 +335,8 @@ class Pool:
     def _gives_way(self, lease: Lease) -> bool:
         """Whether a lease ends for who has waited for long, though others of its shape wait as well."""
         line = self._lines.get(lease.shape)
-        return self._patience.ends(lease.id, time.time() if line is None else line.since_s)
+        # a lease for which nobody waits stays, until the next round looks who else does
+        return line is not None and self._patience.ends(lease.id, line.since_s, self._waiting(lease.shape))
 
     def _end_what_idles_too_long(self) -> None:
         limit = time.monotonic() - self._idle_timeout_s
@@ -381,7 +390,3 @@ class Pool:
         why = await asyncio.to_thread(explain, need, self._seen, self._owner)
         if line.waiting and not self._closed:
             self._report(line.id, why.message(waited_s), True, not why.alone)
-
-
-def _look(shapes: list[Shape]) -> tuple[Snapshot, dict[Shape, Any]]:
-    return look(), {shape: shape.need() for shape in shapes}

@@ -70,6 +70,7 @@ class Node:
         free: what nobody holds in Ray.
         labels: its labels.
         operators: CPUs that actors of ado's operations hold.
+        most_operators: CPUs that they have held at most.
         operator_gpus: GPUs that they hold.
         claims: what leases of pools hold.
     """
@@ -79,6 +80,7 @@ class Node:
     free: Mapping[str, float]
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     operators: float = 0.0
+    most_operators: float = 0.0
     operator_gpus: float = 0.0
     claims: tuple[Claim, ...] = ()
 
@@ -132,7 +134,7 @@ class Node:
 
     def reservable(self, threads: int) -> float:
         """Return the CPUs to reserve in Ray for a host that trains with ``threads``: all, less what ado's operators need."""
-        spare = max(SPARE_CPUS if self.cpus >= 1 + SPARE_CPUS else 0.0, self.operators)
+        spare = max(SPARE_CPUS if self.cpus >= 1 + SPARE_CPUS else 0.0, self.operators, self.most_operators)
         left = self.cpus - spare - self.others_cpus - self.reserved_cpus
         # Ray keeps four decimals
         return max(0.0, min(float(threads), int(left * 1000 + TOLERANCE) / 1000))

@@ -35,6 +35,13 @@ def test_a_lease_leaves_cpus_to_ados_operators(cpus: int, operators: int, thread
     assert place.cpus == reserved
 
 
+def test_trials_find_free_what_they_held_before() -> None:
+    """Three trials held a CPU each, and one does now: the CPUs of the others stay free for the next ones."""
+    before = dataclasses.replace(node(8, operators=1), most_operators=3)
+    (place,) = room.place(Need(1, 8), [before]) or []
+    assert place.cpus == 5
+
+
 def test_all_gpus_of_a_node_leave_a_cpu() -> None:
     """Eight GPUs with all 96 CPUs: one CPU stays for the trial that asked for them."""
     (place,) = room.place(Need(1, 96, gpus=8), [node(96, 8, operators=1)]) or []

@@ -263,6 +263,25 @@ def test_idle_trainers_stay_for_a_group_they_do_not_serve(
     assert run(scenario()) == (1, True)
 
 
+def test_a_trainer_stays_after_a_long_queue(shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that has waited for long for the same trainer is served, and the trainer stays for the next one."""
+    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
+
+    async def scenario() -> bool:
+        pool = Pool(600)
+        lease = await pool.acquire(shape(2), SERVED_S)
+        waiting = asyncio.create_task(pool.acquire(shape(2), SERVED_S))
+        await asyncio.sleep(2.0)
+        pool.give_back(lease, keep=True)
+        pool.give_back(await waiting, keep=True)
+        await asyncio.sleep(1.5)
+        again = await pool.acquire(shape(2), SERVED_S)
+        pool.close()
+        return again is lease
+
+    assert run(scenario())
+
+
 def test_a_busy_pool_gives_way_to_a_foreign_group(shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch) -> None:
     """While one measurement follows the other, a placement group that has waited for long is made."""
     monkeypatch.setattr(patience, "PATIENCE_S", 1.0)

@@ -73,8 +73,9 @@ def waiting(owner: str, since_s: float, cpus: int = 2) -> Waiting:
 def test_a_lease_goes_on_to_the_next_until_another_pool_has_waited_for_long(waited_s: float, gives_way: bool) -> None:
     """A younger request of another pool waits; an older one is served."""
     now, decide = time.time(), Patience()
-    decide.update(Snapshot(nodes=(node(2, 0, lease("a", 2)),)), [waiting("me", now), waiting("other", now - waited_s)])
-    assert decide.ends("a", now) is gives_way
+    other = waiting("other", now - waited_s)
+    decide.update(Snapshot(nodes=(node(2, 0, lease("a", 2)),)), [waiting("me", now), other])
+    assert decide.ends("a", now, [other]) is gives_way
     assert decide.holds_back(Need(1, 2), now) is gives_way
 
 
