@@ -45,8 +45,16 @@ LINT_TOOLS = (
     "types-PyYAML",
     "types-setuptools",
 )
-# build and nox: tests run them as users do
-TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")
+# build and nox: tests run them as users do; releases of ado-ray-tune after 2.2.0 do not load in ado-core 2.3.0
+TEST_TOOLS = (
+    "ado-ray-tune==2.2.0",
+    "build",
+    "hypothesis",
+    "nox[uv]>=2025.2.9",
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-xdist",
+)
 # what the plugins depend on, without ado, Ray and the training stack
 UNIT_TOOLS = (
     "hypothesis",
