@@ -24,7 +24,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).resolve().parent
-# how the plugins themselves tell uv what the user has told pip
+# translates the user's pip settings for uv, as the plugins do
 INDEXES = runpy.run_path(str(ROOT / "core" / "host" / "package_indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
 # ruff, mypy and import-linter, and the libraries whose types mypy reads
@@ -45,8 +45,16 @@ LINT_TOOLS = (
     "types-PyYAML",
     "types-setuptools",
 )
-# build and nox: what the tests of jobs run, as users do
-TEST_TOOLS = ("build", "hypothesis", "nox[uv]>=2025.2.9", "pytest>=8", "pytest-timeout", "pytest-xdist")
+# build and nox: tests run them as users do; releases of ado-ray-tune after 2.2.0 do not load in ado-core 2.3.0
+TEST_TOOLS = (
+    "ado-ray-tune==2.2.0",
+    "build",
+    "hypothesis",
+    "nox[uv]>=2025.2.9",
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-xdist",
+)
 # what the plugins depend on, without ado, Ray and the training stack
 UNIT_TOOLS = (
     "hypothesis",
@@ -77,8 +85,8 @@ BUILD_TOOLS = (
     "setuptools-scm>=8.1",
     "twine",
 )
-# programs that tests use, with the Debian packages that have them: a database server for ado's shared store (the second program is what
-# its installer asks for defaults; the core package starts no server), and a browser for reports
+# programs that tests use, with their Debian packages: a database server for ado's shared store (its installer needs the second program;
+# the core package starts no server), and a browser for reports
 PROGRAMS = {
     ("mariadbd", "my_print_defaults"): ("mariadb-server-core", "mariadb-client-core"),
     ("chromium",): ("chromium",),
@@ -106,44 +114,44 @@ nox.options.sessions = ["lint", "tests", "install", "wheel", "version"]
 
 @functools.cache
 def package_settings() -> dict[str, str]:
-    """Return the user's variables, with what pip's configuration files say about places of packages where no variable does."""
+    """Return the user's environment variables, completed with the package settings of pip's configuration files."""
     return INDEXES["pip_files"]() | os.environ
 
 
 def uv_settings() -> dict[str, str]:
-    """Return the variables that make uv look where the user's pip looks: uv reads none of pip's."""
+    """Return variables with which uv uses the package indexes of the user's pip, whose settings it does not read."""
     said = INDEXES["uv_variables"](package_settings())
     return {name: said[name] for name in said.keys() - os.environ.keys() if name.startswith(("UV_", "SSL_"))}
 
 
 def install(session: nox.Session, *arguments: str) -> None:
-    """Install into the session's environment, with uv where nox has it."""
+    """Install into the session's environment, with uv if nox has it."""
     options = INDEXES["options"](package_settings()) if session.venv_backend == "uv" else []
     session.install(*options, *arguments, env=uv_settings())
 
 
 def install_for_training(session: nox.Session, *arguments: str) -> None:
-    """Install what trains on CPUs, never the gigabytes that torch needs for GPUs."""
+    """Install packages for training on CPUs, without the gigabytes that torch needs for GPUs."""
     backend = []
     own_links = {"PIP_FIND_LINKS", "UV_FIND_LINKS"} & {name for name, value in package_settings().items() if value}
     if session.venv_backend == "uv" and not own_links:
         backend = ["--torch-backend", "cpu"]
     if session.venv_backend == "uv":
-        # uv leaves compiling to the first import, which a variable of the user's may forbid to write: then each trainer
-        # would start three times as slowly
+        # by default uv leaves compiling to the first import; if PYTHONDONTWRITEBYTECODE is set, each trainer would then start three
+        # times as slowly
         backend.append("--compile-bytecode")
     install(session, *backend, "--constraint", "tests/constraints-cpu.txt", *arguments)
 
 
 def fresh(session: nox.Session, *plugins: str) -> list[str]:
-    """Return what makes uv build the plugins anew: it would not look for changes in a directory it has installed."""
+    """Return the options that make uv build the plugins again, since it does not check installed directories for changes."""
     return (
         [f"--reinstall-package={PLUGINS[name]}" for name in plugins or PLUGINS] if session.venv_backend == "uv" else []
     )
 
 
 def directories(**extras: str) -> list[str]:
-    """Return what pip calls all plugins, each with its extras."""
+    """Return pip's requirements for all plugins, each with its extras."""
     return [f"./{name}{extras.get(name, '')}" for name in PLUGINS]
 
 
@@ -161,32 +169,32 @@ def own_state(session: nox.Session) -> dict[str, str]:
 
 
 def actuators(session: nox.Session) -> set[str]:
-    """Return the actuators that ado lists, asked from a directory without any source."""
+    """Return the actuators that ado lists, called in a directory without sources."""
     with session.chdir(session.create_tmp()):
         printed = session.run("ado", "get", "actuators", silent=True, log=False, env=own_state(session)) or ""
     return {plugin for plugin in PLUGINS if re.search(rf"\b{plugin}\b", printed)}
 
 
 def importable(session: nox.Session) -> set[str]:
-    """Return the plugins that can be imported, asked from a directory without any source."""
+    """Return the plugins that can be imported, called in a directory without sources."""
     with session.chdir(session.create_tmp()):
         printed = session.run("python", "-c", IMPORTABLE, *PLUGINS, silent=True, log=False) or ""
     return set(str(printed).split())
 
 
 def check_installed(session: nox.Session, expected: set[str]) -> None:
-    """Fail unless exactly the ``expected`` plugins can be imported and are listed by ado."""
+    """Fail unless exactly the ``expected`` plugins can be imported and ado lists them."""
     if (found := importable(session)) != expected:
-        session.error(f"Installed are {sorted(expected)}, but importable are {sorted(found)}.")
+        session.error(f"The plugins {sorted(expected)} are installed, but {sorted(found)} can be imported.")
     if (found := actuators(session)) != expected:
-        session.error(f"Installed are {sorted(expected)}, but ado lists {sorted(found)}.")
-    session.log(f"Python imports and ado lists {', '.join(sorted(expected))}, and no other.")
+        session.error(f"The plugins {sorted(expected)} are installed, but ado lists {sorted(found)}.")
+    session.log(f"Python imports and ado lists exactly {', '.join(sorted(expected))}.")
 
 
 def measure_alone(session: nox.Session) -> None:
-    """Measure with fms_hf_tuning, which is alone and has to build the environment it trains in: ado's has no torch."""
+    """Measure with fms_hf_tuning as the only plugin; it builds its training environment, since ado's has no torch."""
     session.run("python", "-c", WITHOUT_TORCH)
-    # packages that were downloaded once are not state
+    # the cache of downloaded packages is shared
     packages = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uv"
     settings = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(packages)), **uv_settings(), **own_state(session)}
     workload = ["model_name=tiny-llama-5m", "model_max_length=16", "batch_size=1", "number_gpus=0", "max_steps=3"]
@@ -195,7 +203,7 @@ def measure_alone(session: nox.Session) -> None:
 
 
 def dependencies_first(session: nox.Session) -> None:
-    """Install what the plugins depend on with uv, where there is one: pip alone takes ten times as long."""
+    """Install the plugins' dependencies with uv, if it exists, because pip takes ten times as long."""
     beside_nox = str(Path(sys.executable).parent)
     uv = shutil.which("uv", path=os.pathsep.join([beside_nox, os.environ.get("PATH", "")]))
     if uv:
@@ -206,10 +214,10 @@ def dependencies_first(session: nox.Session) -> None:
 
 
 def rounds(lists: list[str]) -> list[list[str]]:
-    """Return the pins of all lists so that each round has one version of a package: pip-audit takes no more at a time."""
+    """Return the pins of all lists, grouped so that each group has one version per package, as pip-audit requires."""
     versions: dict[str, list[str]] = {}
     for text in lists:
-        # not torch's CPU build, which no service of advisories knows
+        # without torch's CPU build, which advisory services do not list
         for name, version in re.findall(r"^([\w.-]+)==([\w.]+)(?![\w.+])", text, re.MULTILINE):
             if version not in versions.setdefault(name, []):
                 versions[name].append(version)
@@ -256,7 +264,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def unit(session: nox.Session) -> None:
-    """Run the tests of the layers that need neither torch, Ray nor ado; what follows -- goes to pytest."""
+    """Run the tests of the layers that need neither torch, Ray nor ado; arguments after -- are passed to pytest."""
     install(session, *UNIT_TOOLS)
     sources = os.pathsep.join(str(ROOT / plugin / "src") for plugin in PLUGINS)
     selected = ["-m", "not ray and not torch", "--numprocesses=2", "--dist=worksteal"]
@@ -265,10 +273,10 @@ def unit(session: nox.Session) -> None:
 
 @nox.session(default=False, venv_backend="none")
 def dev(session: nox.Session) -> None:
-    """Make .venv-dev, with both plugins installed in place: `.venv-dev/bin/pytest tests/...` sees each edit at once."""
+    """Make .venv-dev with editable installs of both plugins, for `.venv-dev/bin/pytest tests/...`."""
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if uv is None:
-        session.error("uv is not installed; run `pip install uv` beside nox.")
+        session.error("uv is not installed; run `pip install uv` in the environment of nox.")
     own_links = {"PIP_FIND_LINKS", "UV_FIND_LINKS"} & {name for name, value in package_settings().items() if value}
     options = [*INDEXES["options"](package_settings()), *([] if own_links else ["--torch-backend", "cpu"])]
     python = str(ROOT / ".venv-dev" / "bin" / "python")
@@ -280,10 +288,10 @@ def dev(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests but those of building and installing, which have sessions of their own."""
+    """Run all tests except those of building and installing, which have separate sessions."""
     install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,report]"), *TEST_TOOLS)
     install_programs(session)
-    # two at a time, since most of a test's time is the start of something; those of a file share what they start
+    # two processes, since tests mostly wait for processes to start; tests of a file share these processes
     session.run("pytest", *(session.posargs or ["--numprocesses=2", "--dist=loadfile"]))
 
 
@@ -297,7 +305,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(name="install", venv_backend="venv", reuse_venv=False)
 @each_plugin
 def install_and_uninstall(session: nox.Session, plugin: str) -> None:
-    """Install both plugins with pip, uninstall one, use the other alone, install the first again, and once more in place."""
+    """Install both plugins with pip, uninstall one, use the other, then install the first again, also as editable."""
     dependencies_first(session)
     session.install(*directories())
     check_installed(session, set(PLUGINS))
@@ -314,7 +322,7 @@ def install_and_uninstall(session: nox.Session, plugin: str) -> None:
 @nox.session
 @each_plugin
 def wheel(session: nox.Session, plugin: str) -> None:
-    """Build the plugin in every way and compare what ships."""
+    """Build the plugin in every way and compare the files that ship."""
     install(session, *BUILD_TOOLS)
     session.run("pytest", "tests/packaging/test_wheel.py", "-k", plugin, *session.posargs)
 
@@ -322,14 +330,14 @@ def wheel(session: nox.Session, plugin: str) -> None:
 @nox.session
 @each_plugin
 def version(session: nox.Session, plugin: str) -> None:
-    """Change throw-away copies of the repository and watch the version, or the refusal to build."""
+    """Change temporary copies of the repository, and check the version or the build error."""
     install(session, *BUILD_TOOLS)
     session.run("pytest", "tests/packaging/test_version.py", "-k", plugin, *session.posargs)
 
 
 @nox.session(default=False)
 def quickstart(session: nox.Session) -> None:
-    """Measure the four workloads of the example, show the table and make a report; what follows -- goes to ado create operation."""
+    """Measure the four workloads of the example, show the table, make a report; arguments after -- are passed to ado create operation."""
     install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train,report]")
     with session.chdir("sfttrainer/examples"):
         given = ["--with", "space=space.yaml", "--with", "actuatorconfiguration=actuatorconfiguration.yaml"]
@@ -337,8 +345,8 @@ def quickstart(session: nox.Session) -> None:
         try:
             session.run(*command)
         except CommandFailed:
-            # Ray gives a node 30 s to start, which no setting changes
-            session.log("ado did not finish. If Ray timed out during its start, the machine is busy: trying once more.")
+            # Ray allows a node 30 s to start, without a setting for it
+            session.log("ado failed. If Ray's start timed out, the machine is busy: trying once more.")
             session.run(*command)
         columns = [argument for name in SHOWN for argument in ("--property", name)]
         table = ["ado", "show", "measurements", "operation", "--use-latest", "--no-trunc", *columns]
@@ -360,20 +368,20 @@ def ray_submit(session: nox.Session) -> None:
     try:
         session.run("python", "tools/ray_jobs.py", "submit", *session.posargs)
     except CommandFailed as failed:
-        # nox itself would make 1 of any status
+        # nox itself would return 1 for any status
         sys.exit(failed.return_code)
 
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """Make 300 measurements in an ado operation while one in ten is disturbed; what follows -- goes to benchmarks/soak.py."""
+    """Make 300 measurements in an ado operation with a fault in one of ten; arguments after -- are passed to benchmarks/soak.py."""
     install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train]")
     session.run("python", "benchmarks/soak.py", *session.posargs)
 
 
 @nox.session(default=False, venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """Check on a GPU what CPUs cannot, with the Python in use and its training stack; what follows -- goes to benchmarks/gpu.py."""
+    """Run the checks that need a GPU, with the current Python and its training stack; arguments after -- go to benchmarks/gpu.py."""
     session.run("python", "benchmarks/gpu.py", *session.posargs, external=True)
 
 
@@ -401,7 +409,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def audit(session: nox.Session) -> None:
-    """Ask the index's advisories about the pinned environments and what the plugins, all extras included, depend on."""
+    """Check the pinned environments and the plugins' dependencies, all extras included, for known vulnerabilities."""
     install(session, "pip-audit", "uv")
     projects = [f"{plugin}/pyproject.toml" for plugin in PLUGINS]
     resolve = ["uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header", "--all-extras"]
@@ -416,7 +424,7 @@ def audit(session: nox.Session) -> None:
         command = ("pip-audit", "--disable-pip", "--no-deps", "--progress-spinner", "off", "--requirement", str(copy))
         printed = str(session.run(*command, silent=True, success_codes=[0, 1]))
         if printed.count("could not be audited") >= len(pins) or re.search(r"ConnectionError|ServiceError", printed):
-            session.skip("no service of advisories that knows these packages can be reached from here")
+            session.skip("No advisory service with these packages can be reached.")
         if not printed.startswith("No known"):
             found.append(printed)
     if found:

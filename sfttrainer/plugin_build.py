@@ -1,4 +1,4 @@
-"""Builds the plugin in whose directory this file, or a link to it, lies. Imports the standard library, setuptools and PyYAML.
+"""Builds the plugin in the directory of this file, or of a link to it. Imports the standard library, setuptools and PyYAML.
 
 pyproject.toml holds the static metadata. This file adds what neither setuptools nor setuptools-scm does:
 
@@ -49,8 +49,8 @@ def refuse(reason: str, remedy: str = REMEDY) -> NoReturn:
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints in ``folder``, or None where it cannot answer."""
-    # hooks export GIT_DIR and similar variables, which would point git at another repository
+    """Return the output of git in ``folder``, or None if git fails."""
+    # hooks set GIT_DIR and similar variables, which would make git use another repository
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # in a container the tree often has another owner, and git refuses to read it without this setting
     command = ["git", "-c", "safe.directory=*", "-C", str(folder), *arguments]
@@ -58,13 +58,13 @@ def git(folder: Path, *arguments: str) -> str | None:
         done = subprocess.run(command, env=clean, capture_output=True, check=False)
     except FileNotFoundError:
         if (REPOSITORY / ".git").exists():
-            refuse("its files are listed by git, which is not installed", "Install git and try again.")
+            refuse("git lists its files and is not installed", "Install git and try again.")
         return None
     return done.stdout.decode("utf-8", "surrogateescape") if done.returncode == 0 else None
 
 
 def origin() -> str:
-    """Return where this tree comes from: an ``sdist``, a ``clone`` or an exported ``archive``."""
+    """Return the kind of this tree: an ``sdist``, a ``clone`` or an exported ``archive``."""
     if (HERE / "PKG-INFO").is_file():
         return "sdist"
     top = git(REPOSITORY, "rev-parse", "--show-toplevel")
@@ -80,7 +80,7 @@ def listed(folder: Path) -> Iterator[Path]:
     """Yield the files below ``folder`` that are in git's index and still exist; links to directories are followed.
 
     setuptools-scm's file finder (``setuptools.command.sdist.walk_revctrl``) lists the same files in an ordinary clone. It is
-    not used because it refuses a tree with another owner, lists nothing in an exported archive of which a subdirectory is
+    not used because it refuses a tree with another owner, lists nothing if a subdirectory of an exported archive is
     built, and is deprecated since setuptools-scm 10.3.
     """
     for name in (git(folder, "ls-files", "-z") or "").split("\0"):
@@ -92,7 +92,7 @@ def listed(folder: Path) -> Iterator[Path]:
 
 
 def present(folder: Path) -> Iterator[Path]:
-    """Yield the files below ``folder`` except those that builds, imports and tools leave there; links are followed."""
+    """Yield the files below ``folder`` except those that builds, imports and tools create; links are followed."""
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [
             name for name in folders if name != "__pycache__" and name[0] != "." and not name.endswith(".egg-info")
@@ -103,7 +103,7 @@ def present(folder: Path) -> Iterator[Path]:
 
 
 def modules() -> set[Path]:
-    """Return every Python file below ``src``: setuptools ships them whether git knows them or not."""
+    """Return every Python file below ``src``: setuptools ships them whether git tracks them or not."""
     return {path for path in present(SOURCE) if path.suffix == ".py"}
 
 
@@ -111,7 +111,7 @@ def plugin() -> str:
     """Return the name of the one package in the namespace."""
     found = [path.name for path in sorted(NAMESPACE.glob("*")) if (path / "__init__.py").is_file()]
     if len(found) != 1:
-        refuse(f"{NAMESPACE} must hold one package and holds {len(found)}")
+        refuse(f"{NAMESPACE} must contain one package and contains {len(found)}")
     return found[0]
 
 
@@ -120,14 +120,14 @@ def check(shipped: set[Path], package: Path) -> None:
     core = package / "core"
     if core.is_file():
         clone = "Clone again with `git clone -c core.symlinks=true` (on Windows: in developer mode)."
-        refuse(f"{core} is a text file where a link to the shared core belongs", clone)
+        refuse(f"{core} is a text file and must be a link to the shared core", clone)
     if not core.is_dir():
-        refuse(f"{core} leads to no core, which lies beside the plugin's directory in the repository")
+        refuse(f"{core} is a link without a target; expected core beside the plugin's directory")
     for path in (package / name for name in NEEDED):
         if not path.is_file():
             refuse(f"{path} is missing")
         if path not in shipped:
-            refuse(f"{path} is not known to git, so it would not ship", f"Run `git add {path}`.")
+            refuse(f"{path} is not tracked by git, so it would not ship", f"Run `git add {path}`.")
     # an actuator with ``requirements`` trains in environments that are built from pinned lists
     actuator, lists = (package / "actuator.py").read_text(encoding="utf-8"), package / "environments"
     has_lists = any(path.parent == lists and path.suffix == ".txt" for path in shipped)
@@ -136,7 +136,7 @@ def check(shipped: set[Path], package: Path) -> None:
 
 
 def entry_points(package: Path) -> dict[str, list[str]]:
-    """Return the actuator of the definition and the command of the package.
+    """Return the entry points of the actuator and of the command.
 
     They are in one place because setuptools drops the computed ones as soon as pyproject.toml has a [project.scripts] table.
     """
@@ -147,7 +147,7 @@ def entry_points(package: Path) -> dict[str, list[str]]:
     keys = ("moduleName", "moduleClass", "moduleType")
     module, name, kind = (definition.get(key) if isinstance(definition, dict) else None for key in keys)
     if not module or not name or kind != "actuator":
-        refuse(f"{package / DEFINITION} has to give moduleName, moduleClass and moduleType: actuator", "Correct it.")
+        refuse(f"{package / DEFINITION} must have moduleName, moduleClass and moduleType: actuator", "Correct it.")
     command = f"ado-{package.name.replace('_', '-')} = ado_actuators.{package.name}.__main__:main"
     return {"ado.actuators": [f"{package.name} = {module}:{name}"], "console_scripts": [command]}
 
@@ -167,8 +167,8 @@ class Sdist(sdist):
     """Adds a hash of the content, so that a build of the unpacked sdist notices an edit."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        """Fill the directory that is then packed."""
-        # setuptools adds setup.py by itself, but not what it runs
+        """Fill the directory that setuptools then packs."""
+        # setuptools adds setup.py, but not the file that it runs
         super().make_release_tree(base_dir, sorted({*files, Path(__file__).name}))
         note = Path(base_dir, NOTE)
         # setuptools hard-links files into the tree: writing in place would change the original
@@ -181,7 +181,7 @@ def version(tree: str, shipped: set[Path], unknown_to_git: bool) -> dict[str, An
 
     Ray caches a wheel under its name, and ado stores the version beside every measurement, so two different contents must
     not share a version. A clean clone has the commit in its version; every other tree has a hash of the content as well;
-    an unpacked sdist has the version it was made with, plus a hash if it was edited. No version scheme of setuptools-scm
+    an unpacked sdist has its original version, plus a hash if it was edited. No version scheme of setuptools-scm
     hashes the content: its date and time stamps repeat, or differ between the metadata and the wheel of one build.
     """
     if tree == "sdist":
@@ -201,7 +201,7 @@ def version(tree: str, shipped: set[Path], unknown_to_git: bool) -> dict[str, An
 
 def options(temporary: str) -> dict[str, dict[str, str]]:
     """Return the directories in which setuptools' commands work."""
-    # a build/ left by an earlier build would ship files that have been deleted since
+    # an old build/ would ship files that have been deleted since
     directories = {"build": {"build_base": str(Path(temporary, "build"))}}
     if not os.access(SOURCE, os.W_OK):
         directories["egg_info"] = {"egg_base": temporary}
@@ -220,7 +220,7 @@ def main() -> None:
         setup(
             **version(tree, shipped, unknown_to_git=shipped != known),
             package_dir={"": "src"},
-            # includes the namespace itself: without it an editable install becomes an import hook
+            # includes the namespace itself; otherwise an editable install would use an import hook
             packages=find_namespace_packages("src", exclude=["*__pycache__*"]),
             package_data={f"ado_actuators.{package.name}": [name for name in data if not name.endswith(".py")]},
             include_package_data=False,

@@ -1,7 +1,7 @@
 """Writes the table of docs/reliability.md from pytest's reports: ``python tools/fault_table.py REPORT.xml...``.
 
-A test of a fault records the fault, the outcome, the seconds and what was left behind (``record_property``). The tests in
-``ELSEWHERE`` record nothing: their time is that of the whole test. Standard library only.
+A test of a fault records the fault, the outcome, the seconds and the remaining files and processes (``record_property``). The tests in
+``ELSEWHERE`` record nothing; their time is that of the whole test. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ ELSEWHERE = {
     ),
     "test_a_killed_dispatcher_is_started_again": (
         "dispatcher actor killed while it holds every CPU",
-        "started again, measured, and so are later ones",
+        "restarted; this and later measurements succeed",
     ),
     "test_other_measurements_go_on": (
-        "trainer killed beside another measurement",
+        "trainer killed during another measurement",
         "measured at the second attempt; the other at the first",
     ),
     "test_a_node_lost_in_mid_measurement": (
         "node of a two-node cluster removed",
-        "transient, then failed: what is left is too small",
+        "transient, then failed: the remaining nodes are too small",
     ),
     "test_nothing_survives[SIGINT]": ("Ctrl-C in an operation", "operation ends"),
     "test_nothing_survives[SIGTERM]": ("operation terminated", "operation ends"),
@@ -44,13 +44,13 @@ ELSEWHERE = {
 
 
 def rows(report: Path) -> list[tuple[str, str, str, str]]:
-    """Return fault, outcome, seconds and what was left, of the passed tests of a report; others end the program."""
+    """Return fault, outcome, seconds and remains of each test of a report; a failed test ends the program."""
     found = []
     for case in ET.parse(report).iter("testcase"):
         noted = {one.get("name"): one.get("value", "") for one in case.iter("property")}
         name = case.get("name", "")
         if case.find("failure") is not None or case.find("error") is not None:
-            sys.exit(f"{name} failed: no table is made of that")
+            sys.exit(f"The test {name} failed. The table needs a report in which all tests pass.")
         if "fault" in noted:
             found.append((noted["fault"], noted["outcome"], noted["seconds"], noted["left"]))
         elif name in ELSEWHERE and case.find("skipped") is None:

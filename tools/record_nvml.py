@@ -37,7 +37,7 @@ def record(
     nvml.nvmlInit()
     handles = []
     for index in range(nvml.nvmlDeviceGetCount()):
-        # NVML counts GPUs of other containers and lost ones as well
+        # NVML also counts lost GPUs and GPUs of other containers
         with contextlib.suppress(nvml.NVMLError_NoPermission, nvml.NVMLError_GpuIsLost):
             handles.append(nvml.nvmlDeviceGetHandleByIndex(index))
     devices = [
@@ -63,7 +63,7 @@ def record(
 
 
 def answer(nvml: Any, handle: Any, what: str) -> Any:
-    """Return NVML's answer as JSON can hold it."""
+    """Return NVML's answer as a JSON value."""
     try:
         given = getattr(nvml, f"nvmlDeviceGet{what}")(handle)
     except nvml.NVMLError as error:

@@ -21,7 +21,7 @@ from ado_actuators.sfttrainer.core.workload.fields import Workload
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ACTUATORS = {"sfttrainer": SFTTrainer, "fms_hf_tuning": FMSHFTuning}
 WORKLOAD = {"model_name": "tiny-llama-5m", "model_max_length": 128, "batch_size": 4, "number_gpus": 0}
-# one impossible workload for each of the most frequent mistakes
+# an impossible workload for each of the most frequent mistakes
 IMPOSSIBLE: tuple[dict[str, Any], ...] = (
     {"batch_size": 3, "number_gpus": 2},
     {"batch_size": 6, "number_gpus": 3, "number_nodes": 2},
@@ -50,7 +50,7 @@ ABOUT_PROPERTIES = """\
 Optional properties have a default. `batch_size` and `number_gpus` are totals over all devices and nodes. In a space, required
 properties belong in `entitySpace`; optional ones can be varied there or set in an experiment's `parameterization`."""
 ABOUT_IMPOSSIBLE = """\
-An impossible workload is answered in milliseconds, with `is_valid` 0 and `failure` `invalid_configuration`. Examples, as changes
+An impossible workload gives a result in milliseconds, with `is_valid` 0 and `failure` `invalid_configuration`. Examples, as changes
 to the workload `{}`:"""
 ABOUT_RAISED = """\
 Exceptions of libraries are put into one of three groups. *cannot run*: a finished measurement with `is_valid` 0 and a `failure`.
@@ -178,7 +178,7 @@ def _impossible(actuator: str) -> str:
         except failures.InvalidConfiguration as refused:
             rows.append((f"`{_pairs(change)}`", str(refused)))
         else:
-            raise AssertionError(f"{change} is possible now: remove it from IMPOSSIBLE")
+            raise AssertionError(f"{change} is a possible workload; remove it from IMPOSSIBLE.")
     return _table(("change", "message"), rows)
 
 

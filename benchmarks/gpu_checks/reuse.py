@@ -7,7 +7,7 @@ from typing import Any
 
 import common
 
-from ado_actuators.sfttrainer.core.host.host import ALLOCATED_GROWTH_BYTES, RSS_GROWTH_BYTES
+from ado_actuators.sfttrainer.core.host.memory_growth import ALLOCATED_GROWTH_BYTES, RSS_GROWTH_BYTES
 
 from .bench import Bench, Failed
 from .checks import Check, Found, check, number, unmeasured

@@ -6,12 +6,15 @@ It reserves no CPU. ado's own task for a request reserves one, and would wait fo
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from .. import failures
 from ..cluster import nodes
+from ..cluster.console import line
 from ..cluster.hosts import Lease, Shape, remove_groups
 from ..cluster.pool import Pool
 from ..host import environment
@@ -47,7 +50,10 @@ class Dispatcher:
         # a restarted actor keeps its id, so it finds its previous placement groups
         owner = f"dispatcher-{ray.get_runtime_context().get_actor_id()}"
         remove_groups(owner)
-        self._pool = Pool(parameters.idle_timeout_s, owner)
+        self._pool = Pool(
+            parameters.idle_timeout_s, owner, autoscaling=parameters.autoscaling, report=self._report_wait
+        )
+        self._waits: dict[str, Callable[[str, str], None]] = {}
         self._known_out_of_memory = attempts.KnownOutOfMemory()
 
     async def measure(self, request: Any, experiment: Any, queue: Any, actuator: Any) -> None:
@@ -66,6 +72,14 @@ class Dispatcher:
     async def cleanup(self) -> None:
         """End every host; ado calls it when the operation ends."""
         self._pool.close()
+
+    def _report_wait(self, identifier: str, text: str, lasts: bool, warn: bool) -> None:
+        """Show a long wait in ado's console and in the log, which ``run_experiment`` prints."""
+        logging.getLogger(__name__).log(logging.WARNING if warn else logging.INFO, text)
+        show = self._waits.pop(identifier, None) or line(f"wait-{identifier}", spinner)
+        show(text, "start" if lasts else "stop")
+        if lasts:
+            self._waits[identifier] = show
 
     async def _verdict(self, experiment: Any, values: dict[str, Any]) -> Verdict:
         """Return a verdict also for errors, because a request without an answer would block the operation."""
@@ -127,7 +141,7 @@ class Dispatcher:
                     trust_remote_code=self._parameters.trust_remote_code,
                     address=address,
                     rank=index * per_host,
-                    threads=lease.shape.cpus // per_host,
+                    threads=lease.shape.host.threads,
                 ),
                 self._parameters.run_timeout_s,
                 plan.workload.model_name,

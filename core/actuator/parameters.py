@@ -14,6 +14,7 @@ from ..failures import plain_message
 from ..host.state_dir import state_dir
 from ..workload.validation import first_message
 
+PENDING_S = 3600.0
 # a cluster that grows may take hours to get nodes
 AUTOSCALING_PENDING_S = 86400.0
 # 30 days; Python's own timers refuse much larger numbers
@@ -44,11 +45,11 @@ class MeasuringParameters(StandardActuatorParameters):
         pydantic.Field(description="Maximum seconds of one measurement after its trainers have received the workload."),
     ] = 3600.0
     pending_timeout_s: Annotated[
-        Seconds,
+        Seconds | None,
         pydantic.Field(
-            description="Maximum seconds to wait for CPUs and GPUs; with autoscaling the default means a day.",
+            description="Maximum seconds to wait for CPUs and GPUs; None: an hour, with autoscaling a day.",
         ),
-    ] = 3600.0
+    ] = None
     max_retries: Annotated[
         int,
         pydantic.Field(
@@ -90,10 +91,10 @@ class MeasuringParameters(StandardActuatorParameters):
     ] = ""
 
     def pending_s(self) -> float:
-        """Return the limit of waiting: a day with autoscaling if ``pending_timeout_s`` has its default."""
-        # ado validates a dump in which every field is set, so only the value can be compared
-        unset = self.pending_timeout_s == type(self).model_fields["pending_timeout_s"].default
-        return AUTOSCALING_PENDING_S if self.autoscaling and unset else self.pending_timeout_s
+        """Return the limit of waiting: ``pending_timeout_s``, or its default."""
+        if self.pending_timeout_s is not None:
+            return self.pending_timeout_s
+        return AUTOSCALING_PENDING_S if self.autoscaling else PENDING_S
 
     @pydantic.field_validator("state_dir")
     @classmethod

@@ -11,6 +11,7 @@ import ray
 from ray.util.placement_group import (
     PlacementGroup,
     get_placement_group,
+    placement_group,
     placement_group_table,
     remove_placement_group,
 )
@@ -21,7 +22,11 @@ from ..measurement.outcome import Outcome
 from ..protocol.messages import Job
 from . import nodes
 from .console import Message, console_line
+from .room import SPARE_CPUS, Need, Node, Place
+from .snapshot import LEASE, MARK, GroupName, need, parse_name
 
+# the label by which Ray names each node; Ray older than labels has none and does not know the argument
+NODE_ID = "ray.io/node-id"
 # an idle host that does not answer within this time is treated as lost
 ANSWER_S = 10.0
 
@@ -33,7 +38,7 @@ class Shape:
     Attributes:
         host: what each node's host provides.
         nodes: hosts.
-        cpus: CPUs of each host.
+        cpus: CPUs that each host trains with; in Ray it may hold fewer (``room``).
         gpu_model: GPU type, or ``any``.
         roce: with RDMA between nodes.
     """
@@ -43,6 +48,10 @@ class Shape:
     cpus: int
     gpu_model: str
     roce: bool = False
+
+    def need(self) -> Need:
+        """Return what it needs of the nodes that the cluster has now."""
+        return need(self.gpu_model, hosts=self.nodes, threads=self.cpus, gpus=self.host.gpus, roce=self.roce)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=2)
@@ -74,6 +83,11 @@ class Lease:
     hosts: list[Any]
     idle_since: float = 0.0
 
+    @property
+    def id(self) -> str:
+        """Ray's identifier of the placement group."""
+        return str(self.group.id.hex())
+
     async def answers(self) -> bool:
         """Whether all hosts are alive."""
         try:
@@ -93,7 +107,8 @@ class Lease:
 def remove_groups(owner: str) -> None:
     """Remove what a pool of this name has left: Ray keeps the groups of a killed actor as long as its job lasts."""
     for group in placement_group_table().values():
-        if group["name"].startswith(f"{owner}-") and group["state"] != "REMOVED":
+        name = parse_name(group["name"])
+        if name is not None and name.owner == owner and group["state"] != "REMOVED":
             remove(get_placement_group(group["name"]))
 
 
@@ -108,25 +123,49 @@ def remove(group: PlacementGroup | None) -> None:
             remove_placement_group(group)
 
 
-def bundles(shape: Shape) -> dict[str, Any]:
-    """Return the arguments of the placement group of a shape."""
-    need: dict[str, float] = {"CPU": shape.cpus}
-    if shape.host.gpus:
-        need["GPU"] = shape.host.gpus
-    marks = nodes.marks(shape.gpu_model, roce=shape.roce)
-    need |= dict.fromkeys(marks.resources, nodes.MARK)
-    strategy = "PACK" if shape.nodes == 1 else "STRICT_SPREAD" if shape.host.gpus else "SPREAD"
-    arguments: dict[str, Any] = {"bundles": [dict(need) for _ in range(shape.nodes)], "strategy": strategy}
-    if marks.labels:  # Ray older than labels does not know the argument
-        arguments["bundle_label_selector"] = [dict(marks.labels) for _ in range(shape.nodes)]
-    return arguments
+def reserve(places: list[Place], wanted: Need, owner: str, since_s: float) -> PlacementGroup:
+    """Ask Ray for the placement group of a lease, each bundle on its node."""
+    bundles = []
+    for one in places:
+        address = min((name for name in one.node.total if name.startswith("node:") and "__" not in name), key=len)
+        bundles.append(_bundle(one.cpus, wanted) | {address: one.share})
+    labels = [{NODE_ID: one.node.id} if NODE_ID in one.node.labels else {} for one in places]
+    return _group(bundles, labels, GroupName(owner, LEASE, wanted.threads, since_s))
 
 
-def start_host(shape: Shape, group: PlacementGroup, index: int) -> Any:
-    """Start the host of one bundle of a placement group."""
+def mark_waiting(wanted: Need, nodes: tuple[Node, ...], owner: str, since_s: float) -> PlacementGroup:
+    """Ask Ray for a group that shows that somebody waits: to an autoscaler, and to other pools, which then give up idle leases.
+
+    It asks for the spare CPUs too where a node has as many, so that Ray does not make it of those alone.
+    """
+    largest = max((node.cpus for node in nodes if node.fits(wanted)), default=float(wanted.threads))
+    bundles = [_bundle(wanted.threads, wanted) for _ in range(wanted.nodes)]
+    bundles[0]["CPU"] = min(wanted.threads + SPARE_CPUS, largest)
+    return _group(bundles, [dict(wanted.labels)] * wanted.nodes, GroupName(owner, MARK, wanted.threads, since_s))
+
+
+def _bundle(cpus: float, wanted: Need) -> dict[str, float]:
+    bundle = dict.fromkeys(wanted.resources, nodes.MARK)
+    if cpus:
+        bundle["CPU"] = cpus
+    if wanted.gpus:
+        bundle["GPU"] = float(wanted.gpus)
+    return bundle
+
+
+def _group(bundles: list[dict[str, float]], labels: list[dict[str, str]], name: GroupName) -> PlacementGroup:
+    spread = "STRICT_SPREAD" if name.kind == MARK and bundles[0].get("GPU") else "SPREAD"
+    arguments: dict[str, Any] = {"bundles": bundles, "strategy": spread, "name": str(name)}
+    if any(labels):
+        arguments["bundle_label_selector"] = labels
+    return placement_group(**arguments)
+
+
+def start_host(shape: Shape, group: PlacementGroup, index: int, cpus: float) -> Any:
+    """Start the host of one bundle of a placement group, which holds so many CPUs."""
     actor: Any = HostActor
     return actor.options(
-        num_cpus=shape.cpus,
+        num_cpus=cpus,
         num_gpus=shape.host.gpus,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
     ).remote(shape.host)

@@ -132,14 +132,6 @@ def offer() -> str:
     return "the cluster has: " + "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "") + "."
 
 
-def can_hold(bundles: list[dict[str, float]]) -> bool:
-    """Whether the nodes that are alive could hold each of the bundles if nothing else ran on them."""
-    return all(
-        any(all(node["Resources"].get(kind, 0.0) >= amount for kind, amount in bundle.items()) for node in nodes())
-        for bundle in bundles
-    )
-
-
 def _fits(node: dict[str, Any], workload: Workload) -> bool:
     enough = node["Resources"].get("GPU", 0) >= max(1, workload.gpus_per_node)
     return bool(enough and marks(workload.gpu_model, roce=workload.enable_roce).on(node))

@@ -1,7 +1,8 @@
-"""Who holds CPUs and GPUs: leases of hosts in Ray placement groups, reused between measurements of the same shape. Ray room.
+"""Who holds CPUs and GPUs: leases of hosts in Ray placement groups, reused between measurements of the same shape.
 
-Requests for one shape are served in the order of their arrival. Between shapes nobody is held back: whoever fits goes first, and a
-lease goes on to the next of its shape, which keeps trainers warm, unless another shape has waited for a minute.
+Requests for one shape are served in the order of their arrival. Shapes and pools are not ordered: any request whose resources are free
+is served, and a lease goes on to the next of its shape, which keeps trainers warm. A request that has waited for long, in whatever
+pool of the Ray cluster, comes before younger ones (``patience``). ``room`` says what is free.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
 
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from ray.util.placement_group import PlacementGroup
 
 from .. import failures
-from . import nodes
-from .hosts import Lease, Shape, bundles, remove, start_host
+from . import room
+from .hosts import Lease, Shape, mark_waiting, remove, reserve, start_host
+from .patience import Patience
+from .room import Need
+from .snapshot import Snapshot, Waiting, look
+from .waiting import explain
 
 POLL_S = 0.25
 # how often a request that waits asks whether the cluster can still hold it
@@ -30,19 +33,52 @@ CHECK_S = 5.0
 FIRST_LOOK_S = 0.03
 # a lease that has been idle for less may be asked for at once: ado sends the next entity when one is done
 SETTLED_S = 0.5
-# Ray takes a moment to free what a killed host held; until then nothing else is given up for the same request
+# Ray takes a moment to free what a killed host held; until then nothing else is given up
 ROOM_S = 3.0
-# how long a shape may be served from its own leases while another one gets nothing
-PATIENCE_S = 60.0
+# a group that Ray has not made by then is asked for anew, since what is free has changed
+RENEW_S = 3.0
+# who has waited for less shows it to nobody
+MARK_AFTER_S = 1.0
+# a wait is reported after, and then every so many seconds
+TELL_AFTER_S = 30.0
+TELL_EVERY_S = 300.0
+# a wait for what the operation itself holds for good ends after
+STUCK_S = 90.0
+
+# takes an identifier, a text, whether the wait still lasts, and whether somebody should look at it
+Report = Callable[[str, str, bool, bool], None]
+
+
+@dataclasses.dataclass
+class _Ticket:
+    """One request that waits, since when (monotonic seconds), and what it will get."""
+
+    lease: asyncio.Future[Lease]
+    joined_s: float = dataclasses.field(default_factory=time.monotonic)
 
 
 @dataclasses.dataclass
 class _Line:
-    """Who waits for one shape, in order of arrival, the placement group that the first of them is to get, and since when it waits."""
+    """Who waits for one shape, in order of arrival.
 
-    waiting: collections.deque[asyncio.Future[Lease]] = dataclasses.field(default_factory=collections.deque)
+    Attributes:
+        waiting: the requests.
+        since_s: when it began to wait or was served last, in seconds since the epoch: other nodes compare it with theirs.
+        group: placement group that is asked for, once there is room.
+        asked_s: when it was asked for, monotonic seconds.
+        mark: placement group that shows that somebody waits, while there is no room.
+        told_s: when the wait was last reported.
+        stuck_s: since when the wait cannot end.
+    """
+
+    waiting: collections.deque[_Ticket] = dataclasses.field(default_factory=collections.deque)
+    since_s: float = dataclasses.field(default_factory=time.time)
     group: PlacementGroup | None = None
-    since_s: float = dataclasses.field(default_factory=time.monotonic)
+    asked_s: float = 0.0
+    mark: PlacementGroup | None = None
+    told_s: float | None = None
+    stuck_s: float | None = None
+    id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex[:8])
 
 
 class Pool:
@@ -50,18 +86,34 @@ class Pool:
 
     Args:
         idle_timeout_s: seconds after which an unused lease is given up.
-        owner: begins the names of its placement groups.
+        owner: name in the names of its placement groups; no other pool of the cluster may have it.
+        autoscaling: whether the cluster may get nodes it does not have yet.
+        report: is told of long waits.
     """
 
-    def __init__(self, idle_timeout_s: float, owner: str = "pool") -> None:
+    def __init__(
+        self,
+        idle_timeout_s: float,
+        owner: str | None = None,
+        *,
+        autoscaling: bool = False,
+        report: Report = lambda identifier, text, lasts, warn: None,
+    ) -> None:
         self._idle_timeout_s = idle_timeout_s
-        self._owner = owner
+        self._owner = owner or f"pool-{uuid.uuid4().hex[:8]}"
+        self._autoscaling = autoscaling
+        self._report = report
         self._idle: list[Lease] = []
         self._busy: list[Lease] = []
         self._lines: dict[Shape, _Line] = {}
+        self._needs: dict[Shape, Need] = {}
+        self._seen = Snapshot()
+        self._patience = Patience()
+        self._operators: dict[str, float] = {}
         self._room_made_s = float("-inf")
-        self._yielded_s = float("-inf")
+        self._hurry = False
         self._tending: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def acquire(self, shape: Shape, timeout_s: float, check: Callable[[], None] | None = None) -> Lease:
@@ -73,7 +125,7 @@ class Pool:
             check: raises when the cluster can no longer hold the shape; called at the start and while waiting.
 
         Raises:
-            failures.Broken: the resources did not become free within ``timeout_s`` seconds.
+            failures.Broken: the resources did not become free within ``timeout_s`` seconds, or never can.
         """
         self._check_open()
         if check is not None:
@@ -92,33 +144,37 @@ class Pool:
         return await self._wait(shape, deadline, timeout_s, check)
 
     async def _wait(self, shape: Shape, deadline: float, timeout_s: float, check: Callable[[], None] | None) -> Lease:
-        ticket: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        ticket = _Ticket(asyncio.get_running_loop().create_future())
         self._lines.setdefault(shape, _Line()).waiting.append(ticket)
+        self._hurry = True
         self._tend()
         try:
-            while not ticket.done() and (left := deadline - time.monotonic()) > 0:
-                await asyncio.wait([ticket], timeout=min(left, CHECK_S))
-                if check is not None and not ticket.done():
+            while not ticket.lease.done() and (left := deadline - time.monotonic()) > 0:
+                await asyncio.wait([ticket.lease], timeout=min(left, CHECK_S))
+                if check is not None and not ticket.lease.done():
                     check()
+            if not ticket.lease.done():
+                raise failures.Broken(await self._too_late(shape, timeout_s))
         except asyncio.CancelledError:
-            if ticket.done() and ticket.exception() is None:
-                self.give_back(ticket.result(), keep=True)
+            if ticket.lease.done() and ticket.lease.exception() is None:
+                self.give_back(ticket.lease.result(), keep=True)
             raise
         finally:
             self._leave(shape, ticket)
-        if not ticket.done():
-            raise failures.Broken(
-                f"the CPUs and GPUs it needs did not become free within pending_timeout_s {timeout_s:g} s."
-            )
-        return ticket.result()
+        return ticket.lease.result()
+
+    async def _too_late(self, shape: Shape, timeout_s: float) -> str:
+        message = f"pending_timeout_s {timeout_s:g} s have passed without"
+        if shape not in self._needs:
+            return f"{message} the CPUs and GPUs it needs."
+        why = await asyncio.to_thread(explain, self._needs[shape], self._seen, self._owner)
+        return f"{message} {why.needs}: {why.free}, held by {why.held}."
 
     def give_back(self, lease: Lease, *, keep: bool) -> None:
         """Return a lease; ``keep`` leaves its hosts running for the next measurement of the same shape."""
         if lease in self._busy:
             self._busy.remove(lease)
-        if keep and self._others_starve(lease.shape):
-            keep, self._yielded_s = False, time.monotonic()
-        if not keep or self._closed:
+        if not keep or self._closed or self._gives_way(lease):
             lease.end()
         elif not self._hand_over(lease):
             lease.idle_since = time.monotonic()
@@ -131,10 +187,10 @@ class Pool:
         for lease in [*self._idle, *self._busy]:
             lease.end()
         for line in self._lines.values():
-            remove(line.group)
+            self._close_line(line)
             for ticket in line.waiting:
-                if not ticket.done():
-                    ticket.set_exception(failures.Broken("the operation has ended."))
+                if not ticket.lease.done():
+                    ticket.lease.set_exception(failures.Broken("the operation has ended."))
         self._idle, self._busy, self._lines = [], [], {}
 
     def _check_open(self) -> None:
@@ -155,20 +211,15 @@ class Pool:
         if line is None:
             return False
         ticket = line.waiting.popleft()
-        line.since_s = time.monotonic()
+        line.since_s = time.time()
+        remove(line.mark)
+        line.mark = None
         self._leave(lease.shape, ticket)
         self._busy.append(lease)
-        ticket.set_result(lease)
+        ticket.lease.set_result(lease)
         return True
 
-    def _others_starve(self, shape: Shape) -> bool:
-        """Whether a line has waited for long that could use what a lease of ``shape`` holds."""
-        limit = time.monotonic() - PATIENCE_S
-        return any(
-            line.since_s < limit and other != shape and _helps(shape, other) for other, line in self._lines.items()
-        )
-
-    def _leave(self, shape: Shape, ticket: asyncio.Future[Lease]) -> None:
+    def _leave(self, shape: Shape, ticket: _Ticket) -> None:
         """Take a ticket out of its line; nothing is asked of Ray for a line that nobody stands in."""
         line = self._lines.get(shape)
         if line is None:
@@ -177,7 +228,18 @@ class Pool:
             line.waiting.remove(ticket)
         if not line.waiting:
             del self._lines[shape]
-            remove(line.group)
+            self._close_line(line)
+
+    def _close_line(self, line: _Line) -> None:
+        remove(line.group)
+        remove(line.mark)
+        if line.told_s is not None:
+            self._report(line.id, "The wait for CPUs and GPUs is over.", False, False)
+
+    def _fail(self, shape: Shape, error: Exception) -> None:
+        for ticket in list(self._lines[shape].waiting):
+            self._leave(shape, ticket)
+            ticket.lease.set_exception(error)
 
     # -- looking after what is idle and who waits ----------------------------------------------------------
 
@@ -195,74 +257,136 @@ class Pool:
                 await asyncio.sleep(POLL_S)
 
     async def _tend_once(self) -> None:
-        asked = self._ask()
-        await asyncio.sleep(FIRST_LOOK_S if asked else POLL_S if self._lines else min(1.0, self._idle_timeout_s))
+        pause_s = POLL_S if self._lines else min(1.0, self._idle_timeout_s)
+        await asyncio.sleep(FIRST_LOOK_S if self._hurry else pause_s)
+        self._hurry = False
         self._end_what_idles_too_long()
         if self._lines or self._idle:
-            groups = await asyncio.to_thread(placement_group_table)
-            self._serve(groups)
-            pending = [group for group in groups.values() if group["state"] == "PENDING"]
-            # a group that no node of this cluster can hold stays pending, whatever is given up
-            self._make_room([group for group in pending if nodes.can_hold(list(group["bundles"].values()))])
+            self._seen, self._needs = await asyncio.to_thread(self._look, list(self._lines))
+            self._patience.update(self._seen, self._waiting())
+            self._serve()
+            self._ask()
+            self._make_room()
+            self._end_what_cannot_end()
+            self._tell()
 
-    def _ask(self) -> bool:
-        """Ask Ray for a placement group for each line that has none; one at a time, however many wait in it."""
-        asked = False
-        for shape, line in list(self._lines.items()):
-            yields = time.monotonic() - self._yielded_s < ROOM_S and self._others_starve(shape)
-            if line.group is not None or yields:
-                continue
-            asked = True
-            try:
-                line.group = placement_group(**bundles(shape), name=f"{self._owner}-{uuid.uuid4().hex[:12]}")
-            except Exception as error:
-                for ticket in list(line.waiting):
-                    self._leave(shape, ticket)
-                    ticket.set_exception(error)
-        return asked
+    def _look(self, shapes: list[Shape]) -> tuple[Snapshot, dict[Shape, Need]]:
+        """Ask Ray for the state of the cluster. Operators get what they held at most: their trials come and go."""
+        seen = look()
+        for node in seen.nodes:
+            self._operators[node.id] = max(node.operators, self._operators.get(node.id, 0.0))
+        nodes = tuple(dataclasses.replace(node, most_operators=self._operators[node.id]) for node in seen.nodes)
+        return dataclasses.replace(seen, nodes=nodes), {shape: shape.need() for shape in shapes}
 
-    def _serve(self, groups: dict[str, Any]) -> None:
+    def _waiting(self, but: Shape | None = None) -> list[Waiting]:
+        """Return who waits in this pool, but for one shape, and in others."""
+        own = [
+            Waiting("", self._owner, line.since_s, self._needs[shape])
+            for shape, line in self._lines.items()
+            if shape != but and shape in self._needs and line.group is None
+        ]
+        return own + [one for one in self._seen.waiting if one.owner != self._owner]
+
+    def _serve(self) -> None:
         """Make a lease of each group that Ray has made, for the first in its line."""
         for shape, line in list(self._lines.items()):
-            group = line.group
-            state = groups.get(group.id.hex(), {}).get("state") if group is not None else None
-            if group is not None and state == "CREATED":
-                hosts = [start_host(shape, group, index) for index in range(shape.nodes)]
-                self._room_made_s = float("-inf")
+            if line.group is None:
+                continue
+            row = self._seen.groups.get(line.group.id.hex(), {})
+            if row.get("state") == "CREATED":
+                held = [row["bundles"][index].get("CPU", 0.0) for index in range(shape.nodes)]
+                hosts = [start_host(shape, line.group, index, cpus) for index, cpus in enumerate(held)]
+                lease, line.group = Lease(shape, line.group, hosts), None
+                self._hurry = True
+                self._hand_over(lease)
+            elif row.get("state") == "REMOVED" or time.monotonic() - line.asked_s > RENEW_S:
+                remove(line.group)
                 line.group = None
-                self._hand_over(Lease(shape, group, hosts))
-            elif state == "REMOVED":
-                line.group = None
+
+    def _ask(self) -> None:
+        """Ask Ray for the group of the line that has waited longest of those there is room for; one at a time."""
+        if any(line.group is not None for line in self._lines.values()):
+            return
+        for shape, line in sorted(self._lines.items(), key=lambda one: one[1].since_s):
+            need = self._needs.get(shape)
+            if need is None:
+                continue
+            places = None if self._patience.holds_back(need, line.since_s) else room.place(need, self._seen.nodes)
+            try:
+                if places is not None:
+                    remove(line.mark)
+                    line.mark = None
+                    line.group = reserve(places, need, self._owner, line.since_s)
+                    line.asked_s, self._hurry = time.monotonic(), True
+                    return
+                self._mark(line, need)
+            except Exception as error:
+                self._fail(shape, error)
+
+    def _mark(self, line: _Line, need: Need) -> None:
+        """Show that somebody waits. A mark that Ray has made although there is no room is taken back, since it holds CPUs."""
+        if line.mark is None:
+            if time.time() - line.since_s > MARK_AFTER_S:
+                line.mark = mark_waiting(need, self._seen.nodes, self._owner, line.since_s)
+        elif self._seen.groups.get(line.mark.id.hex(), {}).get("state") in ("CREATED", "REMOVED"):
+            remove(line.mark)
+            line.mark = None
+
+    def _gives_way(self, lease: Lease) -> bool:
+        """Whether a lease ends for who has waited for long, though others of its shape wait as well."""
+        line = self._lines.get(lease.shape)
+        # a lease for which nobody waits stays, until the next round looks who else does
+        return line is not None and self._patience.ends(lease.id, line.since_s, self._waiting(lease.shape))
 
     def _end_what_idles_too_long(self) -> None:
         limit = time.monotonic() - self._idle_timeout_s
-        for lease in [lease for lease in self._idle if lease.idle_since < limit]:
+        self._end_idle({lease.id for lease in self._idle if lease.idle_since < limit})
+
+    def _end_idle(self, groups: set[str]) -> None:
+        for lease in [lease for lease in self._idle if lease.id in groups]:
             self._idle.remove(lease)
             lease.end()
 
-    def _make_room(self, pending: list[dict[str, Any]]) -> None:
-        """Give up as many idle leases, longest idle first, as hold what the pending groups need.
-
-        Another actuator or operation has a pool of its own and cannot ask for what this one does not use, so its groups count too.
-        """
+    def _make_room(self) -> None:
+        """Give up idle leases for who waits."""
         now = time.monotonic()
-        if not pending or now - self._room_made_s < ROOM_S:
-            return
-        need = {
-            kind: sum(bundle.get(kind, 0.0) for group in pending for bundle in group["bundles"].values())
-            for kind in ("CPU", "GPU")
-        }
-        for lease in [lease for lease in self._idle if now - lease.idle_since >= SETTLED_S]:
-            if need["CPU"] <= 0 and need["GPU"] <= 0:
-                break
-            self._idle.remove(lease)
-            lease.end()
+        idle = [lease.id for lease in self._idle if now - lease.idle_since >= SETTLED_S]
+        if idle and now - self._room_made_s >= ROOM_S and (ended := self._patience.gives_up(idle)):
             self._room_made_s = now
-            need["CPU"] -= lease.shape.cpus * lease.shape.nodes
-            need["GPU"] -= lease.shape.host.gpus * lease.shape.nodes
+            self._end_idle(ended)
 
+    def _end_what_cannot_end(self) -> None:
+        """Fail waits for what ado's operators hold: they end only after the measurement."""
+        now = time.monotonic()
+        emptied = [node.emptied() for node in self._seen.nodes]
+        for shape, line in list(self._lines.items()):
+            need = self._needs.get(shape)
+            if self._autoscaling or need is None or room.place(need, emptied) is not None:
+                line.stuck_s = None
+                continue
+            line.stuck_s = now if line.stuck_s is None else line.stuck_s
+            if now - line.stuck_s > STUCK_S:
+                why = explain(need, self._seen, self._owner)
+                self._fail(
+                    shape,
+                    failures.Broken(
+                        f"{why.needs} can never become free: the operation itself holds them ({why.held})."
+                    ),
+                )
 
-def _helps(given: Shape, wanted: Shape) -> bool:
-    """Whether giving up a lease may serve another shape: CPUs alone are no help to who waits for GPUs that others hold."""
-    lacks_gpus = wanted.host.gpus and ray.available_resources().get("GPU", 0.0) < wanted.host.gpus * wanted.nodes
-    return given.host.gpus > 0 or not lacks_gpus
+    def _tell(self) -> None:
+        """Report who has waited for long."""
+        now = time.monotonic()
+        for shape, line in self._lines.items():
+            waited_s = now - line.waiting[0].joined_s
+            told = line.told_s is not None and now - line.told_s < TELL_EVERY_S
+            if waited_s > TELL_AFTER_S and not told and shape in self._needs:
+                line.told_s = now
+                task = asyncio.get_running_loop().create_task(self._explain(line, self._needs[shape], waited_s))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+
+    async def _explain(self, line: _Line, need: Need, waited_s: float) -> None:
+        why = await asyncio.to_thread(explain, need, self._seen, self._owner)
+        if line.waiting and not self._closed:
+            self._report(line.id, why.message(waited_s), True, not why.alone)

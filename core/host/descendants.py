@@ -1,4 +1,4 @@
-"""Finds and ends all processes that a trainer has started, regardless of their process group, session and parent.
+"""Ends all processes that a trainer has started, in any process group or session, and removes run directories of ended hosts.
 
 Each trainer carries a mark in its environment variables, which its children inherit. A mark names the host process that started the
 trainer, so that a later host of the same node can also end the processes that a killed host has left.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ import psutil
 VARIABLE = "ADO_ACTUATORS_TRAINER"
 # several rounds, because a process may start others while they are listed
 ROUNDS = 50
+# run directories older than this were left by killed hosts
+LEFTOVER_S = 7 * 86400.0
 _numbers = itertools.count()
 
 
@@ -96,3 +99,12 @@ def _marked() -> Iterator[tuple[psutil.Process, str]]:
             mark = process.environ().get(VARIABLE)
             if mark and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 yield process, mark
+
+
+def remove_leftover_runs(runs: Path) -> None:
+    """Remove run directories of ended hosts of this node; those of hosts that are invisible here only after ``LEFTOVER_S``."""
+    with contextlib.suppress(OSError):
+        for left in runs.iterdir():
+            _, _, host = left.name.partition("@")
+            if not is_alive(host) or left.stat().st_mtime < time.time() - LEFTOVER_S:
+                shutil.rmtree(left, ignore_errors=True)

@@ -33,19 +33,15 @@ from ..protocol.messages import (
 from ..protocol.messages import progress as progress_message
 from . import descendants, environment
 from . import sampler as devices
-from . import state_dir as places
+from .memory_growth import leaks
 from .node import cpu_count, node_address, visible_mask
+from .state_dir import make_subdirectory, state_dir
 from .trainer_process import TrainerProcess
 
 STARTUP_TIMEOUT_S = 600.0
 # how long to wait for the failure that caused another rank's failure
 LATE_CAUSE_S = 2.0
 RELEASE_TIMEOUT_S = 30.0
-# run directories older than this were left by killed hosts
-LEFTOVER_S = 7 * 86400.0
-# a trainer whose memory is larger than its baseline by more than this after a measurement leaks and is replaced
-RSS_GROWTH_BYTES = 768 * 2**20
-ALLOCATED_GROWTH_BYTES = 128 * 2**20
 
 
 class _TrainerFailed(Exception):
@@ -85,7 +81,7 @@ class Host:
 
     def __init__(self, spec: HostSpec) -> None:
         self.spec = spec
-        self._state_dir = places.state_dir(spec.state_dir)
+        self._state_dir = state_dir(spec.state_dir)
         self._environment_dir = Path()
         self._trainers: list[TrainerProcess] = []
         self._messages: queue.Queue[tuple[int, Message | None]] = queue.Queue()
@@ -103,7 +99,7 @@ class Host:
             failures.Failure: the environment cannot be used.
         """
         descendants.end_orphans()
-        _sweep(self._state_dir / "runs")
+        descendants.remove_leftover_runs(self._state_dir / "runs")
         python = environment.resolve(
             self.spec.environment,
             requirements=ENVIRONMENTS / self.spec.requirements if self.spec.requirements else None,
@@ -120,8 +116,8 @@ class Host:
         mask = visible_mask(self.spec.gpus)
         threads = self.spec.threads or max(1, cpu_count() // self.spec.processes)
         try:
-            logs = places.make_subdirectory(self._state_dir, "logs")
-            places.make_subdirectory(self._state_dir, "runs")
+            logs = make_subdirectory(self._state_dir, "logs")
+            make_subdirectory(self._state_dir, "runs")
         except OSError as error:
             raise failures.Broken(
                 f"The state directory {self._state_dir} is not writable: {error.strerror}. Set state_dir to another directory."
@@ -386,15 +382,6 @@ def measured_phase(records: Sequence[Record | EstimateRecord]) -> tuple[float, f
     return edges[first["warmup_steps"]], edges[-1]
 
 
-def leaks(now: MemoryInUse, baseline: MemoryInUse) -> bool:
-    """Return whether a trainer uses more memory than its baseline (``MemoryInUse``) allows after a measurement."""
-    if now["rss_bytes"] - baseline["rss_bytes"] > RSS_GROWTH_BYTES:
-        return True
-    # only with CUDA
-    allocated = now.get("allocated_bytes", 0) - baseline.get("allocated_bytes", 0)
-    return "allocated_bytes" in baseline and allocated > ALLOCATED_GROWTH_BYTES
-
-
 def ignoring_closed_pipes(progress: ProgressCallback) -> ProgressCallback:
     """Wrap ``progress`` so that a closed pipe does not abort the measurement."""
 
@@ -403,12 +390,3 @@ def ignoring_closed_pipes(progress: ProgressCallback) -> ProgressCallback:
             progress(message)
 
     return report
-
-
-def _sweep(runs: Path) -> None:
-    """Remove run directories of ended hosts of this node; those of hosts that are invisible here only after ``LEFTOVER_S``."""
-    with contextlib.suppress(OSError):
-        for left in runs.iterdir():
-            _, _, host = left.name.partition("@")
-            if not descendants.is_alive(host) or left.stat().st_mtime < time.time() - LEFTOVER_S:
-                shutil.rmtree(left, ignore_errors=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..failures import Cause
 from ..workload.outputs import STABILITY_OUTPUTS
-from .benchmark import Report
+from .report import Report
 
 
 def verdict_is_known(cause: Cause | None) -> bool:

@@ -159,11 +159,19 @@ def _record(job: Job, clock: Clock, facts: JsonObject) -> Record:
         "facts": {
             "device": str(parameters[0].device),
             "dtype": str(parameters[0].dtype).removeprefix("torch."),
+            "cpu_threads": _cpu_threads(),
             **({"float32_products": float32_products()} if parameters[0].is_cuda else {}),
             **facts,
         },
     }
     return cast("Record", record)
+
+
+def _cpu_threads() -> int:
+    """Return the CPU threads that this process trains with."""
+    import torch
+
+    return int(torch.get_num_threads())
 
 
 def float32_products() -> str:

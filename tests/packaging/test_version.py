@@ -156,7 +156,7 @@ def test_a_build_that_is_a_text_file_is_refused(repository: Repository, tmp_path
 def test_a_link_that_leads_nowhere_is_refused(repository: Repository, tmp_path: Path) -> None:
     """A plugin's directory alone is not enough."""
     (repository.root / "core").rename(repository.root / "moved")
-    refused(repository, tmp_path, "leads to no core")
+    refused(repository, tmp_path, "is a link without a target")
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,14 @@ def test_a_plugin_without_its_lists_is_refused(repository: Repository, tmp_path:
 def test_a_definition_unknown_to_git_is_refused(repository: Repository, tmp_path: Path) -> None:
     """An untracked file that the plugin needs would not ship."""
     repository.git("rm", "--cached", "--quiet", str(repository.package / "actuator_definition.yaml"))
-    refused(repository, tmp_path, "actuator_definition.yaml is not known to git, so it would not ship. Run `git add")
+    refused(repository, tmp_path, "actuator_definition.yaml is not tracked by git, so it would not ship. Run `git add")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("moduleType: actuator\n", "has to give moduleName, moduleClass and moduleType: actuator"),
-        ("actuator\n", "has to give moduleName, moduleClass and moduleType: actuator"),
+        ("moduleType: actuator\n", "must have moduleName, moduleClass and moduleType: actuator"),
+        ("actuator\n", "must have moduleName, moduleClass and moduleType: actuator"),
         ("moduleType: [\n", "actuator_definition.yaml is not valid YAML. Correct it."),
     ],
     ids=["without-class", "no-mapping", "no-yaml"],

@@ -53,9 +53,8 @@ def cluster(own_home: Path) -> Iterator[Cluster]:
 def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Function that submits one workload to an actuator, and returns a function that waits for the result."""
     queue = MeasurementQueue()
-    settings = SFTTrainer.parameters_class(
-        state_dir=str(tmp_path), max_retries=1, retry_backoff_s=0.1, pending_timeout_s=15
-    )
+    # limits of waiting are the default ones
+    settings = SFTTrainer.parameters_class(state_dir=str(tmp_path), max_retries=1, retry_backoff_s=0.1)
     actuator = unsupervised(SFTTrainer(queue=queue, params=settings))
     # queue and dispatcher are on the first node before the second one, which may get lost, exists
     ray.get(actuator._dispatch().__ray_ready__.remote())
@@ -214,3 +213,28 @@ def test_a_killed_host_is_repeated(submit: Callable[..., Any]) -> None:
     assert wait_for(lambda: not alive(trainer), 15)
     result = answer(150)
     assert (values(result)["is_valid"], result.metadata["attempts"]) == (1, 2)
+
+
+def test_a_node_that_joins_late_beside_a_head_without_cpus(own_home: Path, tmp_path: Path) -> None:
+    """With autoscaling two processes wait for a node, and each trains with one of its two CPUs."""
+    growing = start_ray(
+        lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    )
+    ray.init(address=growing.address, log_to_driver=False)
+    try:
+        queue = MeasurementQueue()
+        settings = SFTTrainer.parameters_class(state_dir=str(tmp_path), autoscaling=True)
+        actuator = unsupervised(SFTTrainer(queue=queue, params=settings))
+        entity = SpacePoint(entity={**SMALL, "number_nodes": 2}).to_entity()
+        actuator.submit([entity], SFTTrainer.catalog().experiments[0].reference, "test", 0)
+        # an autoscaler sees what is missing
+        pending = wait_for(lambda: [g for g in placement_group_table().values() if g["state"] == "PENDING"], 60)
+        assert [bundle["CPU"] for bundle in pending[0]["bundles"].values()] == [1.0, 1.0]
+        start_ray(lambda: growing.add_node(num_cpus=2))
+        result = queue.get(timeout=limit_s(150)).measurements[0]
+        assert values(result)["is_valid"] == 1
+        assert (result.metadata["facts"]["cpu_threads"], len(result.metadata["hosts"])) == (1, 2)
+        ray.get(actuator._dispatch().cleanup.remote())
+    finally:
+        ray.shutdown()
+        growing.shutdown()

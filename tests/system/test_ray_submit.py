@@ -131,4 +131,4 @@ def test_an_edited_plugin_is_never_the_cached_one(
     after = listed_versions(done.stdout)
     assert set(after) == set(DISTRIBUTIONS)
     assert [name for name in after if not re.fullmatch(re.escape(before[name]) + r"\.c[0-9a-f]{12}", after[name])] == []
-    assert "warning: core/forgotten.csv is not in the wheels, since git does not know it" in done.stdout
+    assert "warning: core/forgotten.csv is not in the wheels, because git does not track it" in done.stdout

@@ -139,5 +139,5 @@ def test_the_audit_asks_about_dependencies_and_lists(sessions: Any, tmp_path: Pa
 
 def test_the_audit_without_a_service(sessions: Any, tmp_path: Path) -> None:
     """Without an answer of the advisory service the session says that nothing was audited."""
-    with pytest.raises(Skipped, match="no service of advisories"):
+    with pytest.raises(Skipped, match="No advisory service"):
         sessions.audit(Session(tmp_path, {"uv": "six==1.17.0\n", "pip-audit": "ConnectionError"}))

@@ -47,7 +47,7 @@ def wheels(tmp_path: Path) -> list[Path]:
 
 def test_plain_wheels(tmp_path: Path, wheels: list[Path]) -> None:
     """Each wheel is one entry of Ray's list."""
-    assert ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes()) == {
+    assert ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.JobOptions()) == {
         "pip": [f"{HERE}/ado_sfttrainer-1-py3-none-any.whl", f"{HERE}/ado_other-2-py3-none-any.whl"],
         "env_vars": {"COLUMNS": "200"},
     }
@@ -55,7 +55,7 @@ def test_plain_wheels(tmp_path: Path, wheels: list[Path]) -> None:
 
 def test_extras_go_to_the_wheels_that_offer_them(tmp_path: Path, wheels: list[Path]) -> None:
     """A plugin without the extra is installed without it."""
-    environment = ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(extras=("train",)))
+    environment = ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.JobOptions(extras=("train",)))
     assert environment["pip"] == [
         f"{HERE}/ado_sfttrainer-1-py3-none-any.whl[train]",
         f"{HERE}/ado_other-2-py3-none-any.whl",
@@ -65,8 +65,8 @@ def test_extras_go_to_the_wheels_that_offer_them(tmp_path: Path, wheels: list[Pa
 def test_an_extra_that_nobody_offers_is_refused(tmp_path: Path, wheels: list[Path]) -> None:
     """An unknown extra is an error, although pip would only warn."""
     with pytest.raises(ray_jobs.Refused) as caught:
-        ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(extras=("trian",)))
-    assert str(caught.value) == "No wheel has the extra 'trian'; there are: train."
+        ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.JobOptions(extras=("trian",)))
+    assert str(caught.value) == "No wheel has the extra 'trian'; available: train."
 
 
 def test_constraints_are_named_after_their_content(tmp_path: Path, wheels: list[Path]) -> None:
@@ -75,7 +75,7 @@ def test_constraints_are_named_after_their_content(tmp_path: Path, wheels: list[
     for content in ("torch==2.13.0\n", "torch==2.12.0\n", "torch==2.13.0\n"):
         (tmp_path / "given.txt").write_text(content)
         lines.append(
-            ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(constraint=tmp_path / "given.txt"))["pip"][0]
+            ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.JobOptions(constraint=tmp_path / "given.txt"))["pip"][0]
         )
         assert (tmp_path / lines[-1].removeprefix(f"--constraint {HERE}/")).read_text() == content
     assert lines[0] == lines[2] != lines[1]
@@ -83,7 +83,7 @@ def test_constraints_are_named_after_their_content(tmp_path: Path, wheels: list[
 
 def test_lines_and_options_of_pip(tmp_path: Path, wheels: list[Path]) -> None:
     """Additional lines come before the wheels; options are added to Ray's own."""
-    given = ray_jobs.Wishes(lines=("--find-links /wheels",), options=("--no-build-isolation",))
+    given = ray_jobs.JobOptions(lines=("--find-links /wheels",), options=("--no-build-isolation",))
     assert ray_jobs.runtime_env(tmp_path, wheels[1:], given)["pip"] == {
         "packages": ["--find-links /wheels", f"{HERE}/ado_other-2-py3-none-any.whl"],
         "pip_install_options": ["--disable-pip-version-check", "--no-cache-dir", "--no-build-isolation"],
@@ -92,27 +92,27 @@ def test_lines_and_options_of_pip(tmp_path: Path, wheels: list[Path]) -> None:
 
 def test_variables_of_the_job(tmp_path: Path, wheels: list[Path]) -> None:
     """Variables are added to COLUMNS and may override it; one without a value is rejected."""
-    given = ray_jobs.Wishes(variables=("COLUMNS=99", "UV_FIND_LINKS=/a=b"))
+    given = ray_jobs.JobOptions(variables=("COLUMNS=99", "UV_FIND_LINKS=/a=b"))
     environment = ray_jobs.runtime_env(tmp_path, wheels, given)
     assert environment["env_vars"] == {"COLUMNS": "99", "UV_FIND_LINKS": "/a=b"}
     with pytest.raises(ray_jobs.Refused, match="--env UV-OFFLINE is not of the form NAME=VALUE or NAME"):
-        ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(variables=("UV-OFFLINE=1",)))
+        ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.JobOptions(variables=("UV-OFFLINE=1",)))
 
 
 def test_a_variable_without_value_is_taken_from_the_nodes(tmp_path: Path, wheels: list[Path]) -> None:
     """The value is neither in the file nor in the job's metadata, because Ray inserts it on the node."""
-    environment = ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.Wishes(variables=("HF_TOKEN",)))
+    environment = ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.JobOptions(variables=("HF_TOKEN",)))
     assert environment["env_vars"]["HF_TOKEN"] == "${HF_TOKEN}"
 
 
 def test_secrets_that_the_metadata_would_show_are_found() -> None:
     """The warning names the option, not the secret."""
-    wishes = ray_jobs.Wishes(
+    additions = ray_jobs.JobOptions(
         variables=("HF_TOKEN=hf_0123456789abcdef", "COLUMNS=99", "WANDB_API_KEY"),
         lines=("numpy<3", "--extra-index-url https://me:password123@example.org/simple"),
         options=("--index-url=https://${USER}:${TOKEN}@example.org/simple",),
     )
-    assert ray_jobs.exposed_secrets(wishes) == ["--env HF_TOKEN", "--pip"]
+    assert ray_jobs.exposed_secrets(additions) == ["--env HF_TOKEN", "--pip"]
 
 
 def test_the_runtime_environment_is_its_owners(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_without_git_nothing_is_known_to_be_missing(tmp_path: Path, monkeypatch:
     ("arguments", "message"),
     [
         (["--address", "http://127.0.0.1:1"], "Give the command after --, such as: -- ado get actuators --details"),
-        (["--address", "http://127.0.0.1:1", "--file", "absent", "--", "ls"], "absent is no file."),
+        (["--address", "http://127.0.0.1:1", "--file", "absent", "--", "ls"], "absent is not a file."),
     ],
 )
 def test_bad_use_of_submit(arguments: list[str], message: str) -> None:
@@ -162,7 +162,7 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path) -> None:
     """Without a cluster at the address, one message names it."""
     with pytest.raises(ray_jobs.Refused) as caught:
         ray_jobs.submit("http://127.0.0.1:1", tmp_path, {}, ["ls"])
-    assert str(caught.value).startswith("http://127.0.0.1:1 takes no job: ")
+    assert str(caught.value).startswith("http://127.0.0.1:1 does not accept the job: ")
     assert len(str(caught.value)) <= 200
 
 
@@ -209,8 +209,8 @@ def test_a_log_that_breaks_off_does_not_end_the_job(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert printed.out == "one\ntwo\n"
     assert printed.err == (
-        "the log breaks off (WebSocket connection closed unexpectedly with close code 1006), which does not end the job; "
-        "all of it: ray job logs --address http://here job_1\n"
+        "The log is interrupted (WebSocket connection closed unexpectedly with close code 1006); the job continues. "
+        "For the complete log: ray job logs --address http://here job_1\n"
     )
 
 
@@ -220,7 +220,7 @@ def test_a_cluster_that_answers_no_more() -> None:
     with pytest.raises(ray_jobs.Refused) as caught:
         ray_jobs.follow(Cluster(state("RUNNING"), ConnectionError("refused\nat length")), "job_1", "http://here")
     assert str(caught.value) == (
-        "http://here does not answer any more: refused. See: ray job status --address http://here job_1"
+        "http://here does not answer: refused. Check the job later with: ray job status --address http://here job_1"
     )
 
 

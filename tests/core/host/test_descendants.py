@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ado_actuators.sfttrainer.core.host import descendants, host, trainer_process
+from ado_actuators.sfttrainer.core.host import descendants, trainer_process
 
 # a trainer that leaves a daemon which holds its pipes, reports its number, and does what the test asks
 TRAINER = """
@@ -133,13 +133,13 @@ sys.stdin.readline()
         mine = runs / f"two@{descendants.this_host()}"
         mine.mkdir()
         descendants.end_orphans()
-        host._sweep(runs)
+        descendants.remove_leftover_runs(runs)
         assert Path(f"/proc/{pid}").exists()
         assert len(list(runs.iterdir())) == 2
         killed.kill()
         killed.wait()
         descendants.end_orphans()
-        host._sweep(runs)
+        descendants.remove_leftover_runs(runs)
         assert gone(pid)
         assert list(runs.iterdir()) == [mine]
     finally:

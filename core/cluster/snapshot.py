@@ -1,0 +1,210 @@
+"""A snapshot of the Ray cluster: nodes, what is free, what leases and ado's operators hold, and which placement groups wait."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group_table
+
+from . import nodes
+from .room import Claim, Need, Node
+
+# a placement group of a pool is either a lease, or a mark that somebody waits, which is removed as soon as Ray has made it
+LEASE, MARK = "lease", "waiting"
+PREFIX = "ado-actuators"
+# ends of the modules of this core's own actors, of whatever plugin: in whose jobs ado runs, and which of them measure
+DISPATCHER, HOST = ".core.actuator.dispatcher", ".core.cluster.hosts"
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupName:
+    """Name of a pool's placement group; it tells other pools what the group is for.
+
+    Attributes:
+        owner: name of the pool.
+        kind: ``lease`` or ``waiting``.
+        threads: CPUs that each bundle trains with.
+        since_s: since when the request waits, seconds since the epoch.
+    """
+
+    owner: str
+    kind: str
+    threads: int
+    since_s: float
+
+    def __str__(self) -> str:
+        """Return the name for Ray, which no other group has."""
+        return f"{PREFIX}:{self.owner}:{self.kind}:{self.threads}:{self.since_s:.3f}:{uuid.uuid4().hex[:12]}"
+
+
+def parse_name(name: str) -> GroupName | None:
+    """Return what the name of a placement group says; None if no pool has made it."""
+    parts = name.split(":")
+    if len(parts) != 6 or parts[0] != PREFIX:
+        return None
+    with contextlib.suppress(ValueError):
+        return GroupName(parts[1], parts[2], int(parts[3]), float(parts[4]))
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Actor:
+    """An actor that is alive: its class and that class's module, its name if it has one, and what it holds on its node."""
+
+    class_name: str
+    module: str
+    name: str
+    job: str
+    node: str
+    resources: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """A placement group that no pool has made and that waits for resources."""
+
+    group: str
+    bundles: tuple[Mapping[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A request of any pool for which there is no room: by whom, since when, and what it needs."""
+
+    group: str
+    owner: str
+    since_s: float
+    need: Need
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """The cluster at one moment.
+
+    Attributes:
+        nodes: those that are alive.
+        groups: Ray's table of placement groups.
+        pending: foreign placement groups that wait.
+        waiting: requests of pools that wait.
+        actors: all that are alive, but for hosts.
+        operators: jobs in which ado runs.
+    """
+
+    nodes: tuple[Node, ...] = ()
+    groups: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pending: tuple[Pending, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    actors: tuple[Actor, ...] = ()
+    operators: frozenset[str] = frozenset()
+
+
+def need(gpu_model: str, *, hosts: int, threads: int, gpus: int, roce: bool = False) -> Need:
+    """Return what a measurement needs, on a node of a GPU type."""
+    marks = nodes.marks(gpu_model, roce=roce)
+    return Need(hosts, threads, gpus, marks.resources, tuple(marks.labels.items()))
+
+
+def look() -> Snapshot:
+    """Ask Ray for the state of the cluster; takes milliseconds."""
+    groups = placement_group_table()
+    actors = _actors()
+    operators = frozenset(
+        {ray.get_runtime_context().get_job_id(), *(a.job for a in actors if a.module.endswith(DISPATCHER))}
+    )
+    free = _free()
+    claims: dict[str, list[Claim]] = collections.defaultdict(list)
+    pending, waiting = [], []
+    for group, row in groups.items():
+        name, bundles = parse_name(row["name"]), row["bundles"]
+        if row["state"] == "PENDING" and name is None:
+            pending.append(Pending(group, tuple(bundles.values())))
+        if name is None or row["state"] not in ("PENDING", "CREATED", "PREPARED", "RESCHEDULING"):
+            continue
+        if name.kind == MARK:
+            waiting.append(Waiting(group, name.owner, name.since_s, _need(name, list(bundles.values()), row)))
+        for index, node in row["bundles_to_node_id"].items() if row["state"] == "CREATED" else ():
+            if name.kind == LEASE:
+                claims[node].append(Claim(group, name.owner, name.threads, bundles[index]))
+            else:
+                # it holds nothing for long
+                _add(free.setdefault(node, {}), bundles[index])
+    return Snapshot(
+        nodes=tuple(_node(node, free, claims, actors, operators) for node in nodes.nodes()),
+        groups=groups,
+        pending=tuple(pending),
+        waiting=tuple(waiting),
+        actors=tuple(actor for actor in actors if not actor.module.endswith(HOST)),
+        operators=operators,
+    )
+
+
+def _node(
+    node: dict[str, Any],
+    free: Mapping[str, Mapping[str, float]],
+    claims: Mapping[str, list[Claim]],
+    actors: list[Actor],
+    operators: frozenset[str],
+) -> Node:
+    identifier = node["NodeID"]
+    held = [
+        one.resources
+        for one in actors
+        if one.node == identifier and one.job in operators and not one.module.endswith(HOST)
+    ]
+    return Node(
+        id=identifier,
+        total=node["Resources"],
+        free=free.get(identifier, {}),
+        labels=node.get("Labels", {}),
+        operators=sum(resources.get("CPU", 0.0) for resources in held),
+        operator_gpus=sum(resources.get("GPU", 0.0) for resources in held),
+        claims=tuple(claims.get(identifier, ())),
+    )
+
+
+def _need(name: GroupName, bundles: list[Mapping[str, float]], row: Mapping[str, Any]) -> Need:
+    """Return what a waiting request needs. Ray's table has no labels, so a GPU type known by label counts as any type."""
+    marks = tuple(kind for kind in bundles[0] if kind not in ("CPU", "GPU"))
+    return Need(len(bundles), name.threads, int(bundles[0].get("GPU", 0)), marks)
+
+
+def _add(to: dict[str, float], resources: Mapping[str, float]) -> None:
+    for kind, amount in resources.items():
+        to[kind] = to.get(kind, 0.0) + amount
+
+
+def _free() -> dict[str, dict[str, float]]:
+    """Return what nobody holds, by node; Ray has no public function for it."""
+    from ray._private.state import available_resources_per_node
+
+    return {node: dict(resources) for node, resources in available_resources_per_node().items()}
+
+
+def _actors() -> list[Actor]:
+    """Return all actors that are alive. ``ray.util.state`` needs a dashboard, so Ray's own table is read; empty if that has changed."""
+    try:
+        from ray._private.state import state
+        from ray.core.generated.gcs_pb2 import ActorTableData
+
+        table = state._connect_and_get_accessor().get_actor_table(None, "ALIVE")
+        return [_actor(ActorTableData.FromString(row)) for row in table]
+    except Exception as error:
+        logging.getLogger(__name__).debug("the actors of the cluster are unknown: %s", error)
+        return []
+
+
+def _actor(row: Any) -> Actor:
+    resources: dict[str, float] = {}
+    for kind, amount in row.required_resources.items():
+        # in a placement group a resource appears with and without the bundle's index
+        plain = kind.partition("_group_")[0]
+        resources[plain] = max(resources.get(plain, 0.0), amount)
+    module = row.function_descriptor.python_function_descriptor.module_name
+    return Actor(row.class_name, module, row.name, row.job_id.hex(), row.address.node_id.hex(), resources)

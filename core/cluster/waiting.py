@@ -1,0 +1,128 @@
+"""What a waiting measurement tells: what it needs, what is free, who holds the rest, and what to do."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import ray
+
+from .room import Need, Node
+from .snapshot import Snapshot
+
+ADVICE = "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
+MOST_HOLDERS = 4
+# Ray's API server, which only it asks for the names of tasks
+TASKS_TIMEOUT_S = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Why a measurement waits.
+
+    Attributes:
+        needs: what it needs.
+        free: what is free of it.
+        held: who holds the rest.
+        alone: whether only measurements of its own pool do.
+    """
+
+    needs: str
+    free: str
+    held: str
+    alone: bool
+
+    def message(self, waited_s: float) -> str:
+        """Return the whole message."""
+        advice = "It is next." if self.alone else ADVICE
+        return f"A measurement has waited {waited_s:.0f} s for {self.needs}: {self.free}, held by {self.held}. {advice}"
+
+
+def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
+    """Explain why there is no room; asks Ray for the names of tasks, which may take seconds."""
+    fitting = [node for node in seen.nodes if node.fits(need)]
+    kind = "GPU" if need.gpus and any("GPU" in node.lacks(need) for node in fitting) else "CPU"
+    holders: dict[str, float] = collections.defaultdict(float)
+    own = 0.0
+    for claim in (claim for node in fitting for claim in node.claims):
+        amount = claim.reserved.get("GPU", 0.0) if kind == "GPU" else claim.threads
+        own += amount if claim.owner == owner else 0.0
+        whose = "other measurements of this operation" if claim.owner == owner else "measurements of another pool"
+        holders[whose] += amount
+    rest = sum(held_by_others(node, kind) for node in fitting)
+    named = _named(seen, {node.id for node in fitting}, kind)
+    holders.update(named)
+    if kind == "CPU" and (unknown := rest - sum(named.values())) > 0.01:
+        holders.update(_tasks({node.id for node in fitting}, kind, unknown, seen.operators) or {"other tasks": unknown})
+    return Explanation(_needs(need), _free(fitting, kind), _list(holders, kind), alone=own > 0 and rest <= 0.01)
+
+
+def held_by_others(node: Node, kind: str) -> float:
+    """Return what neither leases nor, of CPUs, ado's operators hold."""
+    if kind == "CPU":
+        return node.others_cpus
+    return node.total.get("GPU", 0.0) - node.free_gpus - sum(claim.reserved.get("GPU", 0.0) for claim in node.claims)
+
+
+def _needs(need: Need) -> str:
+    each = amount(need.threads, "CPU")
+    if need.gpus:
+        each = f"{amount(need.gpus, 'GPU')} and {each}"
+    return each if need.nodes == 1 else f"{need.nodes} times {each}"
+
+
+def _free(nodes: list[Node], kind: str) -> str:
+    free = sum(max(0.0, node.free_gpus if kind == "GPU" else node.usable_cpus) for node in nodes)
+    return f"{free:g} of {amount(sum(node.total.get(kind, 0.0) for node in nodes), kind)} free"
+
+
+def _named(seen: Snapshot, nodes: set[str], kind: str) -> dict[str, float]:
+    """Return what actors hold, by their name or class; not the CPUs of ado's operators, which do not count."""
+    found: dict[str, float] = collections.defaultdict(float)
+    for actor in seen.actors:
+        operator = actor.job in seen.operators and kind == "CPU"
+        if actor.node in nodes and actor.resources.get(kind, 0.0) and not operator:
+            found[f"actor {actor.name or actor.class_name}"] += actor.resources[kind]
+    return found
+
+
+def _tasks(nodes: set[str], kind: str, most: float, operators: frozenset[str]) -> dict[str, float]:
+    """Return what tasks hold, by name, ``most`` in all; empty without a dashboard, since only its API server knows them.
+
+    A task that waits for another has given its CPUs back, but is listed with them. Those of ado's operators mostly wait, so they
+    are named only if the tasks of others do not hold as much.
+    """
+    found: dict[str, float] = collections.defaultdict(float)
+    with contextlib.suppress(Exception):
+        from ray.util.state import list_tasks
+
+        running = list_tasks(
+            address=ray.get_runtime_context().gcs_address,
+            filters=[("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")],
+            detail=True,
+            timeout=TASKS_TIMEOUT_S,
+            raise_on_missing_output=False,
+        )
+        for task in sorted(running, key=lambda one: one.job_id in operators):
+            held = (task.required_resources or {}).get(kind, 0.0)
+            if task.node_id in nodes and held and sum(found.values()) < most - 0.01:
+                found[f"task {task.name}"] += held
+    return found
+
+
+def _list(holders: Mapping[str, float], kind: str) -> str:
+    ordered = sorted(((name, held) for name, held in holders.items() if held > 0.01), key=lambda one: -one[1])
+    shown = [f"{name} ({amount(held, kind)})" for name, held in ordered[:MOST_HOLDERS]]
+    return _joined([*shown, "others"] if len(ordered) > MOST_HOLDERS else shown) or "nobody any more"
+
+
+def _joined(words: Iterable[str]) -> str:
+    *first, last = [*words] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def amount(number: float, kind: str) -> str:
+    """Return a number of CPUs or GPUs in words: ``1 CPU``, ``0.5 CPUs``."""
+    return f"{number:g} {kind}" if number == 1 else f"{number:g} {kind}s"

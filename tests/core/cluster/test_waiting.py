@@ -1,0 +1,104 @@
+"""What long waits say, and who gives way to whom: on hand-written snapshots, without a running Ray."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ado_actuators.sfttrainer.core.cluster import patience
+from ado_actuators.sfttrainer.core.cluster.patience import Patience
+from ado_actuators.sfttrainer.core.cluster.room import Claim, Need, Node
+from ado_actuators.sfttrainer.core.cluster.snapshot import Actor, GroupName, Pending, Snapshot, Waiting, parse_name
+from ado_actuators.sfttrainer.core.cluster.waiting import explain
+
+pytestmark = pytest.mark.ray
+
+
+def node(cpus: float, free: float, *claims: Claim, gpus: float = 0, free_gpus: float = 0) -> Node:
+    """Return a node with leases."""
+    return Node("n", {"CPU": cpus, "GPU": gpus}, {"CPU": free, "GPU": free_gpus}, claims=claims)
+
+
+def lease(group: str, cpus: float, owner: str = "me") -> Claim:
+    """Return what a lease holds that trains with as many CPUs as it reserves."""
+    return Claim(group, owner, cpus, {"CPU": cpus})
+
+
+def test_a_wait_names_who_holds_what() -> None:
+    """Leases by whose they are, actors by name or class; actors of ado's operators hold no CPUs that count."""
+    actors = (
+        Actor("Model", "", "serve", "2", "n", {"CPU": 1.0}),
+        Actor("Worker", "", "", "2", "n", {"CPU": 0.5}),
+        Actor("Trial", "", "", "1", "n", {"CPU": 1.0}),
+    )
+    busy = Node("n", {"CPU": 8}, {"CPU": 0.5}, operators=1, claims=(lease("a", 2), lease("b", 3, "other")))
+    why = explain(Need(1, 4), Snapshot(nodes=(busy,), actors=actors, operators=frozenset({"1"})), "me")
+    assert why.message(31.2) == (
+        "A measurement has waited 31 s for 4 CPUs: 1.5 of 8 CPUs free, held by measurements of another pool (3 CPUs), "
+        "other measurements of this operation (2 CPUs), actor serve (1 CPU) and actor Worker (0.5 CPUs). "
+        "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
+    )
+
+
+def test_a_wait_for_gpus_names_who_holds_gpus() -> None:
+    """CPUs are free, and a GPU is not."""
+    actor = Actor("Model", "", "", "2", "n", {"CPU": 1.0, "GPU": 1.0})
+    why = explain(Need(2, 1, gpus=1), Snapshot(nodes=(node(8, 7, gpus=1),), actors=(actor,)), "me")
+    assert (why.needs, why.free, why.held) == ("2 times 1 GPU and 1 CPU", "0 of 1 GPU free", "actor Model (1 GPU)")
+
+
+def test_a_queue_behind_the_own_measurements_asks_for_nothing() -> None:
+    """Nobody has to do anything about it."""
+    why = explain(Need(1, 2), Snapshot(nodes=(node(2, 0, lease("a", 2)),)), "me")
+    assert why.alone
+    assert why.message(40).endswith("held by other measurements of this operation (2 CPUs). It is next.")
+
+
+def test_names_of_groups_are_read_by_other_pools() -> None:
+    """Those of other programs are not mistaken for ours."""
+    name = GroupName("dispatcher-1", "lease", 4, 12.5)
+    assert parse_name(str(name)) == name
+    assert str(name) != str(name)
+    for foreign in ("", "train", "ado-actuators:a:b", "ado-actuators:a:lease:x:1:2"):
+        assert parse_name(foreign) is None
+
+
+def waiting(owner: str, since_s: float, cpus: int = 2) -> Waiting:
+    """Return a request that waits."""
+    return Waiting("g", owner, since_s, Need(1, cpus))
+
+
+@pytest.mark.parametrize(("waited_s", "gives_way"), [(10, False), (40, True)])
+def test_a_lease_goes_on_to_the_next_until_another_pool_has_waited_for_long(waited_s: float, gives_way: bool) -> None:
+    """A younger request of another pool waits; an older one is served."""
+    now, decide = time.time(), Patience()
+    other = waiting("other", now - waited_s)
+    decide.update(Snapshot(nodes=(node(2, 0, lease("a", 2)),)), [waiting("me", now), other])
+    assert decide.ends("a", now, [other]) is gives_way
+    assert decide.holds_back(Need(1, 2), now) is gives_way
+
+
+def test_nobody_waits_for_who_does_not_take_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of another pool that could be served for a minute and is not keeps nobody from it."""
+    now, decide = time.time(), Patience()
+    free, requests = Snapshot(nodes=(node(2, 2),)), [waiting("me", now), waiting("other", now - 40)]
+    decide.update(free, requests)
+    assert decide.holds_back(Need(1, 2), now)
+    monkeypatch.setattr(patience, "UNTAKEN_S", -1.0)
+    assert not decide.holds_back(Need(1, 2), now)
+
+
+def test_nobody_waits_for_who_waits_for_another_program() -> None:
+    """The older request needs both CPUs, of which a foreign program holds one; the other is for the younger request."""
+    now, decide = time.time(), Patience()
+    decide.update(Snapshot(nodes=(node(2, 1),)), [waiting("me", now, cpus=1), waiting("other", now - 40)])
+    assert not decide.holds_back(Need(1, 1), now)
+
+
+def test_idle_leases_are_given_up_for_a_foreign_group_once() -> None:
+    """Should it go on waiting, it lacks something that its bundles do not show; the next lease is kept."""
+    decide, group = Patience(), Pending("f", ({"CPU": 2.0},))
+    for name, ended in (("a", {"a"}), ("b", set())):
+        decide.update(Snapshot(nodes=(node(2, 0, lease(name, 2)),), pending=(group,)), [])
+        assert decide.gives_up([name]) == ended
