@@ -1,6 +1,6 @@
-"""What the benchmarks share: workloads, a way to measure without ado and Ray, hardware facts, tables, files.
+"""Shared functions of the benchmarks: workloads, measuring without ado and Ray, hardware description, tables, files.
 
-Imports the arithmetic and process rooms of the installed plugin; neither ado nor Ray is needed.
+Imports ``host``, ``measurement``, ``metrics`` and ``workload`` of the installed plugin; neither ado nor Ray is needed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures the time per step that the plugin's own functions take during training: clock, counts and stopping rule.
 
-python instrumented.py JOB.json RESULT.json; run by ``fidelity.py`` in the training environment. Of the plugin it imports ``stack`` and
-the trainer room.
+python instrumented.py JOB.json RESULT.json; run by ``fidelity.py`` in the training environment. It imports only ``stack`` and
+``trainer`` of the plugin.
 """
 
 from __future__ import annotations

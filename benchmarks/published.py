@@ -1,6 +1,6 @@
-"""Predicted against published memory: the rows of published/measurements.csv, each estimated here and held against what others measured.
+"""Compares predicted memory with published measurements, the rows of published/measurements.csv.
 
-Needs no GPU. Prints one row a measurement and the errors; ``--output`` writes them as JSON, and as a table beside it.
+Needs no GPU. Prints one row per measurement and the errors; ``--output`` writes them as JSON, and as a table beside it.
 """
 
 from __future__ import annotations
@@ -194,9 +194,9 @@ def summary(results: Sequence[Result]) -> str:
                 f"{title}: {len(errors)} rows, error {min(errors):+.2f} to {max(errors):+.2f} %, "
                 f"median of its size {statistics.median(map(abs, errors)):.2f} %"
             )
-    told = [result for result in results if result.fits is not None]
-    right = sum(result.fits == result.row.ran for result in told)
-    lines.append(f"fits: {right} of {len(told)} told right" if told else "fits: no row")
+    known = [result for result in results if result.fits is not None]
+    right = sum(result.fits == result.row.ran for result in known)
+    lines.append(f"fits: {right} of {len(known)} predicted correctly" if known else "fits: no row")
     lines.append(f"not predicted: {sum(bool(result.message) for result in results)} of {len(results)} rows")
     return "\n".join(lines)
 

@@ -1,1 +1,1 @@
-"""The measuring core that both plugins link to; see docs/architecture.md for its rooms."""
+"""The measuring core that both plugins link to; see docs/architecture.md for its folders."""

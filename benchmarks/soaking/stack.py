@@ -1,4 +1,4 @@
-"""TRL's real stack, with a fault in the third step where a workload's seed says so. Trainer room."""
+"""TRL's real stack, with a fault in the third step if the workload's seed selects one. Runs in the training environment."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _host_memory(job: Job) -> None:
 
 
 def _garbage(job: Job) -> None:
-    gc.unfreeze()  # the trainer has put its channel out of the collector's sight
+    gc.unfreeze()  # the trainer has frozen its channel, so that the collector ignores it
     for one in gc.get_objects():
         if isinstance(one, io.TextIOWrapper) and one.writable() and one.fileno() > 2:
             one.write("no record\n")

@@ -1,4 +1,7 @@
-"""Accounts of a workload at the batches that are asked for, with as little tracing as its layers allow. Trainer room: torch."""
+"""Traces a workload at the requested batch sizes. A model whose layers repeat is traced at two small depths only. Imports torch.
+
+An *account* (see ``ledger``) lists the allocations and frees of a traced step.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ from .depth import Depths, depths
 from .extrapolation import Grown, Irregular, batches, deeper
 from .ledger import Ledger
 
-# a loss that is computed in pieces has several of this many tokens
+# with this many tokens a loss that is computed in chunks has several of them
 TOKENS = 16384
 
 Trace = Callable[[Job, int, bool], tuple[Ledger, torch.nn.Module]]
 
 
 class Layered:
-    """A deep model, as far as its parameters go, from two shallow ones; or one model as it is."""
+    """The parameters and the configuration of a model, which was traced as it is or as two models of fewer layers."""
 
     def __init__(self, model: Any, shallow: Any = None, depths: Depths | None = None) -> None:
         self.config = model.config
@@ -34,24 +37,24 @@ class Layered:
             self._more = more * (depths.times - 1)
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Return the parameters of all layers; those of layers that are alike are the same objects."""
+        """Yield the parameters of all layers. Layers that were not traced are represented by the parameters of a traced equal layer."""
         yield from self._parameters.values()
         yield from self._more
 
 
 @dataclasses.dataclass(frozen=True)
 class Passes:
-    """The passes through the model at any batch of one device from ``base`` on."""
+    """Accounts of the passes through the model, for each batch size per device from ``base``."""
 
     grown: Grown
     base: int
 
     def part(self, batch: int) -> Fraction:
-        """Return a batch as a multiple of ``base``."""
+        """Return ``batch`` divided by ``base``."""
         return Fraction(batch, self.base)
 
     def at(self, batch: int) -> Ledger:
-        """Return the account at a batch of one device."""
+        """Return the ledger of ``batch`` samples per device."""
         return self.grown.at(self.part(batch))
 
 
@@ -60,7 +63,7 @@ class Accounts:
 
     Args:
         job: the workload.
-        trace: traces a job at a batch of one device, with the optimizer's update or without.
+        trace: traces a job with a batch size per device, with or without the optimizer's update.
     """
 
     def __init__(self, job: Job, trace: Trace) -> None:
@@ -70,7 +73,7 @@ class Accounts:
         self._kept: tuple[int, tuple[Ledger, Layered]] | None = None
 
     def traced(self, batch: int, *, update: bool) -> tuple[Ledger, Layered]:
-        """Return the account at a batch of one device, and the model; the last one with update is kept."""
+        """Return the ledger of ``batch`` samples per device, and the model. The last result with ``update`` is cached."""
         if update and self._kept is not None and self._kept[0] == batch:
             return self._kept[1]
         made = self._traced(batch, update)
@@ -88,10 +91,10 @@ class Accounts:
         return ledger, Layered(model)
 
     def passes(self) -> Passes:
-        """Return the passes at any batch from ``Passes.base`` on.
+        """Return the accounts of the passes for each batch size from ``Passes.base``.
 
         Raises:
-            Irregular: memory does not grow evenly with the batch.
+            Irregular: memory does not grow linearly with the batch.
         """
         base = -(-TOKENS // self._job.workload.model_max_length)
         if self._depths is None:
@@ -113,6 +116,6 @@ class Accounts:
 
 
 def fixed(ledger: Ledger) -> Grown:
-    """Return an account at one batch as one that does not grow."""
+    """Return the account of a single batch size in the form of one whose storages do not grow."""
     account = ledger.account()
     return Grown(account, account.sizes, account.sizes)

@@ -1,13 +1,13 @@
-"""What PyTorch's fused attention kernels and dropout on CUDA allocate, for tracing without CUDA. Trainer room: torch.
+"""Allocates what PyTorch's attention kernels and dropout allocate on CUDA, for traces on a machine without CUDA. Imports torch.
 
-Which kernel ``scaled_dot_product_attention`` takes on CUDA follows from types and shapes:
+``scaled_dot_product_attention`` selects its CUDA kernel by types and shapes:
 
 - flash: float16 or bfloat16, no mask, heads of at most 256. Keys and values may have fewer heads than queries.
 - memory-efficient: float32, or with a mask; as many heads of keys and values as of queries.
-- math: what neither can do, such as float32 with fewer heads of keys and values; it holds the length × length matrix.
+- math: all other cases, such as float32 with fewer heads of keys and values; it allocates the length × length matrix.
 
-The fused ones keep the output and one float32 for each row, never the matrix. ``FLASH`` stands for transformers'
-``flash_attention_2``, whose package needs CUDA: the flash kernel, which gets documents and padding as lengths instead of a mask.
+The first two save the output and one float32 per row, and never allocate the matrix. ``FLASH`` replaces ``flash_attention_2`` of
+transformers, whose package needs CUDA: it is the flash kernel, which gets documents and padding as lengths instead of a mask.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-# transformers looks for kernels of its own where a name has flash in it
+# the name must not contain "flash": transformers would look for its own kernels
 FLASH = "fa2_of_the_trace"
 HALF = (torch.float16, torch.bfloat16)
 # the flash kernel's backward pass rounds lengths and head dimensions up to whole tiles
@@ -29,9 +29,9 @@ LONGEST_HEAD = 256
 
 @contextlib.contextmanager
 def kernels_of_cuda() -> Iterator[None]:
-    """Let attention allocate what CUDA's kernels would, inside the block, and models know ``FLASH``.
+    """Replace attention and dropout inside the block by functions that allocate like CUDA's kernels, and register ``FLASH``.
 
-    The function is replaced because a mode would not reach what checkpointing recomputes inside the backward pass.
+    The functions themselves are replaced, because a dispatch mode would not see what checkpointing recomputes in the backward pass.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -50,7 +50,7 @@ def kernels_of_cuda() -> Iterator[None]:
 
 
 def kernel(dtype: torch.dtype, head: int, *, mask: bool, grouped: bool) -> str:
-    """Return the kernel CUDA takes: ``flash``, ``efficient`` or ``math``.
+    """Return the kernel that PyTorch selects on CUDA: ``flash``, ``efficient`` or ``math``.
 
     Args:
         dtype: type of queries, keys and values.
@@ -83,7 +83,7 @@ def _attend(
             query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
         )[0]
     if attn_mask is not None:
-        # the kernel adds its mask, so that of truth values becomes one of numbers
+        # the kernel adds the mask to the scores, so a Boolean mask is converted to numbers
         attn_mask = attn_mask.to(query.dtype)
     return _Fused.apply(query, key, value, attn_mask, chosen == "flash")
 
@@ -91,19 +91,19 @@ def _attend(
 def _attend_without_padding(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **unused: Any
 ) -> tuple[torch.Tensor, None]:
-    """Stand for ``flash_attention_2``: shapes (batch, heads, length, head dimension), the output's lengths before heads."""
+    """Replace ``flash_attention_2``: inputs (batch, heads, length, head dimension), output (batch, length, heads, head dimension)."""
     if query.dtype not in HALF:
         half = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(half), key.to(half), value.to(half)
     if attention_mask is None:
         return _Fused.apply(query, key, value, None, True).transpose(1, 2), None
-    # padding is taken out, and put in again afterwards
+    # copies, because padding is removed before the kernel and inserted after it
     query, key, value = query.clone(), key.clone(), value.clone()
     return _Fused.apply(query, key, value, None, True).transpose(1, 2).clone(), None
 
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """Stand for dropout on CUDA, which keeps a mask of one byte an element; that of the CPU has the input's type."""
+    """Replace dropout by that of CUDA, which saves a mask of one byte per element; the CPU's mask has the type of the input."""
     if not training or p == 0.0:
         return input
     made: torch.Tensor = _Dropout.apply(input)

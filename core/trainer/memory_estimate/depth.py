@@ -1,7 +1,7 @@
-"""Models of fewer layers that show what a layer costs, so that a deep model need not be traced. Trainer room: torch, transformers.
+"""Makes two shallow versions of a deep model, from whose traces that of the deep model is computed. Imports torch and transformers.
 
-Layers are compared on a model without data: module by module, with their classes, shapes and settings. Where they repeat with a period
-(one for most models, six for Gemma 3), whatever the first few are, two models are enough: one with two periods and one with three.
+Layers are compared on the meta device: module by module, with their classes, shapes and settings. The first layers may differ. If the
+others repeat with a period (one layer in most models, six in Gemma 3), two models are enough: one with two periods and one with three.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from ...protocol.messages import Job
 from .. import configuration
 from ..errors import BadInput, Refused
 
-# names of settings that number a layer and change nothing else
+# attributes that hold the index of a layer and have no other effect
 NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx", "block_idx")
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-# fewer periods have no layer with others of its kind on both sides
+# with fewer periods no layer has layers of the same kind on both sides
 PERIODS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Depths:
-    """Two shallow models of a deep one.
+    """Two shallow versions of a deep model.
 
     Attributes:
         shallow: the configuration with fewer layers.
-        deep: that with one period more.
-        times: how often the model has what ``deep`` has more than ``shallow``.
-        architecture: the configuration of the model itself.
+        deep: the configuration with one period more.
+        times: number of periods by which the deep model exceeds ``shallow``.
+        architecture: the configuration of the deep model.
     """
 
     shallow: dict[str, Any]
@@ -43,7 +43,7 @@ class Depths:
 
 
 def depths(job: Job) -> Depths | None:
-    """Return the shallow models of a job's model; None where its layers do not repeat or are too few to gain by it."""
+    """Return the shallow versions of a job's model; None if its layers do not repeat, or are too few to save time."""
     if job.trust_remote_code:
         return None
     try:
@@ -73,23 +73,23 @@ def depths(job: Job) -> Depths | None:
         Refused,
         BadInput,
     ):
-        # a model of few layers cannot be made: it is traced as it is, and what is wrong with it is said then
+        # the whole model is traced instead, which raises the error of an invalid configuration
         return None
     return Depths(cut[0], cut[1], (layers - least) // period, config.to_dict())
 
 
 def _kinds(config: Any, layers: int) -> list[Hashable]:
-    """Return of each layer what tells its kind.
+    """Return for each layer a value that is equal for layers of the same kind.
 
     Raises:
-        LookupError: the model has no list of that many layers.
+        LookupError: the model has no ``ModuleList`` of that many layers.
     """
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
             return [tuple(_settings(layer)) for layer in module]
-    raise LookupError(f"no list of {layers} layers")
+    raise LookupError(f"The model has no ModuleList of {layers} layers.")
 
 
 def _settings(layer: torch.nn.Module) -> Iterator[Hashable]:
@@ -104,7 +104,7 @@ def _settings(layer: torch.nn.Module) -> Iterator[Hashable]:
 
 
 def _period(kinds: list[Hashable]) -> tuple[int, int] | None:
-    """Return how many layers come before those that repeat, and after how many the kinds repeat."""
+    """Return the number of layers before the repeating ones, and the period of the repetition; None without repetition."""
     count = len(kinds)
     options = (
         (head, period)
@@ -116,7 +116,7 @@ def _period(kinds: list[Hashable]) -> tuple[int, int] | None:
 
 
 def _cut(architecture: dict[str, Any], layers: int, few: int) -> dict[str, Any]:
-    """Return a configuration with the first ``few`` of its ``layers``."""
+    """Return a configuration with only the first ``few`` of its ``layers``."""
 
     def shortened(key: str, value: Any) -> Any:
         if isinstance(value, dict):

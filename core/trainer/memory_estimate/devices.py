@@ -1,6 +1,6 @@
-"""What a workload needs on each of several devices, from one trace: parts, largest batch, and how many devices it takes at least.
+"""Computes from one trace the memory of a workload on several device types: its parts, the largest batch, the fewest devices.
 
-Trainer room: numpy.
+Imports numpy through ``moments``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .accounts import Layered, Passes
 from .ledger import PASSES, UPDATE, Sharing
 from .moments import Moments
 
-# a device more than these is not asked for; under FSDP a share of each further one is small
+# the numbers of devices that are tried; with more, the share of each hardly decreases
 MOST_DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 SharingOf = Callable[[JobWorkload, Layered], Sharing]
@@ -26,10 +26,10 @@ class Traced:
     """A workload that has been traced.
 
     Attributes:
-        batch: of one device, in the step with update.
-        model: its parameters.
-        step: moments of two steps with update.
-        passes: how the passes grow, or None where that is not known.
+        batch: samples per device in the trace with update.
+        model: the model, for its parameters.
+        step: moments of the trace with update.
+        passes: accounts of the passes for larger batches, or None if memory does not grow linearly.
         moments: moments of ``passes``.
     """
 
@@ -41,9 +41,9 @@ class Traced:
 
 
 def answers(job: Job, traced: Traced, sharing_of: SharingOf) -> list[dict[str, Any]]:
-    """Return for each device of ``job.capacities`` what the workload needs there.
+    """Return the memory that the workload needs on each device type of ``job.capacities``.
 
-    A workload on one device is asked about one, one under FSDP about the least number that it fits.
+    Under FSDP the number of devices is the smallest of ``MOST_DEVICES`` with which the workload fits; else it is 1.
     """
     return [_answer(job.workload, name, usable, traced, sharing_of) for name, usable in job.capacities.items()]
 
@@ -67,9 +67,9 @@ def _answer(workload: JobWorkload, name: str, usable: int, traced: Traced, shari
 
 
 def _largest(traced: Traced, sharing: Sharing, optimizer: int, usable: int, workload: JobWorkload) -> int:
-    """Return a batch of one device that fits and, from ``Passes.base`` on, is the largest.
+    """Return a batch per device that fits. From ``Passes.base`` on it is the largest.
 
-    Below it a line is followed that memory, which grows faster and faster, stays under.
+    Below that, it is interpolated linearly. Memory is convex in the batch there, so the interpolated batch fits, but a larger one may, too.
     """
     if traced.passes is None or traced.moments is None:
         return traced.batch

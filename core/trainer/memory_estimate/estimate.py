@@ -1,9 +1,9 @@
-"""The memory of a workload without a GPU and without weights: traces, what a device holds of them, the largest batch. Trainer room.
+"""Estimates the memory of a workload without a GPU and without weights, and the largest batch that fits. Imports torch.
 
-The trace is that of one process. What several devices share, or hold besides, is arithmetic on it:
+One process is traced. The memory of each of several devices is computed from that trace:
 
 - DDP keeps a copy of the gradients in its buckets.
-- FSDP divides parameters, gradients and optimizer state; what of them is whole for a while is in the trace (``fully_sharded``).
+- FSDP divides parameters, gradients and optimizer state. The trace includes those that it gathers temporarily (``fully_sharded``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OLDER_WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 2**10
 OLDER_DEVICES = re.compile(
     r"\b(A100|A40|A30|A10G?|A6000|RTX[ -]?30\d\d|L40S?|L4|RTX[ -]?40\d\d|6000[ -]Ada|V100S?|T4)\b", re.IGNORECASE
 )
-# the property's bound, and what a trace can know the padding of
+# the upper bound of the property batch_size, and the most tokens of a batch whose padding a trace knows
 MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
 
 
@@ -72,7 +72,7 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
         ) from error
     except RuntimeError as error:
         if "BF16 type" in str(error):
-            # torch's stand-in for the product of grouped matrices knows no other type
+            # torch's implementation of grouped matrix products on fake tensors supports no other type
             raise Refused(
                 "finetune_memory_estimate traces experts in bfloat16 only: use torch_dtype bfloat16 or mixed_precision bf16."
             ) from error
@@ -88,7 +88,7 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
         largest = processes * estimator.largest(batch, capacity, max(most, batch))
     end = time.perf_counter()
     return {
-        # what a host expects of a record: when it was measured
+        # the host reads these keys of every record
         "train_begin_s": begin,
         "step_end_s": [end],
         "warmup_steps": 0,
@@ -103,7 +103,7 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
 
 
 class Estimator:
-    """Peaks of one workload at any batch, each traced once."""
+    """Peaks of one workload by batch size per device, each traced once."""
 
     def __init__(self, stack: Any, job: Job, tell: ProgressCallback) -> None:
         workload = job.workload
@@ -119,13 +119,14 @@ class Estimator:
 
     @property
     def traced(self) -> list[int]:
-        """The batches of one device that were traced."""
+        """The batch sizes per device that were traced."""
         return list(self._peaks)
 
     def totals(self, batch: int) -> dict[str, int]:
-        """Return the peak bytes of each phase at a batch of one device, and the ``floor`` under that of the passes.
+        """Return the peak bytes of each phase with ``batch`` samples per device, and the ``floor`` of the passes.
 
-        What always lives and the most that passes by: unlike the peak it grows with the batch from the first sample on.
+        The floor is the sum of parameters, optimizer state and the most activations and temporaries, without gradients. Unlike the
+        peak it grows with the batch from the first sample on.
         """
         peaks = self.peaks(batch)
         passes = peaks[PASSES]
@@ -133,7 +134,7 @@ class Estimator:
         return {**{phase: peak.total for phase, peak in peaks.items()}, "floor": floor}
 
     def peaks(self, batch: int) -> dict[str, Peak]:
-        """Return the fullest moment of each phase at a batch of one device."""
+        """Return the peak of each phase with ``batch`` samples per device."""
         if batch not in self._peaks:
             self._tell(progress_message(f"tracing a batch of {batch} per device"))
             self._peaks[batch] = self._further(batch) if self._peaks else self._first(batch)
@@ -157,12 +158,12 @@ class Estimator:
         return ledger.peaks(self._sharing)
 
     def largest(self, batch: int, capacity: int, most: int) -> int:
-        """Return the largest batch of one device up to ``most`` that fits; 0 if none does.
+        """Return the largest batch per device, up to ``most``, that fits; 0 if none does.
 
         Args:
-            batch: one whose peaks are known.
+            batch: a batch whose peaks are known.
             capacity: bytes of a device.
-            most: the largest batch of interest.
+            most: upper bound of the result.
         """
         if self.peaks(batch)[UPDATE].total > capacity:
             return 0
@@ -188,7 +189,7 @@ class Estimator:
         return found
 
     def devices(self, batch: int) -> list[dict[str, Any]]:
-        """Return what the workload needs on each device of ``Job.capacities``, with ``batch`` samples on each."""
+        """Return the memory that the workload needs on each device type of ``Job.capacities``, with ``batch`` samples per device."""
         ledger, model = self._accounts.traced(batch, update=True)
         block = self._sharing.block_bytes
         try:
@@ -199,32 +200,31 @@ class Estimator:
         traced = Traced(batch, model, Moments(fixed(ledger), block), passes, moments)
         return answers(self._job, traced, sharing)
 
-    def _named(self, attention_of_the_trace: str) -> str:
-        asked: str = self._job.workload.attn_implementation
-        return asked if attention_of_the_trace == attention.FLASH else attention_of_the_trace
+    def _named(self, traced_attention: str) -> str:
+        requested: str = self._job.workload.attn_implementation
+        return requested if traced_attention == attention.FLASH else traced_attention
 
     def _further(self, batch: int) -> dict[str, Peak]:
-        """Trace the passes alone: the update does not depend on the batch, and the optimizer's state is known."""
+        """Trace the passes without the update, which does not depend on the batch; the optimizer's state is known."""
         ledger, _ = self._accounts.traced(batch, update=False)
         return self._beside_optimizer(ledger.peaks(self._sharing)[PASSES])
 
     def _beside_optimizer(self, peak: Peak) -> dict[str, Peak]:
-        """Return a peak of passes that were traced without the optimizer's state with it."""
+        """Add the optimizer's state to a peak of passes that were traced without it; return the peaks of both phases."""
         first = next(iter(self._peaks.values()))
         parts = {**peak.parts, "optimizer": first[PASSES].parts["optimizer"]}
         return {PASSES: Peak(parts, peak.passing), UPDATE: first[UPDATE]}
 
     def _trace(self, job: Job, batch: int, update: bool) -> tuple[Ledger, torch.nn.Module]:
-        # known only where torch is
         from .tracing import trace
 
         workload = job.workload
         wrapped = (lambda model: wrapping(workload, model)) if _is_sharded(workload) else None
-        return trace(self._stack, alone(job, batch), cuda=self.cuda, update=update, wrapping=wrapped)
+        return trace(self._stack, single_process_job(job, batch), cuda=self.cuda, update=update, wrapping=wrapped)
 
 
-def alone(job: Job, batch: int) -> Job:
-    """Return the job of one process without GPU that allocates what a device of ``job`` does with ``batch`` samples."""
+def single_process_job(job: Job, batch: int) -> Job:
+    """Return a job for one process without GPU that allocates the same as a device of ``job`` with ``batch`` samples."""
     workload = job.workload
     changes: dict[str, Any] = {
         "batch_size": batch,
@@ -233,27 +233,27 @@ def alone(job: Job, batch: int) -> Job:
         "gpu_model": "any",
         "distributed_backend": "DDP",
         "weights": "random",
-        # compiled kernels keep what the operations of the model do, or less
+        # compiled kernels save the same tensors as the model's operations, or fewer
         "torch_compile": False,
-        # after the second pass each further one is like it
+        # further passes allocate the same as the second one
         "gradient_accumulation_steps": min(2, workload.gradient_accumulation_steps),
     }
     if workload.mixed_precision == "fp16":
-        # the gradient scaler needs CUDA and holds two numbers; bfloat16 is as large
+        # fp16 needs the gradient scaler, which needs CUDA and holds only two numbers; bfloat16 has the same size
         changes["mixed_precision"] = "bf16"
         if workload.torch_dtype == "float16":
             changes["torch_dtype"] = "bfloat16"
     if workload.attn_implementation == "flash_attention_2":
         changes["attn_implementation"] = attention.FLASH
     if _is_sharded(workload) and workload.mixed_precision != "no":
-        # FSDP gathers parameters in the computing type: no copies are made of them as autocast does
+        # FSDP gathers parameters in the type of the computation; autocast would make copies of them
         changes |= {"torch_dtype": "bfloat16", "mixed_precision": "no"}
     traced = dataclasses.replace(workload, **changes)
     return dataclasses.replace(job, workload=traced, world_size=1, rank=0, local_rank=0, local_world_size=1)
 
 
 def sharing(workload: JobWorkload, model: torch.nn.Module | Layered) -> Sharing:
-    """Return what one device of a workload holds of the trace of ``model``."""
+    """Return the share of the traced memory that one device holds."""
     cuda = workload.number_gpus > 0
     block = CUDA_BLOCK_BYTES if cuda else 1
     workspace = workspace_bytes(workload.gpu_model) if cuda else 0
@@ -291,7 +291,7 @@ def wrapping(workload: JobWorkload, model: torch.nn.Module) -> Wrapping:
     """Return how FSDP wraps ``model``.
 
     Raises:
-        Refused: none of the classes to wrap is in the model.
+        Refused: the model contains none of the classes to wrap.
     """
     asked = workload.fsdp_transformer_layer_cls_to_wrap
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -312,8 +312,8 @@ def _sharded(workload: JobWorkload, whole: int, trained: int, block: int, extra:
     devices = workload.number_gpus
     if strategy.startswith("HYBRID"):
         devices //= workload.number_nodes
-    # the trace was made in the computing type; shards are kept in that of the weights, and with mixed precision accelerate keeps
-    # those of what is trained, and so gradients and optimizer state, in float32
+    # The trace has the type of the computation, shards have the type of the weights. With mixed precision accelerate keeps the shards of
+    # trained parameters in float32, and therefore their gradients and optimizer state, too
     computed = _width(AUTOCAST_DTYPES.get(workload.mixed_precision, workload.torch_dtype))
     kept = _width(workload.torch_dtype if workload.mixed_precision == "no" else "float32") / computed
     frozen = _width(workload.torch_dtype) / computed

@@ -1,12 +1,12 @@
-"""The account of a deep model and of any batch from accounts of shallow models and of two batches. Standard library only.
+"""Computes the account of a deep model from two shallow ones, and that of any batch from two. Imports the standard library only.
 
-Layers of one kind do the same, so the account of a model with one more of them differs from that of the model without it by blocks of
-events that repeat what stands before them: one in the forward pass, one in the backward pass, one for each list that the optimizer
-goes through. An account of many layers has each block as often as there are more layers. Moments are reproduced, not only peaks.
+Layers of the same kind allocate the same. The account of a model with one more layer therefore has additional blocks of events, each of
+which repeats the events before it: one in the forward pass, one in the backward pass, one for each list that the optimizer iterates
+over. In the account of a deep model each block is repeated once per additional layer. Every moment is reproduced, not only the peak.
 
-With the batch the storages grow, each by the same number of bytes a sample, and a loss that is computed in pieces has more pieces. A
-piece leaves nothing behind, so their number does not matter for what lives beside them; the last one, which is smaller, is taken as
-full. What does not follow these rules raises ``Irregular``, and the caller traces it in full.
+With the batch each storage grows by a constant number of bytes per sample, and a loss that is computed in chunks has more chunks. A
+chunk frees all that it allocates, so the number of chunks does not affect the peak; the last chunk, which is smaller, counts as a full
+one. Accounts that do not follow these rules raise ``Irregular``, and the caller traces the workload in full.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 
 from .ledger import Account, Ledger
 
-# insertions tried before the search is given up
+# attempts before the search for inserted blocks ends
 MOST_TRIALS = 1000
 
 
 class Irregular(Exception):
-    """Accounts do not differ by repetitions; the message says where."""
+    """Two accounts differ by more than repeated blocks; the message says where."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Insertion:
     """A repeated block.
 
     Attributes:
-        before: position in the shorter account that the block stands before.
-        at: where the block begins in the longer account.
-        length: events of the block.
+        before: position in the shorter account at which the block is inserted.
+        at: position of the block in the longer account.
+        length: number of events.
     """
 
     before: int
@@ -53,14 +53,14 @@ class Grown:
     more: list[int]
 
     def at(self, part: Fraction) -> Ledger:
-        """Return the account at a batch: 1 is that of ``sizes``, 2 that of ``more``."""
+        """Return the ledger of a batch, relative to that of ``sizes``; 2 is that of ``more``."""
         sizes = [
             size + math.ceil((later - size) * (part - 1)) for size, later in zip(self.sizes, self.more, strict=True)
         ]
         return Ledger.of(dataclasses.replace(self.account, sizes=sizes))
 
     def tokens(self) -> list[Hashable]:
-        """Return for each event what it is, equal for events that do the same."""
+        """Return a value for each event that is equal for events of the same kind."""
         return _tokens(self.account, lambda number: (self.sizes[number], self.more[number]))
 
 
@@ -68,7 +68,7 @@ def batches(small: Ledger, large: Ledger) -> Grown:
     """Return the account of ``small`` with the sizes its storages have in ``large``, whose batch is twice as large.
 
     Raises:
-        Irregular: the accounts differ by more than the pieces of a loss, or memory grows faster than the batch.
+        Irregular: the accounts differ by more than the chunks of a loss, or memory grows faster than the batch.
     """
     one, two = small.account(), large.account()
     try:
@@ -87,7 +87,7 @@ def _batches(one: Account, two: Account) -> Grown:
         _fill_last_piece(one, block, sizes, more)
     for number, (size, later) in enumerate(zip(sizes, more, strict=True)):
         if later < size:
-            # the order of the samples, of which there are fewer where a batch is larger: the larger list is counted
+            # the order of the samples, a list that is shorter with a larger batch: the longer list counts
             more[number] = size
         if later > 2 * size:
             raise Irregular(
@@ -102,11 +102,11 @@ def _check_leaves_nothing(account: Account, block: Insertion) -> None:
         if isinstance(event, tuple) and isinstance(event[0], bool):
             left += account.sizes[event[1]] if event[0] else -account.sizes[event[1]]
     if left > 0:
-        raise Irregular("the pieces of the loss leave memory behind.")
+        raise Irregular("The chunks of the loss do not free all of their memory.")
 
 
 def _fill_last_piece(account: Account, block: Insertion, sizes: list[int], more: list[int]) -> None:
-    """Give the last piece, which stands before the inserted block, the sizes of a full one: those of the pieces before it."""
+    """Set the sizes of the last chunk, which ends where the block is inserted, to those of the full chunks before it."""
 
     def made(length: int) -> list[int]:
         events = account.events[max(0, block.before - length) : block.before]
@@ -119,7 +119,7 @@ def _fill_last_piece(account: Account, block: Insertion, sizes: list[int], more:
 
 
 def deeper(shallow: Grown, deep: Grown, layers: int) -> Grown:
-    """Return the account of a model that has ``layers`` times what ``deep`` has more than ``shallow``.
+    """Return the account of a model that has ``layers`` times the layers by which ``deep`` exceeds ``shallow``, in addition to ``shallow``.
 
     Raises:
         Irregular: the accounts do not differ by repeated blocks.
@@ -132,7 +132,7 @@ def deeper(shallow: Grown, deep: Grown, layers: int) -> Grown:
 
 def _deeper(shallow: Grown, deep: Grown, layers: int) -> Grown:
     ours, theirs = shallow.tokens(), deep.tokens()
-    # lists of one number a layer have another size in each account
+    # lists with one number per layer have a different size in each account
     shared = set(ours) & set(theirs)
     blocks = _insertions([_of_any_size(one, shared) for one in ours], [_of_any_size(one, shared) for one in theirs])
     partner = _partners(shallow.account, deep.account, blocks)
@@ -145,7 +145,10 @@ def _of_any_size(token: Hashable, shared: set[Hashable]) -> Hashable:
 
 
 class _Repeated:
-    """Writes the events of ``deep``, its inserted blocks ``times``; events name storages by their place among those alike."""
+    """Writes the events of ``deep`` with each inserted block repeated ``times`` times.
+
+    An event identifies its storage by the position among the live storages of the same class.
+    """
 
     def __init__(
         self, shallow: Grown, deep: Grown, blocks: list[Insertion], growing: dict[int, int], times: int
@@ -201,7 +204,7 @@ class _Repeated:
         self._alike[_class(self._deep, template)].append(number)
 
     def _refer(self, event: Any, place: tuple[Hashable, int, bool]) -> None:
-        """Write an event of a living storage."""
+        """Write an event of a live storage."""
         key, distance, from_first = place
         alive = self._alike[key]
         distance = min(distance, len(alive) - 1)
@@ -213,9 +216,9 @@ class _Repeated:
 
 
 def _places(grown: Grown) -> list[Any]:
-    """Return for each event that frees or renames a storage its class, and its place among those alike from the end that is nearer.
+    """Return, for each event that frees a storage or changes its kind, its class and position among the live storages of that class.
 
-    A list of tensors goes from the first on, what the backward pass needs from the last on.
+    The position is counted from the nearer end: a list of tensors is freed from the first on, saved activations from the last on.
     """
     alive: dict[Hashable, list[int]] = defaultdict(list)
     from_first: dict[Hashable, bool] = {}
@@ -248,9 +251,9 @@ def _class(grown: Grown, number: int) -> Hashable:
 
 
 def _in_order(account: Account, size: Any = lambda number: None) -> Account:
-    """Return the account with storages that go one after the other in an order of their own.
+    """Return the account with consecutive frees in a fixed order.
 
-    Which of them goes first makes no difference; where a library forgets a table of tensors, it is accidental.
+    Their order does not change the peak. It is arbitrary where a library drops a dictionary of tensors.
     """
     events: list[Any] = []
     pairs = zip(account.events, _tokens(account, size), strict=True)
@@ -276,12 +279,12 @@ def _tokens(account: Account, size: Any = lambda number: None) -> list[Hashable]
 
 
 def _insertions(short: Sequence[Hashable], long: Sequence[Hashable]) -> list[Insertion]:
-    """Return what ``long`` has more than ``short``; each block repeats the events before it.
+    """Return the blocks that ``long`` has in addition to ``short``; each repeats the events before it.
 
-    Where several blocks would do, the one after which most events are equal is tried first.
+    Of several possible blocks, the one that is followed by most equal events is tried first.
     """
     found: list[Insertion] = []
-    # for each insertion made so far the other blocks that would do
+    # for each insertion so far, the other possible blocks
     open_: list[list[Insertion]] = []
     i = j = 0
     for _ in range(MOST_TRIALS):
@@ -297,11 +300,11 @@ def _insertions(short: Sequence[Hashable], long: Sequence[Hashable]) -> list[Ins
             break
         found = [*found[: len(open_) - 1], open_[-1].pop()]
         i, j = found[-1].before, found[-1].at + found[-1].length
-    raise Irregular(f"event {i} of the smaller account has no counterpart.")
+    raise Irregular(f"Event {i} of the smaller account has no counterpart in the larger one.")
 
 
 def _repetitions(short: Sequence[Hashable], long: Sequence[Hashable], i: int, j: int) -> list[Insertion]:
-    """Return the blocks that may have been inserted here, the likeliest last."""
+    """Return the blocks that may have been inserted here, the most likely one last."""
     more = (len(long) - j) - (len(short) - i)
     at_end = i == len(short)
     lengths = [more] if at_end else [length for length in range(1, more + 1) if long[j + length] == short[i]]
@@ -311,7 +314,7 @@ def _repetitions(short: Sequence[Hashable], long: Sequence[Hashable], i: int, j:
 
 
 def _repeats(events: Sequence[Hashable], at: int, length: int) -> bool:
-    """Whether a block is one or several copies of what stands before it."""
+    """Whether a block consists of copies of the events before it."""
     periods = (length // count for count in range(1, length + 1) if length % count == 0)
     return any(
         events[at : at + length] == events[at - period : at + length - period] for period in periods if period <= at

@@ -1,16 +1,17 @@
-"""What FSDP gathers and has not reduced yet, moment by moment, played on the trace of one process. Trainer room: torch.
+"""Simulates FSDP in the trace of one process: gathered parameters, and gradients that are not reduced yet. Imports torch.
 
-Under FSDP a device holds a share of parameters, gradients and optimizer state, and whole are only those of the *units* at work: the
-wrapped layers, and what is outside them. When a unit's parameters come and go, and how long its gradients are whole, is played here as
-PyTorch does it (``torch.distributed.fsdp``, version 1 and 2) by hooks on the modules of a model that is not sharded:
+Under FSDP a device holds a share of parameters, gradients and optimizer state. Only the current *units* are held in full; a unit is a
+wrapped layer, or the modules outside the layers. Hooks on the modules of a model that is not sharded simulate when PyTorch
+(``torch.distributed.fsdp``, versions 1 and 2) gathers and releases a unit, and how long its gradients are held in full:
 
-- A unit is gathered before its forward pass and released after it, and again in the backward pass; SHARD_GRAD_OP keeps it between.
-- Version 1 keeps what is outside the layers until the backward pass has ended, version 2 (as accelerate divides a model since 1.14) the
-  output layer only. Version 2 gathers into a buffer of its own first, and in the backward pass fetches the next unit in advance.
-- Gradients are whole until those of the unit are complete. Version 1 puts them together in one tensor, version 2 copies them to a
-  buffer, which is there until the next unit has its own.
-- Version 1 releases a frozen unit when the gradient of its input is there. The hook it uses keeps the layer's input and that gradient
-  until the backward pass has ended, where a checkpoint is around the unit.
+- A unit is gathered before its forward pass and released after it, and the same in the backward pass. SHARD_GRAD_OP does not release
+  it in between.
+- Version 1 keeps the modules outside the layers until the backward pass has ended; version 2 (as accelerate divides a model since 1.14)
+  keeps only the output layer. Version 2 gathers into a separate buffer first, and in the backward pass prefetches the next unit.
+- Gradients are held in full until those of the whole unit are complete. Version 1 concatenates them in one tensor; version 2 copies
+  them to a buffer, which it frees when the next unit has filled its own.
+- Version 1 releases a frozen unit when the gradient of its input exists. If the unit is inside a checkpoint, the hook for this keeps the
+  layer's input and that gradient until the backward pass has ended.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Unit:
 
 
 class FullySharded:
-    """Plays FSDP on a model: tells a ledger what is gathered, and what is reduced."""
+    """Simulates FSDP on a model: records gathered parameters and unreduced gradients in a ledger."""
 
     def __init__(self, model: torch.nn.Module, wrapping: Wrapping, ledger: Ledger, see: Callable[[torch.Tensor], int]):
         self._ledger = ledger
@@ -91,7 +92,7 @@ class FullySharded:
         taken: set[torch.Tensor] = set()
         for _, _, layer in layers:
             taken |= set(layer.parameters())
-        # PEFT wraps what it trains inside a layer one by one; they are small, and reduced at once
+        # PEFT wraps each trained parameter of a layer separately; each is small, and reduced at once
         adapted = hasattr(model, "peft_config")
         for parent, name, layer in layers:
             mine = list(layer.parameters())
@@ -111,14 +112,14 @@ class FullySharded:
         self._root(model, self._unit([one for one in rest if one not in done], kept=True))
 
     def _outside(self, model: Any, rest: list[torch.nn.Parameter]) -> list[tuple[torch.nn.Module, Unit]]:
-        """Return the units that accelerate makes of embedding and output layer, if its release does."""
+        """Return the units of embedding and output layer, for releases of accelerate that wrap these."""
         from accelerate.utils import fsdp_utils
 
         if not hasattr(fsdp_utils, "_find_final_norm"):
             return []
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
         if embedding is None or output is None or embedding.weight is output.weight:
-            # shared weights stay gathered, as in the rest
+            # shared weights belong to the root unit, which stays gathered
             return []
         inside = [(embedding, False), (output, True)]
         return [
@@ -150,7 +151,7 @@ class FullySharded:
     # -- forward -------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Set gradients of earlier micro-batches aside: what a pass makes is whole until it is reduced."""
+        """Set gradients of earlier micro-batches aside, since new gradients are held in full until they are reduced."""
         for parameter in self._of:
             if parameter.grad is not None:
                 self._kept[parameter] = parameter.grad
@@ -171,7 +172,7 @@ class FullySharded:
                 unit.registered = torch.autograd.graph.register_multi_grad_hook(inputs, lambda _: self._release(unit))
 
     def leave(self, unit: Unit, made: Any) -> None:
-        """Release a unit after its forward pass, and have it gathered again when the gradient of what it has made comes."""
+        """Release a unit after its forward pass, and gather it again when the gradient of its output arrives."""
         if not unit.kept and not (self._backward and self._wrapping.version == 2):
             self._release(unit)
         for leaf in tree_leaves(_plain(made)):
@@ -185,7 +186,7 @@ class FullySharded:
         if two and unit.buffer is None:
             unit.buffer = self._allocate(unit.bytes, GATHERED)
         if two and not self._backward:
-            # the buffer of the unit before is there until this one's has been filled
+            # the buffer of the previous unit is kept until this one's has been filled
             self._drop_buffers()
         unit.gathered = self._allocate(unit.bytes, GATHERED)
         if two and unit.buffer is not None:
@@ -212,7 +213,7 @@ class FullySharded:
         ahead = unit.before
         if self._wrapping.version == 2 and ahead is not None and ahead.gathered is None and ahead.buffer is None:
             ahead.buffer = self._allocate(ahead.bytes, GATHERED)
-            # once: a later hook of the same unit must not fetch what has been done with
+            # only once: a later hook of the same unit must not prefetch a unit that has already been released
             unit.before = None
 
     def _has_gradient(self, parameter: torch.Tensor) -> None:
@@ -239,7 +240,7 @@ class FullySharded:
             self._reducing = whole
 
     def _keep(self, parameter: torch.Tensor) -> None:
-        """Count the share of a gradient from now on; that of an earlier micro-batch takes in what this one has made."""
+        """Count only the share of a gradient from now on; with micro-batches it is added to the share of the earlier ones."""
         made = parameter.grad
         if made is None:
             return
@@ -254,7 +255,7 @@ class FullySharded:
             self._reducing = None
 
     def _end(self) -> None:
-        """What happens when the backward pass has ended."""
+        """End the backward pass: reduce the remaining gradients and release all units."""
         self._backward = False
         self._last = None
         for unit in self._units:
@@ -288,7 +289,7 @@ class FullySharded:
 
 
 class _Wrapped(torch.nn.Module):
-    """Stands around a layer as version 1 of FSDP does: what is in the layer's own call is inside."""
+    """Wraps a layer like version 1 of FSDP, so that hooks of the layer itself run inside the unit."""
 
     def __init__(self, layer: torch.nn.Module, sharded: FullySharded, unit: Unit) -> None:
         super().__init__()
@@ -310,7 +311,7 @@ class _Wrapped(torch.nn.Module):
 
 
 def _plain(made: Any) -> Any:
-    """Return what a model's output holds as a container that PyTorch's trees know."""
+    """Return a model's output as a container that ``torch.utils._pytree`` knows."""
     return dict(made) if isinstance(made, dict) else made
 
 

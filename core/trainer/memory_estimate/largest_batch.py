@@ -1,9 +1,9 @@
-"""The largest batch that fits, from a few estimates. Standard library only; estimating is the caller's business.
+"""Searches for the largest batch that fits, with few estimates. The caller estimates. Imports the standard library only.
 
 Memory of the passes through the model mostly grows by the same amount with each sample; that of the optimizer's update does not
-depend on the batch. So two estimates give the answer, and a third one confirms it. Gradients may be the peak of small batches
-and hide that growth, so the floor under the peak, without them, has a line of its own. Where memory grows faster, as with masks of
-batches in one row, lines are given up after a while, and what lies between is halved until the answer is near.
+depend on the batch. So a line through two estimates gives the answer, and a third estimate confirms it. The peak of small batches
+may be at the gradients and hide that growth, so a second line goes through the memory without gradients, the *floor*. If memory grows
+faster, as with masks for batches in one row, the search uses lines for ``MOST_LINES`` estimates and then bisects.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import math
 from collections.abc import Callable, Mapping
 
 MOST_LINES = 6
-# an estimate takes seconds: where lines do not help, an answer this near to the first size that does not fit is enough
+# bisection ends when the smallest batch that does not fit is larger by at most this share, since an estimate takes seconds
 NEAR = 1 / 16
 
 
 def largest(batch: int, capacity: int, estimate: Callable[[int], Mapping[str, int]], *, most: int) -> int:
-    """Return the largest batch of one device that fits, or nearly that where memory does not grow evenly; 0 if none does.
+    """Return the largest batch per device that fits; up to ``NEAR`` less if memory does not grow linearly; 0 if none fits.
 
     Args:
-        batch: to begin with.
+        batch: the first batch to estimate.
         capacity: bytes of a device.
-        estimate: returns for a batch the peak bytes of each phase, ``passes`` and ``update``, and a ``floor`` below the former.
-        most: the largest batch of interest.
+        estimate: returns for a batch the peak bytes of each phase, ``passes`` and ``update``, and the ``floor`` of the passes.
+        most: upper bound of the result.
     """
     fits = {batch: _fits(estimate(batch), capacity)}
     if estimate(batch)["update"] > capacity or (batch == 1 and not fits[batch]):
@@ -41,7 +41,7 @@ def largest(batch: int, capacity: int, estimate: Callable[[int], Mapping[str, in
         guess = min(max(_line(fits, capacity, estimate), good), bad - 1)
         if good > 0 and (guess == good if lines > 0 else bad - good <= NEAR * good):
             return good
-        # sizes lie apart by factors
+        # the geometric mean, since sizes may differ by orders of magnitude
         other = guess if lines > 0 and guess > good else max(good + 1, math.isqrt(good * bad))
 
 

@@ -1,7 +1,7 @@
-"""The account of a traced step: which storage lived when, what it was for, and the peak of it all. Standard library only.
+"""Records when each storage of a traced step was allocated and freed, and its kind; finds the peak. Imports the standard library only.
 
-Storages are written down as they come and go. What a storage was for is often known only later (a gradient becomes one
-when it is stored in ``.grad``), so the peak is found afterwards, by going through the account once more.
+The recorded events are the *account* of the step. The kind of a storage is often known only later (a tensor becomes a gradient when it
+is stored in ``.grad``), so the peak is found in a second pass over the events.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from ...protocol.messages import MEMORY_KINDS
 
 PASSING = ("activations", "temporaries")
-# what FSDP holds whole for a while: parameters of units at work, gradients that are not reduced yet
+# what FSDP holds in full temporarily: parameters of the current units, gradients that are not reduced yet
 GATHERED, UNREDUCED = "gathered", "unreduced"
 # buffers, which FSDP does not share
 WHOLE = "whole"
@@ -27,14 +27,14 @@ LOADING = "loading"
 
 @dataclasses.dataclass(frozen=True)
 class Sharing:
-    """What of the account a single device holds.
+    """The share of the traced memory that a single device holds.
 
     Attributes:
-        shares: for each kind the part of it that a device holds; kinds left out are held whole.
-        update_share: the part of the update's temporaries that a device holds.
-        extra_bytes: for each phase and kind what a device holds besides, such as buffers of the wrapper.
-        block_bytes: sizes are rounded up to a multiple of it, as the device's allocator does.
-        constant_blocks: sizes of the blocks that ``extra_bytes`` are in.
+        shares: for each kind the fraction of it that a device holds; a missing kind is held in full.
+        update_share: the fraction of the update's temporaries that a device holds.
+        extra_bytes: for each phase and kind additional bytes of a device, such as buffers of the wrapper.
+        block_bytes: sizes are rounded up to a multiple of this number, as by the device's allocator.
+        constant_blocks: sizes of the blocks that contain ``extra_bytes``.
     """
 
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -44,7 +44,7 @@ class Sharing:
     constant_blocks: tuple[int, ...] = ()
 
     def bytes_of(self, size: int, kind: str, phase: str) -> int:
-        """Return what a device holds of a storage of ``size`` bytes that is made in ``phase``."""
+        """Return the bytes that a device holds of a storage of ``size`` bytes that is allocated in ``phase``."""
         share = self.shares.get(kind, 1.0)
         if kind == "temporaries" and phase == UPDATE:
             share = self.update_share
@@ -53,7 +53,7 @@ class Sharing:
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The fullest moment of a phase.
+    """The moment of a phase with most bytes in use.
 
     Attributes:
         parts: bytes by kind at that moment.
@@ -71,14 +71,14 @@ class Peak:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A storage comes to a device (``size`` above 0) or goes.
+    """A storage is allocated on a device (``size`` above 0) or freed (below 0).
 
     Attributes:
-        number: of the storage.
-        kind: of ``MEMORY_KINDS``.
+        number: number of the storage.
+        kind: one of ``MEMORY_KINDS``.
         size: bytes on the device.
-        phase: of the step.
-        stream: of the device: FSDP gathers and reduces on streams of their own.
+        phase: phase of the step.
+        stream: the device's stream: FSDP gathers and reduces on separate streams.
     """
 
     number: int
@@ -90,13 +90,14 @@ class Change:
 
 @dataclasses.dataclass
 class Account:
-    """What a ledger has written down.
+    """The events of a traced step.
 
     Attributes:
         sizes: bytes of each storage, by number.
-        makers: the operation that made it.
-        kinds: what it was for, where that is known.
-        events: what came, went, or began, in order.
+        makers: operation that allocated each storage, by number.
+        kinds: kind of each storage, where it is known.
+        events: in order: ``(True, number)`` an allocation, ``(False, number)`` a free, ``(number, kind)`` a change of kind, a string the
+            beginning of a phase.
     """
 
     sizes: list[int]
@@ -106,30 +107,30 @@ class Account:
 
 
 class Ledger:
-    """Storages by number, in the order in which they came and went."""
+    """Records allocations and frees of numbered storages."""
 
     def __init__(self) -> None:
         self._bytes: list[int] = []
         self._makers: list[str] = []
         self._kinds: dict[int, str] = {}
-        # a storage came or went, became of another kind, or a phase began
+        # see Account.events
         self._events: list[Any] = []
         self._alive: set[int] = set()
 
     @classmethod
     def of(cls, account: Account) -> Ledger:
-        """Return a ledger that reads what has been written down, to which nothing is to be added."""
+        """Return a ledger of a complete account; do not add events to it."""
         made = cls()
         made._bytes, made._makers = account.sizes, account.makers
         made._kinds, made._events = account.kinds, account.events
         return made
 
     def account(self) -> Account:
-        """Return what has been written down; it is not a copy."""
+        """Return the account, not a copy of it."""
         return Account(self._bytes, self._makers, self._kinds, self._events)
 
     def allocate(self, size: int, maker: str = "") -> int:
-        """Write down a new storage of ``size`` bytes that the operation ``maker`` made; return its number."""
+        """Record a new storage of ``size`` bytes that the operation ``maker`` allocated; return its number."""
         number = len(self._bytes)
         self._bytes.append(size)
         self._makers.append(maker)
@@ -138,29 +139,29 @@ class Ledger:
         return number
 
     def free(self, number: int) -> None:
-        """Write down that a storage has gone."""
+        """Record that a storage is freed."""
         self._events.append((False, number))
         self._alive.discard(number)
 
     def name(self, number: int, kind: str) -> None:
-        """Say what a storage is for; the first answer stands."""
+        """Set the kind of a storage, unless it is already set."""
         self._kinds.setdefault(number, kind)
 
     def turn(self, number: int, kind: str) -> None:
-        """Say that a storage is for something else from now on."""
+        """Record that a storage has another kind from now on."""
         self._events.append((number, kind))
 
     def end_forward(self) -> None:
-        """Say that the backward pass begins: what lives now and has no name was kept for it."""
+        """Record the start of the backward pass: live storages without a kind are activations."""
         for number in self._alive:
             self.name(number, "activations")
 
     def begin(self, phase: str) -> None:
-        """Say that a phase begins; an account starts with passes. Of ``LOADING`` only what is left at its end counts."""
+        """Record the start of a phase; an account starts with ``PASSES``. Of ``LOADING`` only storages that are live at its end count."""
         self._events.append(phase)
 
     def changes(self, sharing: Sharing) -> Iterator[Change]:
-        """Return what comes and goes on one device, in order."""
+        """Yield the allocations and frees on one device, in order."""
         kinds = {number: self._kinds.get(number, "temporaries") for number in range(len(self._bytes))}
         held: dict[int, tuple[str, int]] = {}
         phase = PASSES
@@ -189,7 +190,7 @@ class Ledger:
                     yield Change(number, part, size, phase, stream)
 
     def peaks(self, sharing: Sharing) -> dict[str, Peak]:
-        """Return the fullest moment of each phase on one device."""
+        """Return the peak of each phase on one device."""
         walk = {phase: _Walk(sharing, phase) for phase in (PASSES, UPDATE)}
         held = dict.fromkeys(MEMORY_KINDS, 0)
         for change in self.changes(sharing):
@@ -199,7 +200,7 @@ class Ledger:
 
 
 class _Walk:
-    """Remembers the fullest moment it has seen."""
+    """Keeps the moment with most bytes in use."""
 
     def __init__(self, sharing: Sharing, phase: str) -> None:
         extra = sharing.extra_bytes.get(phase, {})

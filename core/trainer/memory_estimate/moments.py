@@ -1,8 +1,8 @@
-"""The fullest moment of an account on any device and at any batch, without going through the account again. Trainer room: numpy.
+"""Finds the peak of an account for many devices and batch sizes, without a pass over its events for each. Imports numpy.
 
-What an account holds at each moment is kept as a table, one column for each use of memory. Shares of devices and batches only weight
-the columns. Sizes are rounded to blocks before they are shared, so a result may differ from that of ``Ledger.peaks`` by a fraction of
-a block for each storage; who needs it to the byte asks the ledger.
+A table holds the bytes in use at each moment, one column per kind of memory. A device and a batch size only change the weights of the
+columns. Sizes are rounded to blocks before they are divided among devices, so a result may differ from that of ``Ledger.peaks``, which
+is exact, by a fraction of a block per storage.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ USES = tuple(PART_OF)
 
 
 class Moments:
-    """What an account holds at the moments before something goes."""
+    """Bytes in use at the moments before a storage is freed."""
 
     def __init__(self, grown: Grown, block_bytes: int) -> None:
         deltas, self._phases = _deltas(grown, block_bytes)
         held = deltas.cumsum(axis=1)
         total = held[1].sum(axis=1)
-        # a moment after which more comes is not the fullest
+        # a moment that is followed by an allocation is not a peak
         full = numpy.append(total[1:] < total[:-1], True)
         full[:-1] |= self._phases[1:] != self._phases[:-1]
         self._held, self._phases = held[:, full], self._phases[full]
 
     def parts(self, sharing: Sharing, phase: str, part: float = 1.0) -> dict[str, int]:
-        """Return bytes by kind at the fullest moment of a phase; all 0 where the account has no such phase.
+        """Return the bytes of each kind at the peak of a phase; all 0 if the account has no such phase.
 
         Args:
-            sharing: what a device holds.
-            phase: of the step.
-            part: the batch, 1 for that of the account's ``sizes``, 2 for that of ``more``.
+            sharing: the share that a device holds.
+            phase: phase of the step.
+            part: the batch, relative to that of ``Grown.sizes``; 2 is that of ``Grown.more``.
         """
         extra = sharing.extra_bytes.get(phase, {})
         found = {kind: extra.get(kind, 0) for kind in MEMORY_KINDS}
@@ -51,7 +51,7 @@ class Moments:
         return found
 
     def total(self, sharing: Sharing, phase: str, part: float = 1.0) -> int:
-        """Return the bytes of the fullest moment of a phase."""
+        """Return the bytes in use at the peak of a phase."""
         return sum(self.parts(sharing, phase, part).values())
 
 
@@ -64,7 +64,7 @@ def _weights(sharing: Sharing, phase: str) -> numpy.ndarray:
 
 
 def _deltas(grown: Grown, block: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Return what each event adds, shape (2 batches, events, uses), and whether it is in the update."""
+    """Return the bytes that each event adds, shape (2 batches, events, uses), and whether it belongs to the update."""
     account = grown.account
     sizes = [(_rounded(one, block), _rounded(two, block)) for one, two in zip(grown.sizes, grown.more, strict=True)]
     uses: dict[int, int] = {}

@@ -1,8 +1,8 @@
-"""Runs a stack's own training on tensors without data and writes every storage into a ledger. Trainer room: torch, transformers.
+"""Runs a stack's own training on tensors without data, and records every storage in a ledger. Imports torch and transformers.
 
-The stack's ``train`` runs as it is, loss, clipping and optimizer included; only its tensors are PyTorch's fake ones, which
-have shapes and no data. It is stopped after two optimizer steps: the second one has the optimizer's state. Passes through
-the model alone need neither.
+The stack's ``train`` runs unchanged, loss, clipping and optimizer included. Its tensors are PyTorch's fake tensors, which have shapes
+and no data. Training is stopped after two optimizer steps, since the optimizer's state exists from the second one. Without the update
+it is stopped before the first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .ledger import LOADING, PASSES, UPDATE, WHOLE, Ledger
 from .values import Values, experts_of
 
 STEPS = 2
-# masks and positions of a batch keep their values up to this size, so that the model can decide by them as it does in truth
+# masks and positions of a batch up to this size keep their values, on which the model's decisions depend
 MOST_CONSTANT_NUMBERS = 2**22
 
 
@@ -35,7 +35,7 @@ class Traced(Exception):
 
 
 class Watch(TorchDispatchMode):
-    """Writes the storages that operations make into a ledger, and answers questions about values no tensor has."""
+    """Records the storages that operations allocate, and supplies assumed values (see ``values``)."""
 
     def __init__(self, ledger: Ledger, values: Values) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Watch(TorchDispatchMode):
         return made
 
     def see(self, tensor: torch.Tensor, maker: str = "") -> int:
-        """Return the number of a tensor's storage, written down if it is new."""
+        """Return the number of a tensor's storage; record the storage if it is new."""
         storage = tensor.untyped_storage()
         number = self._numbers.get(storage)
         if number is None:
@@ -65,7 +65,7 @@ class Watch(TorchDispatchMode):
         return number
 
     def name(self, tensor: torch.Tensor, kind: str) -> None:
-        """Say what a tensor is for."""
+        """Set the kind of a tensor's storage."""
         self._ledger.name(self.see(tensor), kind)
 
     def _note_direction(self) -> None:
@@ -76,7 +76,7 @@ class Watch(TorchDispatchMode):
 
 
 class StepWatch(transformers.TrainerCallback):
-    """Tells the ledger what a ``transformers.Trainer`` is doing, and hands it the longest samples as its batch."""
+    """Records the phases of a ``transformers.Trainer`` in the ledger, and makes it train on the longest samples."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class StepWatch(transformers.TrainerCallback):
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(self._name_gradient)
         for group in kwargs["optimizer"].param_groups if self._cuda else ():
-            # what PyTorch chooses by itself for parameters on CUDA
+            # PyTorch's default for parameters on CUDA
             if group.get("foreach", 0) is None and not group.get("fused"):
                 group["foreach"] = True
         loader = kwargs["train_dataloader"]
@@ -147,14 +147,14 @@ class StepWatch(transformers.TrainerCallback):
         self._watch.name(parameter.grad, "gradients")
 
     def _known(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a fake tensor that still knows its values."""
+        """Return a fake tensor that keeps its values."""
         known = self._mode.fake_tensor_converter.from_real_tensor(self._mode, tensor, make_constant=True)
         self._watch.name(known, "activations")
         return known
 
 
 class _Longest:
-    """Makes every batch of the longest samples, which decide the peak, whatever a sampler without data would pick."""
+    """Makes every batch of the longest samples, which determine the peak, regardless of the sampler's choice."""
 
     def __init__(self, dataset: Any, collate: Any, known: Any) -> None:
         self._dataset = dataset
@@ -173,13 +173,13 @@ class _Longest:
 
 
 class QuietClock:
-    """What a stack expects of a clock; nothing is timed."""
+    """The interface of ``Clock`` that stacks use, without timing."""
 
     def __init__(self, callback: transformers.TrainerCallback) -> None:
         self.callback = callback
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Return a block that times nothing."""
+        """Return a context manager without effect."""
         return contextlib.nullcontext()
 
 
@@ -191,12 +191,12 @@ def trace(
     update: bool = True,
     wrapping: Callable[[torch.nn.Module], Wrapping] | None = None,
 ) -> tuple[Ledger, torch.nn.Module]:
-    """Train without data for a moment; return the account and the model, whose tensors have no data either.
+    """Train for up to two steps without data; return the ledger and the model, whose tensors have no data either.
 
     Args:
         stack: the module that trains.
         job: a job for one process without GPU.
-        cuda: count what CUDA's kernels and optimizers would use instead of the CPU's.
+        cuda: whether to count the memory of CUDA's kernels and optimizers instead of the CPU's.
         update: trace two steps with the optimizer's update; else the passes of the first one only.
         wrapping: returns how FSDP wraps a model; None without FSDP.
     """
@@ -214,7 +214,7 @@ def trace(
 
 @contextlib.contextmanager
 def _libraries_unaware() -> Iterator[None]:
-    """Let models train as in truth: fake tensors otherwise make them avoid decisions and refuse to move."""
+    """Let models handle fake tensors like real ones: otherwise some skip decisions that depend on data, and none can be moved."""
     from transformers.utils import import_utils
 
     limit, apply, asked = (
@@ -236,7 +236,7 @@ def _libraries_unaware() -> Iterator[None]:
 
 
 def _apply(module: torch.nn.Module, change: Any, recurse: bool = True) -> torch.nn.Module:
-    """Do what ``Module.to`` and its kin do by swapping tensors, which fake ones do not allow; the device stays the same."""
+    """Replace ``Module._apply``, which ``Module.to`` and similar methods use: it swaps tensors, which fake tensors do not support."""
     for child in module.children() if recurse else ():
         child._apply(change)
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Values that decide shapes in a trace, where tensors have none: which expert takes which token, and numbers read back. Trainer room.
+"""Assumes values in a trace, whose tensors have none, where shapes depend on them: experts of tokens, numbers read back. Imports torch.
 
-Experts are assumed to be in balance: what ``topk`` chooses are the experts in turn, as a tensor that knows its values, and PyTorch
-computes what follows from known values by itself. Where that becomes too large, the number of chosen tokens is worked out.
+Experts are assumed to be balanced. ``topk`` returns them in turn, as a constant tensor, from which PyTorch computes further values itself.
+If that tensor would be too large, only the number of tokens per expert is computed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default, torch.
 
 
 class Values:
-    """Answers in place of operations whose result depends on data."""
+    """Computes the results of operations that depend on data."""
 
     def __init__(self, mode: FakeTensorMode, experts: int, most: int) -> None:
         self._mode = mode
@@ -25,7 +25,7 @@ class Values:
         self._most = most
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
-        """Return whether ``func`` is answered here, and its result."""
+        """Return whether this class computes the result of ``func``, and the result."""
         if func is torch.ops.aten._local_scalar_dense.default and args[0].constant is None:
             return True, _any_number(args[0])
         if not self._experts:
@@ -37,7 +37,7 @@ class Values:
         return False, None
 
     def complete(self, func: Any, args: tuple[Any, ...], made: Any) -> Any:
-        """Return the result of ``func`` with values where they are assumed or obvious."""
+        """Return the result of ``func``, as a constant tensor where its values are assumed or known."""
         if not self._experts:
             return made
         if func is torch.ops.aten.topk.default and self._known_size(made[1]) and made[0].constant is None:
@@ -47,7 +47,7 @@ class Values:
         return made
 
     def known(self, make: Any, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Return the fake tensor of what ``make`` returns; it keeps its values."""
+        """Return the tensor that ``make`` returns as a fake tensor that keeps its values."""
         with _disable_current_modes():
             real = make(shape, dtype=dtype)
         return self._mode.fake_tensor_converter.from_real_tensor(self._mode, real, make_constant=True)
@@ -62,7 +62,7 @@ class Values:
         return self.known(make, tuple(indices.shape), indices.dtype)
 
     def _places(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return places as ``nonzero`` does: all of a mask over experts, its share of one over tokens."""
+        """Return indices like ``nonzero``: all for a mask over experts, one expert's share for a mask over tokens."""
         size = mask.numel()
         count = size if size <= self._experts else -(-size // self._experts)
         return mask.new_empty((count, mask.dim()), dtype=torch.int64)
@@ -79,14 +79,14 @@ def _unknown_mask(index: Any) -> bool:
 
 
 def _any_number(tensor: torch.Tensor) -> Any:
-    """Return a value for one that is not known: the losses are finite, no count is of interest."""
+    """Return a value for a number that is not known: finite for losses; counts are not used."""
     if tensor.dtype == torch.bool:
         return False
     return 1.0 if tensor.is_floating_point() else 0
 
 
 def experts_of(architecture: dict[str, Any] | None) -> int:
-    """Return how many experts a layer of an architecture has; 0 without experts."""
+    """Return the number of experts of a layer; 0 without experts."""
     for config in (architecture or {}, (architecture or {}).get("text_config") or {}):
         for name in ("num_local_experts", "num_experts", "n_routed_experts"):
             if isinstance(config.get(name), int) and config[name] > 1:

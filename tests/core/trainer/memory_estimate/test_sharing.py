@@ -98,7 +98,7 @@ def test_shards_keep_the_type_of_the_weights() -> None:
     """The trace of mixed precision is made in the computing type, half as wide as the shards."""
     change = {"distributed_backend": "FSDP", "mixed_precision": "bf16"}
     assert estimate.sharing(asked(**change), Model()).shares["parameters"] == 0.5
-    traced = estimate.alone(Job(id="test", workload=asked(**change), world_size=4), 2).workload
+    traced = estimate.single_process_job(Job(id="test", workload=asked(**change), world_size=4), 2).workload
     assert (traced.torch_dtype, traced.mixed_precision) == ("bfloat16", "no")
 
 
@@ -134,7 +134,7 @@ def test_offloaded_shards_are_not_on_the_device() -> None:
 def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
     """The batch of a device, and at most two micro-batches."""
     change = {"gpu_model": "L40S", "weights": "pretrained", "gradient_accumulation_steps": 16}
-    traced = estimate.alone(Job(id="test", workload=asked(**change), world_size=4), 2)
+    traced = estimate.single_process_job(Job(id="test", workload=asked(**change), world_size=4), 2)
     got = traced.workload
     assert (got.batch_size, got.number_gpus, got.gradient_accumulation_steps) == (2, 0, 2)
     assert (got.weights, traced.world_size) == ("random", 1)
