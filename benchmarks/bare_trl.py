@@ -1,7 +1,8 @@
 """A plain fine-tuning script with a timer. It uses transformers and TRL only, nothing of this repository.
 
 python bare_trl.py SPEC.json RESULT.json; SPEC holds ``architecture`` (configuration keys), ``model_max_length``, ``batch_size``,
-``max_steps``, ``torch_dtype``, ``optim``, ``seed``, ``number_gpus``, ``output_dir`` and ``edge`` (steps before the timed window).
+``max_steps``, ``torch_dtype``, ``optim``, ``seed``, ``number_gpus``, ``threads``, ``output_dir`` and ``edge`` (steps before the timed
+window).
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Stopwatch(transformers.TrainerCallback):
 
 def main(spec: dict[str, Any]) -> dict[str, Any]:
     """Train; return step times in seconds, and the settings as read back."""
+    # with OMP_NUM_THREADS alone, MKL takes no more threads than there are physical cores
+    torch.set_num_threads(spec["threads"])
     transformers.set_seed(spec["seed"])
     config = transformers.AutoConfig.for_model(**spec["architecture"])
     cuda = spec["number_gpus"] > 0

@@ -166,6 +166,7 @@ def bare_spec(values: dict[str, Any], warmup: int, directory: Path) -> dict[str,
         "architecture": plan.source.architecture,
         "output_dir": str(directory / "bare"),
         "edge": warmup,
+        "threads": common.threads(values),
         **{name: getattr(plan.workload, name) for name in names},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from .conftest import MIB, MadeUp, found_by, h100, states
 
 import fidelity  # isort: skip
 from gpu_checks import against_bare, energy, rates, reuse, stopping  # isort: skip
+from gpu_checks.workloads import Choice  # isort: skip
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -81,6 +83,12 @@ def test_fidelity_misses() -> None:
     for place, changes in enumerate(wrong):
         expected = ["missed" if other == place else "met" for other in range(5)]
         assert states(against_bare.judge({"result": compared(**changes)})) == expected
+
+
+def test_the_plain_script_has_the_threads_of_a_trainer(tmp_path: Path) -> None:
+    """By OMP_NUM_THREADS alone MKL takes one per physical core, which is half of the threads of most machines."""
+    values = {**Choice("cpu").base, "cpus_per_process": 3}
+    assert fidelity.bare_spec(values, 4, tmp_path)["threads"] == 3
 
 
 def test_limits_of_fidelity() -> None:
