@@ -65,8 +65,8 @@ def test_fidelity_compares_on_the_gpu_alone(bench: MadeUp, monkeypatch: pytest.M
     monkeypatch.setattr(fidelity, "compare", compare)
     found = found_by(against_bare, bench)
     ((_, values, pairs, turns, warmup, _),) = asked
-    assert (values["model_name"], values["torch_dtype"], values["max_steps"]) == ("llama3.2-1b", "bfloat16", 20)
-    assert (pairs, turns, warmup, bench.released) == (1, 3, 5, 1)
+    assert (values["model_name"], values["torch_dtype"], values["max_steps"]) == ("llama3.2-1b", "bfloat16", 12)
+    assert (pairs, turns, warmup, bench.released) == (1, 3, 4, 1)
     assert states(against_bare.judge(found)) == ["met"] * 5
     assert bench.versions == {"trl": "1.16"}
 
