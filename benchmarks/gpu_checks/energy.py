@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ado_actuators.sfttrainer.core.host import sampler
 from ado_actuators.sfttrainer.core.host.nvml import DeviceSet
 
@@ -45,8 +47,15 @@ def run(bench: Bench, found: Found) -> None:
         second={name: inside[name] for name in SHOWN if name in inside},
         whole={name: whole[name] for name in SHOWN if name in whole},
         whole_seconds=times[-1] - times[0],
-        omitted={name: reasons.get(name) or omitted.get(name, "") for name in (ENERGY, POWER, UTILISATION)},
+        omitted={
+            name: without_uuid(reasons.get(name) or omitted.get(name, "")) for name in (ENERGY, POWER, UTILISATION)
+        },
     )
+
+
+def without_uuid(reason: str) -> str:
+    """Return a reason without the beginning of the GPU's UUID: results name no single device."""
+    return re.sub(r" GPU-[0-9a-f-]+", "", reason)
 
 
 # -- pure -------------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_energy_by_counter_and_by_power() -> None:
 
 
 def test_energy_without_a_counter(bench: MadeUp) -> None:
-    """A GPU without an energy counter gives its reason."""
+    """A GPU without an energy counter gives its reason, which does not hold its UUID."""
     bench.device = h100("vgpu-counters-missing")
     none = dict.fromkeys((energy.ENERGY, energy.POWER), None)
 
@@ -159,7 +159,7 @@ def test_energy_without_a_counter(bench: MadeUp) -> None:
         run = MadeUp.measure(bench, values, **how)
         for name in none:
             del run.properties[name]
-        run.metadata["omitted"] = {"GRID T4-8Q has no energy counter: Not Supported.": list(none)}
+        run.metadata["omitted"] = {"GRID T4-8Q GPU-1c8e52d4 has no energy counter: Not Supported.": list(none)}
         return run
 
     bench.measure = measure  # type: ignore[method-assign]
