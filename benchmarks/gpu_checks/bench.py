@@ -211,7 +211,7 @@ class Bench:
         return self._product or self.load(lambda: None)
 
     def load(self, while_busy: Callable[[], None]) -> dict[str, Any]:
-        """Multiply matrices in a separate process and call ``while_busy`` meanwhile; returns the same as ``matrix_product``.
+        """Multiply matrices in a separate process until ``while_busy`` has ended; returns the same as ``matrix_product``.
 
         Raises:
             Failed: torch cannot use the device.
@@ -232,16 +232,19 @@ class Bench:
                 subprocess.Popen(
                     [sys.executable, str(HERE / "matrix_product.py"), *arguments],
                     env=environ,
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=stream,
                     text=True,
                 )
             ) as process,
         ):
+            assert process.stdin is not None
             assert process.stdout is not None
             facts = process.stdout.readline()
             if facts and ("name" in json.loads(facts) or not gpus):
                 while_busy()
+            process.stdin.close()
             speed = process.stdout.readline()
         if not speed:
             tail = log.read_text(encoding="utf-8")[-LOG_CHARACTERS:]

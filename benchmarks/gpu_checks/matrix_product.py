@@ -4,7 +4,8 @@
 
 Without a CUDA device ``cuda`` ends with an error after the first line.
 
-``tflops`` is the median of rounds of products of two square matrices, each round timed by the clock between two synchronisations.
+``tflops`` is the median of rounds of products of two square matrices, each round timed by the clock between two synchronisations. It
+multiplies for SECONDS at least, and until standard input is closed: its caller may still record the device under load.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import threading
 import time
 from typing import Any
 
@@ -36,7 +38,7 @@ def facts() -> dict[str, Any]:
     }
 
 
-def multiply(device: str, seconds: float, dtype: str, size: int) -> dict[str, Any]:
+def multiply(device: str, seconds: float, dtype: str, size: int, ended: threading.Event) -> dict[str, Any]:
     """Return the speed of a matrix product in TFLOP/s.
 
     Args:
@@ -44,12 +46,13 @@ def multiply(device: str, seconds: float, dtype: str, size: int) -> dict[str, An
         seconds: how long to multiply, at least two rounds.
         dtype: type of the numbers.
         size: rows and columns.
+        ended: set once it may end.
     """
     left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     rounds: list[float] = []
     begin = time.perf_counter()
     # the first round selects kernels
-    while len(rounds) < 3 or time.perf_counter() - begin < seconds:
+    while len(rounds) < 3 or time.perf_counter() - begin < seconds or not ended.is_set():
         start = time.perf_counter()
         for _ in range(PRODUCTS_OF_A_ROUND):
             left @ right
@@ -65,4 +68,12 @@ if __name__ == "__main__":
     if sys.argv[1] == "cuda" and "name" not in found:
         # a product of this size takes a CPU minutes
         sys.exit(f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device")
-    print(json.dumps(multiply(sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4]))), flush=True)
+    told = threading.Event()
+
+    def wait() -> None:
+        """Wait for the end of standard input."""
+        sys.stdin.read()
+        told.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    print(json.dumps(multiply(sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4]), told)), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def test_the_whole_run_on_a_cpu_without_ado_and_ray(tmp_path: Path) -> None:
     assert reuse["checks"][0]["state"] == reuse["checks"][1]["state"] == "met"
     assert output.with_suffix(".md").read_text().strip() in done.stdout
     assert results["versions"]["trl"]
+
+
+def test_the_matrix_product_lasts_as_long_as_a_recording() -> None:
+    """Reading many GPUs may take longer than the product would."""
+    from gpu_checks import matrix_product
+
+    told = threading.Event()
+    threading.Timer(0.3, told.set).start()
+    matrix_product.multiply("cpu", 0.0, "float32", 8, told)
+    assert told.is_set()
 
 
 def test_a_torch_without_cuda_is_said_at_once(tmp_path: Path) -> None:
