@@ -339,6 +339,9 @@ class _Estimator:
             verdict = self._local.measure(dataclasses.replace(plan, quick=not largest))
         except failures.Failure as failure:
             return {"error": str(failure)}
+        except Exception as error:
+            # whatever it is, the measurements go on without this prediction
+            return {"error": f"{type(error).__name__}: {error}"}
         if not verdict.properties.get("is_valid"):
             return {"error": str(verdict.message or verdict.metadata.get("reason"))}
         return {name: value for name, value in verdict.properties.items() if value is not None}
@@ -348,11 +351,12 @@ class _Estimator:
         self._closed = True
         done = {key: future.result() for key, future in self._made.items() if future.done()}
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._local.__exit__()
-        self._pool.shutdown(wait=True)
-        # the thread may have started another host meanwhile
-        self._local.__exit__()
-        return done
+        while True:
+            self._local.__exit__()
+            if all(future.done() for future in self._made.values()):
+                return done
+            # the thread may have started another host meanwhile, which is not waited for either
+            time.sleep(POLL_S)
 
 
 def _key(values: Values, largest: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,57 @@ def test_memory_ends_with_the_time_it_has(bench: MadeUp) -> None:
     checks = memory.judge(found_by(memory, bench))
     assert checks[0].state == "missed"
     assert "the trainer was killed" in checks[0].text
+
+
+@pytest.mark.parametrize("left_s", [0.0, 100.0])
+def test_a_measurement_that_ends_with_the_time_of_its_part_is_no_failure(
+    left_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time limit is what is left of the part's; a failure before that is the workload's."""
+    bench = Bench(choice=Choice("cpu"), device=None, state_dir=tmp_path, absent={}, name="cpu")
+    bench.may_take(left_s)
+    monkeypatch.setattr(Local, "measure", lambda self, plan: Verdict({}, "it took longer.", {"versions": {}}))
+    with pytest.raises(Failed if left_s else OutOfTime):
+        bench.measure(Choice("cpu").base)
+
+
+def test_estimates_that_have_just_begun_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that starts while the others are ended is ended too."""
+    begun, ended = threading.Event(), threading.Event()
+    ends: list[bool] = []
+
+    def measure(self: Local, plan: Any) -> Any:
+        begun.set()
+        assert ended.wait(30)
+        raise ValueError("write to closed file")
+
+    def end(self: Local, *error: object) -> None:
+        ends.append(True)
+        if len(ends) == 2:
+            ended.set()
+
+    monkeypatch.setattr(Local, "measure", measure)
+    monkeypatch.setattr(Local, "__exit__", end)
+    bench = Bench(choice=Choice("cpu"), device=None, state_dir=tmp_path, absent={}, name="cpu")
+    values = Choice("cpu").base
+    bench.expect(values)
+    assert begun.wait(30)
+    bench.end_estimates()
+    assert len(ends) >= 2
+    assert not bench._estimates
+
+
+def test_an_estimate_that_fails_in_any_way_is_only_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part that asks for it goes on."""
+
+    def measure(self: Local, plan: Any) -> Any:
+        raise ValueError("write to closed file")
+
+    monkeypatch.setattr(Local, "measure", measure)
+    bench = Bench(choice=Choice("cpu"), device=None, state_dir=tmp_path, absent={}, name="cpu")
+    bench.may_take(30)
+    assert bench.estimate(Choice("cpu").base) == {"error": "ValueError: write to closed file"}
+    bench.close()
 
 
 # -- edge --------------------------------------------------------------------------------------------------------
