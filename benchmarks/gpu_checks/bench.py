@@ -27,6 +27,7 @@ from ado_actuators.sfttrainer.core.measurement.outcome import Outcome
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.core.protocol.messages import ResultMetadata
 
+from .schedule import OutOfTime
 from .workloads import Choice, Values
 
 HERE = Path(__file__).resolve().parent
@@ -112,6 +113,7 @@ class Bench:
 
         Raises:
             Failed: there is no result; a workload that does not fit is one.
+            OutOfTime: it was ended with the time of the part.
         """
         if fresh:
             with _Watched(self.state_dir, reuse=False) as local:
@@ -137,6 +139,8 @@ class Bench:
             verdict = local.measure(_plan(values))
         except failures.Failure as failure:
             raise Failed(str(failure)) from None
+        if not verdict.properties and self.left_s() <= 0:
+            raise OutOfTime(f"its time was over while {_named(values)} was measured")
         if not verdict.properties:
             raise Failed(verdict.message, log_tail(verdict.metadata))
         self.versions |= verdict.metadata["versions"]
@@ -168,13 +172,19 @@ class Bench:
             self._estimator = _Estimator(self.state_dir)
         self._estimator.submit(key, self.estimated(values), largest)
 
-    def estimate(self, values: Values, *, largest: bool = False) -> dict[str, Any]:
-        """Return the properties of an estimate, waiting for it; ``error`` says why there is none."""
+    def estimate(self, values: Values, *, largest: bool = False, keep_s: float = 0.0) -> dict[str, Any]:
+        """Return the properties of an estimate, waiting for it; ``error`` says why there is none.
+
+        Args:
+            values: of the workload.
+            largest: whether the largest batch is asked for.
+            keep_s: what is not waited of the part's time, seconds, because measurements need it.
+        """
         self.expect(values, largest=largest)
         key = _key(self.estimated(values), largest)
         if key not in self._estimates:
             assert self._estimator is not None
-            return self._estimator.result(key, max(0.0, self.left_s()))
+            return self._estimator.result(key, max(0.0, self.left_s() - keep_s))
         return self._estimates[key]
 
     def estimated(self, values: Values) -> Values:
@@ -274,6 +284,10 @@ def log_tail(metadata: Mapping[str, Any]) -> str:
         return Path(metadata["log"]).read_text(encoding="utf-8", errors="replace")[-LOG_CHARACTERS:]
     except (KeyError, OSError):
         return ""
+
+
+def _named(values: Values) -> str:
+    return f"{values['model_name']} with {values['model_max_length']} tokens and batch {values['batch_size']}"
 
 
 def _plan(values: Values) -> Plan:

@@ -13,6 +13,8 @@ from .workloads import Values
 
 TITLE = "Out-of-memory"
 ABOVE = 1.1
+# three measurements in two trainers; a prediction that would leave less is not waited for
+MEASURING_S = 25.0
 # memory that the driver may keep after a process has ended
 BASE_LINE_BYTES = 256 * 2**20
 WHATS = (
@@ -36,7 +38,7 @@ def run(bench: Bench, found: Found) -> None:
         found["reason"] = "there is no GPU"
         return
     values = bench.choice.edge()
-    predicted = bench.estimate(values, largest=True)
+    predicted = bench.estimate(values, largest=True, keep_s=MEASURING_S)
     largest = predicted.get("largest_batch_size")
     found["values"] = values
     if not largest:

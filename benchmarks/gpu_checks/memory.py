@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import common
@@ -29,23 +30,33 @@ def prepare(bench: Bench) -> None:
 def run(bench: Bench, found: Found) -> None:
     """Measure every workload that fits, then collect what was predicted."""
     rows: list[dict[str, Any]] = []
-    found["rows"], found["left_out"] = rows, {}
+    found.update(rows=rows, left_out={}, planned=0)
     found["table"] = {"usable_gib": usable_gib(bench.name)}
     base = bench.used_bytes()
     total = None if bench.device is None else bench.device.memory_total_bytes
     found["memory_total_gib"] = None if total is None else total / accelerators.GIB
     found["nvml_base_gib"] = None if base is None else base / accelerators.GIB
+    planned = []
     for case in bench.choice.memory():
         if reason := refusal(case, bench.choice.gib, bench.absent):
             found["left_out"][case.name] = reason
-        elif bench.left_s() < LEAST_S:
-            found["left_out"][case.name] = "no time was left"
         else:
-            rows.append({"name": case.name, "values": case.values})
-            rows[-1].update(_measured(bench, case.values))
-            bench.say(f"{case.name}: {number(rows[-1].get('allocated_gib'), '.3f', 'no number')} GiB allocated")
-    for row in rows:
-        row["predicted"] = bench.estimate(row["values"])
+            planned.append(case)
+    found["planned"] = len(planned)
+    # of a part that is cut off, predictions are not waited for
+    keep_s = math.inf
+    try:
+        for case in planned:
+            if bench.left_s() < LEAST_S:
+                found["left_out"][case.name] = "no time was left"
+            else:
+                row = {"name": case.name, "values": case.values, **_measured(bench, case.values)}
+                rows.append(row)
+                bench.say(f"{case.name}: {number(row.get('allocated_gib'), '.3f', 'no number')} GiB allocated")
+        keep_s = 0.0
+    finally:
+        for row in rows:
+            row["predicted"] = bench.estimate(row["values"], keep_s=keep_s)
 
 
 def usable_gib(name: str) -> float | None:
@@ -77,7 +88,11 @@ def judge(found: Found) -> list[Check]:
     wrong = [f"{row['name']}: {row['error']}" for row in rows if "error" in row]
     ran = "every workload that should fit runs"
     text = "; ".join(wrong) or f"{len(rows)} ran"
-    checks = [check(ran, not wrong, text) if rows else unmeasured(ran, "no workload was begun")]
+    late = found.get("planned", 0) - len(rows)
+    if wrong or (rows and not late):
+        checks = [check(ran, not wrong, text)]
+    else:
+        checks = [unmeasured(ran, f"{text}; no time was left for {late}" if rows else "no workload was measured")]
     checks += [
         _predicted(f"allocated within {ALLOCATED_PERCENT:g} %", rows, "allocated", ALLOCATED_PERCENT),
         _predicted(f"reserved within {RESERVED_PERCENT:g} %", rows, "reserved", RESERVED_PERCENT),

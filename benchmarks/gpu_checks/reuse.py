@@ -30,7 +30,8 @@ def run(bench: Bench, found: Found) -> None:
     bench.end_estimates()
     rows: list[dict[str, Any]] = []
     patched: dict[str, dict[str, Any]] = {}
-    found.update(rows=rows, patched=patched, left_out={}, on_gpu=bench.device is not None)
+    asked = len(bench.choice.repeated())
+    found.update(rows=rows, patched=patched, left_out={}, on_gpu=bench.device is not None, asked=asked)
     for values in bench.choice.repeated():
         if bench.left_s() < LEAST_S:
             break
@@ -46,7 +47,6 @@ def run(bench: Bench, found: Found) -> None:
                 "step_ms": 1e3 * statistics.median(measured.step_s[3:] or measured.step_s),
             }
         )  # fmt: skip
-    found["asked"] = len(bench.choice.repeated())
     bench.say(f"{len(rows)} measurements in one trainer")
     for case in bench.choice.patched():
         reason = refusal(case, bench.choice.gib, bench.absent)
@@ -76,8 +76,12 @@ def judge(found: Found) -> list[Check]:
     if len(rows) < 3:
         return [unmeasured(what, f"{len(rows)} measurements were made") for what in (one, back, grows, speed)]
     reused = sum(row["reused"] for row in rows[1:])
-    text = f"{reused + 1} of {found.get('asked', len(rows))} measurements"
-    checks = [check(one, reused == len(rows) - 1 and len(rows) == found.get("asked"), text)]
+    asked = found.get("asked", len(rows))
+    text = f"{reused + 1} of {asked} measurements"
+    if reused == len(rows) - 1 and len(rows) < asked:
+        checks = [unmeasured(one, f"{text}; no time was left for the others")]
+    else:
+        checks = [check(one, reused == len(rows) - 1, text)]
     checks += [_back(back, rows), _grows(grows, rows), _speed(speed, rows, on_gpu=found["on_gpu"])]
     for name, result in found.get("patched", {}).items():
         text = (

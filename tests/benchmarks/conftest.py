@@ -125,7 +125,7 @@ class MadeUp(Bench):
     def expect(self, values: dict[str, Any], *, largest: bool = False) -> None:
         """Estimate nothing."""
 
-    def estimate(self, values: dict[str, Any], *, largest: bool = False) -> dict[str, Any]:
+    def estimate(self, values: dict[str, Any], *, largest: bool = False, keep_s: float = 0.0) -> dict[str, Any]:
         """Return ``predicted``."""
         return self.predicted
 

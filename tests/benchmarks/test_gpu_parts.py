@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from ado_actuators.sfttrainer.core.host import nvml
+from ado_actuators.sfttrainer.core.host.local import Local
+from ado_actuators.sfttrainer.core.measurement.verdict import Verdict
 
 from .conftest import BATCH, GIB, H100_GIB, MIB, Failed, MadeUp, Nvml, found_by, found_by_without_blocks, states
 
 from gpu_checks import against_bare, device, edge, energy, memory, nvml_facts, rates, reuse, stopping  # isort: skip
+from gpu_checks.bench import Bench  # isort: skip
+from gpu_checks.schedule import OutOfTime  # isort: skip
 from gpu_checks.workloads import Choice, refusal  # isort: skip
 
 pytestmark = pytest.mark.timeout(60)
@@ -155,6 +159,29 @@ def test_memory_says_that_nothing_was_predicted(bench: MadeUp) -> None:
     assert checks[2].text == memory.NO_RESERVED
     bench.predicted = {"error": "it cannot be traced"}
     assert memory.judge(found_by(memory, bench))[1].text == "it cannot be traced"
+
+
+def test_memory_that_is_cut_off_has_the_predictions_that_are_done(bench: MadeUp) -> None:
+    """They are not waited for; the workload that was interrupted is no result, and those that ran do not stand for all."""
+    waits: list[float] = []
+
+    def change(values: dict[str, Any]) -> None:
+        if len(bench.asked) == 3:
+            raise OutOfTime("it took longer than its 95 s")
+
+    def estimate(values: dict[str, Any], *, keep_s: float = 0.0, **how: Any) -> dict[str, Any]:
+        waits.append(max(0.0, bench.left_s() - keep_s))
+        return bench.predicted
+
+    bench.estimate = estimate  # type: ignore[method-assign]
+    bench.change = change
+    found: dict[str, Any] = {}
+    with pytest.raises(OutOfTime):
+        memory.run(bench, found)
+    checks = memory.judge(found)
+    assert waits == [0.0, 0.0]
+    assert states(checks) == ["not measured", "met", "met", "met"]
+    assert checks[0].text == "2 ran; no time was left for 10"
 
 
 def test_memory_ends_with_the_time_it_has(bench: MadeUp) -> None:

@@ -99,6 +99,22 @@ def test_limits_of_fidelity() -> None:
 # -- rates -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if estimates gave a limit."""
+    monkeypatch.setattr(rates, "MEMORY_OUTPUTS", {rates.LIMIT: "tokens/s."})
+
+
+def test_rates_do_not_wait_for_estimates_without_a_limit(bench: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates take time that the measurements need."""
+    monkeypatch.setattr(rates, "MEMORY_OUTPUTS", {})
+    bench.estimate = bench.expect = None  # type: ignore[assignment]
+    rates.prepare(bench)
+    found = found_by(rates, bench)
+    assert states(rates.judge(found)) == ["met", "not measured", "met", "met"]
+
+
+@pytest.mark.usefixtures("limits")
 def test_rates_below_their_limits(bench: MadeUp) -> None:
     """40,000 tokens/s of 90,000, 300 of 700 TFLOP/s, MFU 30.3 %: all three shapes are met."""
     found = found_by(rates, bench)
@@ -107,6 +123,7 @@ def test_rates_below_their_limits(bench: MadeUp) -> None:
     assert checks[3].text == "300.00 of 700.00 TFLOP/s (43 %), peak 990"
 
 
+@pytest.mark.usefixtures("limits")
 def test_rates_above_their_limits(bench: MadeUp) -> None:
     """What is impossible is missed: above the limit, MFU above 100 %, faster than a matrix product."""
     bench.change = lambda values: {"train_tokens_per_second": 100_000.0, "mfu_percent": 130.0}
@@ -123,6 +140,23 @@ def test_rates_without_a_limit(bench: MadeUp) -> None:
     checks = rates.judge({**found, "peak": {"tflops": None, "reason": "the peak is not known."}})
     assert states(checks) == ["met", "not measured", "not measured", "met"]
     assert checks[1].text == "the estimate gives no tokens_per_second_limit"
+
+
+@pytest.mark.usefixtures("limits")
+def test_rates_that_were_not_all_measured(bench: MadeUp) -> None:
+    """Shapes without time, all or some, are neither met nor missed, and predictions leave time to measure."""
+    kept: list[float] = []
+
+    def estimate(values: dict[str, Any], *, keep_s: float = 0.0, **how: Any) -> dict[str, Any]:
+        kept.append(keep_s)
+        return bench.predicted
+
+    bench.estimate = estimate  # type: ignore[method-assign]
+    bench.change = lambda values: bench.may_take(1)
+    checks = rates.judge(found_by(rates, bench))
+    assert (checks[0].state, checks[0].text) == ("not measured", "1 ran; no time was left for 2")
+    assert min(kept) >= 2 * rates.LEAST_S
+    assert states(rates.judge({"rows": [], "left_out": {}, "planned": 3})) == ["not measured"] * 4
 
 
 # -- energy ------------------------------------------------------------------------------------------------------
@@ -217,6 +251,13 @@ def test_reuse_that_leaks(bench: MadeUp) -> None:
     checks = reuse.judge(found)
     assert states(checks) == ["missed", "missed", "missed", "missed", "met", "missed"]
     assert checks[2].text == "+136.0 MiB after the second"
+
+
+def test_reuse_without_time_for_all(bench: MadeUp) -> None:
+    """Five of ten measurements in one trainer do not show that all are, and no target is missed."""
+    bench.change = lambda values: bench.may_take(1) if len(bench.asked) == 5 else None
+    check = reuse.judge(found_by(reuse, bench))[0]
+    assert (check.state, check.text) == ("not measured", "5 of 10 measurements; no time was left for the others")
 
 
 def test_reuse_leaves_out_what_is_not_installed(bench: MadeUp) -> None:
