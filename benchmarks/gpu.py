@@ -221,10 +221,8 @@ class Proof:
         # the other benchmarks report failures with sys.exit
         except (Exception, SystemExit) as error:
             part.update(state="failed", reason=f"{type(error).__name__}: {str(error)[-1000:]}")
-        if name == "device" and self.given.device == "gpu" and "name" not in part["found"].get("matrix_product", {}):
-            self.useless = (
-                f"torch cannot use the GPU: {part['found'].get('torch_error') or part['reason'] or 'no CUDA'}"
-            )
+        if torch_error := part["found"].get("torch_error"):
+            self.useless = f"torch cannot use the GPU: {torch_error}"
 
     def _write(self) -> None:
         from common import add_versions

@@ -192,6 +192,19 @@ def test_results_are_read_back_and_shown(
     assert sum(report.total(results).values()) == sum(len(part["checks"]) for part in results["parts"].values())
 
 
+def test_a_device_part_that_takes_too_long_ends_no_other_part(
+    bench: MadeUp, proof: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk says nothing about torch and the GPU."""
+
+    def run(bench: MadeUp, found: dict[str, Any]) -> None:
+        raise schedule.OutOfTime("it took longer than its 40 s")
+
+    monkeypatch.setattr(report.PARTS["device"], "run", run)
+    parts = proof(bench, "device", "rates", expected=0)["parts"]
+    assert (parts["device"]["state"], parts["rates"]["state"]) == ("cut off", "ran")
+
+
 def test_a_failed_part_is_a_missed_target(
     bench: MadeUp, proof: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
