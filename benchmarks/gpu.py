@@ -4,13 +4,14 @@
 
 It needs the training stack, but no network, ado or Ray. Each part prints its checks and writes the results when it ends, so an
 interrupted run keeps them. ``--device cpu --quick`` runs the same code on a CPU. Exit status: 0 no target is missed, 1 at least one is,
-2 nothing can be measured here.
+2 nothing can be measured here, 130 a signal ended the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -32,6 +33,8 @@ SOURCE = ROOT / "sfttrainer" / "src"
 NAMES = tuple(budget.name for budget in BUDGETS)
 # with more memory in use before anything is started, another process uses the GPU
 FOREIGN_BYTES = 2**30
+# exit status of a run that a signal ended
+ENDED = 130
 
 
 class Ended(BaseException):
@@ -45,7 +48,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--part", action="append", choices=NAMES, help="run this part only; may be given again (default: all)"
     )
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="the first visible GPU, or the CPU")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help=f"seconds for all parts (default {LIMIT_S:.0f})")
+    parser.add_argument(
+        "--limit", type=_seconds, default=LIMIT_S, help=f"seconds for all parts, above 0 (default {LIMIT_S:.0f})"
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -53,12 +58,25 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_json_file,
         help="JSON file; the report (.md) and recordings are written next to it (default: benchmarks/results/gpu-DEVICE.json, "
-        "with --quick none)",
+        "with --part gpu-DEVICE-PART.json, with --quick none)",
     )
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the report of a JSON file and measure nothing")
     return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return seconds
+
+
+def _json_file(text: str) -> Path:
+    if Path(text).suffix != ".json":
+        raise argparse.ArgumentTypeError(f"{text} does not end in .json; the report gets the same name with .md")
+    return Path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,10 +84,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options(arguments)
     use_source_tree()
     if given.show:
-        from gpu_checks import report
+        return show(given.show)
+    try:
+        return measure(given)
+    except (KeyboardInterrupt, Ended):
+        print("The run was ended.", file=sys.stderr)
+        return ENDED
 
-        print(report.markdown(json.loads(given.show.read_text(encoding="utf-8"))))
+
+def show(path: Path) -> int:
+    """Print the report of a results file; return the exit status."""
+    from gpu_checks import report
+
+    try:
+        text = report.markdown(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        print(f"{path} cannot be read: {error.strerror}. --show needs a results file of this script.", file=sys.stderr)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        print(f"{path} holds no results of this script: --show needs such a JSON file.", file=sys.stderr)
+    else:
+        print(text)
         return 0
+    return 2
+
+
+def measure(given: argparse.Namespace) -> int:
+    """Run the parts that were asked for; return the exit status."""
     packages.go_offline()
     if lacking := packages.missing(given.device):
         print(f"Not installed: {', '.join(lacking)}. Install them: pip install {' '.join(lacking)}", file=sys.stderr)
@@ -121,7 +161,16 @@ def prepare(given: argparse.Namespace, state_dir: Path) -> tuple[Bench, dict[str
     output = given.output
     if output is None and not given.quick:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        output = given.output = ROOT / "benchmarks" / "results" / f"gpu-{slug}.json"
+        # a run of some parts leaves the results of a whole run as they are
+        parts = "".join(f"-{part}" for part in NAMES if part in (given.part or ()))
+        output = given.output = ROOT / "benchmarks" / "results" / f"gpu-{slug}{parts}.json"
+    if output is not None:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return f"{output.parent} cannot be made: {error.strerror}. Name another file with --output."
+        if not os.access(output.parent, os.W_OK):
+            return f"{output.parent} cannot be written to. Name another file with --output."
     results = {
         "benchmark": "gpu",
         "device": given.device,
@@ -174,7 +223,7 @@ class Proof:
                 self._part(name, chosen)
             self.results["complete"] = True
         except (KeyboardInterrupt, Ended):
-            status = 130
+            status = ENDED
         finally:
             self.bench.close()
             self._write()

@@ -100,6 +100,59 @@ def test_a_run_that_is_terminated_keeps_what_it_has(
     assert results["parts"]["rates"]["state"] == "ran"
 
 
+def test_a_signal_before_the_first_part_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a signal arrives, one line says that the run was ended."""
+
+    def end(given: Any) -> int:
+        raise gpu.Ended
+
+    monkeypatch.setattr(gpu, "measure", end)
+    assert gpu.main([]) == gpu.ENDED
+    assert capsys.readouterr().err == "The run was ended.\n"
+
+
+# -- options -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", ["0", "-5", "nan", "inf"])
+def test_a_limit_is_a_number_of_seconds(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other limits are refused: no part would run, and results could not be written."""
+    with pytest.raises(SystemExit) as refused:
+        gpu.main([f"--limit={limit}"])
+    assert refused.value.code == 2
+    assert f"{limit} is not a number of seconds above 0" in capsys.readouterr().err
+
+
+def test_an_output_is_a_json_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """The report would replace the numbers in a file that is called .md."""
+    with pytest.raises(SystemExit):
+        gpu.main(["--output", "results.md"])
+    assert "results.md does not end in .json" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_output_that_cannot_be_written_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not after the first part."""
+    (tmp_path / "file").write_text("")
+    assert gpu.main(["--device", "cpu", "--output", str(tmp_path / "file" / "gpu.json")]) == 2
+    assert capsys.readouterr().err.endswith("Name another file with --output.\n")
+
+
+@pytest.mark.parametrize("content", [None, "# Results", "[]", '{"benchmark": "soak"}'])
+def test_what_cannot_be_shown_is_said(content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is missing, is not JSON or holds other results gives one message."""
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    assert gpu.main(["--show", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"{path} ")
+    assert "--show needs" in captured.err
+    assert not captured.out
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the training stack were installed."""
@@ -163,7 +216,8 @@ def test_the_first_visible_gpu_is_measured(
     bench, results = made
     assert bench.device is not None
     assert bench.device.uuid.startswith(uuid)
-    assert given.output.name == "gpu-nvidia-h100-80gb-hbm3.json"
+    # not the file of a whole run, which a single part must not replace
+    assert given.output.name == "gpu-nvidia-h100-80gb-hbm3-rates.json"
     assert (bench.choice.dtype, round(bench.choice.gib, 1)) == ("bfloat16", 79.6)
     assert results["hardware"]["nvml"]["sm_clock_mhz"] == 1980
     assert uuid not in json.dumps(results)
