@@ -81,7 +81,7 @@ def test_flash_attention_needs_no_matrix_of_lengths(local: Local, change: dict[s
 def test_weights_in_four_bits(local: Local) -> None:
     """QLoRA needs less than LoRA, and an estimate says how much."""
     pytest.importorskip("bitsandbytes")
-    one = {"number_gpus": 1, "gpu_model": "any", "torch_dtype": "bfloat16"}
+    one: dict[str, Any] = {"number_gpus": 1, "gpu_model": "any", "torch_dtype": "bfloat16"}
     lora, qlora = (local.measure(plan(**one, method=method)).properties for method in ("lora", "qlora"))
     assert qlora["is_valid"] == 1
     # 2.9 million numbers in linear layers, two bytes each and about half a byte

@@ -33,7 +33,7 @@ ARCHITECTURE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
 }
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "full, longer batch": {"batch_size": 4, "model_max_length": 64},
     "full, checkpointing": {"gradient_checkpointing": True, "batch_size": 4},

@@ -85,7 +85,7 @@ def trial() -> Iterator[Callable[..., None]]:
     started = []
 
     def start(**options: float) -> None:
-        started.append(Trial.options(**options).remote())
+        started.append(Trial.options(**options).remote())  # type: ignore[attr-defined]
         ray.get(started[-1].ping.remote())
 
     yield start
