@@ -19,7 +19,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.util import load_yaml_guess_indent
 
 from ..workload import ibm, ibm_names, yaml_input
-from ..workload.ibm_values import Choices, Finding
+from ..workload.ibm_values import Choices, Finding, Misfit
 
 VERSION = "1.0.0"
 DEFAULTS_BELOW = f"defaults of IBM's actuator {ibm_names.ACTUATOR} that differ from those here"
@@ -127,15 +127,30 @@ def _kind(plain: Any) -> str:
 
 
 def model_map(documents: Iterable[Document]) -> dict[str, str]:
-    """Return paths of models by name, of IBM's actuator configurations among the files."""
+    """Return paths of models by name, of IBM's actuator configurations among the files.
+
+    Raises:
+        Unusable: parameters or the map are no mappings, or a path is none.
+    """
     found: dict[str, str] = {}
     for document in documents:
-        given = document.plain.get("parameters") or {}
-        if document.plain.get("actuatorIdentifier") == ibm_names.ACTUATOR and isinstance(given.get("model_map"), dict):
-            for name, path in given["model_map"].items():
-                chosen = path if isinstance(path, str) else next(iter(path.values()), "")
-                found[str(name)] = str(chosen)
+        if document.plain.get("actuatorIdentifier") != ibm_names.ACTUATOR:
+            continue
+        parameters = _mapping(document, "parameters", document.plain.get("parameters"))
+        for name, path in _mapping(document, "model_map", parameters.get("model_map")).items():
+            # a path, or one for each form of the weights
+            paths = path.values() if isinstance(path, dict) else [path]
+            chosen = next((one for one in paths if isinstance(one, str)), None)
+            if chosen is None:
+                raise Unusable(f"{document.path}: model_map gives {name} the path {path!r:.40}; expected text.")
+            found[str(name)] = chosen
     return found
+
+
+def _mapping(document: Document, name: str, value: Any) -> dict[Any, Any]:
+    if not isinstance(value, dict | None):
+        raise Unusable(f"{document.path}: {name} is {value!r:.40}; expected a mapping of names to values.")
+    return value or {}
 
 
 def convert(document: Document, choices: Choices) -> None:
@@ -152,6 +167,8 @@ def convert(document: Document, choices: Choices) -> None:
                 _convert_operation(document)
             case _:
                 _convert_configuration(document, choices)
+    except Misfit as misfit:
+        raise Unusable(f"{document.path}: {misfit}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         text = f"{document.path}: incomplete {document.kind} ({type(error).__name__}: {error})"
         raise Unusable(f"{text:.150}; ado create {document.kind.split()[-1]} --dry-run shows what is wrong.") from None
@@ -271,7 +288,9 @@ def _edit_space(document: Document, changed: dict[str, tuple[str, list[Any]] | N
         pair = changed.get(str(dimension["identifier"]))
         if pair is None:
             document.step(f"{dimension['identifier']} is no dimension here")
+            comments = _comments(dimension)
             del dimensions[at]
+            _comment_before(dimensions, min(at, len(dimensions) - 1), comments, indent=document.indents[1])
             continue
         name, values = pair
         if name != dimension["identifier"]:
@@ -279,10 +298,9 @@ def _edit_space(document: Document, changed: dict[str, tuple[str, list[Any]] | N
             _set_scalar(dimension, "identifier", name)
         domain, plain = dimension.get("propertyDomain"), document.plain["entitySpace"][at].get("propertyDomain") or {}
         if "values" in plain and (plain["values"] != values or any(map(_differ, plain["values"], values))):
-            flow = CommentedSeq(map(_scalar, values))
-            flow.fa.set_flow_style()
-            domain["values"] = flow
-            domain.pop("variableType", None)
+            _set_values(domain["values"], values)
+            if plain.get("variableType") != "CATEGORICAL_VARIABLE_TYPE":
+                domain.pop("variableType", None)
 
 
 def _edit_point(document: Document, changed: dict[str, tuple[str, list[Any]] | None]) -> None:
@@ -291,13 +309,58 @@ def _edit_point(document: Document, changed: dict[str, tuple[str, list[Any]] | N
         pair = changed.get(name)
         if pair is None:
             document.step(f"{name} is not a property here")
-            del entity[name]
+            _remove(entity, name)
         elif pair[0] != name:
             document.step(f"{name} is {pair[0]}")
             entity.insert(list(entity).index(name), pair[0], _scalar(pair[1][0]))
+            comments = entity.ca.items.pop(name, None)
             del entity[name]
+            if comments:
+                entity.ca.items[pair[0]] = comments
         elif pair[1][0] != value or _differ(pair[1][0], value):
             entity[name] = _scalar(pair[1][0])
+
+
+def _set_values(old: CommentedSeq, values: list[Any]) -> None:
+    """Replace the items of a list and keep its form and comments."""
+    for at, value in enumerate(values[: len(old)]):
+        comments = getattr(getattr(old[at], "ca", None), "comment", None)
+        old[at] = _scalar(value)
+        if comments and comments[0] and at not in old.ca.items:
+            # behind a list that was an item
+            old.ca.items[at] = [comments[0], None, None, None]
+    for value in values[len(old) :]:
+        old.append(_scalar(value))
+    kept = len(values)
+    behind = [one for at in range(kept - 1, len(old)) for one in old.ca.items.get(at, [])[:1] if one]
+    del old[kept:]
+    for at in [at for at in old.ca.items if at >= kept]:
+        del old.ca.items[at]
+    if behind:
+        token = behind[0]
+        token.value = "".join(one.value for one in behind)
+        old.ca.items[kept - 1] = [token, None, None, None]
+
+
+def _remove(mapping: CommentedMap, name: str) -> None:
+    """Remove a key; its comments go to the next one."""
+    at = list(mapping).index(name)
+    comments = "\n".join(
+        line.strip().lstrip("#").strip()
+        for token in mapping.ca.items.pop(name, [])
+        for one in (token if isinstance(token, list) else [token])
+        if one
+        for line in one.value.splitlines()
+        if line.strip()
+    )
+    del mapping[name]
+    keys = list(mapping)
+    _comment_before(mapping, keys[min(at, len(keys) - 1)] if keys else None, comments, indent=2)
+
+
+def _comment_before(node: Any, key: Any, comments: str, *, indent: int) -> None:
+    if comments.strip() and len(node):
+        node.yaml_set_comment_before_after_key(key, before=comments.strip(), indent=indent)
 
 
 def _leave_out_copies(document: Document) -> None:

@@ -50,7 +50,8 @@ def _write(documents: list[Document], output: Path) -> None:
         for document, target in zip(documents, targets, strict=True):
             target.write_text(document.text(), encoding="utf-8")
     except OSError as error:
-        raise Unusable(f"{error.filename or output}: {error.strerror}.") from None
+        text = f"{error.filename or output} cannot be written ({error.strerror})"
+        raise Unusable(f"{text}: name another directory with -o DIR.") from None
 
 
 def _report(document: Document, output: Path, *, check: bool) -> str:

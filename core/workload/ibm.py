@@ -24,11 +24,12 @@ from .ibm_names import (
     REQUIRED,
     WARMUP_THEN_STABLE,
 )
-from .ibm_values import FMS, Choices, Finding, Values, is_true
+from .ibm_values import FMS, Choices, Finding, Values, is_true, number
 
 WARMUP_THEN_STABLE_S = 180.0
 NO_LIMIT_STEPS = 1_000_000
 ADAPTERS = ("lora", "gptq_lora")
+MIXED_PRECISION = "accelerate_config_mixed_precision"
 
 
 @dataclasses.dataclass
@@ -65,12 +66,18 @@ def translate(
         given: IBM's properties that the experiment fixes.
         varied: IBM's properties that the space varies, with their values; the required ones are among them.
         choices: the user's options.
+
+    Raises:
+        Misfit: a value that has to be a number is none.
     """
     kind = KINDS[experiment]
     known = fields(choices.actuator, kind)
-    values = Values(choices, max((int(length) for length in varied.get("model_max_length", ())), default=0))
+    # a dimension with one value fixes it
+    ends = {name: varied[name][0] for name in ENDS if len(varied.get(name, ())) == 1}
+    values = Values(choices, max(_whole("model_max_length", varied), default=0))
     found = Translation(findings=values.findings)
-    found.varied = {name: _vary(name, wanted, values) for name, wanted in varied.items()}
+    found.varied = {name: None if name in ends else _vary(name, wanted, values) for name, wanted in varied.items()}
+    _join_precision(found, {**_defaults(experiment), **given}, varied, values)
     covered = {pair[0] for pair in found.varied.values() if pair}
     for name, value in {**_defaults(experiment), **given}.items():
         stated = name if name in given else None
@@ -82,11 +89,12 @@ def translate(
             if ours in known and ours not in covered and not settled:
                 found.set(ours, translated, stated)
     if kind.task == "benchmark":
-        _set_ends(found, given, values)
+        _set_ends(found, {**given, **ends}, values)
+        found.origin = {ours: name for ours, name in found.origin.items() if name not in ends}
     found.set("weights", choices.weights)
     if kind.sets.get("method") in ADAPTERS:
         found.set("target_modules", _modules(varied.get("model_name", ()), values))
-    _check_backend(found, varied.get("number_gpus", ()), experiment, values)
+    _check_backend(found, _whole("number_gpus", varied), experiment, values)
     found.fixed = {name: value for name, value in found.fixed.items() if name in known and not _is_default(name, value)}
     if message := ABSENT.get((choices.actuator, experiment)):
         values.add_finding(f"{experiment} is not available in {choices.actuator}: {message}.", same=False)
@@ -122,12 +130,38 @@ def _is_default(name: str, value: Any) -> bool:
     return not field.is_required() and same_kind and value == field.default
 
 
+def _whole(name: str, varied: Mapping[str, Sequence[Any]]) -> list[int]:
+    return [int(number(name, value)) for value in varied.get(name, ())]
+
+
+def _join_precision(
+    found: Translation, fixed: Mapping[str, Any], varied: Mapping[str, Sequence[Any]], values: Values
+) -> None:
+    """Make one dimension of those that are mixed_precision here: bf16 counts where it is true."""
+    names = [name for name in (MIXED_PRECISION, "bf16") if name in varied]
+    if not names:
+        return
+    joined: list[Any] = []
+    for bf16 in varied.get("bf16", (fixed["bf16"],)):
+        for mode in varied.get(MIXED_PRECISION, (fixed[MIXED_PRECISION],)):
+            asked = ("bf16", True) if is_true(bf16) else (MIXED_PRECISION, mode)
+            joined += [one for one in values.of(*asked).values() if one not in joined]
+    found.varied[names[0]] = ("mixed_precision", joined) if joined else None
+    for name in names[1:]:
+        found.varied[name] = None
+        values.add_finding(f"{name} and {names[0]} are one property here: mixed_precision {', '.join(map(str, joined))}.")
+
+
 def _vary(name: str, wanted: Sequence[Any], values: Values) -> tuple[str, list[Any]] | None:
     """Return our name and values of a varied property, or None if it has no counterpart."""
     if name in ENDS:
         values.add_finding(f"{name} is varied, which has no counterpart: measurements stop by themselves.", same=False)
         return None
     ours, translated = RENAMED.get(name, name), []
+    if not wanted and ours in Workload.model_fields:
+        text = f"{name} has no values of its own and takes those of the experiment, which are others here"
+        values.add_finding(f"{text}: write propertyDomain with values.", same=False)
+        return ours, []
     for value in wanted:
         answer = values.of(name, value).get(ours)
         if answer is not None and answer not in translated:
@@ -137,14 +171,20 @@ def _vary(name: str, wanted: Sequence[Any], values: Values) -> tuple[str, list[A
 
 def _set_ends(found: Translation, given: Mapping[str, Any], values: Values) -> None:
     """Translate the properties that end a measurement."""
+    given = {name: value for name, value in given.items() if name in ENDS and value not in (None, "None")}
     ends = {name: given.get(name, DEFAULTS[name]) for name in ENDS}
-    steps, epochs, seconds = int(ends["max_steps"]), float(ends["num_train_epochs"]), float(ends["stop_after_seconds"])
-    stated = [name for name in ENDS if name in given]
+    steps, epochs, seconds = (
+        number(name, ends[name]) for name in ("max_steps", "num_train_epochs", "stop_after_seconds")
+    )
+    steps, stated = int(steps), [name for name in ENDS if name in given]
     if values.choices.adaptive:
         not_by = f"not by {', '.join(f'{name} {given[name]}' for name in stated)}" if stated else "not after 1 epoch"
         values.add_finding(f"Each measurement ends when its rate has converged, {not_by}.")
         return
     automatic = ends["auto_stop_method"] == WARMUP_THEN_STABLE
+    if ends["auto_stop_method"] and not automatic:
+        text = f"auto_stop_method {ends['auto_stop_method']} has no counterpart: there is {WARMUP_THEN_STABLE}."
+        values.add_finding(text, same=False)
     if automatic:
         seconds = WARMUP_THEN_STABLE_S
         values.add_finding(f"auto_stop_method {WARMUP_THEN_STABLE} becomes stop_after_seconds 180, warm-up included.")
@@ -179,11 +219,10 @@ def _modules(names: Iterable[Any], values: Values) -> str:
     return chosen
 
 
-def _check_backend(found: Translation, gpus: Iterable[Any], experiment: str, values: Values) -> None:
+def _check_backend(found: Translation, counts: Sequence[int], experiment: str, values: Values) -> None:
     """Leave FSDP out where IBM's actuator does not use it, and where it is not supported here."""
     if found.fixed.get("distributed_backend") != "FSDP":
         return
-    counts = [int(count) for count in gpus]
     if max(counts, default=0) < 2:
         # IBM's actuator uses no backend below two GPUs; DDP has no effect on one device
         del found.fixed["distributed_backend"]

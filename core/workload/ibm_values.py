@@ -28,6 +28,10 @@ class Finding:
     same: bool = True
 
 
+class Misfit(ValueError):
+    """A value of another type than its property has, in one message."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Choices:
     """The user's options for a translation.
@@ -130,7 +134,7 @@ class Values:
 
     def _fast_moe(self, value: Any) -> dict[str, Any]:
         degree = value[0] if isinstance(value, list | tuple) and value else value
-        return self._of_fms("fast_moe", int(degree or 0))
+        return self._of_fms("fast_moe", int(number("fast_moe", degree or 0)))
 
     def _fast_kernels(self, value: Any) -> dict[str, Any]:
         if isinstance(value, str):  # ado's tables contain lists as text
@@ -157,8 +161,8 @@ class Values:
         here = extra(Workload.model_fields["fms_hf_tuning_version"])["values"]
         if str(value) in here:
             return {"fms_hf_tuning_version": str(value)}
-        # the releases that only IBM's actuator has are older
-        nearest = min(here)
+        newer = (one for one in here if _release(one) >= _release(value))
+        nearest = min(newer, key=_release, default=max(here, key=_release))
         text = f"fms_hf_tuning_version {value} becomes {nearest}, the nearest of {', '.join(here)}."
         self.add_finding(text, same=False)
         return {"fms_hf_tuning_version": nearest}
@@ -193,6 +197,23 @@ class Values:
 
     def _image_field(self, value: Any) -> dict[str, Any]:
         return self._of_fms("dataset_image_field", "" if value in (None, "None") else value)
+
+
+def number(name: str, value: Any) -> float:
+    """Return a property's value as a number.
+
+    Raises:
+        Misfit: it is none.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise Misfit(f"{name} is {value!r:.40}; expected a number.") from None
+
+
+def _release(version: Any) -> tuple[int, ...]:
+    """Return the numbers of a version, by which versions are ordered."""
+    return tuple(int(part) if part.isdigit() else 0 for part in str(version).split("."))
 
 
 def is_true(value: Any) -> bool:

@@ -34,6 +34,9 @@ def load(text: str) -> Any:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
         mark = getattr(error, "problem_mark", None)
+        if mark and "single document" in str(getattr(error, "context", "")):
+            text = f"more than one YAML document: another begins at line {mark.line + 1}"
+            raise InvalidYAML(f"{text}. Write each to a file of its own.") from None
         raise InvalidYAML("not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
 
 

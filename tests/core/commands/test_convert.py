@@ -13,6 +13,7 @@ from ado_actuators.sfttrainer.core.commands import convert
 from ado_actuators.sfttrainer.core.commands.run import BadUse, read_workload
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan
 from ado_actuators.sfttrainer.core.measurement.plugin import Plugin
+from ado_actuators.sfttrainer.core.workload import ibm
 
 RECORDINGS = Path(__file__).parents[2] / "recordings" / "ibm"
 
@@ -237,3 +238,111 @@ def test_a_property_of_ibm_leads_to_the_command() -> None:
     with pytest.raises(failures.InvalidConfiguration, match="ado-fms-hf-tuning convert FILE") as caught:
         make_plan("fms_hf_tuning", "finetune_prompt_tuning_benchmark", values)
     assert len(str(caught.value)) <= 200
+
+
+HEAD = """\
+experiments:
+- actuatorIdentifier: SFTTrainer
+  experimentIdentifier: finetune_full_benchmark-v1.0.0
+  parameterization: [{property: {identifier: fms_hf_tuning_version}, value: 3.1.0}]
+entitySpace:
+- {identifier: model_name, propertyDomain: {values: [llama3.2-1b]}}
+- {identifier: number_gpus, propertyDomain: {values: [1]}}
+- {identifier: model_max_length, propertyDomain: {values: [512]}}
+"""
+
+
+def dimensions(space: dict[str, Any]) -> dict[str, Any]:
+    """Return the dimensions of a space, beside those of ``HEAD``, with their values."""
+    return {one["identifier"]: one.get("propertyDomain", {}).get("values") for one in space["entitySpace"][3:]}
+
+
+@pytest.mark.parametrize(
+    ("dimension", "here"),
+    [
+        (
+            'fast_kernels # 1\n  propertyDomain:\n    values: # 2\n    - ["True", "True", "True"] # 3\n    - [no, no, no] # 4\n',
+            {"fast_kernels": [True, False]},
+        ),
+        (
+            "flash_attn\n  propertyDomain:\n    values:\n    # 1\n    - True # 2\n    - 'True' # 3\n    # 4\n",
+            {"attn_implementation": ["flash_attention_2"]},
+        ),
+        ("remove_unused_columns # 1\n  propertyDomain: # 2\n    values: [True] # 3\n# 4\n", {}),
+    ],
+)
+def test_comments_of_values_that_change_stay(tmp_path: Path, dimension: str, here: dict[str, Any]) -> None:
+    """Those beside a value, those before the next dimension, and those of a dimension that goes."""
+    text = f"{HEAD}- identifier: {dimension}# 5\n- identifier: batch_size\n  propertyDomain: {{values: [1]}}\n"
+    (space,) = converted(tmp_path, written(tmp_path, text), status=0)
+    assert dimensions(space) == {**here, "batch_size": [1]}
+    made = (tmp_path / "out" / "study.yaml").read_text()
+    marks = [line.partition("#")[2].strip() for line in text.splitlines() if "#" in line]
+    assert [line.partition("#")[2].strip() for line in made.splitlines() if "# " in line][-len(marks) :] == marks
+
+
+def test_comments_of_a_point_stay(tmp_path: Path) -> None:
+    """Beside a property that is renamed, and of one that goes."""
+    text = POINT.replace("flash_attn: false", "flash_attn: false # 1\n  remove_unused_columns: False # 2\n  # 3")
+    converted(tmp_path, written(tmp_path, text), status=0)
+    made = (tmp_path / "out" / "study.yaml").read_text()
+    assert "attn_implementation: auto # 1\n  # 2\n  # 3\n  fast_moe: 0 # off" in made
+
+
+def test_bf16_and_the_mode_of_accelerate_are_one_dimension(tmp_path: Path) -> None:
+    """Both are mixed_precision; bf16 counts where it is true."""
+    text = (
+        f"{HEAD}- {{identifier: bf16, propertyDomain: {{values: [False, True]}}}}\n"
+        "- {identifier: accelerate_config_mixed_precision, propertyDomain: {values: [no, fp16]}}\n"
+    )
+    (space,) = converted(tmp_path, written(tmp_path, text), status=0)
+    assert dimensions(space) == {"mixed_precision": ["no", "fp16", "bf16"]}
+    second = f"{{property: {{identifier: {ibm.MIXED_PRECISION}}}, value: fp16}}"
+    fixed = HEAD.replace("value: 3.1.0}", f"value: 3.1.0}}, {second}")
+    one = "- {identifier: bf16, propertyDomain: {values: [False, True]}}\n"
+    (space,) = converted(tmp_path, written(tmp_path, fixed + one), status=0)
+    assert dimensions(space) == {"mixed_precision": ["fp16", "bf16"]}
+
+
+def test_a_dimension_without_values_stays(tmp_path: Path) -> None:
+    """It takes the values of the experiment, which are not IBM's."""
+    (space,) = converted(tmp_path, written(tmp_path, f"{HEAD}- identifier: batch_size\n"), status=1)
+    assert dimensions(space) == {"batch_size": None}
+
+
+def test_an_end_with_one_value_is_fixed(tmp_path: Path) -> None:
+    """In a dimension as in a parameterization; with several values it has no counterpart."""
+    text = f"{HEAD}- {{identifier: stop_after_seconds, propertyDomain: {{values: [30]}}}}\n"
+    (space,) = converted(tmp_path, written(tmp_path, text), status=0)
+    assert dimensions(space) == {}
+    assert parameterization(space["experiments"][0])["stop_after_seconds"] == 30
+    converted(tmp_path, written(tmp_path, text.replace("[30]", "[30, 60]")), status=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("actuatorIdentifier: SFTTrainer\nparameters: [1]\n", "parameters is [1]; expected a mapping"),
+        ("actuatorIdentifier: SFTTrainer\nparameters: {model_map: text}\n", "model_map is 'text'; expected a mapping"),
+        ("actuatorIdentifier: SFTTrainer\nparameters: {model_map: {a: null}}\n", "model_map gives a the path None"),
+        (f"{POINT}---\n{POINT}", "more than one YAML document: another begins at line 14."),
+        (POINT.replace("fast_moe: 0", "fast_moe: few"), "fast_moe is 'few'; expected a number."),
+        (POINT.replace("fast_moe: 0", "max_steps: few"), "max_steps is 'few'; expected a number."),
+        (POINT.replace("number_gpus: 1", "number_gpus: one"), "number_gpus is 'one'; expected a number."),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str) -> None:
+    """One line with the file, the name, the value and what was expected."""
+    source = written(tmp_path, text)
+    converted(tmp_path, source, status=2, check=True)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"{source}: {told}")
+    assert shown.count("\n") == 1
+
+
+def test_a_directory_that_is_a_file_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says what to do."""
+    (tmp_path / "out").write_text("")
+    options: dict[str, Any] = {"actuator": "sfttrainer", "check": False, "weights": "random", "data": ""}
+    assert convert.main([written(tmp_path, POINT)], output=tmp_path / "out", adaptive=False, **options) == 2
+    assert "out cannot be written (File exists): name another directory with -o DIR." in capsys.readouterr().err
