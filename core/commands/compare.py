@@ -69,6 +69,8 @@ def text(found: Comparison) -> str:
     lines += ["", "Rates are real tokens per second of all devices.", _summary(found)]
     if found.loose:
         lines += [f"One side is of IBM's actuator, which gives no interval. Not compared: {', '.join(ibm.IGNORED)}."]
+    if found.repeated:
+        lines += [f"{counted(found.repeated, 'measurement')} left out: of equal workloads the last counts."]
     for side, labels in (("before", found.only_before), ("after", found.only_after)):
         if labels:
             lines.append(f"Only {side}: {'; '.join(labels[:8])}{'; ...' if len(labels) > 8 else ''}")

@@ -55,13 +55,15 @@ class Pair:
 class Comparison:
     """All workloads of both sets; ``only_before`` and ``only_after`` are labels of those in one set only.
 
-    With ``loose`` one set is of IBM's actuator, and the workloads of a pair may differ in ``ibm.IGNORED``.
+    With ``loose`` one set is of IBM's actuator, and the workloads of a pair may differ in ``ibm.IGNORED``. ``repeated`` is the
+    number of rows that do not count, because a later row has the same workload.
     """
 
     pairs: list[Pair]
     only_before: list[str]
     only_after: list[str]
     loose: bool = False
+    repeated: int = 0
 
     @property
     def regressions(self) -> list[Pair]:
@@ -81,6 +83,7 @@ def compare(before: Sequence[Row], after: Sequence[Row], tolerance: Tolerance) -
         only_before=[workload_label(row, names) for key, row in first.items() if key not in second],
         only_after=[workload_label(row, names) for key, row in second.items() if key not in first],
         loose=changed,
+        repeated=len(before) + len(after) - len(first) - len(second),
     )
 
 
@@ -125,7 +128,8 @@ def _judge(what: str, before: Row, after: Row, tolerance: Tolerance) -> Pair:
     if states == (MEASURED, MEASURED):
         return _judge_numbers(what, before, after, ratio, tolerance)
     if before.state == MEASURED:
-        how = "failed" if after.state == FAILED else f"cannot run ({after.outputs.get('failure')})"
+        failure = f" ({after.outputs['failure']})" if "failure" in after.outputs else ""
+        how = "failed" if after.state == FAILED else f"cannot run{failure}"
         return Pair(what, before, after, ratio, REGRESSION, f"ran before, {how} now: {after.message or NO_REASON}")
     if after.state == MEASURED:
         how = "failed" if before.state == FAILED else "could not run"
@@ -140,10 +144,11 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
         return Pair(what, before, after, None, *_stability(before, after))
     if before.output(ESTIMATE) is not None and after.output(ESTIMATE) is not None:
         return Pair(what, before, after, None, *_estimate(before, after, tolerance))
-    if ratio is not None and ratio.low is None and (ibm.is_from(before) or ibm.is_from(after)):
+    low, high = (ratio.low, ratio.high) if ratio is not None else (None, None)
+    if ratio is not None and low is None and (ibm.is_from(before) or ibm.is_from(after)):
         # IBM's actuator gives no interval: the tolerance alone decides
-        ratio = dataclasses.replace(ratio, low=ratio.value, high=ratio.value)
-    if ratio is None or ratio.low is None or ratio.high is None:
+        low = high = ratio.value
+    if ratio is None or low is None or high is None:
         return Pair(what, before, after, ratio, UNKNOWN, "throughput or interval is missing on one side.")
     # no two measurements take equally long to the nanosecond
     if before.outputs == after.outputs and before.output("total_s") is not None:
@@ -151,14 +156,14 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
             what, before, after, None, UNCLEAR, "both are the same stored measurement; measure again to compare."
         )
     slack = tolerance.throughput / 100
-    if ratio.high < 1 - slack:
+    if high < 1 - slack:
         return Pair(what, before, after, ratio, REGRESSION, f"slower by {100 * (1 - ratio.value):.1f} %.")
     memory = _growth(before, after, STABLE_MEMORY)
     if memory is not None and memory > tolerance.memory:
         return Pair(what, before, after, ratio, REGRESSION, f"allocates {memory:.1f} % more memory.")
-    if ratio.low > 1 + slack:
+    if low > 1 + slack:
         return Pair(what, before, after, ratio, IMPROVEMENT, f"faster by {100 * (ratio.value - 1):.1f} %.")
-    seen = (ratio.high - ratio.low) / 2 + slack
+    seen = (high - low) / 2 + slack
     if seen > 2 * slack:
         return Pair(
             what,

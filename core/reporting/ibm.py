@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..workload import ibm, ibm_names
+from ..workload.ibm_values import number
 from .rows import Row, plain, workload_value
 
 PROPERTIES = (*ibm_names.REQUIRED, *ibm_names.DEFAULTS, *ibm_names.ADAPTER_DEFAULTS)
@@ -72,7 +73,9 @@ def _outputs(given: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, 
     named = {ibm_names.OUTPUTS.get(name, name): value for name, value in outputs.items() if value is not None}
     # without GPUs it reports 0 for them
     on_cpu = not given.get("number_gpus")
-    stopped = float(given.get("stop_after_seconds") or -1) > 0 or given.get("auto_stop_method") not in (None, "None")
+    stated = {name: value for name, value in given.items() if value not in (None, "None")}
+    after = number("stop_after_seconds", stated.get("stop_after_seconds", -1))
+    stopped = after > 0 or "auto_stop_method" in stated
     return {
         name: value
         for name, value in named.items()

@@ -11,6 +11,7 @@ import yaml
 
 from ..workload import ibm_names
 from ..workload.experiments import KINDS
+from ..workload.ibm_values import Misfit
 from . import checks, ibm, store
 from .rows import GIVEN, REQUIRED, Row, experiment_of, plain, workload_value
 
@@ -37,7 +38,10 @@ def rows(source: str) -> list[Row]:
     Raises:
         Unreadable: the source does not exist, is incomplete, or holds no measurement of fine-tuning or an impossible value.
     """
-    found = _of_fine_tuning(_from_anywhere(source))
+    try:
+        found = _of_fine_tuning(_from_anywhere(source))
+    except Misfit as misfit:
+        raise Unreadable(f"{source}: {misfit}") from None
     if not found:
         raise Unreadable(f"{source} holds no measurement of fine-tuning.")
     for row in found:
@@ -82,7 +86,8 @@ def from_csv(path: Path) -> list[Row]:
 def _table(path: Path) -> list[dict[str, str]]:
     """Return the lines of a CSV file as cells by column."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        # a table program writes a byte order mark
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             return [_complete(cells, reader.line_num, path) for cells in reader]
     except UnicodeDecodeError:
@@ -108,7 +113,7 @@ def _from_cells(cells: Mapping[str, Any], source: str) -> Row | None:
     outputs = {
         name: plain(value)
         for name, value in cells.items()
-        if name not in GIVEN and name not in BOOKKEEPING and plain(value) is not None
+        if name and name not in GIVEN and name not in BOOKKEEPING and plain(value) is not None
     }
     return Row(source, actuator, experiment, {**parameters, **given}, outputs, str(plain(cells.get("reason")) or ""))
 

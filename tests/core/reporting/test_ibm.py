@@ -123,6 +123,57 @@ def test_before_and_after_a_change_of_actuator_are_joined(measured: list[Row]) -
     assert not same.only_before
 
 
+def test_no_interval_is_shown_where_there_is_none(measured: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor a kind of failure that IBM's actuator does not give."""
+    found = comparison.compare(ours([measured[3]], 1.0), [measured[3]], Tolerance())
+    assert (found.pairs[0].verdict, found.pairs[0].ratio and found.pairs[0].ratio.low) == ("same", None)
+    fails = dataclasses.replace(measured[3], outputs=measured[2].outputs)
+    (pair,) = comparison.compare(ours([measured[3]], 1.0), [fails], Tolerance()).pairs
+    assert pair.why == "ran before, cannot run now: the reason is not known."
+
+
+def test_measurements_that_do_not_count_are_told(measured: list[Row]) -> None:
+    """Releases of the library are not compared, so that measurements with several are the same workload."""
+    other = dataclasses.replace(measured[0], workload={**measured[0].workload, "fms_hf_tuning_version": "3.0.0"})
+    found = comparison.compare([*measured, other], ours(measured, 1.0), Tolerance())
+    assert found.repeated == 1
+    assert "1 measurement left out: of equal workloads the last counts." in command.text(found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("stop_after_seconds.30", "stop_after_seconds.soon", "stop_after_seconds is 'soon'; expected a number."),
+        ("smollm2-135m,0,512,1,", "smollm2-135m,0,long,1,", "model_max_length is 'long'; expected a number."),
+        ("smollm2-135m,0,512,1,", "smollm2-135m,none,512,1,", "number_gpus is 'none'; expected a number."),
+    ],
+)
+def test_an_impossible_value_is_one_message(tmp_path: Path, old: str, new: str, told: str) -> None:
+    """Whether the experiment's name has it or a column."""
+    path = tmp_path / "before.csv"
+    path.write_text(CSV.read_text().replace(old, new, 1))
+    with pytest.raises(read.Unreadable) as caught:
+        read.rows(str(path))
+    assert str(caught.value) == f"{path}: {told}"
+
+
+def test_a_value_none_is_ibms_default(tmp_path: Path, measured: list[Row]) -> None:
+    """ado's tables write None where a property was given without value."""
+    path = tmp_path / "before.csv"
+    path.write_text(CSV.read_text().replace("stop_after_seconds.30", "stop_after_seconds.None"))
+    assert read.rows(str(path))[0].outputs["train_samples_per_second"] == 134.566
+
+
+@pytest.mark.parametrize("actuator", ["SFTTrainer", "sfttrainer"])
+def test_a_byte_order_mark_and_a_column_of_numbers_are_no_output(tmp_path: Path, actuator: str) -> None:
+    """A measurement that failed has none, whatever a table program added."""
+    experiment = f"{actuator}.finetune_full_benchmark" + ("-v1.0.0" if actuator == "SFTTrainer" else "@1.0.0")
+    path = tmp_path / "table.csv"
+    head = ",identifier,experiment_id,model_name,number_gpus,model_max_length,batch_size,is_valid\n"
+    path.write_text(f"\ufeff{head}3,a,{experiment},smollm2-135m,0,64,1,\n", encoding="utf-8")
+    assert [row.state for row in read.rows(str(path))] == ["failed"]
+
+
 def test_another_workload_is_not_joined(measured: list[Row]) -> None:
     """A default that was not converted is another workload: float32 instead of bfloat16."""
     renamed = [
