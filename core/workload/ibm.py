@@ -149,7 +149,9 @@ def _join_precision(
     found.varied[names[0]] = ("mixed_precision", joined) if joined else None
     for name in names[1:]:
         found.varied[name] = None
-        values.add_finding(f"{name} and {names[0]} are one property here: mixed_precision {', '.join(map(str, joined))}.")
+        values.add_finding(
+            f"{name} and {names[0]} are one property here: mixed_precision {', '.join(map(str, joined))}."
+        )
 
 
 def _vary(name: str, wanted: Sequence[Any], values: Values) -> tuple[str, list[Any]] | None:
