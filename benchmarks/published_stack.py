@@ -87,7 +87,8 @@ def _loss_of(model_type: str) -> Any:
 
 def _adapted(network: Any, job: Job) -> Any:
     quantised = job.workload.method in ("qlora", "gptq_lora")
-    adapter = trl_stack._adapter(dataclasses.replace(job.workload, method="lora") if quantised else job.workload)
+    workload = dataclasses.replace(job.workload, method="lora") if quantised else job.workload
+    adapter, _ = trl_stack._adapter(workload, network)
     if adapter is None:
         return network
     import peft

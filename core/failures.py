@@ -15,7 +15,7 @@ import dataclasses
 import re
 import signal
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from . import redaction
 
@@ -55,9 +55,10 @@ class Failure(Exception):
 
     group: Group = "broken"
     what: What = "broken"
+    longest: ClassVar[int] = LONGEST_MESSAGE
 
     def __init__(self, message: str) -> None:
-        super().__init__(plain_message(message))
+        super().__init__(plain_message(message, self.longest))
 
     @property
     def cause(self) -> Cause:
@@ -111,6 +112,12 @@ class Broken(Failure):
     """A failure that a retry cannot fix: a time-out, an exception, anything unknown."""
 
 
+class UnknownException(Broken):
+    """An exception of a library that no rule explains, with what the measurement did, and with its text in full if possible."""
+
+    longest = 1000
+
+
 class BadInput(Broken):
     """The user's input cannot be used: an unknown model, bad data, a missing package or environment."""
 
@@ -123,6 +130,8 @@ def raised(cause: Cause) -> Failure:
         return OutOfMemory("gpu" if cause.what == "gpu_oom" else "host", cause.message)
     if cause.what == "bad_input":
         return BadInput(cause.message)
+    if cause.what == "broken" and len(cause.message) > LONGEST_MESSAGE:
+        return UnknownException(cause.message)
     classes: dict[str, type[Failure]] = {"cannot run": InvalidConfiguration, "transient": Transient, "broken": Broken}
     return classes[cause.group](cause.message)
 
@@ -210,7 +219,7 @@ def from_message(message: Mapping[str, Any]) -> Failure:
         return BadInput(text)
     if kind == "import" and message.get("missing"):
         return _missing_package(str(message["missing"]))
-    return _failure_of_exception(str(message.get("type") or "Exception"), text)
+    return _failure_of_exception(str(message.get("type") or "Exception"), text, str(message.get("doing") or ""))
 
 
 def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
@@ -231,7 +240,7 @@ def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
     return Transient(f"The trainer process ended with exit code {returncode} and gave no reason.")
 
 
-def _failure_of_exception(type_name: str, text: str) -> Failure:
+def _failure_of_exception(type_name: str, text: str, doing: str = "") -> Failure:
     if type_name == "MemoryError":
         return OutOfMemory("host")
     if type_name == "OutOfMemoryError" and not HOST_OOM.search(text):
@@ -242,6 +251,10 @@ def _failure_of_exception(type_name: str, text: str) -> Failure:
         return failure
     if type_name in TRANSPORT_TYPES:
         return Transient(f"The connection between processes failed: {_first_line(text) or type_name}.")
+    if doing:
+        return UnknownException(
+            f"While {doing}: {type_name}: {' '.join(text.split())}" if text.strip() else f"While {doing}: {type_name}."
+        )
     return Broken(f"{type_name}: {_first_line(text)}" if text.strip() else f"{type_name}.")
 
 
@@ -301,17 +314,17 @@ def _signal_name(number: int) -> str:
 # -- messages --------------------------------------------------------------------------------------------------
 
 
-def plain_message(text: str) -> str:
-    """Return ``text`` as one line of at most 200 characters that ends with punctuation, without secrets."""
+def plain_message(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Return ``text`` as one line of at most ``longest`` characters that ends with punctuation, without secrets."""
     text = redaction.hide(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))
     text = re.sub(r"\b(hf_|sk-|ghp_|glpat-)[A-Za-z0-9_\-]{8,}", r"\1***", text)
     text = redaction.hide_logins(text)
     text = " ".join(text.split()) or "No reason was given"
     # control characters and unpaired surrogates: terminals interpret them, and some stores cannot keep them
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    if len(text) > LONGEST_MESSAGE:
-        return text[: LONGEST_MESSAGE - 1].rstrip() + "…"
-    return text if text[-1] in ".!?…" or len(text) == LONGEST_MESSAGE else text + "."
+    if len(text) > longest:
+        return text[: longest - 1].rstrip() + "…"
+    return text if text[-1] in ".!?…" or len(text) == longest else text + "."
 
 
 def _first_line(text: str) -> str:

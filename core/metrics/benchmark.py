@@ -89,6 +89,7 @@ def make(
         found.notes.append(
             f"The measurement is too short to be reliable: {len(measured.steps_s)} steps ran, of which {measured.skip} were warm-up."
         )
+    found.notes += (ranks[0].get("facts") or {}).get("notes") or []
     _note_short_steps(found, measured, ranks, workload)
     if workload.distributed_backend.startswith("FSDP") and workload.number_gpus == 1:
         found.notes.append(f"distributed_backend {workload.distributed_backend} has no effect on one device.")
@@ -226,6 +227,7 @@ def _put_flops(
             target_modules=workload.target_modules,
             samples=totals["samples"],
             num_virtual_tokens=workload.num_virtual_tokens,
+            adapters=(record.get("facts") or {}).get("adapters"),
         )
     except flops.UnknownArchitecture as unknown:
         found.omit(str(unknown), "model_flops_per_token", "tflops_per_device", "mfu_percent")

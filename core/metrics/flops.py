@@ -9,7 +9,7 @@ are trained.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -88,6 +88,7 @@ def per_token(
     target_modules: str = "all-linear",
     samples: int = 0,
     num_virtual_tokens: int = 0,
+    adapters: Sequence[Mapping[str, Any]] | None = None,
 ) -> float:
     """Return the FLOP of forward and backward pass per token slot; those of virtual tokens, which are no slots, are shared out.
 
@@ -100,6 +101,8 @@ def per_token(
         target_modules: ``all-linear`` or module names separated by commas.
         samples: sequences of the measured phase.
         num_virtual_tokens: tokens that prompt tuning puts before each of them.
+        adapters: the adapters as read back from the model that was trained (``core.trainer.adapters.adapted``); None: those that ``r``
+            and ``target_modules`` give linear layers.
 
     Raises:
         UnknownArchitecture: this model type has no count.
@@ -112,19 +115,33 @@ def per_token(
     # attention costs Σ len²/2, which for one position is half of the length-weighted mean length
     activations = sum(a.flops(squared / positions) for a in found.attention) + found.scan_flops
     weights = sum(p.flops for p in found.products)
-    return positions / token_slots * _forward_and_backward(found, weights, activations, method, r, target_modules)
-
-
-def _forward_and_backward(
-    found: Model, weights: float, activations: float, method: str, r: int, target_modules: str
-) -> float:
-    """Return the FLOP of a position from those of its forward pass through weights and between activations."""
     if method == "full":
-        return 3 * (weights + activations)
-    adapters = 0.0
-    if method != "prompt_tuning":
-        names = {name.strip() for name in target_modules.split(",")}
-        adapters = sum(2.0 * r * (p.inputs + p.outputs) * p.times for p in found.products if _adapted(p, names))
+        each = 3 * (weights + activations)
+    else:
+        extra = 0.0
+        if adapters is not None:
+            extra = sum(_adapter_flops(one, architecture) for one in adapters)
+        elif method != "prompt_tuning":
+            names = {name.strip() for name in target_modules.split(",")}
+            extra = sum(2.0 * r * (p.inputs + p.outputs) * p.times for p in found.products if _adapted(p, names))
+        each = _frozen(weights, activations, extra)
+    return positions / token_slots * each
+
+
+def _adapter_flops(adapter: Mapping[str, Any], architecture: Mapping[str, Any]) -> float:
+    """Return the FLOP of a token's forward pass through an adapter's two factors, those of each expert it is sent to.
+
+    PEFT multiplies the factors of fused experts with each other instead, once in each pass. That work does not depend on tokens, and does
+    not count, like recomputation.
+    """
+    times = adapter["layers"]
+    if adapter["experts"] > 1:
+        times *= architecture.get("num_experts_per_tok") or architecture.get("num_experts_per_token") or 1
+    return float(2 * adapter["rank"] * (adapter["inputs"] + adapter["outputs"]) * times)
+
+
+def _frozen(weights: float, activations: float, adapters: float) -> float:
+    """Return the FLOP of a position, forward and backward, of a frozen model with adapters."""
     # both factors of an attention product are activations, which need their gradients although no weight is trained
     return 2 * weights + 3 * adapters + 3 * activations
 

@@ -195,9 +195,13 @@ class _FailureMessage(TypedDict):
 
 
 class FailureMessage(_FailureMessage, total=False):
-    """A measurement without a record: class name and text of the exception; ``missing`` is a module that cannot be imported."""
+    """A measurement without a record: class name and text of the exception.
+
+    ``missing`` is a module that cannot be imported; ``doing`` is what the measurement did when the exception was raised.
+    """
 
     missing: str | None
+    doing: str
 
 
 class _Result(TypedDict):

@@ -25,7 +25,7 @@ import numpy
 import pyarrow
 
 from ..protocol.messages import Job, JobWorkload
-from . import files
+from . import files, formats
 from .errors import DataError, Refused
 
 SYNTHETIC = ("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")
@@ -37,8 +37,6 @@ MOST_TOKENS = 2_000_000
 MOST_SAMPLES = 20_000
 # samples per pack for the shortest synthetic data
 SAMPLES_OF_A_PACK = 3
-# PyTorch's cross-entropy loss ignores this label
-IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +48,25 @@ class DataSet:
         lengths: tokens of each sample.
         distinct: number of samples before they were repeated to fill whole optimizer steps, or the packs of whole steps.
         dropped: number of samples left out because no label remained after truncation.
+        epochs: passes over ``dataset`` that have as many samples as ``num_train_epochs`` passes over the file, rounded up; 1 without
+            ``num_train_epochs``.
     """
 
     dataset: datasets.Dataset
     lengths: list[int]
     distinct: int
     dropped: int = 0
+    epochs: int = 1
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the user."""
+        if not self.dropped:
+            return []
+        read = self.dropped + self.distinct
+        return [
+            f"{self.dropped} of {read} samples that were read carry no trained token within model_max_length: left out."
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +101,19 @@ class _Samples:
         labels: labels of each sample.
         tokens: sum of the lengths, each counted up to the most tokens per sample.
         dropped: samples left out because no label remained after truncation.
+        complete: False if reading stopped at the last sample that is needed.
     """
 
     ids: list[list[int]] = dataclasses.field(default_factory=list)
     labels: list[list[int]] = dataclasses.field(default_factory=list)
     tokens: int = 0
     dropped: int = 0
+    complete: bool = True
 
     def add(self, ids: list[int], labels: list[int], longest: int) -> None:
         """Add a sample, or count it as dropped if it has no label."""
         # the first label is never predicted
-        if all(label == IGNORED for label in labels[1:]):
+        if all(label == formats.IGNORED for label in labels[1:]):
             self.dropped += 1
             return
         self.ids.append(ids)
@@ -111,16 +124,18 @@ class _Samples:
         """Return whether no further sample is needed, or allowed by the limits."""
         if demand.packs is not None and self.tokens >= demand.pack_tokens:
             return True
-        wanted = demand.samples if demand.packs is None else None
-        return len(self.ids) in (wanted, max(MOST_SAMPLES, demand.step))
+        most = max(MOST_SAMPLES, demand.step)
+        wanted = most if demand.packs is not None else min(most, demand.samples)
+        return len(self.ids) >= wanted or self.dropped >= most
 
 
 def build(job: Job, tokenizer: Any, model_config: Any) -> DataSet:
     """Return the data set of a job.
 
-    Only as much of a file is read as ``max_steps`` steps can use, unless ``num_train_epochs`` asks for passes over the whole file.
-    A shorter file is repeated in whole optimizer steps, up to ``MOST_SAMPLES`` samples and about ``MOST_TOKENS`` tokens; trainers
-    iterate over the result repeatedly.
+    Only as much of a file is read as ``max_steps`` steps can use, at most ``MOST_SAMPLES`` samples or one step. With
+    ``num_train_epochs`` a file that fits these limits is passed on as it is; of a longer one the beginning is, which trainers repeat until
+    they have had as many samples. Without it, a short file is repeated in whole optimizer steps, up to ``MOST_SAMPLES`` samples and about
+    ``MOST_TOKENS`` tokens; trainers iterate over the result repeatedly.
 
     Args:
         job: the job.
@@ -136,10 +151,12 @@ def build(job: Job, tokenizer: Any, model_config: Any) -> DataSet:
     if longest < 2:
         raise Refused(f"model_max_length {longest} leaves no token to predict; use at least 2.")
     if name in SYNTHETIC:
-        return _synthetic(name, _demand(workload), workload.seed, model_config.get_text_config().vocab_size)
+        made = _synthetic(name, _demand(workload), workload.seed, model_config.get_text_config().vocab_size)
+        return dataclasses.replace(made, epochs=workload.num_train_epochs or 1)
     if name.startswith("synthetic") and not files.exists(name):
         raise DataError(f"Data set {files.quoted(name)} is unknown; synthetic ones are {', '.join(SYNTHETIC)}.")
-    return _from_file(workload, tokenizer)
+    vocabulary = model_config.get_text_config().vocab_size if model_config is not None else None
+    return _from_file(workload, tokenizer, vocabulary)
 
 
 def _demand(workload: JobWorkload) -> _Demand:
@@ -213,13 +230,15 @@ def _samples_for_steps(distinct: int, tokens: int, demand: _Demand) -> int:
 # -- files -----------------------------------------------------------------------------------------------------
 
 
-def _from_file(workload: JobWorkload, tokenizer: Any) -> DataSet:
+def _from_file(workload: JobWorkload, tokenizer: Any, vocabulary: int | None) -> DataSet:
     demand = _demand(workload)
-    repeat = not workload.num_train_epochs
-    samples = _read(workload, demand, tokenizer, everything=not repeat)
+    samples = _read(workload, demand, tokenizer, vocabulary)
     lengths = numpy.array([len(ids) for ids in samples.ids], dtype=numpy.int64)
     ids, labels = _flat(samples.ids), _flat(samples.labels)
-    if repeat:
+    epochs = 1
+    if workload.num_train_epochs:
+        epochs = _epochs(workload, samples)
+    else:
         packed = demand.packs is not None
         count = (
             _samples_for_packs(lengths, demand)
@@ -229,18 +248,34 @@ def _from_file(workload: JobWorkload, tokenizer: Any) -> DataSet:
         lengths = numpy.resize(lengths, count)
         total = int(lengths.sum())
         ids, labels = numpy.resize(ids, total), numpy.resize(labels, total)
-    return DataSet(_dataset(lengths, ids, labels), lengths.tolist(), len(samples.ids), samples.dropped)
+    return DataSet(_dataset(lengths, ids, labels), lengths.tolist(), len(samples.ids), samples.dropped, epochs)
 
 
-def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, *, everything: bool) -> _Samples:
-    """Read and tokenise the samples of a file: all of them, or as many as the workload can use."""
+def _epochs(workload: JobWorkload, samples: _Samples) -> int:
+    """Return how many passes over the samples read have as many samples as the passes over the file that were asked for."""
+    if samples.complete:
+        return workload.num_train_epochs
+    read = len(samples.ids) + samples.dropped
+    return -(-workload.num_train_epochs * files.count_rows(workload.dataset_id) // read)
+
+
+def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: int | None) -> _Samples:
+    """Read and tokenise as many samples of a file as the workload can use."""
     path = workload.dataset_id
-    most = None if workload.packing else demand.longest
+    most = demand.longest if demand.packs is None else demand.pack_tokens
+    reader = formats.Reader(tokenizer, workload.dataset_text_field, most, vocabulary)
     samples = _Samples()
     for position, row in _rows(path, workload.dataset_text_field):
-        ids, labels = _tokens(row, position, workload.dataset_text_field, tokenizer)
-        samples.add(ids[:most], labels[:most], demand.longest)
-        if not everything and samples.fill(demand):
+        try:
+            ids, labels = reader(row, position)
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # whatever a tokenizer raises, the cause is this row
+            reason = " ".join(str(error).split())[: files.LONGEST_NAME]
+            raise DataError(f"{position} cannot be tokenised: {type(error).__name__}: {reason}.") from error
+        samples.add(ids, labels, demand.longest)
+        if samples.fill(demand):
+            samples.complete = False
             break
     if samples.ids:
         return samples
@@ -259,64 +294,18 @@ def _rows(path: str, text_field: str) -> Iterator[files.Row]:
     if path.endswith(".jsonl"):
         return files.json_lines(path)
     if path.endswith(".parquet"):
-        return files.parquet_rows(path, lambda names: _usable_columns(names, path, text_field))
+        rows = files.parquet_rows(path, lambda names: _usable_columns(names, path, text_field))
+        return ((position, formats.without_nulls(row)) for position, row in rows)
     raise DataError(f"Data set {files.quoted(path)} is neither a .jsonl nor a .parquet file.")
 
 
 def _usable_columns(names: list[str], path: str, text_field: str) -> list[str]:
-    usable = [name for name in (text_field, "prompt", "completion", "messages") if name in names]
+    usable = formats.columns(names, text_field)
     if not usable:
-        raise DataError(f"Data set {files.quoted(path)} needs {_expected(text_field)}; it has {files.listed(names)}.")
-    return usable
-
-
-def _expected(text_field: str) -> str:
-    return f"{text_field}, prompt and completion, or messages"
-
-
-# -- tokens ----------------------------------------------------------------------------------------------------
-
-
-def _tokens(row: dict[str, Any], position: str, text_field: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return token ids and labels of one sample; a prompt's labels are ``IGNORED``."""
-    try:
-        if isinstance(row.get(text_field), str):
-            ids = _with_end(tokenizer(row[text_field])["input_ids"], tokenizer)
-            return ids, ids
-        if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-            return _completion(row["prompt"], row["completion"], tokenizer)
-        if isinstance(row.get("messages"), list):
-            return _chat(row["messages"], position, tokenizer)
-    except (TypeError, UnicodeError):  # raised by tokenizers for an unpaired surrogate, which JSON can contain
-        raise DataError(f"{position} contains text that is not valid Unicode.") from None
-    found = files.listed(sorted(map(str, row)))
-    raise DataError(f"{position} needs {_expected(text_field)} of the right type; it has {found}.")
-
-
-def _completion(prompt: str, completion: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    if prompt_ids and prompt_ids[-1] == tokenizer.eos_token_id:
-        prompt_ids = prompt_ids[:-1]
-    ids = _with_end(tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer)
-    return prompt_ids + ids, [IGNORED] * len(prompt_ids) + ids
-
-
-def _chat(messages: list[Any], position: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    if not getattr(tokenizer, "chat_template", None):
         raise DataError(
-            f"{position} has messages, but the model's tokenizer has no chat template; use text, or an instruct model."
+            f"Data set {files.quoted(path)} needs {formats.expected(text_field)}; it has {files.listed(names)}."
         )
-    try:
-        ids = list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
-    except Exception as error:  # a template is a program and can raise anything; the cause is this sample
-        reason = " ".join(str(error).split())[: files.LONGEST_NAME]
-        raise DataError(f"{position}: the chat template fails on these messages: {reason}.") from error
-    return ids, ids
-
-
-def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
-    end = tokenizer.eos_token_id
-    return list(ids) if ids and ids[-1] == end else [*ids, end]
+    return usable
 
 
 # -- arrays ----------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Reads the rows of a user's data set from a .jsonl or .parquet file, one at a time. Imports pyarrow, and of the core only errors.
 
 Every error is a ``DataError`` that names the file and the line or row. Lines and rows are counted from 1, blank lines included.
+Only regular files are read, and no row may need more memory than ``MOST_ROW_BYTES`` allows.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,13 @@ from .errors import DataError
 Row = tuple[str, dict[str, Any]]
 # most characters of a path, a name or a list of names in a message
 LONGEST_NAME = 60
+# most bytes of a line, which is read as a whole
+MOST_ROW_BYTES = 128 * 2**20
+# what a batch of parquet rows may unpack to, if each row is as large as all values that its row group stores
+_MOST_BATCH_BYTES = 256 * 2**20
+# A row group that unpacks to more than this, and to this many times its size in the file, holds no text or images
+_MOST_UNPACKED_BYTES = 2**30
+_MOST_UNPACKED_RATIO = 200
 
 
 def exists(path: str) -> bool:
@@ -37,17 +46,40 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names)[:LONGEST_NAME] or "none"
 
 
+def check_regular(path: str) -> None:
+    """Check that a path names a regular file, because opening a pipe or reading a device may never end.
+
+    Raises:
+        DataError: it is a directory, a pipe, a socket or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except OSError as error:
+        raise DataError(f"Data set {quoted(path)} cannot be read: {error.strerror}.") from error
+    if stat.S_ISDIR(mode):
+        raise DataError(
+            f"Data set {quoted(path)} cannot be read: Is a directory; give a .jsonl or .parquet file in it."
+        )
+    if not stat.S_ISREG(mode):
+        raise DataError(f"Data set {quoted(path)} is a pipe, socket or device; expected a regular file.")
+
+
 def json_lines(path: str) -> Iterator[Row]:
     """Yield the JSON objects of a file with one object per line. Blank lines are skipped.
 
     Raises:
-        DataError: the file cannot be read, or a line is not a JSON object.
+        DataError: the file cannot be read, or a line is not a JSON object or has more than ``MOST_ROW_BYTES`` bytes.
     """
+    check_regular(path)
     try:
         with Path(path).open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            number = 0
+            while line := file.readline(MOST_ROW_BYTES + 1):
+                number += 1
+                position = f"Line {number} of data set {quoted(path)}"
+                if len(line) > MOST_ROW_BYTES:
+                    raise DataError(f"{position} has more than {MOST_ROW_BYTES} bytes; expected one sample per line.")
                 if line.strip():
-                    position = f"Line {number} of data set {quoted(path)}"
                     yield position, _json_object(line, position)
     except OSError as error:
         raise DataError(f"Data set {quoted(path)} cannot be read: {error.strerror}.") from error
@@ -69,18 +101,55 @@ def parquet_rows(path: str, select: Callable[[list[str]], list[str]], *, batch_s
     Args:
         path: the file.
         select: returns the columns to read, given the columns of the file; it may raise ``DataError``.
-        batch_size: rows that are in memory at a time.
+        batch_size: most rows that are in memory at a time.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or unpacks to far more than its size.
     """
+    check_regular(path)
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = select(file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=batch_size, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"Row {number} of data set {quoted(path)}", row
+            for group in range(file.metadata.num_row_groups):
+                unpacked = _unpacked_bytes(file, group, columns, path)
+                rows = max(1, min(batch_size, _MOST_BATCH_BYTES // max(1, unpacked)))
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"Row {number} of data set {quoted(path)}", row
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"Data set {quoted(path)} cannot be read as parquet after row {number}.") from error
+
+
+def _unpacked_bytes(file: pyarrow.parquet.ParquetFile, group: int, columns: list[str], path: str) -> int:
+    """Return the bytes of the stored values of some columns in a row group, which no single value exceeds."""
+    metadata = file.metadata.row_group(group)
+    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+    unpacked: int = sum(chunk.total_uncompressed_size for chunk in chunks)
+    packed = sum(chunk.total_compressed_size for chunk in chunks)
+    if unpacked > _MOST_UNPACKED_BYTES and unpacked > _MOST_UNPACKED_RATIO * packed:
+        raise DataError(
+            f"Data set {quoted(path)} unpacks from {packed} to {unpacked} bytes in one row group; "
+            f"expected at most {_MOST_UNPACKED_RATIO} times its size."
+        )
+    return unpacked
+
+
+def count_rows(path: str) -> int:
+    """Return the number of rows of a .parquet file, or of lines that are not blank of any other file, without parsing them.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    check_regular(path)
+    try:
+        if path.endswith(".parquet"):
+            with pyarrow.parquet.ParquetFile(path) as file:
+                rows: int = file.metadata.num_rows
+                return rows
+        with Path(path).open("rb") as lines:
+            return sum(1 for line in lines if not line.isspace())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"Data set {quoted(path)} cannot be read.") from error

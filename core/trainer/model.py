@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol.messages import Job, JobWorkload
-from . import byte_tokenizer, configuration, initialise, quantise
+from . import byte_tokenizer, configuration, initialise, positions, quantise, weight_files
 from .errors import BadInput, Refused
 from .fsdp import is_whole
 
@@ -47,12 +47,14 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
     with _explained(job):
         config = configuration.read(job)
         if pretrained:
+            weight_files.check(job.workload.model_name, Path(job.source or ""), weights=True)
             if quantised:
                 arguments |= {"quantization_config": quantise.configuration(dtype), "device_map": {"": _target(job)}}
             model = _load(job, config, arguments)
         else:
             with contextlib.nullcontext() if quantised or _is_sharded(job) else _target(job):
                 model = _random(job, config, arguments)
+    positions.check(model, job.workload)
     model.config.use_cache = False
     # of a model that transformers has quantised, this counts both parameters in each byte
     parameters = model.num_parameters()
@@ -77,18 +79,36 @@ def _attention(workload: JobWorkload) -> dict[str, str]:
 
 def _random(job: Job, config: transformers.PretrainedConfig, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
     workload = job.workload
-    language = config.get_text_config()
-    positions = getattr(language, "max_position_embeddings", None)
-    if positions is not None and positions < workload.model_max_length:
-        # with random weights a longer table of positions takes the time and memory of a model published with that length
-        language.max_position_embeddings = workload.model_max_length
+    positions.provide(config.get_text_config(), workload)
     remote = bool(job.trust_remote_code) and bool(getattr(config, "auto_map", None))
     with initialise.quickly(workload.seed, own_initialiser=not remote):
         return _loader(job).from_config(config, trust_remote_code=job.trust_remote_code, **arguments)
 
 
 def _load(job: Job, config: transformers.PretrainedConfig, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
-    return _loader(job).from_pretrained(job.source, config=config, trust_remote_code=job.trust_remote_code, **arguments)
+    try:
+        return _loader(job).from_pretrained(
+            job.source, config=config, trust_remote_code=job.trust_remote_code, **arguments
+        )
+    except RuntimeError as error:
+        if "mismatch" in str(error) and (message := _other_shape(job, config)):
+            raise BadInput(message) from error
+        raise
+
+
+def _other_shape(job: Job, config: transformers.PretrainedConfig) -> str | None:
+    """Return a message about the first tensor of the weights whose shape is not that of the configuration; None if it is not found."""
+    with torch.device("meta"):
+        model = _loader(job).from_config(config, trust_remote_code=job.trust_remote_code)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for file, name, shape in weight_files.shapes(Path(job.source or "")):
+        wanted = expected.get(name, expected.get(f"{model.base_model_prefix}.{name}"))
+        if wanted is not None and wanted != shape:
+            return (
+                f"Model {job.workload.model_name[-40:]}: tensor {name[-60:]} of {file[-40:]} has the shape {list(shape)}, "
+                f"but config.json gives {list(wanted)}."
+            )
+    return None
 
 
 def _loader(job: Job) -> Any:
@@ -153,6 +173,7 @@ def tokenizer(job: Job, model: transformers.PreTrainedModel) -> transformers.Pre
     """
     if job.workload.dataset_id.startswith("synthetic-") or job.source is None:
         return byte_tokenizer.build(job.workload.model_max_length)
+    weight_files.check(job.workload.model_name, Path(job.source), weights=False)
     with _explained_tokenizer(job):
         loaded = transformers.AutoTokenizer.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
     if loaded.eos_token is None:
@@ -173,6 +194,12 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
         yield
     except Exception as error:  # the tokenizer's files can make the libraries raise anything
         name = job.workload.model_name
+        # the class that transformers 5 writes for every tokenizer of the tokenizers library
+        if "TokenizersBackend" in str(error) and int(transformers.__version__.split(".")[0]) < 5:
+            raise BadInput(
+                f"The tokenizer of model {name[-40:]} was saved by transformers 5, and the training environment has "
+                f"{transformers.__version__}; save it with transformers 4, or set tokenizer_class to PreTrainedTokenizerFast."
+            ) from error
         raise BadInput(
             _message(f"The tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))
         ) from error

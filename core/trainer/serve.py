@@ -83,8 +83,9 @@ def _answer(
     stack: ModuleType, job: Job, channel: IO[str], versions: dict[str, str]
 ) -> Record | EstimateRecord | FailureMessage:
     """Measure one job. This frame holds all objects of the measurement: returning from it frees the model."""
+    doing = ["starting"]
     try:
-        record = _measure(stack, job, _progress_callback(channel, job))
+        record = _measure(stack, job, _progress_callback(channel, job), doing)
         record["versions"] = versions
         return record
     except Refused as error:
@@ -96,7 +97,8 @@ def _answer(
         text = str(error)[-LONGEST_ERROR_TEXT:]
         # the traceback's frames refer to the model and would keep its memory allocated
         traceback.clear_frames(error.__traceback__)
-        return {"event": "failure", "kind": "exception", "type": type(error).__name__, "text": text}
+        kind = type(error).__name__
+        return {"event": "failure", "kind": "exception", "type": kind, "text": text, "doing": doing[-1]}
 
 
 def _import_failure(error: ImportError) -> FailureMessage:
@@ -112,13 +114,14 @@ def _import_failure(error: ImportError) -> FailureMessage:
 # -- one job ---------------------------------------------------------------------------------------------------
 
 
-def _measure(stack: ModuleType, job: Job, progress: ProgressCallback) -> Record | EstimateRecord:
+def _measure(stack: ModuleType, job: Job, progress: ProgressCallback, doing: list[str]) -> Record | EstimateRecord:
     Path(job.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     begin = time.perf_counter()
     with _distributed(job):
         if job.task == "memory_estimate":
+            doing.append("estimating memory")
             return _estimate(stack, job, progress)
-        record = _train(stack, job, progress)
+        record = _train(stack, job, progress, doing)
         record["phases"]["measurement_s"] = time.perf_counter() - begin
         return record
 
@@ -132,11 +135,14 @@ def _estimate(stack: ModuleType, job: Job, progress: ProgressCallback) -> Estima
     return cast("EstimateRecord", record)
 
 
-def _train(stack: ModuleType, job: Job, progress: ProgressCallback) -> Record:
+def _train(stack: ModuleType, job: Job, progress: ProgressCallback, doing: list[str]) -> Record:
     from .timing import Clock
 
     clock = Clock(job, progress)
-    facts = stack.train(job, clock)
+    try:
+        facts = stack.train(job, clock)
+    finally:
+        doing.append(clock.doing)
     if clock.model is None:
         raise BadInput("The training library ended without training.")
     return _record(job, clock, facts)

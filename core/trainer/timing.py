@@ -22,6 +22,8 @@ from ..protocol.stopping import APART_FOR_RANKS, Protocol
 from .memory import peak_resident_bytes, reset_peak_resident
 from .ranks import Ranks
 
+_DOING = {"model_load": "building the model", "data": "preparing the data", "setup": "preparing the training"}
+
 
 class StepEnds:
     """Times at which steps ended, ``perf_counter`` seconds. With CUDA they are measured with events.
@@ -158,6 +160,7 @@ class Clock:
         self._world_size = job.world_size
         self._ranks = Ranks(job.rank, job.world_size)
         self._max_steps = workload.max_steps
+        self._phase = "starting"
         self.protocol = Protocol(
             target_ci_percent=workload.target_ci_percent,
             max_steps=workload.max_steps,
@@ -183,10 +186,16 @@ class Clock:
         """The callback that the stack passes to its trainer."""
         return StepCallback(self)
 
+    @property
+    def doing(self) -> str:
+        """What the measurement does now, for a message: ``building the model``, ``step 3``."""
+        return f"step {self._steps + 1}" if self._phase == "train" else _DOING.get(self._phase, self._phase)
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase under the key ``<name>_s``, and report it as progress."""
         self._progress(progress_message(name.replace("_", " ")))
+        self._phase = name
         begin = time.perf_counter()
         try:
             yield

@@ -151,8 +151,10 @@ def _tokenizer(config: Any, image_token: str, longest: int) -> transformers.PreT
 # -- data ------------------------------------------------------------------------------------------------------
 
 
-def write(job: Job, processor: Any, config: Any, path: Path) -> None:
+def write(job: Job, processor: Any, config: Any, path: Path) -> int:
     """Write the data set of a job for a training library, in whole optimizer steps unless ``num_train_epochs`` is given.
+
+    At most as many rows are read as ``max_steps`` steps can use, and at most ``MOST_ROWS`` or those of one step.
 
     Args:
         job: the job.
@@ -160,13 +162,22 @@ def write(job: Job, processor: Any, config: Any, path: Path) -> None:
         config: the model's configuration.
         path: the parquet file to write.
 
+    Returns:
+        Passes over the rows written that have as many rows as ``num_train_epochs`` passes over the file, rounded up; 1 without it.
+
     Raises:
         DataError: the file is missing or lacks a column, or a row has no text or no image that can be decoded.
     """
     rows = _rows(job.workload, _Truncation(processor, job.workload), config.vision_config.image_size)
+    count = 0
     with parquet.ParquetWriter(path, _SCHEMA) as writer:
         while batch := list(itertools.islice(rows, _BATCH)):
+            count += len(batch)
             writer.write_table(pyarrow.Table.from_pylist(batch, schema=_SCHEMA))
+    epochs = job.workload.num_train_epochs
+    if not epochs or job.workload.dataset_id == SYNTHETIC:
+        return epochs or 1
+    return -(-epochs * files.count_rows(job.workload.dataset_id) // count)
 
 
 def _rows(workload: JobWorkload, truncate: _Truncation, pixels: int) -> Iterator[dict[str, Any]]:
@@ -174,11 +185,9 @@ def _rows(workload: JobWorkload, truncate: _Truncation, pixels: int) -> Iterator
     if workload.dataset_id == SYNTHETIC:
         count = step * max(1, min(workload.max_steps, MOST_SYNTHETIC // step))
         return _synthetic(pixels, truncate, count, workload.seed)
-    rows = _from_file(workload, truncate)
-    if workload.num_train_epochs:
-        return rows
     most = max(step, min(step * workload.max_steps, MOST_ROWS))
-    return _in_whole_steps(itertools.islice(rows, most), step)
+    rows = itertools.islice(_from_file(workload, truncate), most)
+    return rows if workload.num_train_epochs else _in_whole_steps(rows, step)
 
 
 def _in_whole_steps(rows: Iterator[dict[str, Any]], step: int) -> Iterator[dict[str, Any]]:

@@ -207,8 +207,8 @@ class Workload(pydantic.BaseModel):
         str,
         pydantic.Field(
             min_length=1,
-            max_length=1024,
-            description="Modules LoRA adapts: all-linear, or names separated by commas.",
+            max_length=4096,
+            description="Modules LoRA adapts: all-linear, names or ends of paths separated by commas, or a regular expression.",
             json_schema_extra=_where(
                 methods=ADAPTERS, examples=("all-linear", "q_proj,v_proj", "q_proj,k_proj,v_proj,o_proj")
             ),
@@ -269,7 +269,7 @@ class Workload(pydantic.BaseModel):
             min_length=1,
             max_length=256,
             description="Column of the data set that holds the text.",
-            json_schema_extra=_where(stacks=FMS, examples=("text",)),
+            json_schema_extra=_where(examples=("text",)),
         ),
     ] = "text"
     dataset_image_field: Annotated[
@@ -294,6 +294,12 @@ class Workload(pydantic.BaseModel):
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
             raise ValueError("expected a number, not a boolean")
         return value
+
+    @pydantic.field_validator("target_modules", mode="before")
+    @classmethod
+    def _names_in_a_list(cls, value: Any) -> Any:
+        is_list = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+        return ",".join(value) if is_list else value
 
     @pydantic.field_validator("mixed_precision", mode="before")
     @classmethod

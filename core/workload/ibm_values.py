@@ -189,10 +189,6 @@ class Values:
         if not self.choices.data:
             # synthetic data has no columns
             return {}
-        if self.choices.actuator != FMS:
-            text = f"The text of IBM's files is in the column {value}, and sfttrainer reads the column text: rename it."
-            self.add_finding(text, same=False)
-            return {}
         return {"dataset_text_field": value}
 
     def _image_field(self, value: Any) -> dict[str, Any]:

@@ -119,3 +119,19 @@ def test_failures_travel_between_processes(failure: failures.Failure) -> None:
     """Pickled, or as plain values and back, a failure is the same."""
     assert pickle.loads(pickle.dumps(failure)).cause == failure.cause
     assert failures.raised(failure.cause).cause == failure.cause
+
+
+def test_an_unknown_exception_says_what_the_measurement_did() -> None:
+    """What it did, type and text in full, also after its way between processes."""
+    text = "first line\nwith 'quotes' " + "and more " * 40 + "and an end"
+    message = {
+        "event": "failure",
+        "kind": "exception",
+        "type": "ValueError",
+        "text": text,
+        "doing": "building the model",
+    }
+    found = failures.from_message(message)
+    assert str(found) == f"While building the model: ValueError: {' '.join(text.split())}."
+    assert str(failures.raised(found.cause)) == str(found)
+    assert found.cause.group == "broken"

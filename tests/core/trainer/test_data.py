@@ -137,18 +137,31 @@ def test_text_is_tokenised_ended_and_repeated(tmp_path: Path) -> None:
 
 
 def test_with_epochs_the_whole_file_is_read_once(tmp_path: Path) -> None:
-    """With ``num_train_epochs`` no sample is repeated or left out."""
+    """With ``num_train_epochs`` no sample is repeated or left out, if ``max_steps`` allows a pass."""
     path = write(tmp_path / "d.jsonl", *({"text": "a" * (1 + n % 5)} for n in range(50)))
-    built = build(dataset_id=path, num_train_epochs=1)
+    built = build(dataset_id=path, num_train_epochs=3, max_steps=100)
     assert built.lengths == [2 + n % 5 for n in range(50)]
+    assert built.epochs == 3
+
+
+def test_with_epochs_only_the_samples_of_the_steps_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps need 24 of a million rows; where the limits cut earlier, passes over the beginning have as many samples."""
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "ab"}\n' * 1_000_000)
+    built = build(dataset_id=str(path), num_train_epochs=2)
+    assert (built.distinct, built.epochs) == (24, -(-2_000_000 // 24))
+    monkeypatch.setattr(data, "MOST_SAMPLES", 16)
+    built = build(dataset_id=write(tmp_path / "e.jsonl", *[{"text": "ab"}] * 40), num_train_epochs=2, max_steps=1000)
+    assert (built.distinct, built.epochs) == (16, 5)
 
 
 def test_only_the_lines_that_the_steps_need_are_read(tmp_path: Path) -> None:
     """Three steps need 24 samples, so the malformed line 25 is not read."""
     path = write(tmp_path / "d.jsonl", *({"text": "ab"} for _ in range(24)), "{")
     assert build(dataset_id=path).distinct == 24
+    assert build(dataset_id=path, num_train_epochs=1).distinct == 24
     with pytest.raises(DataError, match="Line 25"):
-        build(dataset_id=path, num_train_epochs=1)
+        build(dataset_id=path, num_train_epochs=1, max_steps=4)
 
 
 def test_a_prompt_has_no_labels(tmp_path: Path) -> None:
@@ -161,7 +174,7 @@ def test_the_text_may_have_another_column(tmp_path: Path) -> None:
     """``dataset_text_field`` names the column; the message for a file without it lists the file's columns."""
     path = write(tmp_path / "d.jsonl", {"text": "no", "story": "yes"})
     assert build(dataset_id=path, dataset_text_field="story").lengths == [4] * 24
-    with pytest.raises(DataError, match=r"Line 1 of data set .* needs tale, prompt and completion"):
+    with pytest.raises(DataError, match=r"Line 1 of data set .* needs valid tale, prompt and completion"):
         build(dataset_id=path, dataset_text_field="tale")
 
 
@@ -175,10 +188,12 @@ def test_chat_goes_through_the_template(tmp_path: Path) -> None:
 
 
 def test_long_samples_are_cut(tmp_path: Path) -> None:
-    """At most model_max_length tokens remain; with packing, samples are not truncated."""
+    """At most model_max_length tokens remain; with packing, samples are as long as all packs together at most."""
     path = write(tmp_path / "d.jsonl", {"text": "a" * 40})
     assert set(build(dataset_id=path).lengths) == {16}
     assert set(build(dataset_id=path, packing=True).lengths) == {41}
+    long = write(tmp_path / "e.jsonl", {"text": "a" * 10_000})
+    assert set(build(dataset_id=long, packing=True).lengths) == {3 * 8 * 16}
 
 
 def test_samples_without_loss_after_the_cut_are_dropped(tmp_path: Path) -> None:

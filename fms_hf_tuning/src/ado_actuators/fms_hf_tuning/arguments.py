@@ -32,12 +32,13 @@ def model(workload: JobWorkload, source: Path | str, tokenizer: Path) -> Any:
     )
 
 
-def training(job: Job, directory: Path) -> Any:
+def training(job: Job, directory: Path, epochs: int) -> Any:
     """Return the training arguments: nothing is logged, saved or reported during training.
 
     Args:
         job: the job.
         directory: directory for the library's output.
+        epochs: passes over the data, if ``num_train_epochs`` limits them.
     """
     from tuning.config import configs
 
@@ -57,7 +58,7 @@ def training(job: Job, directory: Path) -> Any:
         learning_rate=2e-5,
         lr_scheduler_type="constant",
         max_steps=workload.max_steps if not workload.num_train_epochs else -1,
-        num_train_epochs=workload.num_train_epochs or 1,
+        num_train_epochs=epochs,
         seed=workload.seed,
         use_cpu=workload.number_gpus == 0,
         ddp_backend="gloo" if workload.number_gpus == 0 and several else None,
@@ -116,8 +117,13 @@ def data(directory: Path, *, images: bool) -> Any:
     return configs.DataArguments(data_config_path=str(directory / "data.json"), **fields)
 
 
-def adapter(workload: JobWorkload) -> Any:
-    """Return the configuration of the adapter that peft adds to the model; None for full fine-tuning."""
+def adapter(workload: JobWorkload, targets: list[str] | None = None) -> Any:
+    """Return the configuration of the adapter that peft adds to the model; None for full fine-tuning.
+
+    Args:
+        workload: the workload.
+        targets: the modules to adapt; None: the names in ``target_modules``.
+    """
     from tuning.config import peft_config
 
     if workload.method in ("lora", "qlora", "gptq_lora"):
@@ -125,7 +131,7 @@ def adapter(workload: JobWorkload) -> Any:
             r=workload.r,
             lora_alpha=workload.lora_alpha,
             lora_dropout=workload.lora_dropout,
-            target_modules=[name.strip() for name in workload.target_modules.split(",")],
+            target_modules=targets or [name.strip() for name in workload.target_modules.split(",")],
         )
     if workload.method == "prompt_tuning":
         return peft_config.PromptTuningConfig(

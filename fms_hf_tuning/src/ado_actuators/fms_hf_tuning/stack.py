@@ -48,7 +48,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         Refused: the workload is impossible in this environment.
         BadInput: the model or the data cannot be used.
     """
-    from .core.trainer import fsdp, model
+    from .core.trainer import adapters, fsdp, model
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -59,9 +59,12 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     # ``serve`` resets them after the measurement
     os.environ.update(fsdp.variables(workload))
     phases = _Phases(clock)
-    with phases, _model_provided(prepared.model, images=images), _private_cache(directory):
-        trainer = _train(job, prepared.source, directory, [phases.trainer_callback(), clock.callback])
-    facts = {**_facts(trainer), "model_parameters": prepared.model_parameters}
+    provided = _model_provided(prepared.model, images=images)
+    with phases, provided, _private_cache(directory), adapters.explained(workload):
+        trainer = _train(job, prepared, directory, [phases.trainer_callback(), clock.callback])
+    facts = {**_facts(trainer), "model_parameters": prepared.model_parameters, "notes": prepared.notes}
+    if workload.method in ("lora", "qlora", "gptq_lora") and (adapted := adapters.adapted(trainer.model)):
+        facts["adapters"] = adapted
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
         raise BadInput(message)
     if not fsdp.is_whole(facts["wrapped_by"]):
@@ -97,20 +100,31 @@ class _Prepared:
         source: the path from which the library loads the model's configuration and, without ``model``, its weights.
         model_parameters: number of parameters.
         sample: token ids of the first sample; None for a data set with images.
+        epochs: passes over the data.
+        notes: remarks for the user.
+        targets: the modules that an adapter is to adapt; None: without such an adapter, or for images.
     """
 
     model: Any
     source: Path | str
     model_parameters: int
     sample: list[int] | None = None
+    epochs: int = 1
+    notes: list[str] = dataclasses.field(default_factory=list)
+    targets: list[str] | None = None
 
 
 def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
     """Build a language model, and write its data as token ids and labels."""
-    from .core.trainer import data, model
+    from .core.trainer import adapters, data, model
 
+    targets: list[str] | None = None
+    notes: list[str] = []
     with clock.phase("model_load"):
         network, facts = model.build(job)
+        if job.workload.method in ("lora", "qlora", "gptq_lora"):
+            found, notes = adapters.resolved(network, job.workload, as_list=True)
+            targets = [found] if isinstance(found, str) else found
         # acceleration plugins read the model's class, which transformers stores only when it saves a model
         network.config.architectures = network.config.architectures or [type(network).__name__]
         tokenizer = model.tokenizer(job, network)
@@ -120,7 +134,10 @@ def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
         samples.dataset.to_parquet(str(directory / "data.parquet"))
     # samples for packing are not truncated
     sample = samples.dataset[0]["input_ids"][: job.workload.model_max_length]
-    return _Prepared(None if _reads_weights(job.workload) else network, source, facts["model_parameters"], sample)
+    network = None if _reads_weights(job.workload) else network
+    return _Prepared(
+        network, source, facts["model_parameters"], sample, samples.epochs, [*samples.notes, *notes], targets
+    )
 
 
 def _prepare_images(job: Job, clock: Any, directory: Path) -> _Prepared:
@@ -133,11 +150,11 @@ def _prepare_images(job: Job, clock: Any, directory: Path) -> _Prepared:
         for part in (network.config, processor):
             part.save_pretrained(directory / "model")
     with clock.phase("data"):
-        vision.write(job, processor, network.config, directory / "data.parquet")
-    return _Prepared(network, directory / "model", facts["model_parameters"])
+        epochs = vision.write(job, processor, network.config, directory / "data.parquet")
+    return _Prepared(network, directory / "model", facts["model_parameters"], epochs=epochs)
 
 
-def _train(job: Job, source: Path | str, directory: Path, callbacks: list[Any]) -> Any:
+def _train(job: Job, prepared: _Prepared, directory: Path, callbacks: list[Any]) -> Any:
     from tuning.sft_trainer import train as library_train
 
     from . import arguments
@@ -145,10 +162,10 @@ def _train(job: Job, source: Path | str, directory: Path, callbacks: list[Any]) 
     workload = job.workload
     images = bool(workload.dataset_image_field)
     trainer, _, _ = library_train(
-        arguments.model(workload, source, directory / ("model" if images else "tokenizer")),
+        arguments.model(workload, prepared.source, directory / ("model" if images else "tokenizer")),
         arguments.data(directory, images=images),
-        arguments.training(job, directory),
-        peft_config=arguments.adapter(workload),
+        arguments.training(job, directory, prepared.epochs),
+        peft_config=arguments.adapter(workload, prepared.targets),
         additional_callbacks=callbacks,
         **arguments.acceleration(workload),
     )

@@ -37,7 +37,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         Refused: the workload is impossible in this environment.
         BadInput: the model or the data cannot be used.
     """
-    from .core.trainer import data, fsdp, model, quantise
+    from .core.trainer import adapters, data, fsdp, model, quantise
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -52,7 +52,9 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     # with these accelerate adds a gloo process group for shards in host memory; ``serve`` resets them after the measurement
     os.environ.update(fsdp.variables(workload))
     with clock.phase("setup"):
-        trainer = _trainer(job, network, tokenizer, samples.dataset, clock.callback)
+        peft_config, notes = _adapter(workload, network)
+        with adapters.explained(workload):
+            trainer = _trainer(job, network, tokenizer, samples, peft_config, clock.callback)
         # counted before the parameters are sharded
         counts = {
             "model_parameters": built["model_parameters"],
@@ -60,7 +62,9 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         }
     with clock.phase("train"):
         trainer.train()
-    facts = {**_facts(trainer), **counts}
+    facts = {**_facts(trainer), **counts, "notes": [*samples.notes, *notes]}
+    if workload.method in ("lora", "qlora"):
+        facts["adapters"] = adapters.adapted(trainer.model)
     if quantised:
         facts["quantised_layers"] = quantise.layers(trainer.model)
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
@@ -70,15 +74,15 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)
 
 
-def _trainer(job: Job, network: Any, tokenizer: Any, dataset: Any, callback: Any) -> Any:
+def _trainer(job: Job, network: Any, tokenizer: Any, samples: Any, peft_config: Any, callback: Any) -> Any:
     from trl import SFTTrainer
 
     trainer = SFTTrainer(
         model=network,
-        args=_arguments(job, network.config.get_text_config()),
-        train_dataset=dataset,
+        args=_arguments(job, network.config.get_text_config(), samples.epochs),
+        train_dataset=samples.dataset,
         processing_class=tokenizer,
-        peft_config=_adapter(job.workload),
+        peft_config=peft_config,
         callbacks=[callback],
     )
     for default in list(trainer.callback_handler.callbacks):
@@ -87,7 +91,7 @@ def _trainer(job: Job, network: Any, tokenizer: Any, dataset: Any, callback: Any
     return trainer
 
 
-def _arguments(job: Job, config: Any) -> Any:
+def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
     from trl import SFTConfig
 
     from .core.trainer import fsdp
@@ -112,7 +116,7 @@ def _arguments(job: Job, config: Any) -> Any:
         learning_rate=2e-5,
         lr_scheduler_type="constant",
         max_steps=workload.max_steps if not workload.num_train_epochs else -1,
-        num_train_epochs=workload.num_train_epochs or 1,
+        num_train_epochs=epochs,
         use_liger_kernel=workload.use_liger_kernel,
         torch_compile=workload.torch_compile,
         seed=workload.seed,
@@ -147,21 +151,25 @@ def _auxiliary_loss(config: Any) -> dict[str, Any]:
     return {"router_aux_loss_coef": 0.0} if impossible and known else {}
 
 
-def _adapter(workload: JobWorkload) -> Any:
+def _adapter(workload: JobWorkload, network: Any) -> tuple[Any, list[str]]:
+    """Return the configuration of the adapter that PEFT adds to the model, None for full fine-tuning, and notes for the user."""
     from peft import LoraConfig, PromptTuningConfig
 
+    from .core.trainer import adapters
+
     if workload.method in ("lora", "qlora"):
-        names = workload.target_modules
-        return LoraConfig(
+        targets, notes = adapters.resolved(network, workload)
+        config = LoraConfig(
             r=workload.r,
             lora_alpha=workload.lora_alpha,
             lora_dropout=workload.lora_dropout,
-            target_modules=names if names == "all-linear" else [name.strip() for name in names.split(",")],
+            target_modules=targets,
             task_type="CAUSAL_LM",
         )
+        return config, notes
     if workload.method == "prompt_tuning":
-        return PromptTuningConfig(num_virtual_tokens=workload.num_virtual_tokens, task_type="CAUSAL_LM")
-    return None
+        return PromptTuningConfig(num_virtual_tokens=workload.num_virtual_tokens, task_type="CAUSAL_LM"), []
+    return None, []
 
 
 def _facts(trainer: Any) -> dict[str, Any]:

@@ -1,0 +1,218 @@
+"""The formats of rows that TRL documents for supervised fine-tuning, as token ids and labels. Imports the standard library only.
+
+A row is read as TRL 1.16 reads it; the first format of this list that it has is taken:
+
+- token ids: ``input_ids``, with ``labels``, or with ``assistant_masks`` of the tokens to train;
+- ``prompt`` and ``completion``, both texts or both conversations: the prompt's tokens are not trained;
+- ``messages``, or ``conversations`` with from and value: a conversation; all its tokens are trained;
+- text, in the column that ``dataset_text_field`` names.
+
+Conversations may come with ``tools`` (a list, or its JSON) and ``chat_template_kwargs``. Their messages are rendered by the tokenizer's
+chat template with all keys they have, such as tool_calls or thinking, except those that are null. Rows of parquet files are given to
+``without_nulls`` before: such files store a null for each key that only other rows or messages have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import files, tokens
+from .errors import DataError
+
+# PyTorch's cross-entropy loss ignores this label
+IGNORED = -100
+_COLUMNS = (
+    *("input_ids", "labels", "assistant_masks", "completion_mask", "prompt", "completion", "messages", "conversations"),
+    *("tools", "chat_template_kwargs"),
+)
+_CONVERSATIONS = ("prompt", "completion", "messages", "conversations")
+# columns without which a row has no sample
+_STARTS = ("input_ids", "prompt", "messages", "conversations")
+# most characters of a message, of a name in it, and of a list that is cut
+_LONGEST = 198
+_SHOWN = 30
+_FEW = 10
+_RENAMED = {"from": "role", "value": "content"}
+
+
+def columns(names: Sequence[str], text_field: str) -> list[str]:
+    """Return the columns of a file that ``Reader`` needs; empty if there is no sample in any of its formats."""
+    if not any(name in names for name in (text_field, *_STARTS)):
+        return []
+    return [name for name in names if name in (text_field, *_COLUMNS)]
+
+
+def expected(text_field: str) -> str:
+    """Return for a message which columns a row needs."""
+    return f"{text_field[:_SHOWN]}, prompt and completion, messages, conversations or input_ids"
+
+
+class Reader:
+    """Converts rows into token ids and labels.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        text_field: column with the text.
+        most: most tokens of a sample; longer ones are cut. None: no limit.
+        vocabulary: size of the model's vocabulary, which ids in the data must not exceed; None: not known.
+    """
+
+    def __init__(self, tokenizer: Any, text_field: str, most: int | None, vocabulary: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._text_field = text_field
+        self._most = most
+        self._vocabulary = vocabulary
+
+    def __call__(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
+        """Return token ids and labels of a row; a label of ``IGNORED`` excludes a token from the loss.
+
+        Args:
+            row: the row.
+            position: what to call the row in a message.
+
+        Raises:
+            DataError: the row has none of the formats, or a value that does not fit.
+        """
+        row = {name: value for name, value in row.items() if value is not None}
+        if "input_ids" in row:
+            return self._ids(row, position)
+        row |= {name: _messages(row[name]) for name in _CONVERSATIONS if isinstance(row.get(name), list)}
+        try:
+            found = self._prompt(row, position) if "prompt" in row else self._whole(row, position)
+        except UnicodeError:  # raised by tokenizers for an unpaired surrogate, which JSON can contain
+            raise DataError(f"{position} contains text that is not valid Unicode.") from None
+        if found is None:
+            head = f"{position} needs valid {expected(self._text_field)}; it has "
+            raise DataError(f"{head}{files.listed(sorted(map(str, row)))[: max(_FEW, _LONGEST - len(head))]}.")
+        return found
+
+    def _prompt(self, row: dict[str, Any], position: str) -> tuple[list[int], list[int]] | None:
+        prompt, completion = row["prompt"], row.get("completion")
+        if isinstance(prompt, str) and isinstance(completion, str):
+            before = self._text(prompt, position)
+            ids = self._text(prompt + self._ended(completion), position)
+        elif isinstance(prompt, list) and isinstance(completion, list) and prompt:
+            before = self._chat(row, prompt, position, add_generation_prompt=True)
+            ids = self._chat(row, prompt + completion, position)
+        else:
+            return None
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False)))
+        return ids, [IGNORED] * shared + ids[shared:]
+
+    def _whole(self, row: dict[str, Any], position: str) -> tuple[list[int], list[int]] | None:
+        messages = row.get("messages", row.get("conversations"))
+        text = row.get(self._text_field)
+        if isinstance(messages, list):
+            ids = self._chat(row, messages, position)
+        elif isinstance(text, str):
+            ids = self._text(self._ended(text), position)
+        else:
+            return None
+        return ids, ids
+
+    def _ended(self, text: str) -> str:
+        end = self._tokenizer.eos_token
+        return text if text.endswith(end) else text + end
+
+    def _text(self, text: str, position: str) -> list[int]:
+        try:
+            return tokens.first_ids(self._tokenizer, text, self._most)
+        except TypeError:  # what the tokenizers library makes of an unpaired surrogate
+            raise DataError(f"{position} contains text that is not valid Unicode.") from None
+
+    def _chat(self, row: Mapping[str, Any], messages: list[Any], position: str, **options: Any) -> list[int]:
+        if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
+            raise DataError(f"{position} needs messages that are objects with role and content; it has another value.")
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise DataError(
+                f"{position} has messages, but the model's tokenizer has no chat template; use text, or an instruct model."
+            )
+        options |= {"tools": _tools(row, position), **_template_options(row, position)}
+        try:
+            return tokens.chat_ids(self._tokenizer, messages, self._most, **options)
+        except Exception as error:  # a template is a program and can raise anything; the cause is this sample
+            reason = " ".join(str(error).split())[: files.LONGEST_NAME]
+            raise DataError(f"{position}: the chat template fails on these messages: {reason}.") from error
+
+    def _ids(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
+        ids = self._numbers(row["input_ids"], "input_ids", position, least=0)
+        labels = ids
+        if "labels" in row:
+            labels = self._numbers(row["labels"], "labels", position, least=0)
+        else:
+            masks = [row[name] for name in self._masks(row)]
+            if any(not isinstance(mask, list) or len(mask) != len(ids) for mask in masks):
+                raise DataError(f"{position} needs a mask as long as its {len(ids)} input_ids.")
+            labels = [one if all(bits) else IGNORED for one, *bits in zip(ids, *masks, strict=True)]
+        if len(labels) != len(ids):
+            raise DataError(f"{position} has {len(labels)} labels for {len(ids)} input_ids; expected as many.")
+        return ids[: self._most], labels[: self._most]
+
+    @staticmethod
+    def _masks(row: Mapping[str, Any]) -> list[str]:
+        # TRL trains a completion alone only if the data set has the columns prompt and completion
+        names = ["completion_mask"] if "prompt" in row and "completion" in row else []
+        return [name for name in (*names, "assistant_masks") if name in row]
+
+    def _numbers(self, values: Any, name: str, position: str, *, least: int) -> list[int]:
+        if not isinstance(values, list) or not values or not all(type(one) is int for one in values):
+            raise DataError(f"{position} needs {name} that are a list of whole numbers.")
+        for one in values:
+            if one == IGNORED and name == "labels":
+                continue
+            if one < least or (self._vocabulary is not None and one >= self._vocabulary):
+                limit = "the size of the vocabulary" if self._vocabulary is None else self._vocabulary
+                raise DataError(
+                    f"{position} has {name} with the token {str(one)[:20]}; expected 0 or more, and less than {limit}."
+                )
+        return values
+
+
+def _messages(values: list[Any]) -> list[Any]:
+    """Return messages with role and content, without keys of null; the datasets library stores messages of mixed types as JSON."""
+    return [_message(value) for value in values]
+
+
+def _decoded(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _message(value: Any) -> Any:
+    value = _decoded(value)
+    if not isinstance(value, dict):
+        return value
+    return {_RENAMED.get(key, key): part for key, part in value.items() if part is not None}
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a JSON value without the keys that have null, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+        return [without_nulls(part) for part in value]
+    return value
+
+
+def _tools(row: Mapping[str, Any], position: str) -> list[Any] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise DataError(f"{position} has tools that are not valid JSON; expected a list of tools.") from None
+    if tools is not None and not isinstance(tools, list):
+        raise DataError(f"{position} has tools that are no list.")
+    return None if tools is None else [_decoded(tool) for tool in tools]
+
+
+def _template_options(row: Mapping[str, Any], position: str) -> dict[str, Any]:
+    options = row.get("chat_template_kwargs", {})
+    if not isinstance(options, dict):
+        raise DataError(f"{position} has chat_template_kwargs that are no object.")
+    return options

@@ -1,0 +1,176 @@
+"""Every format of rows gives the tokens and labels that TRL's own SFTTrainer makes of the same file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+datasets = pytest.importorskip("datasets")
+transformers = pytest.importorskip("transformers")
+trl = pytest.importorskip("trl")
+
+from tokenizers import processors  # noqa: E402
+
+from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data, tokens  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import DataError  # noqa: E402
+from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
+
+LONGEST = 160
+TEMPLATE = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% if style %}<{{ style }}>{% endif %}"
+    "{% for m in messages %}[{{ m['role'] }}]{% if 'thinking' in m %}({{ m['thinking'] }}){% endif %}"
+    "{% if 'content' in m %}{{ m['content'] }}{% endif %}"
+    "{% if 'tool_calls' in m %}<calls>{{ m['tool_calls'] | tojson }}</calls>{% endif %}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+CONFIG = transformers.LlamaConfig(
+    vocab_size=300,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    pad_token_id=0,
+    eos_token_id=1,
+)
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"city": {"type": "string"}}}}
+# a null in a file of JSON lines is a value
+TOOL_WITH_NULL = {"type": "function", "function": {"name": "rain", "parameters": {"city": {"default": None}}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+HI = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+CALLING = [
+    {"role": "user", "content": "weather?"},
+    {"role": "assistant", "content": None, "thinking": "ask", "tool_calls": [CALL]},
+    {"role": "tool", "content": "7 degrees"},
+    {"role": "assistant", "content": "seven"},
+]
+FORMATS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"text": "ab cd"}, {"text": "ends<eos>"}, {"text": "long " * 90}],
+    "other-column": [{"story": "ab"}, {"story": "cde"}],
+    "prompt-completion": [{"prompt": "what", "completion": " ever"}, {"prompt": "p" * 200, "completion": "c"}],
+    "messages": [{"messages": HI}, {"messages": [*HI, *HI]}],
+    "text-and-messages": [{"text": "no", "messages": HI}, {"text": "no", "messages": HI[:1]}],
+    "calls": [{"messages": HI}, {"messages": CALLING}],
+    "tools": [{"messages": CALLING, "tools": [TOOL]}, {"messages": HI, "tools": [TOOL, TOOL_WITH_NULL]}],
+    "tools-json": [{"messages": HI, "tools": json.dumps([TOOL])}],
+    "template-arguments": [{"messages": HI, "chat_template_kwargs": {"style": "short"}}],
+    "conversational-prompt": [
+        {"prompt": HI[:1], "completion": HI[1:], "tools": [TOOL]},
+        {"prompt": CALLING[:3], "completion": CALLING[3:], "tools": []},
+    ],
+    "from-value": [{"conversations": [{"from": "user", "value": "hi"}, {"from": "gpt", "value": "hello"}]}],
+    "input-ids": [{"input_ids": [4, 5, 6, 7]}, {"input_ids": list(range(3, 290))}],
+    "labels": [{"input_ids": [4, 5, 6, 7], "labels": [-100, -100, 6, 7]}],
+    "masks": [{"input_ids": [4, 5, 6], "assistant_masks": [0, 1, 1], "completion_mask": [0, 0, 1]}],
+}
+
+
+def tokenizer(*, begins: bool = False) -> Any:
+    """Return a byte tokenizer with a chat template; with ``begins`` one that starts each text with a special token."""
+    made = byte_tokenizer.build(LONGEST)
+    made.chat_template = TEMPLATE
+    if begins:
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", 1)]
+        )
+    return made
+
+
+def build(path: Path, made: Any, **change: Any) -> data.DataSet:
+    """Build the data set of a file, each sample once."""
+    values = {"model_name": "m", "number_gpus": 0, "model_max_length": LONGEST, "batch_size": 1, "num_train_epochs": 1}
+    workload = JobWorkload(**Workload.model_construct(**values, dataset_id=str(path), **change).model_dump())
+    return data.build(Job(id="test", workload=workload), made, CONFIG)
+
+
+def prepared_by_trl(path: Path, made: Any, tmp_path: Path, text_field: str) -> list[dict[str, Any]]:
+    """Return the samples that TRL's trainer trains on."""
+    kind = "json" if path.suffix == ".jsonl" else "parquet"
+    read = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    trainer = trl.SFTTrainer(
+        model=transformers.LlamaForCausalLM(CONFIG),
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path / "out"),
+            max_length=LONGEST,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            dataset_text_field=text_field,
+            num_train_epochs=1,
+        ),
+        train_dataset=read,
+        processing_class=made,
+    )
+    return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in trainer.train_dataset]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_json_lines_give_the_tokens_of_trl(tmp_path: Path, kind: str) -> None:
+    """Same file, same tokens, same labels, same samples left out."""
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in FORMATS[kind]))
+    field = "story" if kind == "other-column" else "text"
+    for begins in (False, True):
+        built = build(path, tokenizer(begins=begins), dataset_text_field=field)
+        assert list(built.dataset) == prepared_by_trl(path, tokenizer(begins=begins), tmp_path, field)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "tools"])
+def test_parquet_gives_the_tokens_of_json_lines(tmp_path: Path, kind: str) -> None:
+    """The nulls that Arrow adds for keys of other rows or messages are no keys; TRL does the same for those of messages."""
+    rows = FORMATS[kind]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "d.parquet"))
+    field = "story" if kind == "other-column" else "text"
+    built = build(tmp_path / "d.parquet", tokenizer(), dataset_text_field=field)
+    assert list(built.dataset) == list(build(tmp_path / "d.jsonl", tokenizer(), dataset_text_field=field).dataset)
+
+
+def test_samples_left_out_are_noted(tmp_path: Path) -> None:
+    """A prompt that fills the length leaves no trained token; the result says so."""
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in FORMATS["prompt-completion"]))
+    assert build(path, tokenizer()).notes == [
+        "1 of 2 samples that were read carry no trained token within model_max_length: left out."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"input_ids": [4, 300]}, "Line 1 of data set .* has input_ids with the token 300; expected 0 or more, and less than 300"),
+        ({"input_ids": [4, -1]}, "the token -1"),
+        ({"input_ids": [4, 5], "labels": [4]}, "has 1 labels for 2 input_ids"),
+        ({"input_ids": "4 5"}, "needs input_ids that are a list of whole numbers"),
+        ({"input_ids": [4, 5], "assistant_masks": [1]}, "needs a mask as long as its 2 input_ids"),
+        ({"prompt": "a", "completion": HI}, "needs valid text, prompt and completion, .*; it has completion, prompt"),
+        ({"messages": []}, "needs messages that are objects with role and content"),
+        ({"messages": ["hi"]}, "needs messages that are objects with role and content"),
+        ({"messages": HI, "tools": "{"}, "has tools that are not valid JSON"),
+        ({"messages": HI, "chat_template_kwargs": "short"}, "has chat_template_kwargs that are no object"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_one_message(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    """The message names the line and what was expected."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=expected) as raised:
+        build(path, tokenizer())
+    assert len(str(raised.value)) <= 200
+
+
+def test_an_endless_template_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat template is a program; the message names the line."""
+    monkeypatch.setattr(tokens, "TEMPLATE_LIMIT_S", 0.5)
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": HI}) + "\n")
+    made = tokenizer()
+    made.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"
+    with pytest.raises(DataError, match=r"Line 1 .*: the chat template fails on these messages: it did not end in"):
+        build(path, made)
