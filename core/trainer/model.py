@@ -240,19 +240,37 @@ def router_load(model: torch.nn.Module, input_ids: torch.Tensor) -> float | None
         return None
     training = model.training
     model.eval()
+    picked: list[torch.Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: picked.extend(_choices(output, chosen)))
+        for name, module in model.named_modules()
+        if name.endswith(("gate", "router"))
+    ]
     try:
         with torch.no_grad():
             logits = getattr(
                 model(input_ids=input_ids, output_router_logits=True, use_cache=False), "router_logits", None
             )
     finally:
+        for hook in hooks:
+            hook.remove()
         model.train(training)
-    ratios = [_max_over_mean(layer, chosen, experts) for layer in logits or () if layer is not None]
+    # a router that does not return its choice takes the largest logits
+    picked = picked or [
+        layer.reshape(-1, layer.shape[-1]).topk(chosen).indices for layer in logits or () if layer is not None
+    ]
+    ratios = [_max_over_mean(layer, experts) for layer in picked]
     return sum(ratios) / len(ratios) if ratios else None
 
 
-def _max_over_mean(logits: torch.Tensor, chosen: int, experts: int) -> float:
-    """Return the largest over the mean load of one layer's experts; shape of ``logits``: (..., experts)."""
-    picked = logits.reshape(-1, logits.shape[-1]).topk(chosen, dim=-1).indices
+def _choices(output: Any, chosen: int) -> list[torch.Tensor]:
+    """Return the experts that a router has chosen, if they are among its outputs: one integer tensor, ``chosen`` for each token."""
+    parts = output if isinstance(output, tuple) else ()
+    found = [one for one in parts if isinstance(one, torch.Tensor) and one.dim() > 1 and not one.is_floating_point()]
+    return [one for one in found if one.shape[-1] == chosen][:1]
+
+
+def _max_over_mean(picked: torch.Tensor, experts: int) -> float:
+    """Return the largest over the mean load of one layer's experts; shape of ``picked``: (tokens, experts per token)."""
     load = torch.bincount(picked.flatten(), minlength=experts).double()
     return float(load.max() / load.mean())

@@ -298,6 +298,31 @@ def test_router_load_of_equal_tokens_is_the_worst() -> None:
     assert model.router_load(network, torch.zeros(1, 8, dtype=torch.long)) == 2.0
 
 
+def test_router_load_of_groups_is_what_the_router_chose() -> None:
+    """With groups of experts the largest logits are not always chosen."""
+    groups = {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 4,
+        "topk_group": 1,
+        "first_k_dense_replace": 0,
+    }
+    sizes = {
+        "moe_intermediate_size": 16,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+    }
+    network, _ = model.build(job({**SMALL, "model_type": "deepseek_v3", "v_head_dim": 8, **groups, **sizes}))
+    chosen: list[Any] = []
+    network.model.layers[0].mlp.gate.register_forward_hook(lambda module, inputs, output: chosen.append(output[2]))
+    ids = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0))
+    ratio = model.router_load(network, ids)
+    load = torch.bincount(chosen[0].flatten(), minlength=8).double()
+    assert ratio == pytest.approx(float(load.max() / load.mean()))
+
+
 def test_router_load_is_a_fact_where_the_model_is_whole() -> None:
     """With DDP each rank runs its own copy; a sharded model has no router load."""
     network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
