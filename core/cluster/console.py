@@ -34,7 +34,7 @@ def line(identifier: str, message: Message) -> Callable[[str, str], None]:
 
 @contextlib.contextmanager
 def console_line(identifier: str, label: str, message: Message) -> Iterator[Any]:
-    """Show a line in ado's console while the block runs; gives a function that takes a trainer's progress messages."""
+    """Show a line in ado's console while the block runs; yields a function that takes a trainer's progress messages."""
     put = line(identifier, message)
     begin = time.monotonic()
     try:

@@ -1,4 +1,4 @@
-"""Hosts on the cluster: what a measurement needs, the actors that serve it, and the placement group that reserves it."""
+"""Hosts on the cluster: the shape of a measurement, the actors that run hosts, and the placement groups that reserve resources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ANSWER_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a measurement needs; a lease of an equal shape serves it.
+    """The hosts and resources that a measurement needs; any lease of an equal shape can serve it.
 
     Attributes:
         host: what each node's host provides.
@@ -50,7 +50,7 @@ class Shape:
     roce: bool = False
 
     def need(self) -> Need:
-        """Return what it needs of the nodes that the cluster has now."""
+        """Return the need in terms of the nodes that the cluster has now."""
         return need(self.gpu_model, hosts=self.nodes, threads=self.cpus, gpus=self.host.gpus, roce=self.roce)
 
 
@@ -66,7 +66,7 @@ class HostActor:
         return self._host.address()
 
     def ping(self) -> None:
-        """Answer, which a process that was stopped does not."""
+        """Answer; a stopped process does not."""
 
     def measure(self, job: Job, run_timeout_s: float, label: str, message: Message) -> Outcome:
         """See ``Host.measure``; ``label`` names the measurement in the console, ``message`` makes its messages."""
@@ -97,7 +97,7 @@ class Lease:
         return True
 
     def end(self) -> None:
-        """Kill the hosts, which ends their trainers, and give the resources back."""
+        """Kill the hosts, which ends their trainers, and free the resources."""
         for host in self.hosts:
             with contextlib.suppress(Exception):
                 ray.kill(host)
@@ -105,7 +105,7 @@ class Lease:
 
 
 def remove_groups(owner: str) -> None:
-    """Remove what a pool of this name has left: Ray keeps the groups of a killed actor as long as its job lasts."""
+    """Remove the placement groups of an earlier pool of this name: Ray keeps those of a killed actor until its job ends."""
     for group in placement_group_table().values():
         name = parse_name(group["name"])
         if name is not None and name.owner == owner and group["state"] != "REMOVED":
@@ -134,9 +134,9 @@ def reserve(places: list[Place], wanted: Need, owner: str, since_s: float) -> Pl
 
 
 def mark_waiting(wanted: Need, nodes: tuple[Node, ...], owner: str, since_s: float) -> PlacementGroup:
-    """Ask Ray for a group that shows that somebody waits: to an autoscaler, and to other pools, which then give up idle leases.
+    """Ask Ray for a placement group that shows a wait: to an autoscaler, and to other pools, which then end idle leases.
 
-    It asks for the spare CPUs too where a node has as many, so that Ray does not make it of those alone.
+    It includes the spare CPUs of a node if there are any, so that Ray does not create it from those alone.
     """
     largest = max((node.cpus for node in nodes if node.fits(wanted)), default=float(wanted.threads))
     bundles = [_bundle(wanted.threads, wanted) for _ in range(wanted.nodes)]
@@ -162,7 +162,7 @@ def _group(bundles: list[dict[str, float]], labels: list[dict[str, str]], name: 
 
 
 def start_host(shape: Shape, group: PlacementGroup, index: int, cpus: float) -> Any:
-    """Start the host of one bundle of a placement group, which holds so many CPUs."""
+    """Start the host of one bundle of a placement group; ``cpus`` are the CPUs of that bundle."""
     actor: Any = HostActor
     return actor.options(
         num_cpus=cpus,

@@ -1,4 +1,4 @@
-"""What the nodes of the Ray cluster have, and whether a workload fits them."""
+"""The resources of the nodes of the Ray cluster, and whether a workload fits them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .. import failures
 from ..workload.fields import Workload
 
 ACCELERATOR = "accelerator_type:"
-# node labels that name a GPU type: Ray's own, and what NVIDIA's device plugin calls a Kubernetes node
+# node labels that name a GPU type: Ray's own, and that of NVIDIA's device plugin for Kubernetes
 GPU_LABELS = ("ray.io/accelerator-type", "nvidia.com/gpu.product")
-# a custom resource of the nodes that reach each other by RDMA, where not all do
+# custom resource of the nodes with RDMA, for clusters in which not all nodes have it
 ROCE = "RoCE"
-# of a resource that only marks nodes, so little that everything fits
+# requested amount of a resource that only marks nodes, small enough for any number of measurements
 MARK = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-    """What tells the nodes that a workload may run on from the others, beside their CPUs and GPUs.
+    """Resources and labels that a node needs for a workload, besides CPUs and GPUs.
 
     Attributes:
         resources: names of resources the nodes have.
@@ -32,7 +32,7 @@ class Marks:
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def on(self, node: dict[str, Any]) -> bool:
-        """Whether a node has all of them."""
+        """Whether a node has all of these resources and labels."""
         found = node.get("Labels", {})
         return all(name in node["Resources"] for name in self.resources) and all(
             found.get(name) == value for name, value in self.labels.items()
@@ -45,7 +45,7 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def check(workload: Workload, *, autoscaling: bool) -> None:
-    """Refuse what no node of this cluster can ever run.
+    """Reject a workload that this cluster can never run.
 
     Raises:
         failures.Broken: with what the cluster has.
@@ -83,7 +83,7 @@ def cpus_per_host(workload: Workload) -> int:
         return workload.cpus_per_process * processes
     alive = nodes()
     if workload.number_gpus == 0:
-        # a node without CPUs, as the head of many clusters, takes no process
+        # nodes without CPUs, such as the head of many clusters, run no process
         with_cpus = [node["Resources"]["CPU"] for node in alive if node["Resources"].get("CPU", 0) >= 1]
         smallest = min(with_cpus, default=1)
         sharing = -(-workload.number_nodes // max(1, len(with_cpus)))
@@ -93,7 +93,7 @@ def cpus_per_host(workload: Workload) -> int:
 
 
 def marks(gpu_model: str, *, roce: bool = False) -> Marks:
-    """Return what marks the nodes of a GPU type, and with ``roce`` those with RDMA where the cluster says which they are.
+    """Return the marks of the nodes with a GPU type and, with ``roce``, with RDMA if the cluster marks such nodes.
 
     A type is marked by Ray's accelerator type, by a resource of its name, or by a node label; where no node has the type
     it is Ray's accelerator type, which an autoscaler may know.
@@ -113,7 +113,7 @@ def marks(gpu_model: str, *, roce: bool = False) -> Marks:
 
 
 def alike() -> bool:
-    """Whether all GPUs of the cluster are of one type, so that what one cannot hold none can."""
+    """Whether all GPUs of the cluster are of one type, so that a workload that does not fit one of them fits none."""
     return len({_types(node) for node in nodes() if node["Resources"].get("GPU")}) <= 1
 
 
@@ -123,7 +123,7 @@ def _types(node: dict[str, Any]) -> tuple[str, ...]:
 
 
 def offer() -> str:
-    """Return what the cluster has, in a message."""
+    """Return the resources of the cluster, for a message."""
     found = []
     for node in nodes():
         resources = node["Resources"]

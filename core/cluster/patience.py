@@ -1,4 +1,4 @@
-"""Who gives way to whom: decisions on a snapshot of the cluster and on how long requests have waited. Asks Ray nothing."""
+"""Decides which leases end for which waiting requests, from a snapshot of the cluster and the waiting times. Does not call Ray."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from . import room
 from .room import Need
 from .snapshot import Snapshot, Waiting
 
-# how long a request may wait while younger ones are served
+# how long a request may wait while newer ones are served
 PATIENCE_S = 30.0
-# a request that does not take what is free for it is not waited for any longer
+# a request that does not take its free resources within this time no longer holds back newer ones
 UNTAKEN_S = 60.0
 
 
 class Patience:
-    """What a pool does for those who wait: in its own lines, in other pools, and for placement groups that no pool has made."""
+    """Decisions of a pool for waiting requests: its own, those of other pools, and placement groups of other programs."""
 
     def __init__(self) -> None:
         self._seen = Snapshot()
         self._waiting: list[Waiting] = []
-        # since when requests could take what they need, and since when foreign groups wait; monotonic seconds
+        # since when the resources of each request are free, and since when each foreign group waits; monotonic seconds
         self._untaken_s: dict[tuple[str, float], float] = {}
         self._foreign_s: dict[str, float] = {}
-        # foreign groups for which something was given up: once, since what they lack may be what Ray's table does not show
+        # foreign groups for which a lease was ended: only once, since they may lack something that Ray's table does not show
         self._tried: set[str] = set()
 
     def update(self, seen: Snapshot, waiting: Sequence[Waiting]) -> None:
-        """Take a new snapshot and all requests of pools that wait, those of this pool among them."""
+        """Set the snapshot, and the waiting requests of all pools, this one included."""
         now = time.monotonic()
         self._seen, self._waiting = seen, sorted(waiting, key=lambda one: one.since_s)
         free = [(one.owner, one.since_s) for one in waiting if room.place(one.need, seen.nodes) is not None]
@@ -38,7 +38,7 @@ class Patience:
         self._tried &= foreign
 
     def holds_back(self, need: Need, since_s: float) -> bool:
-        """Whether a request waits for an older one, which has waited for long and lacks nothing but what leases hold."""
+        """Whether a request must wait for an older one that has waited for long and lacks only resources of leases."""
         nodes = self._seen.nodes
         empty = room.without(nodes, None)
         return any(
@@ -47,12 +47,12 @@ class Patience:
         )
 
     def ends(self, lease: str, since_s: float, waiting: Sequence[Waiting]) -> bool:
-        """Whether a lease does not go on to the next of its shape, who waits since ``since_s``.
+        """Whether a lease ends instead of passing to the next request of its shape, which has waited since ``since_s``.
 
         Args:
-            lease: it was just given back.
+            lease: the lease that was just given back.
             since_s: seconds since the epoch.
-            waiting: those who wait now for anything else.
+            waiting: the waiting requests for other shapes.
         """
         self._waiting = list(waiting)
         nodes = self._seen.nodes
@@ -67,13 +67,13 @@ class Patience:
         return False
 
     def gives_up(self, idle: Sequence[str]) -> set[str]:
-        """Return which idle leases end: as few as serve somebody who waits."""
+        """Return the idle leases to end: as few as possible that serve a waiting request."""
         nodes = self._seen.nodes
         for one in self._waiting:
             if ended := room.giving_way(idle, one.need, nodes):
                 return set(ended)
         for need in self._starving(time.time()):
-            # together with what other pools give up it may be enough
+            # together with leases of other pools it may be enough
             if ended := [lease for lease in idle if room.helps(lease, need, nodes)]:
                 return set(ended)
         for group in self._seen.pending:
@@ -83,7 +83,10 @@ class Patience:
         return set()
 
     def _starving(self, before_s: float) -> list[Need]:
-        """Return what those need who wait for long and since before a time, in seconds since the epoch; not what they leave untaken."""
+        """Return the needs of requests that have waited for long, since before a time in seconds since the epoch.
+
+        Requests that have not taken their free resources for ``UNTAKEN_S`` are left out.
+        """
         limit, now = min(before_s, time.time() - PATIENCE_S), time.monotonic()
         return [
             one.need

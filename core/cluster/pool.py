@@ -1,8 +1,8 @@
-"""Who holds CPUs and GPUs: leases of hosts in Ray placement groups, reused between measurements of the same shape.
+"""Leases hosts to measurements. A lease holds a Ray placement group, and is reused by measurements of the same shape.
 
 Requests for one shape are served in the order of their arrival. Shapes and pools are not ordered: any request whose resources are free
-is served, and a lease goes on to the next of its shape, which keeps trainers warm. A request that has waited for long, in whatever
-pool of the Ray cluster, comes before younger ones (``patience``). ``room`` says what is free.
+is served, and a lease passes to the next request of its shape, so that its trainers are reused. A request of any pool of the Ray cluster
+that has waited for long is served before newer ones (``patience``). ``room`` computes which resources are free.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from .snapshot import Snapshot, Waiting, look
 from .waiting import explain
 
 POLL_S = 0.25
-# how often a request that waits asks whether the cluster can still hold it
+# interval at which a waiting request checks that the cluster can still serve it
 CHECK_S = 5.0
-# Ray makes a group within milliseconds when what it needs is free
+# Ray creates a placement group within milliseconds if its resources are free
 FIRST_LOOK_S = 0.03
-# a lease that has been idle for less may be asked for at once: ado sends the next entity when one is done
+# a lease that has been idle for less is kept: ado sends the next entity as soon as one is done
 SETTLED_S = 0.5
-# Ray takes a moment to free what a killed host held; until then nothing else is given up
+# Ray frees the resources of a killed host after a moment; until then no other lease is ended
 ROOM_S = 3.0
-# a group that Ray has not made by then is asked for anew, since what is free has changed
+# a placement group that Ray has not created by then is requested anew, since other resources are free now
 RENEW_S = 3.0
-# who has waited for less shows it to nobody
+# a request that has waited for less is not shown to other pools
 MARK_AFTER_S = 1.0
-# a wait is reported after, and then every so many seconds
+# a wait is reported after TELL_AFTER_S, and again every TELL_EVERY_S
 TELL_AFTER_S = 30.0
 TELL_EVERY_S = 300.0
-# a wait for what the operation itself holds for good ends after
+# a wait for resources that the operation itself holds until its end fails after this time
 STUCK_S = 90.0
 
-# takes an identifier, a text, whether the wait still lasts, and whether somebody should look at it
+# takes an identifier, a text, whether the wait continues, and whether the user should act
 Report = Callable[[str, str, bool, bool], None]
 
 
 @dataclasses.dataclass
 class _Ticket:
-    """One request that waits, since when (monotonic seconds), and what it will get."""
+    """A waiting request: its future lease, and the start of its wait in monotonic seconds."""
 
     lease: asyncio.Future[Lease]
     joined_s: float = dataclasses.field(default_factory=time.monotonic)
@@ -59,14 +59,14 @@ class _Ticket:
 
 @dataclasses.dataclass
 class _Line:
-    """Who waits for one shape, in order of arrival.
+    """The waiting requests for one shape, in order of arrival.
 
     Attributes:
         waiting: the requests.
-        since_s: when it began to wait or was served last, in seconds since the epoch: other nodes compare it with theirs.
-        group: placement group that is asked for, once there is room.
-        asked_s: when it was asked for, monotonic seconds.
-        mark: placement group that shows that somebody waits, while there is no room.
+        since_s: start of the wait, or time at which a request was last served, in seconds since the epoch, which other nodes can compare.
+        group: placement group that Ray was asked to create; None while the resources are not free.
+        asked_s: when Ray was asked, monotonic seconds.
+        mark: placement group that shows the wait to other pools while the resources are not free.
         told_s: when the wait was last reported.
         stuck_s: since when the wait cannot end.
     """
@@ -86,9 +86,9 @@ class Pool:
 
     Args:
         idle_timeout_s: seconds after which an unused lease is given up.
-        owner: name in the names of its placement groups; no other pool of the cluster may have it.
-        autoscaling: whether the cluster may get nodes it does not have yet.
-        report: is told of long waits.
+        owner: part of the names of its placement groups; unique in the cluster.
+        autoscaling: whether nodes may be added to the cluster.
+        report: called with long waits.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Pool:
         return None
 
     def _hand_over(self, lease: Lease) -> bool:
-        """Give a lease to the first who waits for its shape; False if nobody does."""
+        """Give a lease to the first waiting request of its shape; return False if there is none."""
         line = self._lines.get(lease.shape)
         if line is None:
             return False
@@ -220,7 +220,7 @@ class Pool:
         return True
 
     def _leave(self, shape: Shape, ticket: _Ticket) -> None:
-        """Take a ticket out of its line; nothing is asked of Ray for a line that nobody stands in."""
+        """Remove a ticket from its line. An empty line is closed, and its placement group removed."""
         line = self._lines.get(shape)
         if line is None:
             return
@@ -241,14 +241,14 @@ class Pool:
             self._leave(shape, ticket)
             ticket.lease.set_exception(error)
 
-    # -- looking after what is idle and who waits ----------------------------------------------------------
+    # -- idle leases and waiting requests -------------------------------------------------------------------
 
     def _tend(self) -> None:
         if self._tending is None or self._tending.done():
             self._tending = asyncio.get_running_loop().create_task(self._keep_tending())
 
     async def _keep_tending(self) -> None:
-        """Look after lines and idle leases while there are any; whatever goes wrong, the next round tries again."""
+        """Serve lines and end idle leases while there are any. After an exception the next round tries again."""
         while self._lines or self._idle:
             try:
                 await self._tend_once()
@@ -271,7 +271,7 @@ class Pool:
             self._tell()
 
     def _look(self, shapes: list[Shape]) -> tuple[Snapshot, dict[Shape, Need]]:
-        """Ask Ray for the state of the cluster. Operators get what they held at most: their trials come and go."""
+        """Ask Ray for the state of the cluster. CPUs for operators are the most that they held so far, since their trials start and end."""
         seen = look()
         for node in seen.nodes:
             self._operators[node.id] = max(node.operators, self._operators.get(node.id, 0.0))
@@ -279,7 +279,7 @@ class Pool:
         return dataclasses.replace(seen, nodes=nodes), {shape: shape.need() for shape in shapes}
 
     def _waiting(self, but: Shape | None = None) -> list[Waiting]:
-        """Return who waits in this pool, but for one shape, and in others."""
+        """Return the waiting requests of this pool, except those for the shape ``but``, and of other pools."""
         own = [
             Waiting("", self._owner, line.since_s, self._needs[shape])
             for shape, line in self._lines.items()
@@ -288,7 +288,7 @@ class Pool:
         return own + [one for one in self._seen.waiting if one.owner != self._owner]
 
     def _serve(self) -> None:
-        """Make a lease of each group that Ray has made, for the first in its line."""
+        """Make a lease of each placement group that Ray has created, and give it to the first request of its line."""
         for shape, line in list(self._lines.items()):
             if line.group is None:
                 continue
@@ -304,7 +304,7 @@ class Pool:
                 line.group = None
 
     def _ask(self) -> None:
-        """Ask Ray for the group of the line that has waited longest of those there is room for; one at a time."""
+        """Ask Ray for one placement group: for the line that has waited longest of those whose resources are free."""
         if any(line.group is not None for line in self._lines.values()):
             return
         for shape, line in sorted(self._lines.items(), key=lambda one: one[1].since_s):
@@ -324,7 +324,7 @@ class Pool:
                 self._fail(shape, error)
 
     def _mark(self, line: _Line, need: Need) -> None:
-        """Show that somebody waits. A mark that Ray has made although there is no room is taken back, since it holds CPUs."""
+        """Show the wait to other pools. A mark that Ray has created nevertheless is removed, since it holds CPUs."""
         if line.mark is None:
             if time.time() - line.since_s > MARK_AFTER_S:
                 line.mark = mark_waiting(need, self._seen.nodes, self._owner, line.since_s)
@@ -333,9 +333,9 @@ class Pool:
             line.mark = None
 
     def _gives_way(self, lease: Lease) -> bool:
-        """Whether a lease ends for who has waited for long, though others of its shape wait as well."""
+        """Whether a lease must end for a request that has waited for long, although requests of its own shape wait as well."""
         line = self._lines.get(lease.shape)
-        # a lease for which nobody waits stays, until the next round looks who else does
+        # a lease without a waiting request of its shape is kept until the next round
         return line is not None and self._patience.ends(lease.id, line.since_s, self._waiting(lease.shape))
 
     def _end_what_idles_too_long(self) -> None:
@@ -348,7 +348,7 @@ class Pool:
             lease.end()
 
     def _make_room(self) -> None:
-        """Give up idle leases for who waits."""
+        """End idle leases for waiting requests."""
         now = time.monotonic()
         idle = [lease.id for lease in self._idle if now - lease.idle_since >= SETTLED_S]
         if idle and now - self._room_made_s >= ROOM_S and (ended := self._patience.gives_up(idle)):
@@ -356,7 +356,7 @@ class Pool:
             self._end_idle(ended)
 
     def _end_what_cannot_end(self) -> None:
-        """Fail waits for what ado's operators hold: they end only after the measurement."""
+        """Fail requests that wait for resources of ado's operators, which are only freed after the measurement."""
         now = time.monotonic()
         emptied = [node.emptied() for node in self._seen.nodes]
         for shape, line in list(self._lines.items()):
@@ -375,7 +375,7 @@ class Pool:
                 )
 
     def _tell(self) -> None:
-        """Report who has waited for long."""
+        """Report long waits."""
         now = time.monotonic()
         for shape, line in self._lines.items():
             waited_s = now - line.waiting[0].joined_s

@@ -1,14 +1,14 @@
-"""Which nodes have room for a measurement: arithmetic on a snapshot of the cluster. Pure: asks Ray nothing.
+"""Computes which nodes have free resources for a measurement, from a snapshot of the cluster. Pure: does not call Ray.
 
-A measurement trains with ``threads`` CPUs on each node. Three kinds of holders may be in its way, and count differently:
+A measurement trains with ``threads`` CPUs on each node. Resources may be held by three kinds of holders, which count differently:
 
-- Leases of pools, of whatever actuator or operation: their threads count in full, so no two measurements share a CPU.
+- Leases of all pools, actuators and operations: their threads count in full, so that no two measurements share a CPU.
 - Actors of ado's operations, such as the trials of Ray Tune: they wait for measurements, so their CPUs do not count. Their GPUs do.
-- Everything else that Ray has given CPUs or GPUs to: counts in full.
+- All other holders of CPUs or GPUs in Ray: count in full.
 
-In Ray a lease reserves less than its threads where the rest is for ado's operators: they get ``SPARE_CPUS`` of each node with two
-CPUs or more, or what they hold already. A share of the node's own resource ``node:ADDRESS`` keeps two pools from taking the same
-CPUs at the same moment.
+A lease may reserve fewer CPUs in Ray than it has threads, to leave some for ado's operators: ``SPARE_CPUS`` of each node with two
+CPUs or more, or what they hold already. Each lease also takes a share of the node's own resource ``node:ADDRESS``, so that two pools
+cannot take the same CPUs at the same moment.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
-# CPUs of a node that measurements leave unreserved, for what ado itself runs
+# CPUs of a node that measurements do not reserve, for ado itself
 SPARE_CPUS = 1.0
-# of a node's resource node:ADDRESS all leases together take at most this much; pinned tasks of others take little of it
+# the most that all leases together take of a node's resource node:ADDRESS; pinned tasks of other programs take little of it
 NODE_SHARE = 0.9
 # sums of fractional CPUs are not exact
 TOLERANCE = 1e-6
@@ -26,7 +26,7 @@ TOLERANCE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a measurement needs.
+    """The resources that a measurement needs.
 
     Attributes:
         nodes: hosts; hosts with GPUs are on different nodes, others may share nodes.
@@ -45,13 +45,13 @@ class Need:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What one bundle of a lease holds on a node.
+    """The resources that one bundle of a lease holds on a node.
 
     Attributes:
         group: identifier of the placement group.
         owner: name of the pool.
         threads: CPUs it trains with.
-        reserved: what it holds in Ray.
+        reserved: its resources in Ray.
     """
 
     group: str
@@ -67,12 +67,12 @@ class Node:
     Attributes:
         id: Ray's identifier.
         total: all its resources.
-        free: what nobody holds in Ray.
+        free: its free resources in Ray.
         labels: its labels.
         operators: CPUs that actors of ado's operations hold.
         most_operators: CPUs that they have held at most.
         operator_gpus: GPUs that they hold.
-        claims: what leases of pools hold.
+        claims: resources of the leases on it.
     """
 
     id: str
@@ -91,7 +91,7 @@ class Node:
 
     @property
     def reserved_cpus(self) -> float:
-        """CPUs that leases hold in Ray."""
+        """CPUs that leases have reserved in Ray."""
         return sum(claim.reserved.get("CPU", 0.0) for claim in self.claims)
 
     @property
@@ -106,11 +106,11 @@ class Node:
 
     @property
     def free_gpus(self) -> float:
-        """GPUs that nobody holds."""
+        """Free GPUs."""
         return self.free.get("GPU", 0.0)
 
     def fits(self, need: Need) -> bool:
-        """Whether the node is of the kind that is needed and would be large enough if it were empty."""
+        """Whether the node has the needed labels and resources and, if it were empty, enough CPUs and GPUs."""
         return (
             all(name in self.total for name in need.resources)
             and all(self.labels.get(name) == value for name, value in need.labels)
@@ -125,7 +125,7 @@ class Node:
         return {kind for kind in free if free[kind] < wanted[kind] - TOLERANCE}
 
     def places(self, need: Need) -> int:
-        """Return how many hosts the node has room for."""
+        """Return the number of hosts for which resources are free."""
         if not self.fits(need):
             return 0
         if need.gpus:
@@ -140,7 +140,7 @@ class Node:
         return max(0.0, min(float(threads), int(left * 1000 + TOLERANCE) / 1000))
 
     def without(self, groups: Collection[str] | None) -> Node:
-        """Return the node as it is once these groups, or with None all leases, have ended."""
+        """Return the node without these groups; with None, without any lease."""
         ended = [claim for claim in self.claims if groups is None or claim.group in groups]
         free = dict(self.free)
         for claim in ended:
@@ -149,24 +149,24 @@ class Node:
         return dataclasses.replace(self, free=free, claims=tuple(one for one in self.claims if one not in ended))
 
     def with_claim(self, need: Need) -> Node:
-        """Return the node with one more host on it."""
+        """Return the node with one more host."""
         reserved = {"CPU": self.reservable(need.threads), "GPU": float(need.gpus)}
         free = {**self.free, **{kind: self.free.get(kind, 0.0) - amount for kind, amount in reserved.items()}}
         claim = Claim("", "", need.threads, reserved)
         return dataclasses.replace(self, free=free, claims=(*self.claims, claim))
 
     def emptied(self) -> Node:
-        """Return the node as it is once everything has ended but ado's operators."""
+        """Return the node with nothing but ado's operators."""
         gpus = self.total.get("GPU", 0.0) - self.operator_gpus
         return dataclasses.replace(self, free={**self.total, "CPU": self.cpus - self.operators, "GPU": gpus}, claims=())
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a host goes.
+    """The node of a host, and what the host reserves there.
 
     Attributes:
-        node: the node, as it was before.
+        node: the node without the host.
         cpus: CPUs to reserve there in Ray.
         share: of the node's own resource.
     """
@@ -177,10 +177,10 @@ class Place:
 
 
 def place(need: Need, nodes: Sequence[Node]) -> list[Place] | None:
-    """Return where the hosts of a measurement go, or None if there is no room.
+    """Return the places for the hosts of a measurement, or None if the free resources are not enough.
 
     Hosts without GPUs are spread over nodes while there are any. Of nodes with GPUs those with the fewest free ones are taken, which
-    leaves whole nodes to those who need them.
+    keeps whole nodes free for measurements that need them.
     """
     left = {node.id: node for node in nodes}
     used = dict.fromkeys(left, 0)
@@ -198,12 +198,12 @@ def place(need: Need, nodes: Sequence[Node]) -> list[Place] | None:
 
 
 def without(nodes: Sequence[Node], groups: Collection[str] | None) -> list[Node]:
-    """Return the nodes as they are once these groups, or with None all leases, have ended."""
+    """Return the nodes without these groups; with None, without any lease."""
     return [node.without(groups) for node in nodes]
 
 
 def helps(group: str, need: Need, nodes: Sequence[Node]) -> bool:
-    """Whether ending the lease of ``group`` brings a measurement that lacks room closer to what it needs."""
+    """Whether ending the lease of ``group`` frees resources that a waiting measurement lacks."""
     if place(need, nodes) is not None or place(need, without(nodes, None)) is None:
         return False
     for node in nodes:
@@ -216,7 +216,7 @@ def helps(group: str, need: Need, nodes: Sequence[Node]) -> bool:
 
 
 def holds(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Node]) -> bool:
-    """Whether Ray could place all of these bundles on what is free."""
+    """Whether Ray could place all of these bundles on the free resources."""
     left = [dict(node.free) for node in nodes]
     for bundle in sorted(bundles, key=lambda one: -sum(one.values())):
         for free in left:
@@ -230,7 +230,7 @@ def holds(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Node]) -> bool
 
 
 def giving_way(idle: Sequence[str], wanted: Sequence[Mapping[str, float]] | Need, nodes: Sequence[Node]) -> list[str]:
-    """Return which of the idle leases to end for what is wanted: as few as serve it, the first ones first; none if it cannot be served."""
+    """Return the idle leases to end for what is wanted: as few as possible, the first ones first; empty if that is not enough."""
 
     def served(ended: Sequence[str]) -> bool:
         left = without(nodes, ended)
@@ -244,7 +244,7 @@ def giving_way(idle: Sequence[str], wanted: Sequence[Mapping[str, float]] | Need
     ended = list(idle)
     if not served(ended):
         return []
-    # those that have been idle for the shortest time are kept where possible
+    # the leases that have been idle for the shortest time are kept if possible
     for group in reversed(idle):
         if served([one for one in ended if one != group]):
             ended.remove(group)

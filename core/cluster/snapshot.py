@@ -1,4 +1,4 @@
-"""A snapshot of the Ray cluster: nodes, what is free, what leases and ado's operators hold, and which placement groups wait."""
+"""Takes a snapshot of the Ray cluster: nodes, free resources, those of leases and of ado's operators, waiting placement groups."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ray.util.placement_group import placement_group_table
 from . import nodes
 from .room import Claim, Need, Node
 
-# a placement group of a pool is either a lease, or a mark that somebody waits, which is removed as soon as Ray has made it
+# a placement group of a pool is either a lease, or the mark of a waiting request, which is removed as soon as Ray has created it
 LEASE, MARK = "lease", "waiting"
 PREFIX = "ado-actuators"
-# ends of the modules of this core's own actors, of whatever plugin: in whose jobs ado runs, and which of them measure
+# ends of the module names of this core's actors, in all plugins: a dispatcher marks a job as one of ado's, a host measures
 DISPATCHER, HOST = ".core.actuator.dispatcher", ".core.cluster.hosts"
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupName:
-    """Name of a pool's placement group; it tells other pools what the group is for.
+    """Name of a pool's placement group, from which other pools read its purpose.
 
     Attributes:
         owner: name of the pool.
         kind: ``lease`` or ``waiting``.
         threads: CPUs that each bundle trains with.
-        since_s: since when the request waits, seconds since the epoch.
+        since_s: start of the request's wait, seconds since the epoch.
     """
 
     owner: str
@@ -40,12 +40,12 @@ class GroupName:
     since_s: float
 
     def __str__(self) -> str:
-        """Return the name for Ray, which no other group has."""
+        """Return a unique name for Ray."""
         return f"{PREFIX}:{self.owner}:{self.kind}:{self.threads}:{self.since_s:.3f}:{uuid.uuid4().hex[:12]}"
 
 
 def parse_name(name: str) -> GroupName | None:
-    """Return what the name of a placement group says; None if no pool has made it."""
+    """Parse the name of a placement group; None if it does not belong to a pool."""
     parts = name.split(":")
     if len(parts) != 6 or parts[0] != PREFIX:
         return None
@@ -56,7 +56,7 @@ def parse_name(name: str) -> GroupName | None:
 
 @dataclasses.dataclass(frozen=True)
 class Actor:
-    """An actor that is alive: its class and that class's module, its name if it has one, and what it holds on its node."""
+    """A live actor: its class and module, its name or an empty string, and its resources on its node."""
 
     class_name: str
     module: str
@@ -68,7 +68,7 @@ class Actor:
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A placement group that no pool has made and that waits for resources."""
+    """A placement group of another program that waits for resources."""
 
     group: str
     bundles: tuple[Mapping[str, float], ...]
@@ -76,7 +76,7 @@ class Pending:
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
-    """A request of any pool for which there is no room: by whom, since when, and what it needs."""
+    """A waiting request of any pool: its owner, the start of its wait, and what it needs."""
 
     group: str
     owner: str
@@ -93,7 +93,7 @@ class Snapshot:
         groups: Ray's table of placement groups.
         pending: foreign placement groups that wait.
         waiting: requests of pools that wait.
-        actors: all that are alive, but for hosts.
+        actors: all live actors except hosts.
         operators: jobs in which ado runs.
     """
 
@@ -181,14 +181,14 @@ def _add(to: dict[str, float], resources: Mapping[str, float]) -> None:
 
 
 def _free() -> dict[str, dict[str, float]]:
-    """Return what nobody holds, by node; Ray has no public function for it."""
+    """Return the free resources of each node; Ray has no public function for this."""
     from ray._private.state import available_resources_per_node
 
     return {node: dict(resources) for node, resources in available_resources_per_node().items()}
 
 
 def _actors() -> list[Actor]:
-    """Return all actors that are alive. ``ray.util.state`` needs a dashboard, so Ray's own table is read; empty if that has changed."""
+    """Return all live actors. ``ray.util.state`` needs a dashboard, so Ray's own table is read; empty if its format has changed."""
     try:
         from ray._private.state import state
         from ray.core.generated.gcs_pb2 import ActorTableData

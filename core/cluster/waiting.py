@@ -1,4 +1,4 @@
-"""What a waiting measurement tells: what it needs, what is free, who holds the rest, and what to do."""
+"""Explains a wait to the user: what the measurement needs, what is free, who holds the rest, and what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .snapshot import Snapshot
 
 ADVICE = "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
 MOST_HOLDERS = 4
-# Ray's API server, which only it asks for the names of tasks
+# time limit for Ray's API server, which is asked for the names of tasks only
 TASKS_TIMEOUT_S = 5
 
 
@@ -24,9 +24,9 @@ class Explanation:
 
     Attributes:
         needs: what it needs.
-        free: what is free of it.
+        free: the free part of it.
         held: who holds the rest.
-        alone: whether only measurements of its own pool do.
+        alone: whether only measurements of its own pool hold it.
     """
 
     needs: str
@@ -41,7 +41,7 @@ class Explanation:
 
 
 def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
-    """Explain why there is no room; asks Ray for the names of tasks, which may take seconds."""
+    """Explain why the measurement waits. Asks Ray for the names of tasks, which may take seconds."""
     fitting = [node for node in seen.nodes if node.fits(need)]
     kind = "GPU" if need.gpus and any("GPU" in node.lacks(need) for node in fitting) else "CPU"
     holders: dict[str, float] = collections.defaultdict(float)
@@ -60,7 +60,7 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
 
 
 def held_by_others(node: Node, kind: str) -> float:
-    """Return what neither leases nor, of CPUs, ado's operators hold."""
+    """Return the amount that is held neither by leases nor, for CPUs, by ado's operators."""
     if kind == "CPU":
         return node.others_cpus
     return node.total.get("GPU", 0.0) - node.free_gpus - sum(claim.reserved.get("GPU", 0.0) for claim in node.claims)
@@ -79,7 +79,7 @@ def _free(nodes: list[Node], kind: str) -> str:
 
 
 def _named(seen: Snapshot, nodes: set[str], kind: str) -> dict[str, float]:
-    """Return what actors hold, by their name or class; not the CPUs of ado's operators, which do not count."""
+    """Return the amounts that actors hold, by name or class, without the CPUs of ado's operators."""
     found: dict[str, float] = collections.defaultdict(float)
     for actor in seen.actors:
         operator = actor.job in seen.operators and kind == "CPU"
@@ -89,7 +89,7 @@ def _named(seen: Snapshot, nodes: set[str], kind: str) -> dict[str, float]:
 
 
 def _tasks(nodes: set[str], kind: str, most: float, operators: frozenset[str]) -> dict[str, float]:
-    """Return what tasks hold, by name, ``most`` in all; empty without a dashboard, since only its API server knows them.
+    """Return the amounts that tasks hold, by name, in total at most ``most``; empty without a dashboard, whose API server is needed.
 
     A task that waits for another has given its CPUs back, but is listed with them. Those of ado's operators mostly wait, so they
     are named only if the tasks of others do not hold as much.

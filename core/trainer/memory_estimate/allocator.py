@@ -1,13 +1,15 @@
-"""PyTorch's caching allocator for CUDA, replayed: what it reserves for storages that come and go. Standard library only.
+"""Simulates PyTorch's caching allocator for CUDA: the memory it reserves for a sequence of allocations and frees.
+
+Imports the standard library only.
 
 Rules and sizes are those of ``c10/cuda/CUDACachingAllocator.cpp`` with default settings:
 
 - Sizes are rounded up to 512 bytes. Up to 1 MiB comes from segments of 2 MiB, less than 10 MiB from segments of 20 MiB, more from
   segments of its own size, rounded up to 2 MiB. Small and large blocks have separate pools, and each stream its own blocks.
-- A free block is taken whose size fits best. What is left of it becomes a block again: in the small pool from 512 bytes on, in the
-  large one above 1 MiB; less than that stays unused in the block.
-- A block that is freed is merged with free neighbours. Segments stay reserved; only when the device has no more are those without
-  any used block given back.
+- The smallest free block that is large enough is used. Its rest becomes a free block if it has at least 512 bytes (small pool) or more
+  than 1 MiB (large pool); a smaller rest stays unused in the block.
+- A freed block is merged with free neighbours. Segments stay reserved. Only when the device has no memory left are segments without
+  any used block released.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ SMALL, SMALL_SEGMENT, LARGE_SEGMENT, OWN_SEGMENT, SEGMENT_STEP = MIB, 2 * MIB, 2
 
 @dataclasses.dataclass(frozen=True)
 class Reserved:
-    """What the allocator holds of a device.
+    """Peaks of the allocator's memory.
 
     Attributes:
-        most: most bytes reserved at a time, where the device has enough.
-        needed: most bytes of segments with a used block: with less the allocator runs out of memory, whatever it gives back.
-        allocated: most bytes of used blocks, unused ends included.
+        most: most bytes reserved at a time on a device with enough memory.
+        needed: most bytes of segments with a used block. With less memory the allocator fails, even after releasing all other segments.
+        allocated: most bytes of used blocks, unused rests included.
     """
 
     most: int
@@ -78,7 +80,7 @@ class _Pool:
         del self._blocks[key]
 
     def take(self, size: int) -> _Block | None:
-        """Return the smallest block that is large enough, taken out; None if there is none."""
+        """Remove and return the smallest block that is large enough; None if there is none."""
         index = bisect.bisect_left(self._keys, (size, -1))
         if index == len(self._keys):
             return None
@@ -116,7 +118,7 @@ class Allocator:
         return block
 
     def free(self, block: _Block) -> None:
-        """Take a block back."""
+        """Free a block."""
         block.used = False
         self.allocated -= block.size
         block.segment.used_blocks -= 1
@@ -151,11 +153,11 @@ class Allocator:
 
 
 def replay(changes: Iterable[Change], constant: Iterable[int] = ()) -> Reserved:
-    """Return what the allocator reserves.
+    """Return the peaks of the allocator's memory.
 
     Args:
-        changes: what comes and goes, in order.
-        constant: sizes of blocks that live all the time, such as workspaces; bytes.
+        changes: allocations and frees, in order.
+        constant: sizes of blocks that are never freed, such as workspaces, in bytes.
     """
     allocator = Allocator()
     for size in constant:

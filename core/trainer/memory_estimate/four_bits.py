@@ -1,8 +1,8 @@
-"""Weights in four bits on a trace: what bitsandbytes and GPTQ store and allocate, without their kernels. Trainer room: torch.
+"""Simulates weights of four bits in a trace: what bitsandbytes and GPTQ store and allocate, without their kernels. Imports torch.
 
-A frozen linear layer has two numbers in each byte, and scales besides: NF4 of bitsandbytes one for each block of 64 numbers, in one byte
-under double quantisation and in float32 without; GPTQ one in float16 and a zero for each 128 inputs of an output. Each product first
-makes the whole weight in the computing type, in the forward and in the backward pass.
+A frozen linear layer stores two numbers per byte, and scales. NF4 of bitsandbytes has one scale per block of 64 numbers: one byte with
+double quantisation, else float32. GPTQ has a float16 scale and a zero point per output and 128 inputs. Each matrix product first converts
+the whole weight to the type of the computation, in the forward and in the backward pass.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ NF4_BLOCK, NESTED_BLOCK, GPTQ_GROUP = 64, 256, 128
 
 @contextlib.contextmanager
 def kernels_of_four_bits() -> Iterator[None]:
-    """Let quantised models be made of stand-ins, and products with their weights allocate what the kernels do, inside the block."""
+    """Build quantised models with simulated layers inside the block, whose matrix products allocate the same as the kernels."""
     try:
         import bitsandbytes
     except ImportError:
-        # without the package a stack refuses the method
+        # without the package the stack rejects the method
         yield
         return
     in_place, product = quantise.in_place, bitsandbytes.matmul_4bit
@@ -44,13 +44,13 @@ def _quantised(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def quantised(model: Any, dtype: torch.dtype, *, kind: str = "nf4", double: bool = True) -> Any:
-    """Put stand-ins in place of a model's linear layers, but for the output layer, and return the model.
+    """Replace a model's linear layers, except the output layer, by simulated ones; return the model.
 
     Args:
-        model: with fake tensors.
-        dtype: type that products are computed in.
+        model: a model with fake tensors.
+        dtype: type of the computation.
         kind: ``nf4`` or ``gptq``.
-        double: whether the scales of NF4 are quantised too.
+        double: whether the scales of NF4 are quantised, too.
     """
     output = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
@@ -72,11 +72,17 @@ def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: boo
     made.bias = layer.bias
     count = layer.weight.numel()
     packed = torch.nn.Parameter(torch.empty((-(-count // 2), 1), dtype=torch.uint8), requires_grad=False)
-    told = {"compress_statistics": double, "quant_type": "nf4", "quant_storage": torch.uint8, "bnb_quantized": True}
     scales = count // NF4_BLOCK if kind == "nf4" else 0
-    for name, value in (told | {"quant_state": types.SimpleNamespace(shape=layer.weight.shape, scales=scales)}).items():
+    attributes = {
+        "compress_statistics": double,
+        "quant_type": "nf4",
+        "quant_storage": torch.uint8,
+        "bnb_quantized": True,
+        "quant_state": types.SimpleNamespace(shape=layer.weight.shape, scales=scales),
+    }
+    for name, value in attributes.items():
         setattr(packed, name, value)
-    # bitsandbytes has a class of its own for it, which cannot be made of fake tensors
+    # not Params4bit of bitsandbytes, which cannot be created from fake tensors
     made._parameters["weight"] = packed
     for number, (size, type_of) in enumerate(_beside(layer, kind, double=double)):
         made.register_buffer(f"beside_{number}", torch.empty(size, dtype=type_of), persistent=False)
@@ -84,7 +90,7 @@ def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: boo
 
 
 def _beside(layer: torch.nn.Linear, kind: str, *, double: bool) -> list[tuple[int, torch.dtype]]:
-    """Return what is stored beside the packed weight: numbers and their type."""
+    """Return the number of elements and the type of each tensor that is stored besides the packed weight."""
     count = layer.weight.numel()
     if kind == "gptq":
         groups = -(-layer.in_features // GPTQ_GROUP)
@@ -104,7 +110,7 @@ def _product(given: Any, weight: Any, quant_state: Any, out: Any = None, bias: A
 
 
 def _whole(like: torch.Tensor, state: Any) -> torch.Tensor:
-    """Return the weight in the type of what it is multiplied with, as it is made each time."""
+    """Return the whole weight in the type of ``like``; each product allocates it anew."""
     scales = like.new_empty(state.scales, dtype=torch.float32)
     weight = like.new_empty(state.shape)
     del scales
