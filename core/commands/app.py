@@ -307,7 +307,7 @@ def _add_convert(app: typer.Typer, name: str, plugin: str) -> None:
     own = Actuator(plugin)
     text = f"""Convert spaces, points, operations and actuator configurations of IBM's own actuator SFTTrainer.
 
-    Exit status: 0 the study is the same, 1 it differs where the output says so, 2 bad use.
+    Exit status: 0 the study is the same, 1 it differs where the output says so, 2 usage error.
 
     \b
     Examples:
@@ -322,7 +322,7 @@ def _add_convert(app: typer.Typer, name: str, plugin: str) -> None:
         output: Annotated[
             Path, typer.Option("-o", "--output", metavar="DIR", help="Where to write files of the same names.")
         ] = Path("converted"),
-        check: Annotated[bool, typer.Option("--check", help="Only tell what would change.")] = False,
+        check: Annotated[bool, typer.Option("--check", help="Only show what would change; write nothing.")] = False,
         weights: Annotated[
             Weights, typer.Option(help="random needs no download; pretrained loads, as IBM's actuator does.")
         ] = Weights.random,

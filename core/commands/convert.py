@@ -13,7 +13,7 @@ from .conversion import Document, Unusable, convert, model_map, read
 def main(
     files: list[Path], *, actuator: str, output: Path, check: bool, weights: str, data: str, adaptive: bool
 ) -> int:
-    """Run the command; return its exit status: 0 the study is the same, 1 it is not quite, 2 bad use.
+    """Run the command; return its exit status: 0 the study is the same, 1 it differs, 2 usage error.
 
     Args:
         files: spaces, points, operations and actuator configurations.

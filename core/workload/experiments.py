@@ -118,4 +118,4 @@ def unknown_property(name: str, value: Any, experiment: str, actuator: str) -> s
     close = (
         difflib.get_close_matches(name, fields(actuator, KINDS[experiment]), n=3, cutoff=0.6) if len(name) < 100 else []
     )
-    return f"{message} Close: {', '.join(close)}." if close else message
+    return f"{message} Use {' or '.join(close)}." if close else message

@@ -75,7 +75,7 @@ def resolve(name: str) -> ModelSource:
     if _HUB_ID.fullmatch(name):
         return ModelSource(name, None, name)
     close = difflib.get_close_matches(name, names(), n=3, cutoff=0.6)
-    hint = f"close: {', '.join(close)}" if close else f"accepted: {ACCEPTED}"
+    hint = f"use {' or '.join(close)}" if close else f"accepted: {ACCEPTED}"
     raise UnknownModel(f"Model {_shortened(name)} is unknown; {hint}.")
 
 

@@ -14,7 +14,7 @@ FULL = "is not a property of finetune_full_benchmark in sfttrainer."
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("batchsize", 2, f"batchsize {FULL} Close: batch_size."),
+        ("batchsize", 2, f"batchsize {FULL} Use batch_size."),
         ("method", "lora", f"method {FULL} The experiment sets it: use finetune_lora_benchmark."),
         ("method", "loraa", f"method {FULL}"),
         (

@@ -152,7 +152,7 @@ def test_a_misspelled_name_is_answered_with_close_ones() -> None:
     """The message lists similar names."""
     with pytest.raises(models.UnknownModel) as raised:
         models.resolve("smollm2-135")
-    assert str(raised.value).startswith("Model 'smollm2-135' is unknown; close: smollm2-135m")
+    assert str(raised.value).startswith("Model 'smollm2-135' is unknown; use smollm2-135m")
 
 
 @pytest.mark.parametrize("name", ["zzz", "a/b/c", "org/", "", "x" * 5000])
