@@ -68,7 +68,7 @@ def test_repeated_large_values_are_read_a_few_at_a_time(tmp_path: Path, monkeypa
             sizes.append(batch_size)
             return super().iter_batches(batch_size=batch_size, **options)
 
-    monkeypatch.setattr(files.pyarrow.parquet, "ParquetFile", Recording)
+    monkeypatch.setattr(parquet, "ParquetFile", Recording)
     assert sum(1 for _ in files.parquet_rows(str(path), list)) == 100
     assert max(sizes) <= 3
 

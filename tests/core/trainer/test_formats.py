@@ -84,7 +84,13 @@ def tokenizer(*, begins: bool = False) -> Any:
 
 def build(path: Path, made: Any, **change: Any) -> data.DataSet:
     """Build the data set of a file, each sample once."""
-    values = {"model_name": "m", "number_gpus": 0, "model_max_length": LONGEST, "batch_size": 1, "num_train_epochs": 1}
+    values: dict[str, Any] = {
+        "model_name": "m",
+        "number_gpus": 0,
+        "model_max_length": LONGEST,
+        "batch_size": 1,
+        "num_train_epochs": 1,
+    }
     workload = JobWorkload(**Workload.model_construct(**values, dataset_id=str(path), **change).model_dump())
     return data.build(Job(id="test", workload=workload), made, CONFIG)
 
