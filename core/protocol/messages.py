@@ -204,14 +204,17 @@ class FailureMessage(_FailureMessage, total=False):
     doing: str
 
 
-class _Result(TypedDict):
-    event: Literal["record"]
-    rank: int
-    world_size: int
+class _Timed(TypedDict):
     train_begin_s: float
     step_end_s: list[float]
     warmup_steps: int
     phases: dict[str, float]
+
+
+class _Result(_Timed):
+    event: Literal["record"]
+    rank: int
+    world_size: int
     model_parameters: int
     trainable_parameters: int
     architecture: JsonObject
@@ -219,7 +222,7 @@ class _Result(TypedDict):
     versions: dict[str, str]
 
 
-class _TrainingRecord(_Result):
+class _ClockRecord(_Timed):
     samples: list[int]
     token_slots: list[int]
     real_tokens: list[int]
@@ -230,12 +233,16 @@ class _TrainingRecord(_Result):
     stopped_by: StopReason
 
 
-class Record(_TrainingRecord, total=False):
-    """The measurement of one rank; docs/architecture.md explains each key. Unknown peaks are absent."""
+class ClockRecord(_ClockRecord, total=False):
+    """The part of a ``Record`` that the trainer's clock measures. Unknown peaks are absent."""
 
     rss_peak_bytes: int
     torch_peak_allocated_bytes: int
     torch_peak_reserved_bytes: int
+
+
+class Record(_Result, ClockRecord):
+    """The measurement of one rank; docs/architecture.md explains each key."""
 
 
 class _EstimateRecord(_Result):

@@ -11,12 +11,12 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 
-from ..protocol.messages import COUNTS, Job, ProgressCallback
+from ..protocol.messages import COUNTS, ClockRecord, Job, ProgressCallback
 from ..protocol.messages import progress as progress_message
 from ..protocol.stopping import APART_FOR_RANKS, Protocol
 from .memory import peak_resident_bytes, reset_peak_resident
@@ -246,13 +246,13 @@ class Clock:
         for hook in self._hooks:
             hook.remove()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> ClockRecord:
         """Return the clock's part of the record."""
         assert self._ends is not None
         ends = self._ends.all()
         self._add_durations(ends)
         warmup_steps = self._ranks.share(self.protocol.warmup_steps)
-        return {
+        record = {
             "train_begin_s": self._ends.begin_s,
             "step_end_s": ends,
             **self._counts.read(),
@@ -262,6 +262,7 @@ class Clock:
             "phases": self.phases,
             **self._measured_peaks(warmup_steps),
         }
+        return cast("ClockRecord", record)
 
     def _add_durations(self, ends: list[float]) -> None:
         assert self._ends is not None
