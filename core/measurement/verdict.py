@@ -60,7 +60,7 @@ def conclude(plan: Plan, runs: list[Run], *, price: float | None) -> Verdict:
     if run.cause is not None:
         return refusal(failures.raised(run.cause), plan.actuator, plan.experiment, _metadata(plan, run))
     if plan.kind.task == "memory_estimate":
-        return _estimate(plan, run)
+        return _estimate(plan, run, price)
     return _benchmark(plan, run, price)
 
 
@@ -71,9 +71,11 @@ def _fractions(plan: Plan, runs: list[Run]) -> Verdict:
     return Verdict(result.properties, "", {**_metadata(plan, runs[0]), "errors": ends, "logs": logs}, result)
 
 
-def _estimate(plan: Plan, run: Run) -> Verdict:
+def _estimate(plan: Plan, run: Run, price: float | None) -> Verdict:
     record = cast("EstimateRecord", run.outcomes[0].records[0])
-    result = memory_estimate.make(record, plan.workload, total_s=run.outcomes[0].total_s)
+    result = memory_estimate.make(
+        record, plan.workload, total_s=run.outcomes[0].total_s, price_usd_per_device_hour=price
+    )
     metadata = _metadata(plan, run)
     metadata["versions"] |= record["versions"]
     found: ResultMetadata = {
@@ -83,6 +85,7 @@ def _estimate(plan: Plan, run: Run) -> Verdict:
         "trainable_parameters": record["trainable_parameters"],
         "facts": record["facts"],
         "omitted": _by_reason(result.omitted),
+        "notes": list(result.notes),
     }
     metadata.update(found)
     if "devices" in record:

@@ -1,4 +1,4 @@
-"""From the record of a memory estimate to its properties. Pure: no torch, no clock, no I/O."""
+"""From the record of a memory estimate to its properties, with the bound on speed. Pure: no torch, no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 from ..protocol.messages import MEMORY_KINDS, EstimateRecord
 from ..workload.fields import Workload
 from ..workload.outputs import MEMORY_OUTPUTS
-from . import accelerators
+from . import accelerators, roofline
 from .accelerators import GIB
-from .benchmark import Report
+from .report import Report
 
 # no estimate was more than 3 % above a published measurement with the same releases of the libraries, see docs/memory-estimate.md
 KNOWN_ERROR = 0.03
+COST_LIMIT = "usd_per_million_tokens_limit"
+LIMITS = ("step_time_limit_s", "tokens_per_second_limit", COST_LIMIT)
 
 
 def fullest(peaks: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
@@ -28,13 +30,16 @@ def needed_bytes(record: EstimateRecord) -> int:
     return total if reserved is None else max(total, int(reserved["needed"]))
 
 
-def make(record: EstimateRecord, workload: Workload, *, total_s: float) -> Report:
+def make(
+    record: EstimateRecord, workload: Workload, *, total_s: float, price_usd_per_device_hour: float | None = None
+) -> Report:
     """Return the report of an estimate.
 
     Args:
         record: as ``trainer.estimate`` makes it.
         workload: what it was made for.
         total_s: wall time, seconds.
+        price_usd_per_device_hour: price of a GPU-hour, or None.
     """
     parts = fullest(record["peaks_bytes"])
     total = sum(parts.values())
@@ -60,7 +65,34 @@ def make(record: EstimateRecord, workload: Workload, *, total_s: float) -> Repor
     else:
         properties |= {"device_memory_gib": device_gib, "fits": int(needed_bytes(record) <= usable)}
         properties["largest_batch_size"] = record["largest_batch_size"]
-    return Report.complete(properties, omitted, "the record does not have it.", outputs=MEMORY_OUTPUTS)
+    bound, unbounded = limit_of(record, workload)
+    if bound is None:
+        omitted |= dict.fromkeys(LIMITS, unbounded)
+        notes = []
+    else:
+        properties |= {"step_time_limit_s": bound.step_s, "tokens_per_second_limit": bound.tokens_per_second}
+        notes = [f"step_time_limit_s is set by {bound.resource}."]
+        if price_usd_per_device_hour is None:
+            omitted[COST_LIMIT] = "The actuator configuration has no price_usd_per_device_hour."
+        else:
+            properties[COST_LIMIT] = bound.usd_per_million_tokens(price_usd_per_device_hour, workload.number_gpus)
+    return Report.complete(
+        properties, omitted, "the record does not have it.", notes=tuple(notes), outputs=MEMORY_OUTPUTS
+    )
+
+
+def limit_of(record: EstimateRecord, workload: Workload) -> tuple[roofline.Limit | None, str]:
+    """Return the bound on the speed of a workload, or None and the reason why there is none."""
+    if not workload.number_gpus:
+        return None, "without GPUs there is no bound: the peak of the host is not known."
+    if workload.gpu_model == "any":
+        return None, "gpu_model any names no device."
+    return roofline.limit(
+        workload,
+        record["architecture"],
+        model_parameters=record["model_parameters"],
+        trainable_parameters=record["trainable_parameters"],
+    )
 
 
 def memory_of(workload: Workload) -> tuple[float | None, str]:

@@ -17,7 +17,7 @@ class Report:
         properties: values by identifier, in the order of ``outputs``.
         omitted: for each other identifier of ``outputs`` the reason why it has no value.
         raw_step_s: duration of every optimizer step, warm-up included, maximum over ranks, seconds.
-        notes: warnings about results that may be wrong.
+        notes: warnings about results that may be wrong; of estimates, what sets the bound.
         outputs: the properties of this kind of experiment, from identifier to description.
     """
 

@@ -68,8 +68,11 @@ def limit(
         trainable_parameters: those that are trained.
     """
     computed = {"bf16": "bfloat16", "fp16": "float16"}.get(workload.mixed_precision, workload.torch_dtype)
-    peak, reason = accelerators.peak_tflops(workload.gpu_model, computed)
     row = accelerators.find(workload.gpu_model)
+    if computed == "float32" and workload.torch_compile and row is not None and "tf32" in row.tflops:
+        # libraries turn it on for compiled models
+        computed = "tf32"
+    peak, reason = accelerators.peak_tflops(workload.gpu_model, computed)
     if peak is None or row is None:
         return None, reason
     if row.bandwidth_gb_s is None:

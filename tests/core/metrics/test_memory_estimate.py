@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
-from ado_actuators.sfttrainer.core.metrics import accelerators
+from ado_actuators.sfttrainer.core.metrics import accelerators, roofline
 from ado_actuators.sfttrainer.core.metrics import memory_estimate as memory_report
-from ado_actuators.sfttrainer.core.workload import fields, validation
+from ado_actuators.sfttrainer.core.workload import fields, models, validation
 
 GIB = 2**30
+ARCHITECTURE: Any = models.resolve("tiny-llama-5m").architecture
+PARAMETERS = 4_999_424
+LIMITS = {"step_time_limit_s", "tokens_per_second_limit", "usd_per_million_tokens_limit"}
+DEVICE = {"device_memory_gib", "fits", "largest_batch_size"}
 VALUES = {
     "model_name": "tiny-llama-5m",
     "model_max_length": 128,
@@ -99,7 +103,17 @@ def record(passes_gib: float, update_gib: float) -> Any:
         },
         "largest_batch_size": 24,
         "reserved_bytes": {"most": int(70 * GIB), "needed": int(66 * GIB)},
+        "architecture": ARCHITECTURE,
+        "model_parameters": PARAMETERS,
+        "trainable_parameters": PARAMETERS,
     }
+
+
+def bound(workload: fields.Workload) -> roofline.Limit:
+    """Return the bound that ``plan`` shows."""
+    found, _ = roofline.limit(workload, ARCHITECTURE, model_parameters=PARAMETERS, trainable_parameters=PARAMETERS)
+    assert found is not None
+    return found
 
 
 def test_the_report_of_an_estimate() -> None:
@@ -118,9 +132,47 @@ def test_the_report_of_an_estimate() -> None:
         "device_memory_gib": 80.0,
         "fits": 1,
         "largest_batch_size": 24,
+        "step_time_limit_s": bound(made()).step_s,
+        "tokens_per_second_limit": bound(made()).tokens_per_second,
         "total_s": 3.0,
     }
+    assert got.omitted == {
+        "usd_per_million_tokens_limit": "The actuator configuration has no price_usd_per_device_hour."
+    }
+
+
+def test_the_bound_on_speed_and_cost() -> None:
+    """Token slots of the whole batch over the least time of a step; two GPUs at 1.8 USD cost 0.1 cent a second."""
+    got = memory_report.make(record(1, 1), made(), total_s=3.0, price_usd_per_device_hour=1.8)
+    limit = got.properties
+    assert limit["tokens_per_second_limit"] == pytest.approx(8 * 128 / limit["step_time_limit_s"])
+    assert limit["usd_per_million_tokens_limit"] == pytest.approx(0.001 * 1e6 / limit["tokens_per_second_limit"])
+    assert got.notes == (f"step_time_limit_s is set by {bound(made()).resource}.",)
     assert got.omitted == {}
+
+
+def test_several_micro_batches_are_one_step() -> None:
+    """The bound of the step grows with them; the tokens of all of them count."""
+    got = memory_report.make(record(1, 1), made(gradient_accumulation_steps=4), total_s=3.0).properties
+    assert got["tokens_per_second_limit"] == pytest.approx(4 * 8 * 128 / got["step_time_limit_s"])
+
+
+@pytest.mark.parametrize(
+    ("change", "architecture", "reason"),
+    [
+        ({"gpu_model": "Abacus 3"}, ARCHITECTURE, "the peak of device 'Abacus 3' is not known."),
+        ({"gpu_model": "Tesla-T4", "torch_dtype": "bfloat16"}, ARCHITECTURE, "gives no peak for bfloat16."),
+        ({}, {"model_type": "other"}, "other"),
+    ],
+)
+def test_no_bound_has_a_reason(change: dict[str, Any], architecture: dict[str, Any], reason: str) -> None:
+    """Of an unknown device, number or model nothing is guessed."""
+    got = memory_report.make(
+        record(1, 1) | {"architecture": architecture}, made(**change), total_s=3.0, price_usd_per_device_hour=1.0
+    )
+    assert not LIMITS & set(got.properties)
+    assert {reason in got.omitted[name] for name in LIMITS} == {True}
+    assert got.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -143,14 +195,15 @@ def test_an_unknown_device_gives_no_verdict() -> None:
     """What depends on the device is left out, with the reason."""
     got = memory_report.make(record(64, 32), made(gpu_model="any"), total_s=3.0)
     reason = "gpu_model any names no device."
-    assert got.omitted == dict.fromkeys(("device_memory_gib", "fits", "largest_batch_size"), reason)
+    assert got.omitted == dict.fromkeys(DEVICE | LIMITS, reason)
 
 
 def test_a_workload_without_gpus_gives_no_verdict() -> None:
     """The memory of a host is not known, and no allocator of CUDA reserves any."""
     without = record(64, 32) | {"reserved_bytes": None}
     got = memory_report.make(without, made(gpu_model="any", number_gpus=0), total_s=3.0)
-    assert set(got.omitted) == {"device_memory_gib", "fits", "largest_batch_size", "memory_reserved_gib"}
+    assert set(got.omitted) == DEVICE | LIMITS | {"memory_reserved_gib"}
+    assert got.omitted["step_time_limit_s"].startswith("without GPUs")
 
 
 @pytest.mark.parametrize(("gib", "certain"), [(79.0, False), (80.9, False), (81.0, True)])

@@ -46,6 +46,15 @@ def test_checkpointing_computes_layers_again() -> None:
     assert 1.30 < ratio < 4 / 3
 
 
+def test_compiled_models_multiply_float32_in_tf32() -> None:
+    """Libraries turn TF32 on for torch.compile; devices without it keep the rate of float32."""
+    plain = {"torch_dtype": "float32"}
+    ratio = limit(**plain).step_s / limit(**plain, torch_compile=True).step_s
+    assert ratio == pytest.approx(494.75 / 67)
+    old = plain | {"gpu_model": "Tesla-T4"}
+    assert limit(**old, torch_compile=True) == limit(**old)
+
+
 def test_small_batches_are_limited_by_memory_bandwidth() -> None:
     """Weights twice and seven numbers a parameter for AdamW, two bytes each."""
     got = limit(batch_size=1, model_max_length=16)
