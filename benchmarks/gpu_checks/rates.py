@@ -1,4 +1,4 @@
-"""Part 5: speed against limits: MFU, the roofline where the estimate gives one, and a matrix product on the same machine."""
+"""Part 5: speed against limits: MFU, the estimate's bound, and a matrix product on the same machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import common
 
 from ado_actuators.sfttrainer.core.metrics import accelerators
-from ado_actuators.sfttrainer.core.workload.outputs import MEMORY_OUTPUTS
 
 from .bench import Bench, Failed
 from .checks import Check, Found, check, number, unmeasured
@@ -17,6 +16,7 @@ TITLE = "Rates against limits"
 LEAST_S = 12.0
 # the product and three shapes; predictions that would leave less are not waited for
 MEASURING_S = 25.0
+# token slots per second of all devices, as train_tokens_per_second
 LIMIT = "tokens_per_second_limit"
 # a training step is not faster than a matrix product; 2 % for the variation of the product
 ROUNDING = 1.02
@@ -24,8 +24,9 @@ ROUNDING = 1.02
 
 def prepare(bench: Bench) -> None:
     """Begin the estimates, if they know a limit."""
+    known = _limited(bench)
     for case in bench.choice.rates():
-        if LIMIT in MEMORY_OUTPUTS and not refusal(case, bench.choice.gib, bench.absent):
+        if known and not refusal(case, bench.choice.gib, bench.absent):
             bench.expect(case.values)
 
 
@@ -34,12 +35,12 @@ def run(bench: Bench, found: Found) -> None:
     rows: list[dict[str, Any]] = []
     found.update(rows=rows, left_out={}, planned=0)
     predicted: dict[str, dict[str, Any]] = {}
+    # an estimate without a limit would cost the time of the measurements
+    known = _limited(bench)
     for case in bench.choice.rates():
         if reason := refusal(case, bench.choice.gib, bench.absent):
             found["left_out"][case.name] = reason
             continue
-        # an estimate without a limit would cost the time of the measurements
-        known = LIMIT in MEMORY_OUTPUTS
         predicted[case.name] = bench.estimate(case.values, keep_s=MEASURING_S) if known else {}
     bench.end_estimates()
     found["planned"] = len(predicted)
@@ -52,11 +53,15 @@ def run(bench: Bench, found: Found) -> None:
         if bench.left_s() < LEAST_S:
             found["left_out"][case.name] = "no time was left"
             continue
-        limit = predicted[case.name].get(LIMIT)
-        rows.append(
-            {"name": shape(case.values), "values": case.values, "limit": limit, **_measured(bench, case.values)}
-        )
+        estimate = predicted[case.name]
+        limit = {"limit": estimate.get(LIMIT), "no_limit": estimate.get("error")}
+        rows.append({"name": shape(case.values), "values": case.values, **limit, **_measured(bench, case.values)})
         bench.say(f"{rows[-1]['name']}: {number(rows[-1].get('tokens_per_second'), ',.0f', 'no number')} tokens/s")
+
+
+def _limited(bench: Bench) -> bool:
+    """Return whether estimates for this device can have a limit."""
+    return bench.device is not None and accelerators.peak_tflops(bench.name, bench.choice.dtype)[0] is not None
 
 
 def shape(values: dict[str, Any]) -> str:
@@ -103,7 +108,8 @@ def _below_limit(rows: list[dict[str, Any]]) -> Check:
     what = "no rate is above its predicted limit"
     shares = {row["name"]: row["tokens_per_second"] / row["limit"] for row in rows if row.get("limit")}
     if not shares:
-        return unmeasured(what, f"the estimate gives no {LIMIT}")
+        errors = [row["no_limit"] for row in rows if row.get("no_limit")]
+        return unmeasured(what, errors[0] if errors else f"the estimate gives no {LIMIT}")
     text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
     return check(what, max(shares.values()) <= 1, text)
 

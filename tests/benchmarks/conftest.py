@@ -26,6 +26,9 @@ from gpu_checks.bench import Bench, Failed, Run  # noqa: E402
 from gpu_checks.workloads import Choice  # noqa: E402
 
 from ado_actuators.sfttrainer.core.host import nvml  # noqa: E402
+from ado_actuators.sfttrainer.core.metrics import memory_estimate  # noqa: E402
+from ado_actuators.sfttrainer.core.protocol.messages import MEMORY_KINDS  # noqa: E402
+from ado_actuators.sfttrainer.core.workload import models, validation  # noqa: E402
 
 GIB, MIB = 2**30, 2**20
 H100_GIB = 79.6
@@ -161,6 +164,23 @@ def properties(values: dict[str, Any]) -> dict[str, Any]:
         "step_time_median_s": 0.2,
         "total_s": 9.0,
     }
+
+
+def estimated(values: dict[str, Any], allocated_gib: float = 10.0, reserved_gib: float = 11.0) -> dict[str, Any]:
+    """Return the properties of the memory estimate for a trace that needed this memory."""
+    workload = validation.parse(values)
+    architecture = models.resolve(workload.model_name).architecture
+    parts = dict.fromkeys(MEMORY_KINDS, 0) | {"parameters": int(allocated_gib * GIB)}
+    record: Any = {
+        "peaks_bytes": {"passes": parts},
+        "reserved_bytes": {"most": int(reserved_gib * GIB), "needed": int(allocated_gib * GIB)},
+        "largest_batch_size": None,
+        "architecture": architecture,
+        "model_parameters": 10**9,
+        "trainable_parameters": 10**9 if workload.method == "full" else 10**7,
+    }
+    report = memory_estimate.make(record, workload, total_s=1.0)
+    return {name: value for name, value in report.properties.items() if value is not None}
 
 
 def h100(name: str = "h100-four") -> nvml.Device:

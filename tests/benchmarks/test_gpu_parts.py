@@ -14,7 +14,19 @@ from ado_actuators.sfttrainer.core.host import nvml
 from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.verdict import Verdict
 
-from .conftest import BATCH, GIB, H100_GIB, MIB, Failed, MadeUp, Nvml, found_by, found_by_without_blocks, states
+from .conftest import (
+    BATCH,
+    GIB,
+    H100_GIB,
+    MIB,
+    Failed,
+    MadeUp,
+    Nvml,
+    estimated,
+    found_by,
+    found_by_without_blocks,
+    states,
+)
 
 from gpu_checks import against_bare, device, edge, energy, memory, nvml_facts, rates, reuse, stopping  # isort: skip
 from gpu_checks.bench import Bench  # isort: skip
@@ -149,6 +161,19 @@ def test_memory_names_the_worst_prediction(bench: MadeUp) -> None:
     checks = memory.judge(found_by(memory, bench))
     assert states(checks) == ["met", "missed", "met", "missed"]
     assert checks[1].text == "11 of 12 workloads; worst +9.2 % (1B LoRA 512x4)"
+
+
+@pytest.mark.parametrize(
+    ("allocated", "reserved", "expected"),
+    [(10.19, 11.54, ["met", "met"]), (10.21, 11.54, ["missed", "met"]), (10.19, 11.56, ["met", "missed"])],
+)
+def test_memory_is_judged_by_the_estimate(
+    bench: MadeUp, allocated: float, reserved: float, expected: list[str]
+) -> None:
+    """2 % of 10 GiB allocated and 5 % of 11 GiB reserved, in the units that the estimate returns."""
+    bench.estimate = lambda values, **how: estimated(bench.estimated(values), allocated, reserved)  # type: ignore[method-assign]
+    bench.change = lambda values: {"torch_peak_allocated_gib": 10.0, "torch_peak_reserved_gib": 11.0}
+    assert states(memory.judge(found_by(memory, bench)))[1:3] == expected
 
 
 def test_memory_says_that_nothing_was_predicted(bench: MadeUp) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import MIB, MadeUp, found_by, h100, states
+from .conftest import MIB, MadeUp, estimated, found_by, h100, states
 
 import fidelity  # isort: skip
 from gpu_checks import against_bare, energy, rates, reuse, stopping  # isort: skip
@@ -99,22 +99,15 @@ def test_limits_of_fidelity() -> None:
 # -- rates -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if estimates gave a limit."""
-    monkeypatch.setattr(rates, "MEMORY_OUTPUTS", {rates.LIMIT: "tokens/s."})
-
-
-def test_rates_do_not_wait_for_estimates_without_a_limit(bench: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Estimates take time that the measurements need."""
-    monkeypatch.setattr(rates, "MEMORY_OUTPUTS", {})
+def test_rates_do_not_wait_for_estimates_without_a_limit(bench: MadeUp) -> None:
+    """A device without a known peak has none; estimates take time that the measurements need."""
+    bench.name = "Abacus 3"
     bench.estimate = bench.expect = None  # type: ignore[assignment]
     rates.prepare(bench)
     found = found_by(rates, bench)
     assert states(rates.judge(found)) == ["met", "not measured", "met", "met"]
 
 
-@pytest.mark.usefixtures("limits")
 def test_rates_below_their_limits(bench: MadeUp) -> None:
     """40,000 tokens/s of 90,000, 300 of 700 TFLOP/s, MFU 30.3 %: all three shapes are met."""
     found = found_by(rates, bench)
@@ -123,7 +116,6 @@ def test_rates_below_their_limits(bench: MadeUp) -> None:
     assert checks[3].text == "300.00 of 700.00 TFLOP/s (43 %), peak 990"
 
 
-@pytest.mark.usefixtures("limits")
 def test_rates_above_their_limits(bench: MadeUp) -> None:
     """What is impossible is missed: above the limit, MFU above 100 %, faster than a matrix product."""
     bench.change = lambda values: {"train_tokens_per_second": 100_000.0, "mfu_percent": 130.0}
@@ -142,7 +134,31 @@ def test_rates_without_a_limit(bench: MadeUp) -> None:
     assert checks[1].text == "the estimate gives no tokens_per_second_limit"
 
 
-@pytest.mark.usefixtures("limits")
+@pytest.mark.parametrize(("share", "state"), [(0.6, "met"), (0.999, "met"), (1.001, "missed")])
+def test_the_limit_is_that_of_the_memory_estimate(bench: MadeUp, share: float, state: str) -> None:
+    """The rate of token slots that a benchmark measures is compared with the bound, for each workload its own."""
+
+    def limit(values: dict[str, Any]) -> float:
+        rate: float = estimated(bench.estimated(values))[rates.LIMIT]
+        return rate
+
+    def change(values: dict[str, Any]) -> dict[str, Any]:
+        return {"train_tokens_per_second": share * limit(values)}
+
+    bench.estimate = lambda values, **how: estimated(bench.estimated(values))  # type: ignore[method-assign]
+    bench.change = change
+    found = found_by(rates, bench)
+    assert [row["tokens_per_second"] / row["limit"] for row in found["rows"]] == pytest.approx([share] * 3)
+    assert len({row["limit"] for row in found["rows"]}) == 3
+    assert states(rates.judge(found))[1] == state
+
+
+def test_rates_say_why_there_was_no_estimate(bench: MadeUp) -> None:
+    """The message of the estimate is that of the check."""
+    bench.predicted = {"error": "it cannot be traced"}
+    assert rates.judge(found_by(rates, bench))[1].text == "it cannot be traced"
+
+
 def test_rates_that_were_not_all_measured(bench: MadeUp) -> None:
     """Shapes without time, all or some, are neither met nor missed, and predictions leave time to measure."""
     kept: list[float] = []
