@@ -53,6 +53,8 @@ def test_an_estimate_for_gpus_that_this_machine_lacks(local: Local) -> None:
     assert got["memory_optimizer_gib"] == pytest.approx(2 * 4_999_424 * 4 / 2**30, rel=0.001)
     assert got["largest_batch_size"] % 2 == 0
     assert got["largest_batch_size"] > 4
+    assert got["tokens_per_second_limit"] == pytest.approx(4 * 64 / got["step_time_limit_s"])
+    assert verdict.metadata["notes"][0].startswith("step_time_limit_s is set by ")
 
 
 @pytest.mark.parametrize(

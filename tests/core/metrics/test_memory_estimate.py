@@ -144,7 +144,7 @@ def test_the_report_of_an_estimate() -> None:
 def test_the_bound_on_speed_and_cost() -> None:
     """Token slots of the whole batch over the least time of a step; two GPUs at 1.8 USD cost 0.1 cent a second."""
     got = memory_report.make(record(1, 1), made(), total_s=3.0, price_usd_per_device_hour=1.8)
-    limit = got.properties
+    limit: dict[str, Any] = dict(got.properties)
     assert limit["tokens_per_second_limit"] == pytest.approx(8 * 128 / limit["step_time_limit_s"])
     assert limit["usd_per_million_tokens_limit"] == pytest.approx(0.001 * 1e6 / limit["tokens_per_second_limit"])
     assert got.notes == (f"step_time_limit_s is set by {bound(made()).resource}.",)
@@ -153,7 +153,9 @@ def test_the_bound_on_speed_and_cost() -> None:
 
 def test_several_micro_batches_are_one_step() -> None:
     """The bound of the step grows with them; the tokens of all of them count."""
-    got = memory_report.make(record(1, 1), made(gradient_accumulation_steps=4), total_s=3.0).properties
+    got: dict[str, Any] = dict(
+        memory_report.make(record(1, 1), made(gradient_accumulation_steps=4), total_s=3.0).properties
+    )
     assert got["tokens_per_second_limit"] == pytest.approx(4 * 8 * 128 / got["step_time_limit_s"])
 
 
