@@ -357,8 +357,8 @@ def test_the_page_follows_the_readers_colour_scheme(browser: str, recorded: list
     brightness = {}
     for scheme, number in (("dark", 0), ("light", 1)):
         shot = tmp_path / f"{scheme}.png"
-        settings = f"--blink-settings=preferredColorScheme={number}"
-        browse(browser, file, tmp_path / f"profile-{scheme}", settings, f"--screenshot={shot}")
+        settings = (f"--blink-settings=preferredColorScheme={number}", "--window-size=800,600")
+        browse(browser, file, tmp_path / f"profile-{scheme}", *settings, f"--screenshot={shot}")
         brightness[scheme] = float(image.imread(shot)[..., :3].mean())
     assert brightness["dark"] < 0.25
     assert brightness["light"] > 0.8
