@@ -131,7 +131,7 @@ def check(shipped: set[Path], package: Path) -> None:
     # an actuator with ``requirements`` trains in environments that are built from pinned lists
     actuator, lists = (package / "actuator.py").read_text(encoding="utf-8"), package / "environments"
     has_lists = any(path.parent == lists and path.suffix == ".txt" for path in shipped)
-    if re.search(r"^ +requirements\b.*= *[\"']", actuator, re.MULTILINE) and not has_lists:
+    if re.search(r"^ +requirements\b.*= *\S", actuator, re.MULTILINE) and not has_lists:
         refuse(f"no list of packages in {lists} would ship", "Restore the lists and run `git add` for them.")
 
 
