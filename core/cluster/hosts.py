@@ -22,7 +22,7 @@ from ..measurement.outcome import Outcome
 from ..protocol.messages import Job
 from . import nodes
 from .console import Message, console_line
-from .room import SPARE_CPUS, Need, Node, Place
+from .placement import SPARE_CPUS, Need, Node, Place
 from .snapshot import LEASE, MARK, GroupName, need, parse_name
 
 # the label by which Ray names each node; Ray older than labels has none and does not know the argument
@@ -38,7 +38,7 @@ class Shape:
     Attributes:
         host: what each node's host provides.
         nodes: hosts.
-        cpus: CPUs that each host trains with; in Ray it may hold fewer (``room``).
+        cpus: CPUs that each host trains with; in Ray it may hold fewer (``placement``).
         gpu_model: GPU type, or ``any``.
         roce: with RDMA between nodes.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from . import room
-from .room import Need
+from . import placement
+from .placement import Need
 from .snapshot import Snapshot, Waiting
 
 # how long a request may wait while newer ones are served
@@ -31,7 +31,7 @@ class Patience:
         """Set the snapshot, and the waiting requests of all pools, this one included."""
         now = time.monotonic()
         self._seen, self._waiting = seen, sorted(waiting, key=lambda one: one.since_s)
-        free = [(one.owner, one.since_s) for one in waiting if room.place(one.need, seen.nodes) is not None]
+        free = [(one.owner, one.since_s) for one in waiting if placement.place(one.need, seen.nodes) is not None]
         self._untaken_s = {key: self._untaken_s.get(key, now) for key in free}
         foreign = {one.group for one in seen.pending}
         self._foreign_s = {group: self._foreign_s.get(group, now) for group in foreign}
@@ -40,9 +40,9 @@ class Patience:
     def holds_back(self, need: Need, since_s: float) -> bool:
         """Whether a request must wait for an older one that has waited for long and lacks only resources of leases."""
         nodes = self._seen.nodes
-        empty = room.without(nodes, None)
+        empty = placement.without(nodes, None)
         return any(
-            room.place(other, empty) is not None and any(node.fits(other) and node.fits(need) for node in nodes)
+            placement.place(other, empty) is not None and any(node.fits(other) and node.fits(need) for node in nodes)
             for other in self._starving(since_s)
         )
 
@@ -56,28 +56,28 @@ class Patience:
         """
         self._waiting = list(waiting)
         nodes = self._seen.nodes
-        if any(room.helps(lease, need, nodes) for need in self._starving(since_s)):
+        if any(placement.helps(lease, need, nodes) for need in self._starving(since_s)):
             return True
         limit = time.monotonic() - PATIENCE_S
         for one in self._seen.pending:
             long = self._foreign_s.get(one.group, limit) < limit and one.group not in self._tried
-            if long and room.giving_way([lease], one.bundles, nodes):
+            if long and placement.leases_to_end([lease], one.bundles, nodes):
                 self._tried.add(one.group)
                 return True
         return False
 
-    def gives_up(self, idle: Sequence[str]) -> set[str]:
+    def idle_to_end(self, idle: Sequence[str]) -> set[str]:
         """Return the idle leases to end: as few as possible that serve a waiting request."""
         nodes = self._seen.nodes
         for one in self._waiting:
-            if ended := room.giving_way(idle, one.need, nodes):
+            if ended := placement.leases_to_end(idle, one.need, nodes):
                 return set(ended)
         for need in self._starving(time.time()):
             # together with leases of other pools it may be enough
-            if ended := [lease for lease in idle if room.helps(lease, need, nodes)]:
+            if ended := [lease for lease in idle if placement.helps(lease, need, nodes)]:
                 return set(ended)
         for group in self._seen.pending:
-            if group.group not in self._tried and (ended := room.giving_way(idle, group.bundles, nodes)):
+            if group.group not in self._tried and (ended := placement.leases_to_end(idle, group.bundles, nodes)):
                 self._tried.add(group.group)
                 return set(ended)
         return set()

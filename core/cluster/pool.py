@@ -2,7 +2,7 @@
 
 Requests for one shape are served in the order of their arrival. Shapes and pools are not ordered: any request whose resources are free
 is served, and a lease passes to the next request of its shape, so that its trainers are reused. A request of any pool of the Ray cluster
-that has waited for long is served before newer ones (``patience``). ``room`` computes which resources are free.
+that has waited for long is served before newer ones (``patience``). ``placement`` computes which resources are free.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collections.abc import Callable
 from ray.util.placement_group import PlacementGroup
 
 from .. import failures
-from . import room
+from . import placement
 from .hosts import Lease, Shape, mark_waiting, remove, reserve, start_host
 from .patience import Patience
-from .room import Need
+from .placement import Need
 from .snapshot import Snapshot, Waiting, look
 from .waiting import explain
 
@@ -34,14 +34,14 @@ FIRST_LOOK_S = 0.03
 # a lease that has been idle for less is kept: ado sends the next entity as soon as one is done
 SETTLED_S = 0.5
 # Ray frees the resources of a killed host after a moment; until then no other lease is ended
-ROOM_S = 3.0
+FREEING_S = 3.0
 # a placement group that Ray has not created by then is requested anew, since other resources are free now
 RENEW_S = 3.0
 # a request that has waited for less is not shown to other pools
 MARK_AFTER_S = 1.0
-# a wait is reported after TELL_AFTER_S, and again every TELL_EVERY_S
-TELL_AFTER_S = 30.0
-TELL_EVERY_S = 300.0
+# a wait is reported after REPORT_AFTER_S, and again every REPORT_EVERY_S
+REPORT_AFTER_S = 30.0
+REPORT_EVERY_S = 300.0
 # a wait for resources that the operation itself holds until its end fails after this time
 STUCK_S = 90.0
 
@@ -67,7 +67,7 @@ class _Line:
         group: placement group that Ray was asked to create; None while the resources are not free.
         asked_s: when Ray was asked, monotonic seconds.
         mark: placement group that shows the wait to other pools while the resources are not free.
-        told_s: when the wait was last reported.
+        reported_s: when the wait was last reported.
         stuck_s: since when the wait cannot end.
     """
 
@@ -76,7 +76,7 @@ class _Line:
     group: PlacementGroup | None = None
     asked_s: float = 0.0
     mark: PlacementGroup | None = None
-    told_s: float | None = None
+    reported_s: float | None = None
     stuck_s: float | None = None
     id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex[:8])
 
@@ -110,10 +110,10 @@ class Pool:
         self._seen = Snapshot()
         self._patience = Patience()
         self._operators: dict[str, float] = {}
-        self._room_made_s = float("-inf")
+        self._freed_s = float("-inf")
         self._hurry = False
         self._tending: asyncio.Task[None] | None = None
-        self._telling: set[asyncio.Task[None]] = set()
+        self._reporting: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def acquire(self, shape: Shape, timeout_s: float, check: Callable[[], None] | None = None) -> Lease:
@@ -174,7 +174,7 @@ class Pool:
         """Return a lease; ``keep`` leaves its hosts running for the next measurement of the same shape."""
         if lease in self._busy:
             self._busy.remove(lease)
-        if not keep or self._closed or self._gives_way(lease):
+        if not keep or self._closed or self._must_end(lease):
             lease.end()
         elif not self._hand_over(lease):
             lease.idle_since = time.monotonic()
@@ -233,7 +233,7 @@ class Pool:
     def _close_line(self, line: _Line) -> None:
         remove(line.group)
         remove(line.mark)
-        if line.told_s is not None:
+        if line.reported_s is not None:
             self._report(line.id, "The wait for CPUs and GPUs is over.", False, False)
 
     def _fail(self, shape: Shape, error: Exception) -> None:
@@ -260,15 +260,15 @@ class Pool:
         pause_s = POLL_S if self._lines else min(1.0, self._idle_timeout_s)
         await asyncio.sleep(FIRST_LOOK_S if self._hurry else pause_s)
         self._hurry = False
-        self._end_what_idles_too_long()
+        self._end_expired()
         if self._lines or self._idle:
             self._seen, self._needs = await asyncio.to_thread(self._look, list(self._lines))
             self._patience.update(self._seen, self._waiting())
             self._serve()
             self._ask()
-            self._make_room()
-            self._end_what_cannot_end()
-            self._tell()
+            self._end_idle_for_waiting()
+            await self._fail_endless_waits()
+            self._report_waits()
 
     def _look(self, shapes: list[Shape]) -> tuple[Snapshot, dict[Shape, Need]]:
         """Ask Ray for the state of the cluster. CPUs for operators are the most that they held so far, since their trials start and end."""
@@ -311,7 +311,7 @@ class Pool:
             need = self._needs.get(shape)
             if need is None:
                 continue
-            places = None if self._patience.holds_back(need, line.since_s) else room.place(need, self._seen.nodes)
+            places = None if self._patience.holds_back(need, line.since_s) else placement.place(need, self._seen.nodes)
             try:
                 if places is not None:
                     remove(line.mark)
@@ -332,13 +332,13 @@ class Pool:
             remove(line.mark)
             line.mark = None
 
-    def _gives_way(self, lease: Lease) -> bool:
+    def _must_end(self, lease: Lease) -> bool:
         """Whether a lease must end for a request that has waited for long, although requests of its own shape wait as well."""
         line = self._lines.get(lease.shape)
         # a lease without a waiting request of its shape is kept until the next round
         return line is not None and self._patience.ends(lease.id, line.since_s, self._waiting(lease.shape))
 
-    def _end_what_idles_too_long(self) -> None:
+    def _end_expired(self) -> None:
         limit = time.monotonic() - self._idle_timeout_s
         self._end_idle({lease.id for lease in self._idle if lease.idle_since < limit})
 
@@ -347,44 +347,41 @@ class Pool:
             self._idle.remove(lease)
             lease.end()
 
-    def _make_room(self) -> None:
+    def _end_idle_for_waiting(self) -> None:
         """End idle leases for waiting requests."""
         now = time.monotonic()
         idle = [lease.id for lease in self._idle if now - lease.idle_since >= SETTLED_S]
-        if idle and now - self._room_made_s >= ROOM_S and (ended := self._patience.gives_up(idle)):
-            self._room_made_s = now
+        if idle and now - self._freed_s >= FREEING_S and (ended := self._patience.idle_to_end(idle)):
+            self._freed_s = now
             self._end_idle(ended)
 
-    def _end_what_cannot_end(self) -> None:
+    async def _fail_endless_waits(self) -> None:
         """Fail requests that wait for resources of ado's operators, which are only freed after the measurement."""
         now = time.monotonic()
         emptied = [node.emptied() for node in self._seen.nodes]
         for shape, line in list(self._lines.items()):
             need = self._needs.get(shape)
-            if self._autoscaling or need is None or room.place(need, emptied) is not None:
+            if self._autoscaling or need is None or placement.place(need, emptied) is not None:
                 line.stuck_s = None
                 continue
             line.stuck_s = now if line.stuck_s is None else line.stuck_s
             if now - line.stuck_s > STUCK_S:
-                why = explain(need, self._seen, self._owner)
-                self._fail(
-                    shape,
-                    failures.Broken(
-                        f"{why.needs} can never become free: the operation itself holds them ({why.held})."
-                    ),
-                )
+                why = await asyncio.to_thread(explain, need, self._seen, self._owner)
+                if shape in self._lines:
+                    text = f"{why.needs} can never become free: the operation itself holds them ({why.held})."
+                    self._fail(shape, failures.Broken(text))
 
-    def _tell(self) -> None:
+    def _report_waits(self) -> None:
         """Report long waits."""
         now = time.monotonic()
         for shape, line in self._lines.items():
             waited_s = now - line.waiting[0].joined_s
-            told = line.told_s is not None and now - line.told_s < TELL_EVERY_S
-            if waited_s > TELL_AFTER_S and not told and shape in self._needs:
-                line.told_s = now
+            reported = line.reported_s is not None and now - line.reported_s < REPORT_EVERY_S
+            if waited_s > REPORT_AFTER_S and not reported and shape in self._needs:
+                line.reported_s = now
                 task = asyncio.get_running_loop().create_task(self._explain(line, self._needs[shape], waited_s))
-                self._telling.add(task)
-                task.add_done_callback(self._telling.discard)
+                self._reporting.add(task)
+                task.add_done_callback(self._reporting.discard)
 
     async def _explain(self, line: _Line, need: Need, waited_s: float) -> None:
         why = await asyncio.to_thread(explain, need, self._seen, self._owner)

@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from . import nodes
-from .room import Claim, Need, Node
+from .placement import Claim, Need, Node
 
 # a placement group of a pool is either a lease, or the mark of a waiting request, which is removed as soon as Ray has created it
 LEASE, MARK = "lease", "waiting"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import ray
 
-from .room import Need, Node
+from .placement import Need, Node
 from .snapshot import Snapshot
 
 ADVICE = "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."

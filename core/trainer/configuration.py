@@ -70,8 +70,7 @@ def _remove_code(config: transformers.PretrainedConfig) -> None:
         if getattr(config, name, None) is not None:
             setattr(config, name, None)
     for name in _OTHER_CODE:
-        if hasattr(config, name):
-            delattr(config, name)
+        vars(config).pop(name, None)
 
 
 def _check_use(job: Job, config: transformers.PretrainedConfig) -> None:

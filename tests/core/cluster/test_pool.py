@@ -230,7 +230,7 @@ def test_a_lease_that_nobody_takes_any_more_goes_to_the_next(tmp_path: Path) -> 
 
 
 def test_closing_ends_every_wait(tmp_path: Path) -> None:
-    """Who waits for CPUs when the operation ends is told so at once."""
+    """A request that waits for CPUs fails at once when the operation ends."""
 
     async def scenario() -> tuple[str, float]:
         pool = Pool(600)
@@ -247,7 +247,7 @@ def test_closing_ends_every_wait(tmp_path: Path) -> None:
 def test_no_more_idle_hosts_are_given_up_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request for one CPU ends one of two idle hosts that hold one each."""
     # however long Ray takes here to free what a host held that may still have been starting
-    monkeypatch.setattr(pool_module, "ROOM_S", 60.0)
+    monkeypatch.setattr(pool_module, "FREEING_S", 60.0)
 
     async def scenario() -> int:
         pool = Pool(600)
@@ -359,7 +359,7 @@ def test_a_gpu_type_that_only_a_node_label_names(tmp_path: Path) -> None:
 
 
 def test_roce_is_asked_for_where_nodes_say_that_they_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a node that has the resource RoCE, RDMA needs it; where no node has it, nodes are not told apart."""
+    """With a node that has the resource RoCE, RDMA needs it; where no node has it, nodes do not differ."""
     plain = {"Alive": True, "Resources": {"GPU": 4.0}, "Labels": {}}
     rdma = {"Alive": True, "Resources": {"GPU": 4.0, "RoCE": 1.0}, "Labels": {}}
     monkeypatch.setattr(ray, "nodes", lambda: [plain, rdma])

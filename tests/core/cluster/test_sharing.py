@@ -202,14 +202,14 @@ def test_what_another_program_holds_is_waited_for_and_named(
     holder: Callable[[float], Callable[[], None]], shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half a CPU of two: the wait says what it needs, what is free and what to do, and ends with what it waits for."""
-    monkeypatch.setattr(pool_module, "TELL_AFTER_S", 1.0)
-    told: list[tuple[str, bool, bool]] = []
+    monkeypatch.setattr(pool_module, "REPORT_AFTER_S", 1.0)
+    reported: list[tuple[str, bool, bool]] = []
     free = holder(0.5)
 
     async def scenario() -> None:
-        pool = Pool(600, report=lambda identifier, text, lasts, warn: told.append((text, lasts, warn)))
+        pool = Pool(600, report=lambda identifier, text, lasts, warn: reported.append((text, lasts, warn)))
         waiting = asyncio.create_task(pool.acquire(shape(2), SERVED_S))
-        while not told:
+        while not reported:
             await asyncio.sleep(0.1)
         assert not waiting.done()
         free()
@@ -217,7 +217,7 @@ def test_what_another_program_holds_is_waited_for_and_named(
         pool.close()
 
     run(scenario())
-    (text, lasts, warn), after = told
+    (text, lasts, warn), after = reported
     assert (
         " s for 2 CPUs: 1.5 of 2 CPUs free, held by other tasks (0.5 CPUs). It starts as soon as they are free" in text
     )

@@ -8,7 +8,7 @@ import pytest
 
 from ado_actuators.sfttrainer.core.cluster import patience
 from ado_actuators.sfttrainer.core.cluster.patience import Patience
-from ado_actuators.sfttrainer.core.cluster.room import Claim, Need, Node
+from ado_actuators.sfttrainer.core.cluster.placement import Claim, Need, Node
 from ado_actuators.sfttrainer.core.cluster.snapshot import Actor, GroupName, Pending, Snapshot, Waiting, parse_name
 from ado_actuators.sfttrainer.core.cluster.waiting import explain
 
@@ -101,4 +101,4 @@ def test_idle_leases_are_given_up_for_a_foreign_group_once() -> None:
     decide, group = Patience(), Pending("f", ({"CPU": 2.0},))
     for name, ended in (("a", {"a"}), ("b", set())):
         decide.update(Snapshot(nodes=(node(2, 0, lease(name, 2)),), pending=(group,)), [])
-        assert decide.gives_up([name]) == ended
+        assert decide.idle_to_end([name]) == ended

@@ -229,7 +229,9 @@ def holds(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Node]) -> bool
     return True
 
 
-def giving_way(idle: Sequence[str], wanted: Sequence[Mapping[str, float]] | Need, nodes: Sequence[Node]) -> list[str]:
+def leases_to_end(
+    idle: Sequence[str], wanted: Sequence[Mapping[str, float]] | Need, nodes: Sequence[Node]
+) -> list[str]:
     """Return the idle leases to end for what is wanted: as few as possible, the first ones first; empty if that is not enough."""
 
     def served(ended: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Which nodes have room: exact numbers on hand-written snapshots."""
+"""On which nodes a measurement can be placed: exact numbers on hand-written snapshots."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from ado_actuators.sfttrainer.core.cluster import room
-from ado_actuators.sfttrainer.core.cluster.room import Claim, Need, Node
+from ado_actuators.sfttrainer.core.cluster import placement
+from ado_actuators.sfttrainer.core.cluster.placement import Claim, Need, Node
 
 
 def node(
@@ -31,104 +31,104 @@ def leased(on: Node, group: str, threads: float, cpus: float, gpus: float = 0) -
 )
 def test_a_lease_leaves_cpus_to_ados_operators(cpus: int, operators: int, threads: int, reserved: float) -> None:
     """It trains with all it asks for, whatever trials hold, and reserves what they leave."""
-    (place,) = room.place(Need(1, threads), [node(cpus, operators=operators)]) or []
+    (place,) = placement.place(Need(1, threads), [node(cpus, operators=operators)]) or []
     assert place.cpus == reserved
 
 
 def test_trials_find_free_what_they_held_before() -> None:
     """Three trials held a CPU each, and one does now: the CPUs of the others stay free for the next ones."""
     before = dataclasses.replace(node(8, operators=1), most_operators=3)
-    (place,) = room.place(Need(1, 8), [before]) or []
+    (place,) = placement.place(Need(1, 8), [before]) or []
     assert place.cpus == 5
 
 
 def test_all_gpus_of_a_node_leave_a_cpu() -> None:
     """Eight GPUs with all 96 CPUs: one CPU stays for the trial that asked for them."""
-    (place,) = room.place(Need(1, 96, gpus=8), [node(96, 8, operators=1)]) or []
+    (place,) = placement.place(Need(1, 96, gpus=8), [node(96, 8, operators=1)]) or []
     assert place.cpus == 95
 
 
 def test_two_measurements_share_no_cpu() -> None:
-    """A node on which one trains with both CPUs has no room, although Ray has a free CPU."""
+    """On a node whose CPUs both train, no measurement is placed, although Ray has a free CPU."""
     busy = leased(node(2), "g", threads=2, cpus=1)
     assert busy.free["CPU"] == 1
-    assert room.place(Need(1, 1), [busy]) is None
-    assert room.place(Need(1, 2), room.without([busy], ["g"])) is not None
+    assert placement.place(Need(1, 1), [busy]) is None
+    assert placement.place(Need(1, 2), placement.without([busy], ["g"])) is not None
 
 
 def test_two_leases_of_a_node_cannot_be_made_at_once() -> None:
     """Two pools that see the same two free CPUs ask for more than all of the node's own resource."""
-    (place,) = room.place(Need(1, 2), [node(2)]) or []
+    (place,) = placement.place(Need(1, 2), [node(2)]) or []
     assert 2 * place.share > 1 > place.share
-    two = room.place(Need(2, 1), [node(2)]) or []
+    two = placement.place(Need(2, 1), [node(2)]) or []
     assert sum(one.share for one in two) <= 0.9
 
 
 def test_what_others_hold_counts() -> None:
-    """Half a CPU that another job holds leaves no room for two, but for one."""
+    """Half a CPU that another job holds leaves one CPU for a measurement, not two."""
     shared = node(2, free=1.5)
-    assert room.place(Need(1, 2), [shared]) is None
-    (place,) = room.place(Need(1, 1), [shared]) or []
+    assert placement.place(Need(1, 2), [shared]) is None
+    (place,) = placement.place(Need(1, 1), [shared]) or []
     assert place.cpus == 0.5
 
 
 def test_hosts_without_gpus_are_spread() -> None:
     """Two nodes get one host each; the third host shares one of them; a node without CPUs gets none."""
     nodes = [node(0, identifier="head"), node(2, identifier="a"), node(2, identifier="b")]
-    assert [place.node.id for place in room.place(Need(2, 1), nodes) or []] == ["a", "b"]
-    assert sorted(place.node.id for place in room.place(Need(3, 1), nodes) or []) == ["a", "a", "b"]
+    assert [place.node.id for place in placement.place(Need(2, 1), nodes) or []] == ["a", "b"]
+    assert sorted(place.node.id for place in placement.place(Need(3, 1), nodes) or []) == ["a", "a", "b"]
 
 
 def test_hosts_with_gpus_are_on_different_nodes() -> None:
     """Two hosts do not share a node that has GPUs for both; one goes where fewest GPUs are free."""
     large, small = node(8, 8, identifier="large"), node(8, 2, identifier="small")
-    assert room.place(Need(2, 1, gpus=2), [large]) is None
-    (place,) = room.place(Need(1, 1, gpus=2), [large, small]) or []
+    assert placement.place(Need(2, 1, gpus=2), [large]) is None
+    (place,) = placement.place(Need(1, 1, gpus=2), [large, small]) or []
     assert place.node.id == "small"
 
 
 def test_a_node_of_another_kind_has_no_room() -> None:
     """Resources and labels mark nodes."""
     marked = dataclasses.replace(node(2, 1), total={"CPU": 2, "GPU": 1, "RoCE": 1}, labels={"kind": "A"})
-    assert room.place(Need(1, 1, 1, ("RoCE",), (("kind", "A"),)), [marked]) is not None
-    assert room.place(Need(1, 1, 1, ("RoCE",), (("kind", "B"),)), [marked]) is None
-    assert room.place(Need(1, 1, 1, ("RoCE",)), [node(2, 1)]) is None
+    assert placement.place(Need(1, 1, 1, ("RoCE",), (("kind", "A"),)), [marked]) is not None
+    assert placement.place(Need(1, 1, 1, ("RoCE",), (("kind", "B"),)), [marked]) is None
+    assert placement.place(Need(1, 1, 1, ("RoCE",)), [node(2, 1)]) is None
 
 
 def test_the_fewest_idle_leases_give_way() -> None:
     """One of two that hold a CPU each serves a request for one; both serve one for two; none gives way for three."""
     full = leased(leased(node(2), "old", 1, 1), "new", 1, 0)
     idle = ["old", "new"]
-    assert room.giving_way(idle, Need(1, 1), [full]) == ["old"]
-    assert room.giving_way(idle, Need(1, 2), [full]) == ["old", "new"]
-    assert room.giving_way(idle, Need(1, 3), [full]) == []
+    assert placement.leases_to_end(idle, Need(1, 1), [full]) == ["old"]
+    assert placement.leases_to_end(idle, Need(1, 2), [full]) == ["old", "new"]
+    assert placement.leases_to_end(idle, Need(1, 3), [full]) == []
 
 
 def test_only_a_foreign_group_that_is_served_makes_leases_give_way() -> None:
     """A group of 100 CPUs, and one that somebody else's CPUs keep waiting, end nothing; one that fits does."""
     full = leased(node(2), "mine", 2, 1)
-    assert room.giving_way(["mine"], [{"CPU": 100.0}], [full]) == []
-    assert room.giving_way(["mine"], [{"CPU": 2.0}], [full]) == ["mine"]
+    assert placement.leases_to_end(["mine"], [{"CPU": 100.0}], [full]) == []
+    assert placement.leases_to_end(["mine"], [{"CPU": 2.0}], [full]) == ["mine"]
     # one CPU is free
-    assert room.giving_way(["mine"], [{"CPU": 1.0}], [full]) == []
+    assert placement.leases_to_end(["mine"], [{"CPU": 1.0}], [full]) == []
     others = leased(node(2, free=1), "mine", 1, 0)
-    assert room.giving_way(["mine"], [{"CPU": 2.0}], [others]) == []
+    assert placement.leases_to_end(["mine"], [{"CPU": 2.0}], [others]) == []
 
 
 def test_a_lease_helps_with_what_is_lacking_only() -> None:
     """CPUs do not help who waits for GPUs that others hold; they do where CPUs are lacking."""
     gpus_held = leased(dataclasses.replace(node(8, 1), free={"CPU": 8, "GPU": 0}), "cpu", 4, 4)
-    assert not room.helps("cpu", Need(1, 1, gpus=1), [gpus_held])
+    assert not placement.helps("cpu", Need(1, 1, gpus=1), [gpus_held])
     gpus_leased = leased(leased(node(8, 1), "gpu", 1, 1, 1), "cpu", 4, 4)
-    assert not room.helps("cpu", Need(1, 1, gpus=1), [gpus_leased])
-    assert room.helps("gpu", Need(1, 1, gpus=1), [gpus_leased])
+    assert not placement.helps("cpu", Need(1, 1, gpus=1), [gpus_leased])
+    assert placement.helps("gpu", Need(1, 1, gpus=1), [gpus_leased])
     cpus_leased = leased(node(8, 1), "cpu", 8, 7)
-    assert room.helps("cpu", Need(1, 1, gpus=1), [cpus_leased])
+    assert placement.helps("cpu", Need(1, 1, gpus=1), [cpus_leased])
 
 
 def test_only_gpus_of_operators_can_keep_a_measurement_out_for_good() -> None:
-    """Trials that hold every CPU leave room; a trial that holds the GPU does not."""
+    """CPUs of trials can be used for a measurement, the GPU of a trial cannot."""
     trials = node(2, 1, operators=2)
-    assert room.place(Need(1, 2, gpus=1), [trials.emptied()]) is not None
+    assert placement.place(Need(1, 2, gpus=1), [trials.emptied()]) is not None
     with_gpu = dataclasses.replace(trials, operator_gpus=1)
-    assert room.place(Need(1, 2, gpus=1), [with_gpu.emptied()]) is None
+    assert placement.place(Need(1, 2, gpus=1), [with_gpu.emptied()]) is None
