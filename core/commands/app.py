@@ -1,4 +1,4 @@
-"""The command line of a plugin: run, report, compare, doctor, dataset and convert.
+"""The command line of a plugin: run, plan, report, compare, doctor, dataset and convert.
 
 Imports typer only. Each command imports its module when it is called, so that ``--help`` and completion are fast and
 ``doctor`` works where ado does not.
@@ -9,49 +9,18 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..measurement.distribution import distribution
+from .options import SOURCE, Actuator, Format, Samples, Seed, Weights, Words, experiments, percent, properties
 
 if TYPE_CHECKING:
     from ..measurement.plugin import Plugin
 
 Load = Callable[[], tuple["Plugin", type[Any]]]
-SOURCE = (
-    "The identifier of an operation or a space; latest; a CSV file of `ado show measurements`; "
-    "or a YAML file of `ado show trace`."
-)
-
-Samples = Annotated[int, typer.Option(help="Number of samples.")]
-Words = Annotated[int, typer.Option(help="Words of a sample.")]
-Seed = Annotated[int, typer.Option(help="Equal seeds write equal files.")]
-
-
-class Actuator(StrEnum):
-    """What ``convert`` converts to."""
-
-    fms_hf_tuning = "fms_hf_tuning"
-    sfttrainer = "sfttrainer"
-
-
-class Weights(StrEnum):
-    """What ``convert`` lets models have."""
-
-    random = "random"
-    pretrained = "pretrained"
-
-
-class Format(StrEnum):
-    """What ``report`` writes."""
-
-    html = "html"
-    png = "png"
-    both = "both"
-    autoconf = "autoconf"
 
 
 def main(plugin: str, environment: str, load: Load, arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +79,7 @@ def _add_run(app: typer.Typer, name: str, load: Load) -> None:
             list[str],
             typer.Argument(
                 help="YAML files with the workload's properties, property=value pairs, or both. Later values win.",
-                autocompletion=_properties,
+                autocompletion=properties,
             ),
         ],
         experiment: Annotated[
@@ -119,7 +88,7 @@ def _add_run(app: typer.Typer, name: str, load: Load) -> None:
                 metavar="NAME",
                 help="What to measure. Default: the experiment that the file names, else finetune_full_benchmark. "
                 "An unknown name prints the list of experiments.",
-                autocompletion=_experiments,
+                autocompletion=experiments,
             ),
         ] = None,
         config: Annotated[
@@ -149,7 +118,7 @@ def _add_plan(app: typer.Typer, name: str, load: Load) -> None:
             list[str],
             typer.Argument(
                 help="YAML files with the workload's properties, property=value pairs, or both. gpu_model may name several types.",
-                autocompletion=_properties,
+                autocompletion=properties,
             ),
         ],
         price: Annotated[
@@ -249,7 +218,7 @@ def _add_compare(app: typer.Typer, name: str) -> None:
             float,
             typer.Option(
                 metavar="PERCENT",
-                callback=_percent,
+                callback=percent,
                 help="A throughput ratio whose whole interval is below 1 by more than this is a regression.",
             ),
         ] = 3.0,
@@ -257,7 +226,7 @@ def _add_compare(app: typer.Typer, name: str) -> None:
             float,
             typer.Option(
                 metavar="PERCENT",
-                callback=_percent,
+                callback=percent,
                 help="Allocated or predicted memory that grows by more than this is a regression.",
             ),
         ] = 5.0,
@@ -403,23 +372,3 @@ def _write(write: Callable[[], None]) -> None:
         return
     print(message, file=sys.stderr)
     raise typer.Exit(2)
-
-
-def _percent(value: float) -> float:
-    if not 0 <= value < 100:  # false for NaN, too
-        raise typer.BadParameter(f"{value:g} is not a percentage from 0 to below 100.")
-    return value
-
-
-def _experiments(incomplete: str) -> list[str]:
-    """Complete the name of an experiment."""
-    from ..workload.experiments import KINDS
-
-    return [name for name in KINDS if name.startswith(incomplete)]
-
-
-def _properties(incomplete: str) -> list[str]:
-    """Complete the name of a property; the shell itself completes file names."""
-    from ..workload.fields import Workload
-
-    return [f"{name}=" for name in Workload.model_fields if name.startswith(incomplete)]

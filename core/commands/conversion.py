@@ -5,7 +5,6 @@ Documents are edited as ruamel.yaml has read them, so that comments and order st
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from ruamel.yaml.util import load_yaml_guess_indent
 
 from ..workload import ibm, ibm_names, yaml_input
 from ..workload.ibm_values import Choices, Finding, Misfit
+from . import yaml_trees
 
 VERSION = "1.0.0"
 DEFAULTS_BELOW = f"defaults of IBM's actuator {ibm_names.ACTUATOR} that differ from those here"
@@ -194,12 +194,14 @@ def _convert_experiments(document: Document, choices: Choices) -> None:
         given = {item["property"]["identifier"]: item["value"] for item in asked}
         found = ibm.translate(ours, given, varied, choices)
         changed |= {key: pair for key, pair in found.varied.items() if pair or key not in changed}
-        _set_scalar(tree, "actuatorIdentifier", choices.actuator)
-        _set_scalar(tree, "experimentIdentifier", ours)
+        yaml_trees.set_scalar(tree, "actuatorIdentifier", choices.actuator)
+        yaml_trees.set_scalar(tree, "experimentIdentifier", ours)
         at = list(tree).index("experimentIdentifier") + 1
         tree.insert(at, "experimentVersion", DoubleQuotedScalarString(VERSION))
         _set_parameterization(tree, given, found, indent=2 * document.indents[1] + 2)
-        written = ", ".join(f"{key} {_number(value)}" for key, value in found.fixed.items() if key not in found.origin)
+        written = ", ".join(
+            f"{key} {yaml_trees.number(value)}" for key, value in found.fixed.items() if key not in found.origin
+        )
         document.step(f"{name} is {ours} {VERSION} of {choices.actuator}")
         if written:
             document.step(f"written beside it: {written}")
@@ -234,12 +236,12 @@ def _set_parameterization(tree: Any, given: dict[str, Any], found: ibm.Translati
         name = str(item["property"]["identifier"])
         wanted = [ours for ours in found.fixed if found.origin.get(ours) == name]
         if not wanted:
-            pending += _comments(item)
+            pending += yaml_trees.comments(item)
             continue
-        copied = _copy(item)
-        _set_scalar(copied["property"], "identifier", wanted[0])
+        copied = yaml_trees.copy_of(item)
+        yaml_trees.set_scalar(copied["property"], "identifier", wanted[0])
         if wanted[0] != name or found.fixed[wanted[0]] != given[name]:
-            copied["value"] = _scalar(found.fixed[wanted[0]])
+            copied["value"] = yaml_trees.scalar(found.fixed[wanted[0]])
         for new in (copied, *(_item(ours, found.fixed[ours]) for ours in wanted[1:])):
             items.append(new)
         if pending:
@@ -258,27 +260,7 @@ def _set_parameterization(tree: Any, given: dict[str, Any], found: ibm.Translati
 
 
 def _item(name: str, value: Any) -> CommentedMap:
-    return CommentedMap({"property": CommentedMap({"identifier": name}), "value": _scalar(value)})
-
-
-def _copy(item: Any) -> Any:
-    """Return a copy with comments and without anchors: what several experiments shared differs now."""
-    copied = copy.deepcopy(item)
-    for node in (copied, copied["property"]):
-        node.yaml_set_anchor(None, always_dump=False)
-    return copied
-
-
-def _comments(node: Any) -> str:
-    """Return the text of all comments in a part of a tree, without their marks."""
-    found: list[str] = []
-    tokens = [one for key in getattr(getattr(node, "ca", None), "items", {}).values() for one in key or [] if one]
-    for token in tokens:
-        for one in token if isinstance(token, list) else [token]:
-            found += [line.strip().lstrip("#").strip() for line in one.value.splitlines() if line.strip()]
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        found += _comments(child).splitlines()
-    return "".join(f"{line}\n" for line in found)
+    return CommentedMap({"property": CommentedMap({"identifier": name}), "value": yaml_trees.scalar(value)})
 
 
 def _edit_space(document: Document, changed: dict[str, tuple[str, list[Any]] | None]) -> None:
@@ -288,17 +270,17 @@ def _edit_space(document: Document, changed: dict[str, tuple[str, list[Any]] | N
         pair = changed.get(str(dimension["identifier"]))
         if pair is None:
             document.step(f"{dimension['identifier']} is no dimension here")
-            comments = _comments(dimension)
+            comments = yaml_trees.comments(dimension)
             del dimensions[at]
-            _comment_before(dimensions, min(at, len(dimensions) - 1), comments, indent=document.indents[1])
+            yaml_trees.comment_before(dimensions, min(at, len(dimensions) - 1), comments, indent=document.indents[1])
             continue
         name, values = pair
         if name != dimension["identifier"]:
             document.step(f"{dimension['identifier']} is {name}")
-            _set_scalar(dimension, "identifier", name)
+            yaml_trees.set_scalar(dimension, "identifier", name)
         domain, plain = dimension.get("propertyDomain"), document.plain["entitySpace"][at].get("propertyDomain") or {}
-        if "values" in plain and (plain["values"] != values or any(map(_differ, plain["values"], values))):
-            _set_values(domain["values"], values)
+        if "values" in plain and (plain["values"] != values or any(map(yaml_trees.differ, plain["values"], values))):
+            yaml_trees.set_values(domain["values"], values)
             if plain.get("variableType") != "CATEGORICAL_VARIABLE_TYPE":
                 domain.pop("variableType", None)
 
@@ -309,65 +291,23 @@ def _edit_point(document: Document, changed: dict[str, tuple[str, list[Any]] | N
         pair = changed.get(name)
         if pair is None:
             document.step(f"{name} is not a property here")
-            _remove(entity, name)
+            yaml_trees.remove(entity, name)
         elif pair[0] != name:
             document.step(f"{name} is {pair[0]}")
-            entity.insert(list(entity).index(name), pair[0], _scalar(pair[1][0]))
+            entity.insert(list(entity).index(name), pair[0], yaml_trees.scalar(pair[1][0]))
             comments = entity.ca.items.pop(name, None)
             del entity[name]
             if comments:
                 entity.ca.items[pair[0]] = comments
-        elif pair[1][0] != value or _differ(pair[1][0], value):
-            entity[name] = _scalar(pair[1][0])
-
-
-def _set_values(old: CommentedSeq, values: list[Any]) -> None:
-    """Replace the items of a list and keep its form and comments."""
-    for at, value in enumerate(values[: len(old)]):
-        comments = getattr(getattr(old[at], "ca", None), "comment", None)
-        old[at] = _scalar(value)
-        if comments and comments[0] and at not in old.ca.items:
-            # behind a list that was an item
-            old.ca.items[at] = [comments[0], None, None, None]
-    for value in values[len(old) :]:
-        old.append(_scalar(value))
-    kept = len(values)
-    behind = [one for at in range(kept - 1, len(old)) for one in old.ca.items.get(at, [])[:1] if one]
-    del old[kept:]
-    for at in [at for at in old.ca.items if at >= kept]:
-        del old.ca.items[at]
-    if behind:
-        token = behind[0]
-        token.value = "".join(one.value for one in behind)
-        old.ca.items[kept - 1] = [token, None, None, None]
-
-
-def _remove(mapping: CommentedMap, name: str) -> None:
-    """Remove a key; its comments go to the next one."""
-    at = list(mapping).index(name)
-    comments = "\n".join(
-        line.strip().lstrip("#").strip()
-        for token in mapping.ca.items.pop(name, [])
-        for one in (token if isinstance(token, list) else [token])
-        if one
-        for line in one.value.splitlines()
-        if line.strip()
-    )
-    del mapping[name]
-    keys = list(mapping)
-    _comment_before(mapping, keys[min(at, len(keys) - 1)] if keys else None, comments, indent=2)
-
-
-def _comment_before(node: Any, key: Any, comments: str, *, indent: int) -> None:
-    if comments.strip() and len(node):
-        node.yaml_set_comment_before_after_key(key, before=comments.strip(), indent=indent)
+        elif pair[1][0] != value or yaml_trees.differ(pair[1][0], value):
+            entity[name] = yaml_trees.scalar(pair[1][0])
 
 
 def _leave_out_copies(document: Document) -> None:
     """Leave out experiments that are the same now: ado refuses them."""
     experiments, seen = document.tree["experiments"], []
     for at in range(len(experiments)):
-        said = yaml.safe_load(_dumped(experiments[at]))
+        said = yaml.safe_load(yaml_trees.dumped(experiments[at]))
         said["parameterization"] = sorted(map(str, said.get("parameterization") or []))
         seen.append(said)
     for at in reversed(range(len(seen))):
@@ -402,46 +342,15 @@ def _rename_outputs(document: Document, node: Any) -> None:
                 document.tell(f"{key} {value} has no counterpart: it is not measured here.", same=False)
             else:
                 document.step(f"{key} {value} is {new}")
-                _set_scalar(node, key, new)
+                yaml_trees.set_scalar(node, key, new)
 
 
 def _convert_configuration(document: Document, choices: Choices) -> None:
     if document.plain["actuatorIdentifier"] != ibm_names.ACTUATOR:
         return
-    _set_scalar(document.tree, "actuatorIdentifier", choices.actuator)
+    yaml_trees.set_scalar(document.tree, "actuatorIdentifier", choices.actuator)
     document.step(f"the configuration is one of {choices.actuator}")
     for name in list(document.plain.get("parameters") or {}):
         document.tell(f"{name} is left out: {PARAMETERS.get(name, 'there is nothing to set')}.")
     document.tree["parameters"] = CommentedMap()
     document.tree["parameters"].fa.set_flow_style()
-
-
-# -- nodes ------------------------------------------------------------------------------------------------------
-
-
-def _set_scalar(node: Any, key: Any, value: str) -> None:
-    """Replace a string and keep its quotes."""
-    old = node[key]
-    node[key] = type(old)(value) if type(old) is not str and isinstance(old, str) else value
-
-
-def _scalar(value: Any) -> Any:
-    """Return a value as it is to be written: whole numbers without a fraction, and quotes where ado would read something else."""
-    if isinstance(value, str) and yaml.safe_load(value) != value:
-        return DoubleQuotedScalarString(value)
-    return DoubleQuotedScalarString(value) if isinstance(value, str) and value[:1].isdigit() else _number(value)
-
-
-def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _differ(one: Any, other: Any) -> bool:
-    """Whether two values that may be equal are a truth value and a number."""
-    return isinstance(one, bool) != isinstance(other, bool)
-
-
-def _dumped(node: Any) -> str:
-    stream = io.StringIO()
-    YAML().dump(node, stream)
-    return stream.getvalue()
