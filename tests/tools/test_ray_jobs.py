@@ -95,7 +95,7 @@ def test_variables_of_the_job(tmp_path: Path, wheels: list[Path]) -> None:
     given = ray_jobs.JobOptions(variables=("COLUMNS=99", "UV_FIND_LINKS=/a=b"))
     environment = ray_jobs.runtime_env(tmp_path, wheels, given)
     assert environment["env_vars"] == {"COLUMNS": "99", "UV_FIND_LINKS": "/a=b"}
-    with pytest.raises(ray_jobs.Refused, match="--env UV-OFFLINE is not of the form NAME=VALUE or NAME"):
+    with pytest.raises(ray_jobs.Refused, match="--env UV-OFFLINE is not valid; expected NAME=VALUE or NAME"):
         ray_jobs.runtime_env(tmp_path, wheels, ray_jobs.JobOptions(variables=("UV-OFFLINE=1",)))
 
 
