@@ -139,7 +139,7 @@ def from_trace(path: Path) -> list[Row]:
 def from_store(identifier: str) -> list[Row]:
     """Return the rows of an operation (``latest``: the newest), or of all operations on a space, in ado's active context."""
     try:
-        requests = store.requests_of(identifier)
+        stored, requests = store.requests_of(identifier)
     except ImportError as error:
         raise Unreadable(f"ado's store cannot be read here ({error}); {HOW_TO_EXPORT}.") from None
     except store.NotInStore:
@@ -147,7 +147,7 @@ def from_store(identifier: str) -> list[Row]:
             f"{identifier} is neither a file nor an operation or a space with measurements in ado's active context; "
             "see: ado get operations"
         ) from None
-    return _from_requests(requests, identifier)
+    return _from_requests(requests, stored)
 
 
 def _from_requests(requests: Iterable[Mapping[str, Any]], source: str) -> list[Row]:

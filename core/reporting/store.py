@@ -11,21 +11,26 @@ class NotInStore(Exception):
     """The store has no operation and no space with this identifier, or the space has no operation."""
 
 
-def requests_of(identifier: str) -> list[dict[str, Any]]:
-    """Return the measurement requests of an operation (``latest``: the newest), or of all operations on a space.
+def requests_of(identifier: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return the identifier and the measurement requests of an operation (``latest``: the newest), or of all operations on a space.
 
-    They have the form of ``ado show trace``, without the results that an entity has from other requests.
+    The identifier is the stored one, also for ``latest``. The requests have the form of ``ado show trace``, without the
+    results that an entity has from other requests.
 
     Raises:
         ImportError: ado is not installed, or a version that cannot be used.
         NotInStore: nothing is stored under this identifier.
     """
     from ado.cli.core.config import AdoConfiguration
+    from ado.core.resources import CoreResourceKinds
     from ado.core.samplestore.base import SampleStore
     from ado.metastore.base import NoRelatedResourcesError, ResourceDoesNotExistError
     from ado.metastore.sqlstore import SQLStore
 
     store: Any = SQLStore(project_context=AdoConfiguration.load().project_context)
+    if identifier == LATEST:
+        kind = CoreResourceKinds.OPERATION
+        identifier = store.get_latest_resource_identifiers_of_kinds(kinds=[kind]).get(kind) or identifier
     found: list[Any] = []
     try:
         for operation in sorted(_operations(store, identifier)):
@@ -34,7 +39,7 @@ def requests_of(identifier: str) -> list[dict[str, Any]]:
     except (ResourceDoesNotExistError, NoRelatedResourcesError):
         raise NotInStore(identifier) from None
     unwanted = {"entities": {"__all__": {"measurement_results"}}}
-    return [request.model_dump(mode="json", exclude=unwanted) for request in found]
+    return identifier, [request.model_dump(mode="json", exclude=unwanted) for request in found]
 
 
 def _operations(store: Any, identifier: str) -> set[str]:
@@ -46,8 +51,6 @@ def _operations(store: Any, identifier: str) -> set[str]:
     from ado.core.resources import CoreResourceKinds
 
     operation, space = CoreResourceKinds.OPERATION, CoreResourceKinds.DISCOVERYSPACE
-    if identifier == LATEST:
-        identifier = store.get_latest_resource_identifiers_of_kinds(kinds=[operation]).get(operation) or identifier
     if store.containsResourceWithIdentifier(identifier=identifier, kind=operation):
         return {identifier}
     if not store.containsResourceWithIdentifier(identifier=identifier, kind=space):

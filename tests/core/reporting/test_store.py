@@ -65,6 +65,7 @@ def test_a_space_gives_the_rows_of_all_its_operations(space: str, recorded: list
 
 @pytest.mark.usefixtures("space")
 def test_an_operation_gives_its_own_rows(recorded: list[Row]) -> None:
-    """By its identifier; latest is the newest operation."""
+    """By its identifier; latest is the newest operation, under its own identifier."""
     assert contents(read.rows(EARLIER)) == contents(recorded[:6])
     assert contents(read.rows("latest")) == contents(read.rows(LATER)) == contents(recorded[6:])
+    assert {row.source for row in read.rows("latest")} == {LATER}
