@@ -199,17 +199,6 @@ def classify_exception(type_name: str, text: str) -> Cause:
     return _failure_of_exception(type_name.rpartition(".")[2], text).cause
 
 
-def classify_exit(returncode: int, log_tail: str, oom_killed: bool) -> Cause:
-    """Return the cause of a process that ended without a record.
-
-    Args:
-        returncode: as ``subprocess`` gives it: negative for a signal; 128 + signal, as shells report it, is accepted too.
-        log_tail: the end of its output.
-        oom_killed: whether the kernel's out-of-memory killer has ended a process of this node meanwhile.
-    """
-    return from_exit(returncode, log_tail, oom_killed=oom_killed).cause
-
-
 def from_message(message: Mapping[str, Any]) -> Failure:
     """Return the failure a trainer reported: a ``failure`` message of docs/architecture.md."""
     kind, text = message.get("kind", "exception"), str(message.get("text") or "")
@@ -223,7 +212,13 @@ def from_message(message: Mapping[str, Any]) -> Failure:
 
 
 def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
-    """Return the failure of a process that ended without a record; arguments as in ``classify_exit``."""
+    """Return the failure of a process that ended without a record.
+
+    Args:
+        returncode: as ``subprocess`` gives it: negative for a signal; 128 + signal, as shells report it, is accepted too.
+        log_tail: the end of its output.
+        oom_killed: whether the kernel's out-of-memory killer has ended a process of this node meanwhile.
+    """
     number = -returncode if returncode < 0 else returncode - 128 if 128 < returncode < 128 + signal.NSIG else 0
     tail = log_tail[-TAIL_CHARACTERS:]
     if number == signal.SIGKILL:

@@ -81,7 +81,7 @@ def test_exceptions_are_told_apart(type_name: str, text: str, group: str, what: 
 )
 def test_exits_are_told_apart(code: int, tail: str, oom_killed: bool, group: str, what: str) -> None:
     """By exit code, signal, what was written last, and whether the kernel killed for memory."""
-    cause = failures.classify_exit(code, tail, oom_killed)
+    cause = failures.from_exit(code, tail, oom_killed=oom_killed).cause
     assert (cause.group, cause.what) == (group, what)
 
 
