@@ -74,10 +74,7 @@ def _largest(traced: Traced, sharing: Sharing, optimizer: int, usable: int, work
     if traced.passes is None or traced.moments is None:
         return traced.batch
     passes, moments = traced.passes, traced.moments
-
-    def about(size: int) -> int:
-        return moments.total(sharing, PASSES, float(passes.part(size))) + optimizer
-
+    about = total_by_batch(passes, moments, sharing, optimizer)
     most = max(passes.base, 2**22 // workload.model_max_length)
     at_base = about(passes.base)
     if at_base <= usable:
@@ -86,3 +83,8 @@ def _largest(traced: Traced, sharing: Sharing, optimizer: int, usable: int, work
     if passes.base <= traced.batch or at_base <= here:
         return traced.batch
     return traced.batch + (usable - here) * (passes.base - traced.batch) // (at_base - here)
+
+
+def total_by_batch(passes: Passes, moments: Moments, sharing: Sharing, optimizer: int) -> Callable[[int], int]:
+    """Return the function from a batch size per device to the peak bytes of the passes, the optimizer's state included."""
+    return lambda size: moments.total(sharing, PASSES, float(passes.part(size))) + optimizer

@@ -26,7 +26,7 @@ from . import attention
 from . import largest_batch as batches
 from .accounts import Accounts, Layered, fixed
 from .allocator import Reserved, replay
-from .devices import Traced, answers
+from .devices import Traced, answers, total_by_batch
 from .extrapolation import Irregular
 from .fully_sharded import Wrapping
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
@@ -174,9 +174,7 @@ class Estimator:
             return batches.largest(batch, capacity, self.totals, most=most)
         moments = Moments(passes.grown, self._sharing.block_bytes)
         optimizer = self.peaks(batch)[PASSES].parts["optimizer"]
-
-        def about(size: int) -> int:
-            return moments.total(self._sharing, PASSES, float(passes.part(size))) + optimizer
+        about = total_by_batch(passes, moments, self._sharing, optimizer)
 
         def exactly(size: int) -> int:
             return self._beside_optimizer(passes.at(size).peaks(self._sharing)[PASSES])[PASSES].total
