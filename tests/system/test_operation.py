@@ -235,7 +235,7 @@ def test_one_study_with_every_experiment_of_both_actuators(tmp_path: Path) -> No
             assert 0.01 < row.outputs["memory_estimate_gib"] < 1, key
     refused = {key: row.message for key, row in rows.items() if row.state == "cannot run"}
     assert refused.pop(("fms_hf_tuning", "prompt_tuning_benchmark")).startswith(
-        "prompt tuning fails in fms-hf-tuning 3.2.2"
+        "Prompt tuning fails in fms-hf-tuning 3.2.2"
     )
     assert refused == {
         ("fms_hf_tuning", f"{method}_benchmark"): f"method {method} needs a CUDA device, but this trainer has none."
