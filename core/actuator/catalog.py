@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import typing
 from typing import Any
@@ -38,6 +39,23 @@ class Catalogue(ExperimentCatalog):
                 f"{name} is an experiment of IBM's actuator; its name here is {ibm_names.EXPERIMENTS[name]}.{ibm_names.hint(name)}"
             )
         return super().experimentForReference(reference, **options)
+
+
+class IbmActuatorHint(logging.Filter):
+    """Completes ado's warning that it has no actuator ``SFTTrainer`` with what to do about it.
+
+    ado looks actuators up before it calls any of them, so its log is the only place where a plugin can add to the answer.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the hint to the message of the record, and keep the record."""
+        if record.getMessage() == f"No actuator registered called {ibm_names.ACTUATOR}":
+            record.msg = f"{record.getMessage()}, which is IBM's.{ibm_names.hint(ibm_names.ACTUATOR)}"
+            record.args = ()
+        return True
+
+
+logging.getLogger("registry").addFilter(IbmActuatorHint())
 
 
 @functools.cache

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ado.modules.actuators.errors import UnknownActuatorError
+from ado.modules.actuators.registry import ActuatorRegistry
+from ado.schema.reference import ExperimentReference
 
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.metrics.benchmark import OUTPUTS
@@ -92,3 +95,23 @@ def test_every_output_is_documented() -> None:
     """The page on metrics has a row for each property."""
     page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
     assert not [name for name, meaning in OUTPUTS.items() if f"| `{name}` | {meaning} |" not in page]
+
+
+def test_ados_warning_about_ibms_actuator_names_convert(caplog: pytest.LogCaptureFixture) -> None:
+    """A study of IBM's actuator in an environment without it: ado's warning says what to do; other warnings stay as they are."""
+    registry = ActuatorRegistry.globalRegistry()
+    for name in ("SFTTrainer", "nonsense"):
+        with pytest.raises(UnknownActuatorError):
+            registry.experimentForReference(
+                ExperimentReference(
+                    actuatorIdentifier=name, experimentIdentifier="finetune_full_benchmark", experimentVersion="1.0.0"
+                )
+            )
+    messages = [record.getMessage() for record in caplog.records if record.name == "registry"]
+    assert messages == [
+        (
+            "No actuator registered called SFTTrainer, which is IBM's. "
+            "ado-fms-hf-tuning convert FILE translates studies of IBM's actuator SFTTrainer."
+        ),
+        "No actuator registered called nonsense",
+    ]
