@@ -57,7 +57,7 @@ def run(scenario: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(scenario)
 
 
-def test_what_fits_runs_side_by_side_and_the_rest_queues(tmp_path: Path) -> None:
+def test_leases_that_fit_run_at_the_same_time_and_the_others_wait(tmp_path: Path) -> None:
     """Four leases of one CPU on two CPUs: never more than two at a time, all served, by two hosts."""
 
     async def scenario() -> tuple[int, int]:
@@ -80,7 +80,7 @@ def test_what_fits_runs_side_by_side_and_the_rest_queues(tmp_path: Path) -> None
     assert run(scenario()) == (2, 2)
 
 
-def test_idle_hosts_make_room_for_another_shape(tmp_path: Path) -> None:
+def test_idle_hosts_are_ended_for_another_shape(tmp_path: Path) -> None:
     """A host that holds every CPU and is idle does not keep another shape waiting."""
 
     async def scenario() -> float:
@@ -96,7 +96,7 @@ def test_idle_hosts_make_room_for_another_shape(tmp_path: Path) -> None:
     assert run(scenario()) < 20
 
 
-def test_idle_hosts_are_given_up_after_a_while(tmp_path: Path) -> None:
+def test_idle_hosts_are_ended_after_idle_timeout_s(tmp_path: Path) -> None:
     """After idle_timeout_s the CPUs are free again."""
 
     async def scenario() -> float:
@@ -110,7 +110,7 @@ def test_idle_hosts_are_given_up_after_a_while(tmp_path: Path) -> None:
     assert run(scenario()) == 2
 
 
-def test_idle_hosts_make_room_for_another_pool(tmp_path: Path) -> None:
+def test_idle_hosts_are_ended_for_another_pool(tmp_path: Path) -> None:
     """A study with two actuators has two pools: the idle host of one does not keep the other waiting."""
 
     async def scenario() -> float:
@@ -124,8 +124,8 @@ def test_idle_hosts_make_room_for_another_pool(tmp_path: Path) -> None:
     assert run(scenario()) < 20
 
 
-def test_waiting_has_a_limit(tmp_path: Path) -> None:
-    """What does not become free within pending_timeout_s ends in a message."""
+def test_waiting_ends_after_pending_timeout_s(tmp_path: Path) -> None:
+    """The message says what was needed and who holds it."""
 
     async def scenario() -> str:
         pool = Pool(600)
@@ -195,8 +195,8 @@ def test_a_host_that_died_while_idle_is_not_handed_out(tmp_path: Path) -> None:
     assert run(scenario())
 
 
-def test_a_cancelled_wait_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Neither a placement group that waits nor a lease that nobody has."""
+def test_a_cancelled_wait_leaves_neither_a_group_nor_a_lease(tmp_path: Path) -> None:
+    """No placement group goes on waiting, and all CPUs are free again."""
 
     async def scenario() -> tuple[int, float]:
         pool = Pool(600)
@@ -212,7 +212,7 @@ def test_a_cancelled_wait_leaves_nothing_behind(tmp_path: Path) -> None:
     assert run(scenario()) == (0, 2)
 
 
-def test_a_lease_that_nobody_takes_any_more_goes_to_the_next(tmp_path: Path) -> None:
+def test_the_lease_of_a_cancelled_request_goes_to_the_next(tmp_path: Path) -> None:
     """A wait that is cancelled in the moment it is over does not keep the lease."""
 
     async def scenario() -> bool:
@@ -244,7 +244,7 @@ def test_closing_ends_every_wait(tmp_path: Path) -> None:
     assert run(scenario()) == ("the operation has ended.", 2)
 
 
-def test_no_more_idle_hosts_are_given_up_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_idle_hosts_are_ended_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request for one CPU ends one of two idle hosts that hold one each."""
     # however long Ray takes here to free what a host held that may still have been starting
     monkeypatch.setattr(pool_module, "FREEING_S", 60.0)
@@ -261,8 +261,8 @@ def test_no_more_idle_hosts_are_given_up_than_needed(tmp_path: Path, monkeypatch
     assert run(scenario()) == 1
 
 
-def test_a_shape_that_waits_for_long_gets_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one shape is asked for again and again, its lease is given up once another has waited long enough."""
+def test_a_shape_that_has_waited_for_long_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests for one shape keep coming; its lease is ended once another shape has waited for ``PATIENCE_S``."""
     monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
 
     async def scenario() -> list[str]:
@@ -285,8 +285,8 @@ def test_a_shape_that_waits_for_long_gets_its_turn(tmp_path: Path, monkeypatch: 
     assert served[-1] == "first"
 
 
-def test_a_shape_with_gpus_gets_its_turn_among_shapes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its GPUs are free, and the CPUs it needs as well are held by a shape without; it would wait for all twelve otherwise."""
+def test_a_shape_with_gpus_is_served_among_shapes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPUs are free, and the CPUs that it needs are held by a shape without GPUs; otherwise it would wait for all twelve requests."""
     monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
     with_gpus = dataclasses.replace(shape(tmp_path, 2), host=dataclasses.replace(shape(tmp_path, 2).host, gpus=1))
 
@@ -308,18 +308,8 @@ def test_a_shape_with_gpus_gets_its_turn_among_shapes_without(tmp_path: Path, mo
     assert run(scenario())[-1] == 0
 
 
-def test_knowledge_of_one_gpu_is_knowledge_of_all_where_they_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two types of GPU: what a small one cannot hold a large one may."""
-    small = {"Alive": True, "Resources": {"GPU": 4.0, "accelerator_type:T4": 1.0}, "Labels": {}}
-    large = {"Alive": True, "Resources": {"GPU": 4.0, "accelerator_type:A100": 1.0}, "Labels": {}}
-    none = {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": {}}
-    for nodes, same in (([small, none], True), ([none], True), ([small, large], False)):
-        monkeypatch.setattr(ray, "nodes", lambda nodes=nodes: nodes)
-        assert cluster.alike() is same
-
-
 def test_a_closed_pool_starts_nothing(tmp_path: Path) -> None:
-    """What is repeated after the operation has ended gets no new hosts."""
+    """A request after the end of the operation gets no hosts."""
 
     async def scenario() -> str:
         pool = Pool(600)
@@ -329,15 +319,6 @@ def test_a_closed_pool_starts_nothing(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert run(scenario()) == "the operation has ended."
-
-
-def test_a_gpu_type_nobody_has_fails_at_once() -> None:
-    """The message says what the cluster has."""
-    begin = time.monotonic()
-    with pytest.raises(failures.Broken) as caught:
-        cluster.check(parse({**SMALL, "number_gpus": 2, "gpu_model": "H100"}), autoscaling=False)
-    assert str(caught.value) == "no node with 2 GPUs of type H100; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
-    assert time.monotonic() - begin < 1
 
 
 def test_a_gpu_type_that_only_a_node_label_names(tmp_path: Path) -> None:
@@ -356,63 +337,6 @@ def test_a_gpu_type_that_only_a_node_label_names(tmp_path: Path) -> None:
 
     message = "no node with 1 GPUs of type NVIDIA-OTHER; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
     assert run(scenario()) == ("NVIDIA-TEST", message)
-
-
-def test_roce_is_asked_for_where_nodes_say_that_they_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a node that has the resource RoCE, RDMA needs it; where no node has it, nodes do not differ."""
-    plain = {"Alive": True, "Resources": {"GPU": 4.0}, "Labels": {}}
-    rdma = {"Alive": True, "Resources": {"GPU": 4.0, "RoCE": 1.0}, "Labels": {}}
-    monkeypatch.setattr(ray, "nodes", lambda: [plain, rdma])
-    assert cluster.marks("any", roce=True) == cluster.Marks(("RoCE",))
-    assert [cluster.marks("any", roce=True).on(node) for node in (plain, rdma)] == [False, True]
-    assert cluster.marks("any") == cluster.Marks()
-    monkeypatch.setattr(ray, "nodes", lambda: [plain])
-    assert cluster.marks("any", roce=True) == cluster.Marks()
-
-
-def test_more_gpus_than_a_node_has_fail_at_once() -> None:
-    """Eight GPUs on one node are impossible where the nodes have four."""
-    with pytest.raises(
-        failures.Broken, match="no node with 8 GPUs; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU"
-    ):
-        cluster.check(parse({**SMALL, "number_gpus": 8}), autoscaling=False)
-
-
-def test_more_processes_than_cpus_fail_at_once() -> None:
-    """Four processes need four CPUs; waiting for two of them would not end."""
-    with pytest.raises(failures.Broken, match="4 processes with 1 CPU each do not fit; the cluster has: 2 CPUs"):
-        cluster.check(parse({**SMALL, "number_nodes": 4}), autoscaling=False)
-
-
-def test_more_cpus_than_a_node_with_gpus_has_fail_at_once() -> None:
-    """Two processes of eight CPUs each do not fit beside two GPUs on a node of two CPUs."""
-    with pytest.raises(failures.Broken, match="no node with 2 GPUs and 16 CPUs; the cluster has: 2 CPUs"):
-        cluster.check(parse({**SMALL, "number_gpus": 2, "cpus_per_process": 8}), autoscaling=False)
-
-
-def test_an_autoscaling_cluster_may_get_what_it_lacks() -> None:
-    """With autoscaling the type may come."""
-    cluster.check(parse({**SMALL, "number_gpus": 2, "gpu_model": "H100"}), autoscaling=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "cpus"),
-    [({}, 2), ({"number_nodes": 2}, 1), ({"cpus_per_process": 1}, 1), ({"number_gpus": 2, "gpu_model": "TestGPU"}, 1)],
-)
-def test_cpus_are_divided_not_oversubscribed(change: dict[str, Any], cpus: int) -> None:
-    """A CPU run takes the node, several processes share it, GPUs take their share."""
-    assert cluster.cpus_per_host(parse({**SMALL, **change})) == cpus
-
-
-@pytest.mark.timeout(60)
-def test_nodes_without_cpus_take_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head with no CPUs and a worker with two: two processes get one CPU each."""
-    head = {"Alive": True, "Resources": {}, "Labels": {}}
-    worker = {"Alive": True, "Resources": {"CPU": 2.0}, "Labels": {}}
-    monkeypatch.setattr(ray, "nodes", lambda: [head, worker])
-    workload = parse({**SMALL, "number_nodes": 2})
-    assert cluster.cpus_per_host(workload) == 1
-    cluster.check(workload, autoscaling=False)
 
 
 @pytest.mark.timeout(60)
