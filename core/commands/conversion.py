@@ -49,6 +49,7 @@ class Document:
         indents: spaces before the items of a list, dash included, and before its dash.
         findings: what to tell about it.
         steps: what was done, in order.
+        line_end: how its lines end.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Document:
     indents: tuple[int, int]
     findings: list[Finding] = dataclasses.field(default_factory=list)
     steps: list[str] = dataclasses.field(default_factory=list)
+    line_end: str = "\n"
 
     def tell(self, text: str, *, same: bool = True) -> None:
         """Add a finding, once."""
@@ -78,7 +80,7 @@ class Document:
         writer.indent(mapping=2, sequence=sequence, offset=dash)
         stream = io.StringIO()
         writer.dump(self.tree, stream)
-        return stream.getvalue()
+        return stream.getvalue().replace("\n", self.line_end)
 
 
 def read(path: Path) -> Document:
@@ -88,7 +90,8 @@ def read(path: Path) -> Document:
         Unusable: there is no such file, it is not YAML, or none of ado's.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes().decode()
+        text = content.replace("\r\n", "\n")
         plain = yaml_input.load(text)
         tree = _round_trip().load(text)
         _, sequence, dash = load_yaml_guess_indent(text)
@@ -102,7 +105,7 @@ def read(path: Path) -> Document:
     kind = _kind(plain)
     if not kind:
         raise Unusable(f"{path} is no space, point, operation or actuator configuration of ado.")
-    return Document(path, kind, tree, plain, (sequence or 2, dash or 0))
+    return Document(path, kind, tree, plain, (sequence or 2, dash or 0), line_end="\r\n" if "\r\n" in content else "\n")
 
 
 def _round_trip() -> YAML:

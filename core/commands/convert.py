@@ -48,7 +48,7 @@ def _write(documents: list[Document], output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for document, target in zip(documents, targets, strict=True):
-            target.write_text(document.text(), encoding="utf-8")
+            target.write_text(document.text(), encoding="utf-8", newline="")
     except OSError as error:
         text = f"{error.filename or output} cannot be written ({error.strerror})"
         raise Unusable(f"{text}: name another directory with -o DIR.") from None

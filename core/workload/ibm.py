@@ -95,6 +95,7 @@ def translate(
     if kind.sets.get("method") in ADAPTERS:
         found.set("target_modules", _modules(varied.get("model_name", ()), values))
     _check_backend(found, _whole("number_gpus", varied), experiment, values)
+    _check_attention(found, _whole("number_gpus", varied), values)
     found.fixed = {name: value for name, value in found.fixed.items() if name in known and not _is_default(name, value)}
     if message := ABSENT.get((choices.actuator, experiment)):
         values.add_finding(f"{experiment} is not available in {choices.actuator}: {message}.", same=False)
@@ -236,3 +237,11 @@ def _check_backend(found: Translation, counts: Sequence[int], experiment: str, v
             "distributed_backend FSDP needs GPUs, and the space has number_gpus 0, for which IBM's actuator uses none"
         )
         values.add_finding(f"{text}: make a separate space for it.", same=False)
+
+
+def _check_attention(found: Translation, counts: Sequence[int], values: Values) -> None:
+    """Leave IBM's default of ``flash_attn`` out where the study has no GPU: flash attention needs one."""
+    by_default = "attn_implementation" in found.fixed and "attn_implementation" not in found.origin
+    if by_default and counts and not any(counts):
+        del found.fixed["attn_implementation"]
+        values.add_finding("flash_attn is True by default and needs a GPU: attn_implementation stays auto.")

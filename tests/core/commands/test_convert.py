@@ -289,6 +289,24 @@ def test_comments_of_a_point_stay(tmp_path: Path) -> None:
     assert "attn_implementation: auto # 1\n  # 2\n  # 3\n  fast_moe: 0 # off" in made
 
 
+def test_lines_end_as_in_the_source(tmp_path: Path) -> None:
+    """A file written on Windows keeps its line ends."""
+    source = tmp_path / "study.yaml"
+    source.write_bytes(POINT.replace("\n", "\r\n").encode())
+    converted(tmp_path, source, status=0)
+    content = (tmp_path / "out" / "study.yaml").read_bytes()
+    assert content.count(b"\r\n") == content.count(b"\n") > 10
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, None), (1, "flash_attention_2")])
+def test_flash_attention_by_default_needs_a_gpu(tmp_path: Path, gpus: int, expected: str | None) -> None:
+    """IBM's default of flash_attn is True, which no measurement on CPUs can use."""
+    text = POINT.replace("  flash_attn: false\n", "").replace("number_gpus: 1", f"number_gpus: {gpus}")
+    (point,) = converted(tmp_path, written(tmp_path, text), status=0)
+    (experiment,) = point["experiments"]
+    assert parameterization(experiment).get("attn_implementation") == expected
+
+
 def test_bf16_and_the_mode_of_accelerate_are_one_dimension(tmp_path: Path) -> None:
     """Both are mixed_precision; bf16 counts where it is true."""
     text = (
