@@ -71,13 +71,13 @@ def _spent(rows: list[Row], budget: Budget | None) -> list[str]:
     found = answers.expenses(rows, budget) if budget else []
     if not found or budget is None:
         return []
-    first = found[0]
+    first = answers.first_choice(found)
     label = workload_label(first.row, differing([one.row for one in found]))
     what = "Fastest" if first.usd is None else "Cheapest"
     text = f"{what} for {budget.tokens:,.0f} tokens: {label}, {first.hours:.3g} hours"
     if first.usd is not None:
         text += f" and {first.usd:.3g} USD"
-    return [text + (f" ± {100 * first.row.half_width:.2g} %." if first.row.half_width is not None else ".")]
+    return [f"{', '.join(filter(None, (text + answers.interval(first.row), answers.doubt(first.row))))}."]
 
 
 def _export(directory: Path, rows: list[Row]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..protocol.messages import AUTOCAST_DTYPES, COUNTS, Record
-from ..protocol.stopping import LEAST_WARMUP
+from ..protocol.stopping import LEAST_MEASURED
 from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
 from . import accelerators, flops, throughput
 from .accelerators import GIB
@@ -21,6 +21,11 @@ from .throughput import ImpossibleRecord
 __all__ = ["OUTPUTS", "ImpossibleRecord", "Report", "make"]
 
 NO_DEVICE_SAMPLES = "No device was sampled."
+MORE_STEPS = {
+    "max_steps": " Raise max_steps.",
+    "stop_after_seconds": " Raise min_steps or stop_after_seconds.",
+    "data": " Raise num_train_epochs, or use more data.",
+}
 # share of the CPU time that training could use; below it, other work on the machine determines the rate
 LEAST_CPU_SHARE_PERCENT = 90.0
 
@@ -85,10 +90,7 @@ def make(
     measured = _measured(ranks)
     found.put(is_valid=1, failure="none", first_step_s=measured.steps_s[0])
     found.put(warmup_steps=measured.skip, steady=int(bool(ranks[0]["steady"])))
-    if measured.skip < LEAST_WARMUP:
-        found.notes.append(
-            f"The measurement is too short to be reliable: {len(measured.steps_s)} steps ran, of which {measured.skip} were warm-up."
-        )
+    _note_few_steps(found, measured, ranks[0])
     found.notes += (ranks[0].get("facts") or {}).get("notes") or []
     _note_short_steps(found, measured, ranks, workload)
     if workload.distributed_backend.startswith("FSDP") and workload.number_gpus == 1:
@@ -156,6 +158,18 @@ def _measured(ranks: Sequence[Record]) -> _Measured:
             f"There are more real tokens ({totals['real_tokens']}) than token slots ({totals['token_slots']})."
         )
     return _Measured(steps_s, skip, throughput.summarise(steps_s[skip:]), totals)
+
+
+def _note_few_steps(found: _Findings, measured: _Measured, record: Record) -> None:
+    """Note that too few steps are measured for a rate that can be relied on, and what would give more."""
+    count = measured.times.count
+    if count >= LEAST_MEASURED:
+        return
+    remedy = MORE_STEPS.get(record["stopped_by"], "")
+    found.notes.append(
+        f"{count} step{' was' if count == 1 else 's were'} measured, after {measured.skip} of warm-up; a reliable rate needs "
+        f"{LEAST_MEASURED}.{remedy}"
+    )
 
 
 def _note_short_steps(found: _Findings, measured: _Measured, ranks: Sequence[Record], workload: Workload) -> None:

@@ -55,6 +55,7 @@ class JobWorkload:
     max_steps: int
     num_train_epochs: int
     stop_after_seconds: float
+    min_steps: int
     target_ci_percent: float
     distributed_backend: Literal["None", "DDP", "FSDP", "FSDP2"]
     fsdp_sharding_strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"]

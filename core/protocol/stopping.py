@@ -6,7 +6,8 @@ steps that end one step earlier; those last five steps count as measured. Warm-u
 single step is measured without warm-up.
 
 A measurement stops when the half-width of the confidence interval of the mean step time is at most the target, both with and without
-the last tenth of the measured steps and with at least ten steps each; or at ``max_steps``; or after ``stop_after_seconds``.
+the last tenth of the measured steps and with at least ten steps each; or at ``max_steps``; or after ``stop_after_seconds``. The interval
+and the time stop nothing before ``min_steps`` steps have been measured, so that a slow step leaves more than one of them.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Protocol:
         max_steps: most optimizer steps including warm-up, as in ``transformers.TrainingArguments``.
         stop_after_seconds: most seconds since training began, including warm-up; None sets no limit.
         checks_apart: fewest steps between two checks, at each of which the ranks communicate.
+        min_steps: fewest measured steps before the interval or the time may stop the measurement; ``max_steps`` stops it before.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Protocol:
         max_steps: int | None = None,
         stop_after_seconds: float | None = None,
         checks_apart: int = 1,
+        min_steps: int = LEAST_MEASURED,
     ) -> None:
         self._target_percent = target_ci_percent
         self._max_steps = max_steps
         self._limit_s = stop_after_seconds
         self._checks_apart = checks_apart
+        self._min_steps = min_steps
         self._durations: list[float] = []
         self._elapsed_s = 0.0
         self._warmup: int | None = None
@@ -98,11 +102,12 @@ class Protocol:
 
     def should_stop(self) -> str | None:
         """Return the reason to stop now: ``confidence``, ``max_steps`` or ``stop_after_seconds``; None means to go on."""
-        if self._confident():
+        enough = len(self._durations) - self.warmup_steps >= self._min_steps
+        if enough and self._confident():
             return "confidence"
         if self._max_steps is not None and len(self._durations) >= self._max_steps:
             return "max_steps"
-        if self._limit_s is not None and self._elapsed_s >= self._limit_s:
+        if enough and self._limit_s is not None and self._elapsed_s >= self._limit_s:
             return "stop_after_seconds"
         return None
 

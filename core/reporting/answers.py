@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from ..protocol.stopping import LEAST_MEASURED
 from . import tables
-from .rows import MEMORY, Row, differing, workload_label
+from .rows import MEMORY, Row, counted, differing, workload_label
 
 COST = "usd_per_million_tokens"
-# below this many steps an interval is not to be trusted
-LEAST_STEPS = 10
 MOST_NAMED = 4
 
 
@@ -63,21 +62,32 @@ def expenses(rows: Sequence[Row], budget: Budget) -> list[Expense]:
     return sorted(found, key=lambda one: (one.usd is None, one.usd if one.usd is not None else one.hours))
 
 
-def sure(row: Row) -> bool:
-    """Whether a rate was steady over enough steps; True where the outputs do not tell."""
+def first_choice(found: Sequence[Expense]) -> Expense:
+    """Return the first of these expenses whose rate was steady; the first where none was."""
+    return next((one for one in found if not doubt(one.row)), found[0])
+
+
+def doubt(row: Row) -> str:
+    """Return why a rate cannot be relied on: ``1 step, not steady`` or ``not steady``; empty where the outputs do not tell."""
     steps = row.output("measured_steps")
-    return row.output("steady") != 0 and (steps is None or steps >= LEAST_STEPS)
+    if steps is not None and steps < LEAST_MEASURED:
+        return f"{counted(int(steps), 'step')}, not steady"
+    return "not steady" if row.output("steady") == 0 else ""
 
 
 def rate(row: Row) -> str:
-    """Return a throughput in words, with its interval or the reason why it has none worth the name."""
-    text = f"{_rounded(row.throughput or 0.0)} tokens/s"
-    steps = row.output("measured_steps")
-    if row.half_width is not None:
-        text += f" ± {100 * row.half_width:.2g} %"
-    if steps is not None and steps < LEAST_STEPS:
-        return f"{text}, {steps:.0f} measured step{'s' if steps != 1 else ''} only"
-    return f"{text}, not steady" if row.output("steady") == 0 else text
+    """Return a throughput in words, with its interval and the reason why it cannot be relied on."""
+    return ", ".join(filter(None, (f"{rounded(row.throughput or 0.0)} tokens/s{interval(row)}", doubt(row))))
+
+
+def interval(row: Row) -> str:
+    """Return the half-width of a rate's interval, such as `` ± 3 %``, or nothing."""
+    return "" if row.half_width is None else f" ± {100 * row.half_width:.2g} %"
+
+
+def best(rows: Sequence[Row], value: Callable[[Row], float]) -> Row:
+    """Return the row with the highest value among the steady ones; among all where none is steady."""
+    return max([row for row in rows if not doubt(row)] or rows, key=value)
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -86,9 +96,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
     if not measured:
         return []
     varied = differing(measured)
-    steady = [row for row in measured if sure(row)]
-    fastest = max(steady or measured, key=lambda row: row.throughput or 0.0)
-    kind = "steady workload" if steady else "workload, none of them steady"
+    fastest = best(measured, lambda row: row.throughput or 0.0)
+    kind = "workload, none of them steady" if doubt(fastest) else "steady workload"
     found = [f"Fastest {kind}: {workload_label(fastest, varied)}, with {rate(fastest)}."]
     rivals = [row for row in measured if row is not fastest and _may_be_faster(row, fastest)]
     if rivals:
@@ -99,13 +108,14 @@ def summary(rows: Sequence[Row]) -> list[str]:
     if memory and having:
         least = min(having, key=lambda row: row.output(memory) or 0.0)
         found.append(
-            f"Least memory: {workload_label(least, varied)}, with {_rounded(least.output(memory) or 0.0)} GiB, {MEMORY[memory]}."
+            f"Least memory: {workload_label(least, varied)}, with {rounded(least.output(memory) or 0.0)} GiB, {MEMORY[memory]}."
         )
     priced = [row for row in measured if row.output(COST) is not None]
     if priced:
-        cheapest = min(priced, key=lambda row: row.output(COST) or 0.0)
+        cheapest = best(priced, lambda row: -(row.output(COST) or 0.0))
+        cost = f"{rounded(cheapest.output(COST) or 0.0)} USD per million real tokens{interval(cheapest)}"
         found.append(
-            f"Cheapest: {workload_label(cheapest, varied)}, with {_rounded(cheapest.output(COST) or 0.0)} USD per million real tokens."
+            f"Cheapest: {workload_label(cheapest, varied)}, with {', '.join(filter(None, (cost, doubt(cheapest))))}."
         )
     return found
 
@@ -114,8 +124,9 @@ def _may_be_faster(row: Row, fastest: Row) -> bool:
     ratio = tables.ratio(row, fastest)
     if ratio is None:
         return False
-    return ratio.value >= 1 if ratio.high is None or not sure(row) else ratio.high >= 1
+    return ratio.value >= 1 if ratio.high is None or doubt(row) else ratio.high >= 1
 
 
-def _rounded(value: float) -> str:
+def rounded(value: float) -> str:
+    """Return a value with three digits, or without decimals from 100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from . import tables
+from . import answers, tables
 from .figure_style import (
     GRID,
     INK,
@@ -29,7 +29,7 @@ from .figure_style import (
     style_of,
     tick,
 )
-from .rows import FIELDS, KEYS, MEMORY, Row, differing, grouped_names, shown, workload_label
+from .rows import FIELDS, KEYS, MEMORY, Row, counted, differing, grouped_names, shown, workload_label
 
 RATE = "real tokens per second"
 # names of all drawings that a report can have
@@ -73,6 +73,27 @@ def _not_in_labels(names: Sequence[str]) -> str:
     return f" Points of one colour differ in {', '.join(names)}." if names else ""
 
 
+def _ring(axes: Axes, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Draw a ring around the points of rates that cannot be relied on."""
+    points = [(x, y) for row, x, y in zip(rows, xs, ys, strict=True) if answers.doubt(row)]
+    if points:
+        ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": MUTED}
+        axes.plot(*zip(*points, strict=True), linestyle="none", **ring)
+
+
+def _reliability(rows: Sequence[Row]) -> str:
+    """Return the sentences of a caption on the bars of these rows, on rates without a bar, and on rings."""
+    alone = sum(row.half_width is None for row in rows)
+    bars = "Bars are 95 % confidence intervals." if alone < len(rows) else "No measurement has a confidence interval."
+    if 0 < alone < len(rows):
+        bars += f" {counted(alone, 'measurement')} {'has' if alone == 1 else 'have'} none."
+    return bars + _rings(rows)
+
+
+def _rings(rows: Sequence[Row]) -> str:
+    return " A ring marks a rate that was not steady." if any(map(answers.doubt, rows)) else ""
+
+
 def _throughput(rows: Sequence[Row]) -> Iterator[Drawing]:
     measured = tables.with_throughput(rows)
     if not measured:
@@ -104,10 +125,11 @@ def _throughput_against(rows: list[Row], name: str, others: list[str]) -> Drawin
             label=text,
             **style_of(index),
         )
+        _ring(axes, ordered, [places[row.value(name)] + shift for row in ordered], rates)
     axes.set_ylabel(RATE)
     scale(axes.yaxis, axes.set_yscale, [_upper(row) for row in rows])
     legend(figure, axes)
-    caption = "Bars are 95 % confidence intervals." + _not_in_labels(unnamed)
+    caption = _reliability(rows) + _not_in_labels(unnamed)
     return Drawing(f"throughput-{name.replace('_', '-')}", f"Throughput against {name}", caption, figure)
 
 
@@ -275,18 +297,32 @@ def _bars(rows: Sequence[Row], output: str, factor: float, name: str, title: str
     axes = figure.add_subplot()
     values = [(row.output(output) or 0.0) * factor for row in having]
     axes.barh(range(len(having)), values, height=0.6, color=SERIES[0])
+    upper = _cost_intervals(axes, having, values)
     axes.set_yticks(range(len(having)), [shown(workload_label(row, varied), 52) for row in having], fontsize=8)
     axes.invert_yaxis()
     axes.set_ylim(max(4, len(having)) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xlim(0, max(values) * 1.18 or 1)
+    axes.set_xlim(0, max(upper) * 1.18 or 1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x")
-    for line, value in enumerate(values):
-        axes.annotate(f"{value:.3g}", (value, line), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    for line, (value, end, row) in enumerate(zip(values, upper, having, strict=True)):
+        text = ", ".join(filter(None, (f"{value:.3g}", answers.doubt(row))))
+        axes.annotate(text, (end, line), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_xlabel(unit)
-    return Drawing(name, f"{title} per million tokens", f"In {unit}, lowest first.{cut}", figure)
+    lines = " Lines are 95 % confidence intervals." if any(row.half_width is not None for row in having) else ""
+    return Drawing(name, f"{title} per million tokens", f"In {unit}, lowest first.{lines}{cut}", figure)
+
+
+def _cost_intervals(axes: Axes, rows: Sequence[Row], values: Sequence[float]) -> list[float]:
+    """Draw the interval of what is proportional to the time of a token; return the right end of each row, at most twice its value."""
+    ends = []
+    for line, (row, value) in enumerate(zip(rows, values, strict=True)):
+        half = min(row.half_width or 0.0, 0.5)
+        ends.append(value / (1 - half))
+        if half:
+            axes.hlines(line, value / (1 + half), ends[-1], color=INK, linewidth=1)
+    return ends
 
 
 def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
@@ -303,6 +339,7 @@ def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
     for index, (text, group) in enumerate(series.items()):
         places = [(row.output(kind), row.throughput) for row in group]
         axes.plot(*zip(*places, strict=True), linestyle="none", label=text, **style_of(index))
+        _ring(axes, group, [row.output(kind) or 0.0 for row in group], [row.throughput or 0.0 for row in group])
     axes.set_xlabel(f"{MEMORY[kind]} (GiB)")
     axes.set_ylabel(RATE)
     scale(axes.yaxis, axes.set_yscale, [rate for _, rate in points])
@@ -312,7 +349,7 @@ def _pareto(rows: Sequence[Row]) -> Iterator[Drawing]:
     if len(front) == 1:
         best = workload_label(having[front[0]], differing(having))
         caption = f"Up and left is better. No other workload is better than {best} in either."
-    caption += _not_in_labels(unnamed) + tables.without_memory(rows)
+    caption += _rings(having) + _not_in_labels(unnamed) + tables.without_memory(rows)
     yield Drawing("pareto", "Throughput against memory", caption, figure)
 
 
@@ -330,6 +367,7 @@ def _stacks(rows: Sequence[Row]) -> Iterator[Drawing]:
             rates, range(len(pairs)), xerr=_bars_of(mine),
             linestyle="none", capsize=3, elinewidth=1, label=mine[0].actuator, **style_of(side),
         )  # fmt: skip
+        _ring(axes, mine, rates, range(len(pairs)))
     axes.set_yticks(range(len(pairs)), [shown(workload_label(row, varied), 52) for row, _ in pairs], fontsize=8)
     axes.set_ylim(max(4, len(pairs)) - 0.4, -0.6)
     axes.grid(axis="both")
@@ -337,7 +375,7 @@ def _stacks(rows: Sequence[Row]) -> Iterator[Drawing]:
     axes.set_xlabel(RATE)
     scale(axes.xaxis, axes.set_xscale, [_upper(row) for pair in pairs for row in pair])
     legend(figure, axes)
-    caption = "Each workload as both actuators measured it; bars are 95 % confidence intervals."
+    caption = f"Each workload as both actuators measured it. {_reliability([row for pair in pairs for row in pair])}"
     yield Drawing("stacks", "Both stacks", caption + cut, figure)
 
 

@@ -19,7 +19,7 @@ WRONG_AFTER_STOP = (
 # in what studies that are otherwise the same differ after a change of actuator
 IGNORED = (
     "fms_hf_tuning_version", "weights", "dataset_id", "dataset_text_field", "max_steps", "num_train_epochs", "stop_after_seconds",
-    "target_ci_percent", "cpus_per_process", "seed",
+    "min_steps", "target_ci_percent", "cpus_per_process", "seed",
 )  # fmt: skip
 
 

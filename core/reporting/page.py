@@ -131,11 +131,10 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
     measured = tables.with_throughput(rows)
     varied = differing(measured)
     if measured:
-        best = max(measured, key=lambda row: row.throughput or 0.0)
-        doubt = "" if answers.sure(best) else ", not steady"
-        half = "" if best.half_width is None else f" ± {100 * best.half_width:.2g} %"
-        text = f"real tokens / s, the highest{doubt}: {workload_label(best, varied)}"
-        tiles.append((f"{_number(best.throughput)}{half}", text))
+        best = answers.best(measured, lambda row: row.throughput or 0.0)
+        kind_of = f"the highest, {answers.doubt(best)}" if answers.doubt(best) else "the highest steady rate"
+        text = f"real tokens / s, {kind_of}: {workload_label(best, varied)}"
+        tiles.append((f"{_number(best.throughput)}{answers.interval(best)}", text))
     kind, having = tables.memory_and_rate(rows)
     if kind and having:
         least = min(having, key=lambda row: row.output(kind) or 0.0)
@@ -157,10 +156,11 @@ def _budget(rows: Sequence[Row], budget: answers.Budget | None) -> Section:
             _interval(one.hours, one),
             _number(one.usd),
             "" if one.usd is None else _interval(one.usd, one),
+            answers.doubt(one.row),
         ]
         for one in found
     ]
-    heads = ["workload", "hours", "95 % interval", "USD", "95 % interval"]
+    heads = ["workload", "hours", "95 % interval", "USD", "95 % interval", ""]
     return Section(
         "budget", f"Training on {budget.tokens:,.0f} tokens", table=Table(heads, lines, frozenset([1, 2, 3, 4]))
     )
@@ -190,9 +190,10 @@ def _pairs(rows: Sequence[Row]) -> Table | None:
                 _number(right.throughput),
                 f"{ratio.value:.3f}",
                 interval,
+                "; ".join(f"{row.actuator}: {answers.doubt(row)}" for row in (left, right) if answers.doubt(row)),
             ]
         )
-    heads = ["workload", f"{first}, tokens / s", f"{second}, tokens / s", f"{second} / {first}", "95 % interval"]
+    heads = ["workload", f"{first}, tokens / s", f"{second}, tokens / s", f"{second} / {first}", "95 % interval", ""]
     return Table(heads, lines, frozenset(range(1, 5)))
 
 
@@ -221,7 +222,11 @@ def _measurements(rows: Sequence[Row]) -> Section:
     kinds = [name for name, _ in outputs if name in MEMORY]
     outputs = [(name, head) for name, head in outputs if name not in kinds[1:]]
     lines = [
-        [*(_shown(row.value(name)) for name in names), *(_number(row.output(name)) for name, _ in outputs), row.state]
+        [
+            *(_shown(row.value(name)) for name in names),
+            *(_number(row.output(name)) for name, _ in outputs),
+            ", ".join(filter(None, (row.state, answers.doubt(row) if row.throughput is not None else ""))),
+        ]
         for row in rows[:MOST_ROWS]
     ]
     heads = [*names, *(head for _, head in outputs), "state"]

@@ -166,6 +166,7 @@ class Clock:
             max_steps=workload.max_steps,
             stop_after_seconds=workload.stop_after_seconds or None,
             checks_apart=APART_FOR_RANKS if self._world_size > 1 else 1,
+            min_steps=workload.min_steps,
         )
         self.phases: dict[str, float] = {}
         self.stopped_by = ""

@@ -61,7 +61,14 @@ KINDS: Mapping[str, Kind] = {
     ),
     "finetune_full_stability": Kind(
         "Runs five steps of full fine-tuning five times, each in fresh processes, and counts how often it succeeds.",
-        {"method": "full", "max_steps": 5, "num_train_epochs": 0, "stop_after_seconds": 0.0, "target_ci_percent": 0.0},
+        {
+            "method": "full",
+            "max_steps": 5,
+            "num_train_epochs": 0,
+            "stop_after_seconds": 0.0,
+            "min_steps": 1,
+            "target_ci_percent": 0.0,
+        },
         task="stability",
         outputs=STABILITY_OUTPUTS,
         runs=5,

@@ -144,6 +144,14 @@ class Workload(pydantic.BaseModel):
             ge=0, le=604_800, allow_inf_nan=False, description="Maximum seconds of training; 0 sets no limit."
         ),
     ] = 120.0
+    min_steps: Annotated[
+        int,
+        pydantic.Field(
+            ge=1,
+            le=10_000,
+            description="Fewest measured steps before stop_after_seconds or target_ci_percent ends the measurement.",
+        ),
+    ] = 10
     target_ci_percent: Annotated[
         float,
         pydantic.Field(

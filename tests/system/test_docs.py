@@ -45,12 +45,14 @@ HARMLESS = (
     "takes minutes",
     "would run itself",
 )
-# in the examples and the commands: shorter measurements, a study of one estimate, and a smaller GPU, whose largest batch is
-# estimated in half the time
+# in the examples and the commands: shorter measurements, of one step at least; a study of one estimate; a smaller GPU, whose
+# largest batch is estimated in half the time
 SHORTER = {
-    re.compile(
-        r"(stop_after_seconds\n *value: |^stop_after_seconds: |stop_after_seconds=)\d+", re.MULTILINE
-    ): r"\g<1>3",
+    re.compile(r"^( *)(- property:\s+\{?identifier: )stop_after_seconds(\}?\n *value: )\d+", re.MULTILINE): (
+        r"\g<1>\g<2>stop_after_seconds\g<3>3\n\g<1>\g<2>min_steps\g<3>1"
+    ),
+    re.compile(r"^stop_after_seconds: \d+", re.MULTILINE): "stop_after_seconds: 3\nmin_steps: 1",
+    re.compile(r"stop_after_seconds=\d+"): "stop_after_seconds=3 min_steps=1",
     re.compile(r"\[llama3.2-1b, granite-3.1-2b, llama3.1-8b\]"): "[llama3.2-1b]",
     re.compile(r"values: \[full, lora\]"): "values: [lora]",
     re.compile(r"values: \[false, true\]"): "values: [true]",

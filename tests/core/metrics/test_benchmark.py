@@ -222,13 +222,31 @@ def test_a_first_loss_far_from_that_of_random_weights_is_noted() -> None:
     assert [note for note in report(record(losses=[108.0, 28.8, 27.6, 26.4, 25.2])).notes if "first loss" in note]
 
 
-def test_a_run_that_ended_in_its_warm_up_is_noted() -> None:
-    """With too few warm-up steps the properties are given, with a note that they are unreliable."""
+@pytest.mark.parametrize(
+    ("stopped_by", "remedy"),
+    [
+        ("max_steps", "Raise max_steps."),
+        ("stop_after_seconds", "Raise min_steps or stop_after_seconds."),
+        ("data", "Raise num_train_epochs, or use more data."),
+    ],
+)
+def test_fewer_than_ten_measured_steps_are_noted(stopped_by: str, remedy: str) -> None:
+    """The note says how many steps there are, and which property would give more."""
     assert (
-        "The measurement is too short to be reliable: 5 steps ran, of which 1 were warm-up."
-        in report(record(warmup_steps=1)).notes
+        f"4 steps were measured, after 1 of warm-up; a reliable rate needs 10. {remedy}"
+        in report(record(stopped_by=stopped_by)).notes
     )
-    assert report(record(warmup_steps=3)).notes == ()
+    one = report(record(warmup_steps=4, stopped_by=stopped_by)).notes
+    assert f"1 step was measured, after 4 of warm-up; a reliable rate needs 10. {remedy}" in one
+
+
+def test_ten_measured_steps_are_not_noted() -> None:
+    """Thirteen steps of one second, of which three are warm-up."""
+    steps = 13
+    counts = {name: [value] * steps for name, value in (("samples", 2), ("token_slots", 20), ("real_tokens", 16))}
+    counts |= {"trained_tokens": [12] * steps, "squared_lengths": [200] * steps, "losses": [30.0] * steps}
+    ends = [101.0 + step for step in range(steps)]
+    assert report(record(step_end_s=ends, warmup_steps=3, **counts)).notes == ()
 
 
 def test_the_loss_of_random_weights_depends_on_the_spread_of_logits() -> None:

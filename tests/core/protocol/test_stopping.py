@@ -97,8 +97,29 @@ def test_stops_at_max_steps_even_between_scheduled_checks(most):
 
 def test_stops_after_seconds_counted_from_the_beginning():
     """The first step takes 6 s and the next four take 1 s each, 10 s together."""
-    protocol, steps, reason = run([6.0] + [1.0] * 500, stop_after_seconds=10.0)
+    protocol, steps, reason = run([6.0] + [1.0] * 500, stop_after_seconds=10.0, min_steps=1)
     assert (steps, reason, protocol.warmup_steps) == (5, "stop_after_seconds", 3)
+
+
+@pytest.mark.parametrize(("fewest", "steps"), [(2, 5), (10, 13), (25, 28)])
+def test_the_time_leaves_the_fewest_measured_steps(fewest, steps):
+    """Steps of 30 s pass a limit of 20 s at once; after three of warm-up the fewest are measured."""
+    protocol, ran, reason = run([30.0] * 100, stop_after_seconds=20.0, min_steps=fewest)
+    assert (ran, reason, protocol.warmup_steps, len(protocol.measured)) == (steps, "stop_after_seconds", 3, fewest)
+
+
+def test_ten_steps_are_measured_by_default_however_slow():
+    """The default is that of the workload's property, and makes an even rate steady."""
+    protocol, _, reason = run([30.0] * 100, stop_after_seconds=20.0)
+    assert (reason, len(protocol.measured), protocol.steady) == ("stop_after_seconds", 10, True)
+
+
+def test_the_fewest_steps_hold_for_the_interval_too():
+    """Equal steps would give 50 % after eleven measured steps; max_steps stops in any case."""
+    protocol, _, reason = run([1.0] * 500, target_ci_percent=50.0, min_steps=40)
+    assert (reason, len(protocol.measured)) == ("confidence", 43)
+    _, steps, reason = run([1.0] * 500, target_ci_percent=50.0, min_steps=40, max_steps=20)
+    assert (steps, reason) == (20, "max_steps")
 
 
 def test_steps_with_a_trend_are_not_steady():

@@ -33,7 +33,7 @@ def test_a_single_step_is_never_the_fastest_without_a_word(row: Make) -> None:
     assert answers.summary([short, shaky, good])[:2] == [
         "Fastest steady workload: batch 8, with 100 tokens/s ± 2 %.",
         (
-            "It cannot be told whether these are faster: batch 2 (500 tokens/s, 1 measured step only); "
+            "It cannot be told whether these are faster: batch 2 (500 tokens/s, 1 step, not steady); "
             "batch 4 (400 tokens/s ± 30 %, not steady)."
         ),
     ]

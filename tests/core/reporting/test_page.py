@@ -22,6 +22,7 @@ from ado_actuators.sfttrainer.core.reporting.rows import Row
 from .conftest import RECORDINGS
 
 Make = Callable[..., Row]
+ONE_STEP = {"measured_steps": 1, "steady": 0}
 FIGURES = [
     *("throughput-actuator", "throughput-batch-size", "throughput-model-max-length", "throughput-number-gpus"),
     *("stacks", "memory", "frontier", "pareto", "scaling-strong", "scaling-weak", "cost", "energy", "traces"),
@@ -109,7 +110,45 @@ def test_the_energy_of_a_million_tokens_is_in_kilowatt_hours(row: Make) -> None:
     rows = [row(1.0, outputs={"energy_joules_per_token": 3.6}), row(1.0, batch_size=4)]
     (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "energy"]
     assert [patch.get_width() for patch in drawing.figure.axes[0].patches] == [1.0]
-    assert drawing.caption == "In kWh per million real tokens, lowest first."
+    assert drawing.caption == "In kWh per million real tokens, lowest first. Lines are 95 % confidence intervals."
+
+
+def test_costs_have_the_intervals_of_their_rates(row: Make) -> None:
+    """4 USD at a rate with 20 % are 3.33 to 5 USD; a rate of one step has no line, and its label says why."""
+    priced = {"usd_per_million_tokens": 4.0}
+    rows = [row(1.0, 20.0, outputs=priced), row(1.0, None, batch_size=4, outputs={**priced, **ONE_STEP})]
+    (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "cost"]
+    axes = drawing.figure.axes[0]
+    (line,) = [line.get_segments()[0].tolist() for line in axes.collections]
+    assert line == [[pytest.approx(4 / 1.2), 0.0], [5.0, 0.0]]
+    assert [text.get_text() for text in axes.texts] == ["4", "4, 1 step, not steady"]
+
+
+def test_unsteady_rates_have_a_ring_and_rates_without_a_bar_are_counted(row: Make) -> None:
+    """One of two measurements has a single step."""
+    drawn = figures.draw([row(200.0, 5.0, batch_size=4), row(300.0, None, outputs=ONE_STEP)])[0]
+    throughput = next(one for one in drawn if one.name == "throughput-batch-size")
+    assert throughput.caption == (
+        "Bars are 95 % confidence intervals. 1 measurement has none. A ring marks a rate that was not steady."
+    )
+    rings = [line.get_xydata().tolist() for line in throughput.figure.axes[0].lines if line.get_markersize() == 12]
+    assert rings == [[[8.0, 300.0]]]
+    steady = figures.draw([row(200.0, 5.0, batch_size=4), row(300.0, 5.0)])[0]
+    assert next(one for one in steady if one.name == "throughput-batch-size").caption == (
+        "Bars are 95 % confidence intervals."
+    )
+    alone = figures.draw([row(200.0, None, batch_size=4, outputs=ONE_STEP), row(300.0, None, outputs=ONE_STEP)])[0]
+    assert alone[0].caption.startswith("No measurement has a confidence interval. A ring")
+
+
+def test_tiles_and_tables_say_what_is_not_steady(row: Make) -> None:
+    """The highest rate is that of one step: the tile has the highest steady one, and the table the reason."""
+    rows = [row(200.0, 5.0, batch_size=4), row(300.0, None, outputs=ONE_STEP)]
+    shown = page.html(rows, [], [], "")
+    assert "200.0 ± 5 %" in shown
+    assert "the highest steady rate: batch 4" in shown
+    assert "measured, 1 step, not steady" in shown
+    assert "the highest, 1 step, not steady: m, length 1024, batch 8" in page.html(rows[1:], [], [], "")
 
 
 def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
