@@ -77,8 +77,8 @@ def _ring(axes: Axes, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[flo
     """Draw a ring around the points of rates that cannot be relied on."""
     points = [(x, y) for row, x, y in zip(rows, xs, ys, strict=True) if answers.doubt(row)]
     if points:
-        ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgecolor": MUTED}
-        axes.plot(*zip(*points, strict=True), linestyle="none", **ring)
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, linestyle="none", marker="o", markersize=12, markerfacecolor="none", markeredgecolor=MUTED)
 
 
 def _reliability(rows: Sequence[Row]) -> str:
