@@ -11,6 +11,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_costs_have_the_intervals_of_their_rates(row: Make) -> None:
     priced = {"usd_per_million_tokens": 4.0}
     rows = [row(1.0, 20.0, outputs=priced), row(1.0, None, batch_size=4, outputs={**priced, **ONE_STEP})]
     (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "cost"]
-    axes = drawing.figure.axes[0]
+    axes: Any = drawing.figure.axes[0]
     (line,) = [line.get_segments()[0].tolist() for line in axes.collections]
     assert line == [[pytest.approx(4 / 1.2), 0.0], [5.0, 0.0]]
     assert [text.get_text() for text in axes.texts] == ["4", "4, 1 step, not steady"]
@@ -131,7 +132,8 @@ def test_unsteady_rates_have_a_ring_and_rates_without_a_bar_are_counted(row: Mak
     assert throughput.caption == (
         "Bars are 95 % confidence intervals. 1 measurement has none. A ring marks a rate that was not steady."
     )
-    rings = [line.get_xydata().tolist() for line in throughput.figure.axes[0].lines if line.get_markersize() == 12]
+    axes: Any = throughput.figure.axes[0]
+    rings = [line.get_xydata().tolist() for line in axes.lines if line.get_markersize() == 12]
     assert rings == [[[8.0, 300.0]]]
     steady = figures.draw([row(200.0, 5.0, batch_size=4), row(300.0, 5.0)])[0]
     assert next(one for one in steady if one.name == "throughput-batch-size").caption == (
@@ -154,7 +156,8 @@ def test_tiles_and_tables_say_what_is_not_steady(row: Make) -> None:
 def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
     """5 % of 200 is 10, above and below."""
     drawing = next(one for one in figures.draw([row(200.0, 5.0, batch_size=4), row(300.0, 0.0)])[0])
-    (segments,) = [line.get_segments() for line in drawing.figure.axes[0].collections]
+    axes: Any = drawing.figure.axes[0]
+    (segments,) = [line.get_segments() for line in axes.collections]
     assert segments[0].tolist() == [[4.0, 190.0], [4.0, 210.0]]
 
 
