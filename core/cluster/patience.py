@@ -7,24 +7,26 @@ from collections.abc import Sequence
 
 from . import placement
 from .placement import Need
-from .snapshot import Snapshot, Waiting
+from .snapshot import Pending, Snapshot, Waiting
 
 # how long a request may wait while newer ones are served
 PATIENCE_S = 30.0
+# Ray's table of queued tasks is a second old
+QUEUED_S = 2.0
 # a request that does not take its free resources within this time no longer holds back newer ones
 UNTAKEN_S = 60.0
 
 
 class Patience:
-    """Decisions of a pool for waiting requests: its own, those of other pools, and placement groups of other programs."""
+    """Decisions of a pool for waiting requests: its own, those of other pools, and those of other programs."""
 
     def __init__(self) -> None:
         self._seen = Snapshot()
         self._waiting: list[Waiting] = []
-        # since when the resources of each request are free, and since when each foreign group waits; monotonic seconds
+        # since when the resources of each request are free, and since when another program waits for what; monotonic seconds
         self._untaken_s: dict[tuple[str, float], float] = {}
         self._foreign_s: dict[str, float] = {}
-        # foreign groups for which a lease was ended: only once, since they may lack something that Ray's table does not show
+        # those for which a lease was ended: only once, since they may lack something that Ray's tables do not show
         self._tried: set[str] = set()
 
     def update(self, seen: Snapshot, waiting: Sequence[Waiting]) -> None:
@@ -33,8 +35,8 @@ class Patience:
         self._seen, self._waiting = seen, sorted(waiting, key=lambda one: one.since_s)
         free = [(one.owner, one.since_s) for one in waiting if placement.place(one.need, seen.nodes) is not None]
         self._untaken_s = {key: self._untaken_s.get(key, now) for key in free}
-        foreign = {one.group for one in seen.pending}
-        self._foreign_s = {group: self._foreign_s.get(group, now) for group in foreign}
+        foreign = {one.id for one in seen.pending}
+        self._foreign_s = {one: self._foreign_s.get(one, now) for one in foreign}
         self._tried &= foreign
 
     def holds_back(self, need: Need, since_s: float) -> bool:
@@ -58,11 +60,9 @@ class Patience:
         nodes = self._seen.nodes
         if any(placement.helps(lease, need, nodes) for need in self._starving(since_s)):
             return True
-        limit = time.monotonic() - PATIENCE_S
-        for one in self._seen.pending:
-            long = self._foreign_s.get(one.group, limit) < limit and one.group not in self._tried
-            if long and placement.leases_to_end([lease], one.bundles, nodes):
-                self._tried.add(one.group)
+        for one in self._foreign(PATIENCE_S):
+            if placement.leases_to_end([lease], one.bundles, nodes):
+                self._tried.add(one.id)
                 return True
         return False
 
@@ -76,11 +76,27 @@ class Patience:
             # together with leases of other pools it may be enough
             if ended := [lease for lease in idle if placement.helps(lease, need, nodes)]:
                 return set(ended)
-        for group in self._seen.pending:
-            if group.group not in self._tried and (ended := placement.leases_to_end(idle, group.bundles, nodes)):
-                self._tried.add(group.group)
+        for one in self._foreign(0.0):
+            if ended := placement.leases_to_end(idle, one.bundles, nodes):
+                self._tried.add(one.id)
                 return set(ended)
         return set()
+
+    def _foreign(self, waited_s: float) -> list[Pending]:
+        """Return what other programs have waited for, at least this long, and for which no lease was ended yet."""
+        now = time.monotonic()
+        return [
+            one
+            for one in self._seen.pending
+            if one.id not in self._tried and now - self._foreign_s[one.id] >= max(waited_s, self._uncertain_s(one))
+        ]
+
+    def _uncertain_s(self, pending: Pending) -> float:
+        """Return for how long something pending may have its resources already: a queued task has while its worker starts."""
+        if not pending.queued:
+            return 0.0
+        fits = placement.holds(pending.bundles, [node.with_leases_only() for node in self._seen.nodes])
+        return PATIENCE_S if fits else QUEUED_S
 
     def _starving(self, before_s: float) -> list[Need]:
         """Return the needs of requests that have waited for long, since before a time in seconds since the epoch.

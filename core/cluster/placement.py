@@ -71,7 +71,7 @@ class Node:
         labels: its labels.
         operators: CPUs that actors of ado's operations hold.
         most_operators: CPUs that they have held at most.
-        operator_gpus: GPUs that they hold.
+        operator_gpus: GPUs that those of the own operation hold.
         claims: resources of the leases on it.
     """
 
@@ -155,8 +155,16 @@ class Node:
         claim = Claim("", "", need.threads, reserved)
         return dataclasses.replace(self, free=free, claims=(*self.claims, claim))
 
+    def with_leases_only(self) -> Node:
+        """Return the node with nothing but its leases."""
+        free = dict(self.total)
+        for claim in self.claims:
+            for kind, amount in claim.reserved.items():
+                free[kind] = free.get(kind, 0.0) - amount
+        return dataclasses.replace(self, free=free)
+
     def emptied(self) -> Node:
-        """Return the node with nothing but ado's operators."""
+        """Return the node with nothing but ado's operators, and GPUs only of those of the own operation."""
         gpus = self.total.get("GPU", 0.0) - self.operator_gpus
         return dataclasses.replace(self, free={**self.total, "CPU": self.cpus - self.operators, "GPU": gpus}, claims=())
 

@@ -68,10 +68,11 @@ class Actor:
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A placement group of another program that waits for resources."""
+    """What another program waits for: a placement group, or queued tasks and actors that need the same resources each."""
 
-    group: str
+    id: str
     bundles: tuple[Mapping[str, float], ...]
+    queued: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Snapshot:
     Attributes:
         nodes: those that are alive.
         groups: Ray's table of placement groups.
-        pending: foreign placement groups that wait.
+        pending: what other programs wait for, ado's own tasks included.
         waiting: requests of pools that wait.
         actors: all live actors except hosts.
         operators: jobs in which ado runs.
@@ -115,12 +116,11 @@ def look() -> Snapshot:
     """Ask Ray for the state of the cluster; takes milliseconds."""
     groups = placement_group_table()
     actors = _actors()
-    operators = frozenset(
-        {ray.get_runtime_context().get_job_id(), *(a.job for a in actors if a.module.endswith(DISPATCHER))}
-    )
+    own = ray.get_runtime_context().get_job_id()
+    operators = frozenset({own, *(actor.job for actor in actors if actor.module.endswith(DISPATCHER))})
     free = _free()
     claims: dict[str, list[Claim]] = collections.defaultdict(list)
-    pending, waiting = [], []
+    pending, waiting = _queued(), []
     for group, row in groups.items():
         name, bundles = parse_name(row["name"]), row["bundles"]
         if row["state"] == "PENDING" and name is None:
@@ -136,7 +136,7 @@ def look() -> Snapshot:
                 # it holds nothing for long
                 _add(free.setdefault(node, {}), bundles[index])
     return Snapshot(
-        nodes=tuple(_node(node, free, claims, actors, operators) for node in nodes.nodes()),
+        nodes=tuple(_node(node, free, claims, actors, operators, own) for node in nodes.nodes()),
         groups=groups,
         pending=tuple(pending),
         waiting=tuple(waiting),
@@ -151,20 +151,18 @@ def _node(
     claims: Mapping[str, list[Claim]],
     actors: list[Actor],
     operators: frozenset[str],
+    own: str,
 ) -> Node:
     identifier = node["NodeID"]
-    held = [
-        one.resources
-        for one in actors
-        if one.node == identifier and one.job in operators and not one.module.endswith(HOST)
-    ]
+    held = [one for one in actors if one.node == identifier and one.job in operators and not one.module.endswith(HOST)]
     return Node(
         id=identifier,
         total=node["Resources"],
         free=free.get(identifier, {}),
         labels=node.get("Labels", {}),
-        operators=sum(resources.get("CPU", 0.0) for resources in held),
-        operator_gpus=sum(resources.get("GPU", 0.0) for resources in held),
+        operators=sum(one.resources.get("CPU", 0.0) for one in held),
+        # another operation may end and free its GPUs
+        operator_gpus=sum(one.resources.get("GPU", 0.0) for one in held if one.job == own),
         claims=tuple(claims.get(identifier, ())),
     )
 
@@ -173,6 +171,21 @@ def _need(name: GroupName, bundles: list[Mapping[str, float]], row: Mapping[str,
     """Return what a waiting request needs. Ray's table has no labels, so a GPU type known by label counts as any type."""
     marks = tuple(kind for kind in bundles[0] if kind not in ("CPU", "GPU"))
     return Need(len(bundles), name.threads, int(bundles[0].get("GPU", 0)), marks)
+
+
+def _queued() -> list[Pending]:
+    """Return what tasks and actors outside of placement groups wait for, as of a second ago; empty if Ray's format has changed."""
+    try:
+        from ray._private.state import state
+        from ray.core.generated.gcs_pb2 import ResourceUsageBatchData
+
+        usage = ResourceUsageBatchData.FromString(state._connect_and_get_accessor().get_all_resource_usage())
+        shapes = [dict(demand.shape) for demand in usage.resource_load_by_shape.resource_demands]
+    except Exception as error:
+        logging.getLogger(__name__).debug("the queued tasks of the cluster are unknown: %s", error)
+        return []
+    plain = [shape for shape in shapes if shape and not any("_group_" in kind for kind in shape)]
+    return [Pending(str(sorted(shape.items())), (shape,), queued=True) for shape in plain]
 
 
 def _add(to: dict[str, float], resources: Mapping[str, float]) -> None:

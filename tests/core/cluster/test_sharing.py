@@ -263,6 +263,22 @@ def test_idle_trainers_stay_for_a_group_they_do_not_serve(
     assert run(scenario()) == (1, True)
 
 
+def test_an_idle_trainer_gives_way_to_a_task(shape: Callable[..., Shape], tmp_path: Path) -> None:
+    """Tasks and actors outside of placement groups count as well, such as ado's own task for an experiment."""
+    (tmp_path / "done").touch()
+
+    async def scenario() -> int:
+        pool = Pool(600)
+        pool.give_back(await pool.acquire(shape(2), SERVED_S), keep=True)
+        task = hold.options(num_cpus=2).remote(str(tmp_path / "done"))
+        await asyncio.to_thread(ray.get, task, timeout=SERVED_S)
+        left = len(pool._idle)
+        pool.close()
+        return left
+
+    assert run(scenario()) == 0
+
+
 def test_a_trainer_stays_after_a_long_queue(shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that has waited for long for the same trainer is served, and the trainer stays for the next one."""
     monkeypatch.setattr(patience, "PATIENCE_S", 1.0)

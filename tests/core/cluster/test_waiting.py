@@ -102,3 +102,19 @@ def test_idle_leases_are_given_up_for_a_foreign_group_once() -> None:
     for name, ended in (("a", {"a"}), ("b", set())):
         decide.update(Snapshot(nodes=(node(2, 0, lease(name, 2)),), pending=(group,)), [])
         assert decide.idle_to_end([name]) == ended
+
+
+@pytest.mark.parametrize(("cpus", "free", "waits_s"), [(2.0, 1.0, patience.QUEUED_S), (1.0, 0.0, patience.PATIENCE_S)])
+def test_a_queued_task_may_have_its_resources_already(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, free: float, waits_s: float
+) -> None:
+    """Ray's table lists it while its worker starts; the lease holds one CPU of two, so only a task of two surely waits for it."""
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    decide, task = Patience(), Pending("t", ({"CPU": cpus},), queued=True)
+    seen = Snapshot(nodes=(node(2, free, lease("a", 1)),), pending=(task,))
+    decide.update(seen, [])
+    now_s += waits_s - 0.1
+    assert decide.idle_to_end(["a"]) == set()
+    now_s += 0.2
+    assert decide.idle_to_end(["a"]) == {"a"}
