@@ -76,9 +76,9 @@ class Patience:
             # together with leases of other pools it may be enough
             if ended := [lease for lease in idle if placement.helps(lease, need, nodes)]:
                 return set(ended)
-        for one in self._foreign(0.0):
-            if ended := placement.leases_to_end(idle, one.bundles, nodes):
-                self._tried.add(one.id)
+        for foreign in self._foreign(0.0):
+            if ended := placement.leases_to_end(idle, foreign.bundles, nodes):
+                self._tried.add(foreign.id)
                 return set(ended)
         return set()
 
