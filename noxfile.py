@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import nox
+import nox.project
 from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2.9"
@@ -27,64 +28,8 @@ ROOT = Path(__file__).resolve().parent
 # translates the user's pip settings for uv, as the plugins do
 INDEXES = runpy.run_path(str(ROOT / "core" / "host" / "package_indexes.py"))
 PLUGINS = {"sfttrainer": "ado-sfttrainer", "fms_hf_tuning": "ado-fms-hf-tuning"}
-# ruff, mypy and import-linter, and the libraries whose types mypy reads
-LINT_TOOLS = (
-    "hypothesis",
-    "import-linter",
-    "jinja2",
-    "mypy",
-    "nox[uv]>=2025.2.9",
-    "numpy",
-    "packaging",
-    "pydantic>=2.10",
-    "pytest>=8",
-    "ruff",
-    "typer>=0.22,<0.27",
-    "types-psutil",
-    "types-PyMySQL",
-    "types-PyYAML",
-    "types-setuptools",
-)
-# build and nox: tests run them as users do; releases of ado-ray-tune after 2.2.0 do not load in ado-core 2.3.0
-TEST_TOOLS = (
-    "ado-ray-tune==2.2.0",
-    "build",
-    "hypothesis",
-    "nox[uv]>=2025.2.9",
-    "pytest>=8",
-    "pytest-timeout",
-    "pytest-xdist",
-)
-# what the plugins depend on, without ado, Ray and the training stack
-UNIT_TOOLS = (
-    "hypothesis",
-    "jinja2>=3.1",
-    "matplotlib>=3.8",
-    "nox[uv]>=2025.2.9",
-    "nvidia-ml-py>=12.535",
-    "packaging>=23",
-    "psutil>=5.9.4",
-    "pydantic>=2.10",
-    "pytest>=8",
-    "pytest-timeout",
-    "pytest-xdist",
-    "pyyaml>=6.0.2",
-    "rich>=13.8",
-    "ruamel.yaml>=0.18.6",
-    "typer>=0.22,<0.27",
-)
-WHEEL_TOOLS = ("pip", "pyyaml")
-BUILD_TOOLS = (
-    "build",
-    "check-wheel-contents",
-    "pip",
-    "pytest>=8",
-    "pytest-timeout",
-    "pyyaml",
-    "setuptools>=77",
-    "setuptools-scm>=8.1",
-    "twine",
-)
+# the packages that the sessions need besides the plugins
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # programs that tests use, with their Debian packages: a database server for ado's shared store (its installer needs the second program;
 # the core package starts no server), and a browser for reports
 PROGRAMS = {
@@ -110,6 +55,11 @@ sys.exit("torch is installed" if importlib.util.find_spec("torch") else 0)
 each_plugin = nox.parametrize("plugin", list(PLUGINS), ids=list(PLUGINS))
 
 nox.options.sessions = ["lint", "tests", "install", "wheel", "version"]
+
+
+def tools(*groups: str) -> tuple[str, ...]:
+    """Return the packages of dependency groups in pyproject.toml."""
+    return nox.project.dependency_groups(PROJECT, *groups)
 
 
 @functools.cache
@@ -245,7 +195,7 @@ def install_programs(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check the style, the format and the types of everything."""
-    install(session, *LINT_TOOLS)
+    install(session, *tools("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run(
@@ -265,7 +215,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(default=False)
 def unit(session: nox.Session) -> None:
     """Run the tests of the layers that need neither torch, Ray nor ado; arguments after -- are passed to pytest."""
-    install(session, *UNIT_TOOLS)
+    install(session, *tools("unit"))
     sources = os.pathsep.join(str(ROOT / plugin / "src") for plugin in PLUGINS)
     selected = ["-m", "not ray and not torch", "--numprocesses=2", "--dist=worksteal"]
     session.run("pytest", "--quiet", *(session.posargs or selected), env={"PYTHONPATH": sources})
@@ -283,13 +233,13 @@ def dev(session: nox.Session) -> None:
     session.run(uv, "venv", "--quiet", "--allow-existing", ".venv-dev", external=True)
     install_command = [uv, "pip", "install", "--quiet", "--python", python, "--constraint", "tests/constraints-cpu.txt"]
     editable = [part for name in directories(sfttrainer="[train,qlora,report]") for part in ("--editable", name)]
-    session.run(*install_command, *options, *editable, *TEST_TOOLS, *LINT_TOOLS, env=uv_settings(), external=True)
+    session.run(*install_command, *options, *editable, *tools("test", "lint"), env=uv_settings(), external=True)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests except those of building and installing, which have separate sessions."""
-    install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,report]"), *TEST_TOOLS)
+    install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,report]"), *tools("test"))
     install_programs(session)
     # two processes, since tests mostly wait for processes to start; tests of a file share these processes
     session.run("pytest", *(session.posargs or ["--numprocesses=2", "--dist=loadfile"]))
@@ -323,7 +273,7 @@ def install_and_uninstall(session: nox.Session, plugin: str) -> None:
 @each_plugin
 def wheel(session: nox.Session, plugin: str) -> None:
     """Build the plugin in every way and compare the files that ship."""
-    install(session, *BUILD_TOOLS)
+    install(session, *tools("build"))
     session.run("pytest", "tests/packaging/test_wheel.py", "-k", plugin, *session.posargs)
 
 
@@ -331,7 +281,7 @@ def wheel(session: nox.Session, plugin: str) -> None:
 @each_plugin
 def version(session: nox.Session, plugin: str) -> None:
     """Change temporary copies of the repository, and check the version or the build error."""
-    install(session, *BUILD_TOOLS)
+    install(session, *tools("build"))
     session.run("pytest", "tests/packaging/test_version.py", "-k", plugin, *session.posargs)
 
 
@@ -357,14 +307,14 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(default=False)
 def wheels(session: nox.Session) -> None:
     """Build the wheels of both plugins and a ray_runtime_env.yaml into dist/; -- --help shows the options."""
-    install(session, *WHEEL_TOOLS)
+    install(session, *tools("wheel"))
     session.run("python", "tools/ray_jobs.py", "wheels", *session.posargs)
 
 
 @nox.session(default=False)
 def ray_submit(session: nox.Session) -> None:
     """Run a command with the wheels on a Ray cluster; exits with its status: -- --address URL -- COMMAND."""
-    install(session, *WHEEL_TOOLS, "ray[default]")
+    install(session, *tools("wheel"), "ray[default]")
     try:
         session.run("python", "tools/ray_jobs.py", "submit", *session.posargs)
     except CommandFailed as failed:
@@ -388,7 +338,7 @@ def gpu(session: nox.Session) -> None:
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Inject every fault and write the table of docs/reliability.md."""
-    install_for_training(session, *fresh(session), *directories(sfttrainer="[train]"), *TEST_TOOLS)
+    install_for_training(session, *fresh(session), *directories(sfttrainer="[train]"), *tools("test"))
     report = f"{session.create_tmp()}/faults.xml"
     files = (
         "core/host/test_faults.py",

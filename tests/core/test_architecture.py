@@ -1,4 +1,4 @@
-"""docs/architecture.md agrees with the tree: paths exist, and the keys of messages are those of their types."""
+"""docs/architecture.md agrees with the tree, and tests without a marker import only what `nox -s unit` installs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from ado_actuators.sfttrainer.core.protocol import messages
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+# imports of what is not installed there
+HEAVY = re.compile(
+    r"^(?:from|import) (?:(?:ado|ray|torch|transformers|trl|peft|datasets)\b|ado_actuators\.\w+\.(?:core\.)?(?:actuator|stack)\b).*",
+    re.MULTILINE,
+)
+AFTER_IMPORTS = re.compile(r"^(?:def |class |@|[A-Z_]+ = )", re.MULTILINE)
 PATHS = sorted(set(re.findall(r"`((?:core|tools|tests|sfttrainer|fms_hf_tuning)/[\w./-]*)`", PAGE)))
 
 
@@ -51,3 +57,10 @@ def test_the_keys_of_a_record_are_those_of_its_type() -> None:
     named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
     keys = messages.Record.__required_keys__ | messages.Record.__optional_keys__
     assert named == keys - {"event"}
+
+
+def test_tests_without_a_marker_import_neither_torch_ray_nor_ado() -> None:
+    """`nox -s unit` collects them where none of these is installed."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    heads = {name: AFTER_IMPORTS.split(text)[0] for name, text in texts.items() if "\npytestmark = " not in text}
+    assert {name: HEAVY.findall(head) for name, head in heads.items() if HEAVY.search(head)} == {}

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.commands import plan
 from ado_actuators.sfttrainer.core.metrics.roofline import Limit
-from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
 GIB = 2**30
 PARTS = {"parameters": 10 * GIB, "gradients": 5 * GIB, "optimizer": 4 * GIB, "activations": GIB, "temporaries": 0}
@@ -26,6 +24,10 @@ def row(gpu: str = "L40S", *, fits: bool = True, usd: float | None = None, **cha
 
 def run(capsys: pytest.CaptureFixture[str], *words: str, prices: tuple[str, ...] = ()) -> tuple[int, str]:
     """Return the status of the command and what it says on standard error."""
+    # both import ado and Ray, which the other tests do without
+    from ado_actuators.sfttrainer.actuator import SFTTrainer
+    from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
+
     given = ["model_name=tiny-llama-5m", *words]
     status = plan.main(SFTTrainer.plugin(), SFTTrainerParameters, given, prices=list(prices), output=None, config=None)
     return status, capsys.readouterr().err
@@ -46,6 +48,7 @@ def test_without_prices_the_fewest_and_smallest_gpus_are_best() -> None:
     assert plan.best([row(fits=False)]) is None
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("words", "prices", "message"),
     [
