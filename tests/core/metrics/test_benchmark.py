@@ -244,7 +244,7 @@ def test_ten_measured_steps_are_not_noted() -> None:
     """Thirteen steps of one second, of which three are warm-up."""
     steps = 13
     counts = {name: [value] * steps for name, value in (("samples", 2), ("token_slots", 20), ("real_tokens", 16))}
-    counts |= {"trained_tokens": [12] * steps, "squared_lengths": [200] * steps, "losses": [30.0] * steps}
+    counts |= {"trained_tokens": [12] * steps, "squared_lengths": [200] * steps, "losses": [30] * steps}
     ends = [101.0 + step for step in range(steps)]
     assert report(record(step_end_s=ends, warmup_steps=3, **counts)).notes == ()
 
