@@ -14,11 +14,11 @@ import torch
 
 from ...protocol.messages import Job
 from .depth import Depths, depths
-from .extrapolation import Grown, Irregular, batches, deeper
+from .extrapolation import Grown, Irregular, batches, deeper, grown_like
 from .ledger import Ledger
 
 # with this many tokens a loss that is computed in chunks has several of them
-TOKENS = 16384
+TOKENS = 8192
 
 Trace = Callable[[Job, int, bool], tuple[Ledger, torch.nn.Module]]
 
@@ -99,7 +99,13 @@ class Accounts:
         base = -(-TOKENS // self._job.workload.model_max_length)
         if self._depths is None:
             return Passes(self._grown(self._job, base), base)
-        shallow, deep = (self._grown(self._with(one), base) for one in (self._depths.shallow, self._depths.deep))
+        shallow = self._grown(self._with(self._depths.shallow), base)
+        more_layers = self._with(self._depths.deep)
+        once, _ = self._trace(more_layers, base, False)
+        try:
+            deep = grown_like(shallow, once)
+        except Irregular:
+            deep = batches(once, self._trace(more_layers, 2 * base, False)[0])
         return Passes(deeper(shallow, deep, self._depths.times), base)
 
     def _grown(self, job: Job, base: int) -> Grown:

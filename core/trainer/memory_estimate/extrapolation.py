@@ -118,6 +118,44 @@ def _fill_last_piece(account: Account, block: Insertion, sizes: list[int], more:
             sizes[number] = more[number]
 
 
+def grown_like(shallow: Grown, deep: Ledger) -> Grown:
+    """Return the account of a model with more layers than ``shallow``, traced at one batch, whose storages grow as those of ``shallow``.
+
+    Raises:
+        Irregular: the accounts do not differ by repeated blocks, or a storage grows with the batch and the number of layers.
+    """
+    account = deep.account()
+    try:
+        return _grown_like(shallow, account)
+    except Irregular:
+        sizes = shallow.account.sizes
+        ours = dataclasses.replace(shallow, account=_in_order(shallow.account, sizes.__getitem__))
+        return _grown_like(ours, _in_order(account, account.sizes.__getitem__))
+
+
+def _grown_like(shallow: Grown, deep: Account) -> Grown:
+    known = shallow.account.sizes
+    ours, theirs = _tokens(shallow.account, known.__getitem__), _tokens(deep, deep.sizes.__getitem__)
+    shared = set(ours) & set(theirs)
+    theirs = [_of_any_size(one, shared) for one in theirs]
+    blocks = _insertions([_of_any_size(one, shared) for one in ours], theirs)
+    alike = {mine: other for other, mine in _partners(shallow.account, deep, blocks).items()}
+    for block in blocks:
+        period = _period(theirs, block.at, block.length)
+        assert period is not None
+        for position in range(block.at, block.at + block.length):
+            event = deep.events[position]
+            if isinstance(event, tuple) and event[0] is True:
+                alike[event[1]] = alike[deep.events[position - period][1]]
+    sizes, more = list(deep.sizes), list(deep.sizes)
+    for mine, other in alike.items():
+        if deep.sizes[mine] == known[other]:
+            sizes[mine], more[mine] = shallow.sizes[other], shallow.more[other]
+        elif shallow.more[other] != shallow.sizes[other]:
+            raise Irregular(f"{deep.makers[mine] or 'a storage'} grows with the batch and the number of layers.")
+    return Grown(deep, sizes, more)
+
+
 def deeper(shallow: Grown, deep: Grown, layers: int) -> Grown:
     """Return the account of a model that has ``layers`` times the layers by which ``deep`` exceeds ``shallow``, in addition to ``shallow``.
 
@@ -308,17 +346,20 @@ def _repetitions(short: Sequence[Hashable], long: Sequence[Hashable], i: int, j:
     more = (len(long) - j) - (len(short) - i)
     at_end = i == len(short)
     lengths = [more] if at_end else [length for length in range(1, more + 1) if long[j + length] == short[i]]
-    fitting = [length for length in lengths if _repeats(long, j, length)]
+    fitting = [length for length in lengths if _period(long, j, length) is not None]
     fitting.sort(key=lambda length: (_run(short, long, i, j + length), -length))
     return [Insertion(i, j, length) for length in fitting]
 
 
-def _repeats(events: Sequence[Hashable], at: int, length: int) -> bool:
-    """Whether a block consists of copies of the events before it."""
+def _period(events: Sequence[Hashable], at: int, length: int) -> int | None:
+    """Return the number of events before a block of which it consists of copies; None if it does not."""
     periods = (length // count for count in range(1, length + 1) if length % count == 0)
-    return any(
-        events[at : at + length] == events[at - period : at + length - period] for period in periods if period <= at
+    same = (
+        period
+        for period in periods
+        if period <= at and events[at : at + length] == events[at - period : at + length - period]
     )
+    return next(same, None)
 
 
 def _run(short: Sequence[Hashable], long: Sequence[Hashable], i: int, j: int) -> int:

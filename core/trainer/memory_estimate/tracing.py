@@ -20,12 +20,14 @@ from torch.utils._pytree import tree_leaves
 
 from ...protocol.messages import Job
 from .attention import kernels_of_cuda
+from .chunked_loss import loss_of_cuda
 from .four_bits import kernels_of_four_bits
 from .fully_sharded import FullySharded, Wrapping
 from .ledger import LOADING, PASSES, UPDATE, WHOLE, Ledger
 from .values import Values, experts_of
 
 STEPS = 2
+_DEVICE = torch.ops.prim.device.default
 # masks and positions of a batch up to this size keep their values, on which the model's decisions depend
 MOST_CONSTANT_NUMBERS = 2**22
 
@@ -45,6 +47,9 @@ class Watch(TorchDispatchMode):
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:
+            # by far the most frequent: libraries ask for the device of a tensor
+            return args[0].fake_device
         kwargs = kwargs or {}
         self._note_direction()
         answered, made = self._values.answer(func, args, kwargs)
@@ -123,6 +128,7 @@ class StepWatch(transformers.TrainerCallback):
                 group["foreach"] = True
         loader = kwargs["train_dataloader"]
         loader = getattr(loader, "base_dataloader", loader)
+        _draw_in_order(loader)
         loader.collate_fn = _Longest(loader.dataset, loader.collate_fn, self._known)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
@@ -151,6 +157,13 @@ class StepWatch(transformers.TrainerCallback):
         known = self._mode.fake_tensor_converter.from_real_tensor(self._mode, tensor, make_constant=True)
         self._watch.name(known, "activations")
         return known
+
+
+def _draw_in_order(loader: Any) -> None:
+    """Replace a random order, which the trace would compute number by number, since ``_Longest`` chooses the samples."""
+    batches: Any = getattr(loader, "batch_sampler", None)
+    if isinstance(getattr(batches, "sampler", None), torch.utils.data.RandomSampler):
+        batches.sampler = torch.utils.data.SequentialSampler(loader.dataset)
 
 
 class _Longest:
@@ -205,9 +218,14 @@ def trace(
     mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     watch = Watch(ledger, Values(mode, experts_of(job.architecture), MOST_CONSTANT_NUMBERS))
     steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)
-    kernels = kernels_of_cuda() if cuda else contextlib.nullcontext()
-    with _libraries_unaware(), kernels_of_four_bits(), mode, watch, kernels, contextlib.suppress(Traced):
-        stack.train(job, QuietClock(steps))
+    with contextlib.ExitStack() as around:
+        for context in (_libraries_unaware(), kernels_of_four_bits(), mode, watch):
+            around.enter_context(context)
+        if cuda:
+            around.enter_context(kernels_of_cuda())
+            around.enter_context(loss_of_cuda())
+        with contextlib.suppress(Traced):
+            stack.train(job, QuietClock(steps))
     assert steps.model is not None
     return ledger, steps.model
 

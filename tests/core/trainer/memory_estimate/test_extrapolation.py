@@ -6,7 +6,13 @@ from fractions import Fraction
 
 import pytest
 
-from ado_actuators.sfttrainer.core.trainer.memory_estimate.extrapolation import Grown, Irregular, batches, deeper
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.extrapolation import (
+    Grown,
+    Irregular,
+    batches,
+    deeper,
+    grown_like,
+)
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE, Ledger, Sharing
 
 pytestmark = pytest.mark.torch
@@ -73,6 +79,27 @@ def test_depth_and_batch_together() -> None:
     shallow, deep = (batches(step(layers, batch=8), step(layers, batch=16)) for layers in (2, 3))
     made = deeper(shallow, deep, 32 - 2)
     assert made.at(Fraction(100, 8)).peaks(Sharing()) == step(32, batch=100).peaks(Sharing())
+
+
+@pytest.mark.parametrize("layers", [3, 4])
+def test_one_batch_of_a_deeper_model_is_enough(layers: int) -> None:
+    """Its storages grow as those of the shallow model: the same account as from two batches."""
+    shallow = batches(step(2, batch=8), step(2, batch=16))
+    got = grown_like(shallow, step(layers, batch=8))
+    expected = batches(step(layers, batch=8), step(layers, batch=16))
+    assert (got.account.events, got.sizes, got.more) == (expected.account.events, expected.sizes, expected.more)
+
+
+def test_what_grows_with_batch_and_layers_is_refused() -> None:
+    """The storage of the deeper model at another batch would have to be guessed."""
+
+    def listed(layers: int, batch: int) -> Ledger:
+        ledger = step(layers, batch=batch)
+        ledger.allocate(4 * layers * batch, "list")
+        return ledger
+
+    with pytest.raises(Irregular, match="list grows with the batch and the number of layers"):
+        grown_like(batches(listed(2, 8), listed(2, 16)), listed(3, 8))
 
 
 def test_layers_that_differ_are_refused() -> None:
