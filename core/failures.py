@@ -23,6 +23,9 @@ from . import redaction
 Group = Literal["cannot run", "broken", "transient"]
 What = Literal["gpu_oom", "host_oom", "predicted_oom", "invalid_configuration", "bad_input", "transient", "broken"]
 LONGEST_MESSAGE = 200
+# of an exception that no rule explains: what it says in full, up to a limit, and the path of its log
+LONGEST_TEXT = 1000
+LONGEST_EXCEPTION = 1500
 # an abort writes its reason last; earlier errors in the log did not end the process
 TAIL_CHARACTERS = 8000
 
@@ -42,12 +45,20 @@ class Cause:
         group: ``cannot run``, ``transient`` or ``broken``.
         what: ``gpu_oom``, ``host_oom``, ``predicted_oom`` or ``invalid_configuration`` if the workload cannot run;
             ``bad_input`` if the user's input cannot be used; else the group.
-        message: the message for the user, at most 200 characters.
+        message: the message for the user, at most 200 characters; of an unexplained exception up to ``LONGEST_EXCEPTION``.
+        unexplained: whether it is an exception that no rule explains.
     """
 
     group: Group
     what: What
     message: str
+    unexplained: bool = False
+
+    def with_log(self, log: str) -> Cause:
+        """Return the cause; an unexplained exception names its log, because the reader needs the traceback."""
+        if not self.unexplained or not log or "; log: " in self.message:
+            return self
+        return dataclasses.replace(self, message=f"{self.message.rstrip('.')}; log: {log}")
 
 
 class Failure(Exception):
@@ -115,7 +126,12 @@ class Broken(Failure):
 class UnknownException(Broken):
     """An exception of a library that no rule explains, with what the measurement did, and with its text in full if possible."""
 
-    longest = 1000
+    longest = LONGEST_EXCEPTION
+
+    @property
+    def cause(self) -> Cause:
+        """The failure as plain values."""
+        return Cause(self.group, self.what, str(self), unexplained=True)
 
 
 class BadInput(Broken):
@@ -130,7 +146,7 @@ def raised(cause: Cause) -> Failure:
         return OutOfMemory("gpu" if cause.what == "gpu_oom" else "host", cause.message)
     if cause.what == "bad_input":
         return BadInput(cause.message)
-    if cause.what == "broken" and len(cause.message) > LONGEST_MESSAGE:
+    if cause.unexplained:
         return UnknownException(cause.message)
     classes: dict[str, type[Failure]] = {"cannot run": InvalidConfiguration, "transient": Transient, "broken": Broken}
     return classes[cause.group](cause.message)
@@ -246,11 +262,8 @@ def _failure_of_exception(type_name: str, text: str, doing: str = "") -> Failure
         return failure
     if type_name in TRANSPORT_TYPES:
         return Transient(f"The connection between processes failed: {_first_line(text) or type_name}.")
-    if doing:
-        return UnknownException(
-            f"While {doing}: {type_name}: {' '.join(text.split())}" if text.strip() else f"While {doing}: {type_name}."
-        )
-    return Broken(f"{type_name}: {_first_line(text)}" if text.strip() else f"{type_name}.")
+    found = f"While {doing}: {type_name}" if doing else type_name
+    return UnknownException(f"{found}: {' '.join(text.split())[:LONGEST_TEXT]}" if text.strip() else f"{found}.")
 
 
 def _by_text(text: str) -> Failure | None:

@@ -172,7 +172,7 @@ class Host:
         self._finish(job, attempt)
         return Outcome(
             records=attempt.records,
-            cause=attempt.cause,
+            cause=attempt.cause and attempt.cause.with_log(log),
             device=attempt.device,
             total_s=time.perf_counter() - begin,
             startup_s=attempt.startup_s,

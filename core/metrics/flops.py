@@ -12,6 +12,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+# names of the number of experts that a token is sent to, and of all routed experts
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "num_selected_experts")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
 
 class UnknownArchitecture(Exception):
     """The FLOPs of this model type are unknown; the message names it."""
@@ -135,9 +139,16 @@ def _adapter_flops(adapter: Mapping[str, Any], architecture: Mapping[str, Any]) 
     not count, like recomputation.
     """
     times = adapter["layers"]
-    if adapter["experts"] > 1:
-        times *= architecture.get("num_experts_per_tok") or architecture.get("num_experts_per_token") or 1
+    if adapter.get("routed"):
+        # the share of the experts that a token is sent to; an adapter of fused experts has a part for each of them
+        times *= (
+            adapter["experts"] * _first(architecture, _CHOSEN, 1) / _first(architecture, _EXPERTS, adapter["experts"])
+        )
     return float(2 * adapter["rank"] * (adapter["inputs"] + adapter["outputs"]) * times)
+
+
+def _first(architecture: Mapping[str, Any], names: Sequence[str], default: int) -> int:
+    return next((int(architecture[name]) for name in names if architecture.get(name)), default)
 
 
 def _frozen(weights: float, activations: float, adapters: float) -> float:

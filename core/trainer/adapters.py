@@ -23,6 +23,8 @@ _EXPRESSION = re.compile(r"[\\^$*+?{}\[\]()|]")
 _MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _USED_DIRECTLY = ("out_proj", "conv1d")
 _SHOWN = 60
+# an expert in a list of modules, as transformers before 5 builds them
+_EXPERT = re.compile(r"\bexperts\.\d+\.")
 
 
 def targets(text: str) -> str | list[str]:
@@ -144,10 +146,11 @@ def adapted(model: torch.nn.Module) -> list[dict[str, Any]]:
     """Return the low-rank adapters of a model, those that are alike as one entry; empty without any.
 
     Each entry has the last part of the ``module``'s path (for a parameter of experts or a router that of the parameter), the lengths of
-    its ``inputs`` and ``outputs``, the ``rank``, the number of ``experts`` that the adapter has a part for (1: it is used by all tokens),
-    and the number of ``layers`` that have it. ``inputs`` is 0 for an embedding, which looks its factor up.
+    its ``inputs`` and ``outputs``, the ``rank``, the number of ``experts`` that the adapter has a part for (1: one expert, or all tokens),
+    whether a token uses it only if it is ``routed`` to it, and the number of ``layers`` that have it; where each expert is a module of its
+    own, the number of these modules over all layers. ``inputs`` is 0 for an embedding, which looks its factor up.
     """
-    found: Counter[tuple[str, int, int, int, int]] = Counter()
+    found: Counter[tuple[str, int, int, int, int, bool]] = Counter()
     for path, module in model.named_modules():
         ranks = getattr(module, "r", None)
         if not isinstance(ranks, dict) or not hasattr(module, "lora_A") or not hasattr(module, "in_features"):
@@ -158,8 +161,9 @@ def adapted(model: torch.nn.Module) -> list[dict[str, Any]]:
         for adapter, rank in ranks.items():
             looked_up = adapter in getattr(module, "lora_embedding_A", ())
             inputs = 0 if looked_up else int(module.in_features)
-            found[name, inputs, int(module.out_features), int(rank), experts] += 1
-    keys = ("module", "inputs", "outputs", "rank", "experts")
+            routed = experts > 1 or _EXPERT.search(path) is not None
+            found[name, inputs, int(module.out_features), int(rank), experts, routed] += 1
+    keys = ("module", "inputs", "outputs", "rank", "experts", "routed")
     return [{**dict(zip(keys, key, strict=True)), "layers": layers} for key, layers in found.items()]
 
 

@@ -197,8 +197,8 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
         # the class that transformers 5 writes for every tokenizer of the tokenizers library
         if "TokenizersBackend" in str(error) and int(transformers.__version__.split(".")[0]) < 5:
             raise BadInput(
-                f"The tokenizer of model {name[-40:]} was saved by transformers 5, and the training environment has "
-                f"{transformers.__version__}; save it with transformers 4, or set tokenizer_class to PreTrainedTokenizerFast."
+                f"The tokenizer of model {name[-40:]} was saved by transformers 5, but {transformers.__version__} trains; "
+                "save it with transformers 4, or set its tokenizer_class to PreTrainedTokenizerFast."
             ) from error
         raise BadInput(
             _message(f"The tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))

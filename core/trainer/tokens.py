@@ -1,4 +1,4 @@
-"""The first token ids of texts and conversations, in bounded time. Imports the standard library only.
+"""The first token ids of texts and conversations, in bounded time. Imports the standard library only, and runs on Linux only.
 
 A text much longer than a sample is not tokenised as a whole: a line of 24 MB took minutes. Its beginning is tokenised instead. Where it
 is cut can change the tokens near the cut only, so a second, longer beginning must give the same ids.
@@ -7,9 +7,11 @@ is cut can change the tokens near the cut only, so a second, longer beginning mu
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # characters per token at first; fewer are rare, and more only repeat the loop
@@ -18,10 +20,16 @@ _CHARACTERS = 8
 _MARGIN = 64
 # what a chat template may take for one conversation, s; it is a program, and may run endlessly
 TEMPLATE_LIMIT_S = 30.0
+# address space that it may take in addition, bytes; a row has at most 128 MiB
+TEMPLATE_LIMIT_BYTES = 2**30
 
 
 class TemplateTimeoutError(Exception):
     """A chat template did not end in ``TEMPLATE_LIMIT_S``."""
+
+
+class TemplateMemoryError(Exception):
+    """A chat template needs more than ``TEMPLATE_LIMIT_BYTES``."""
 
 
 def first_ids(tokenizer: Any, text: str, most: int | None, **options: Any) -> list[int]:
@@ -59,10 +67,14 @@ def chat_ids(tokenizer: Any, messages: list[Any], most: int | None, **options: A
 
     Raises:
         TemplateTimeoutError: the template does not end.
+        TemplateMemoryError: the template makes too long a text, or other large values.
         Exception: the template fails; it is a program and can raise anything.
     """
-    with _time_limit(TEMPLATE_LIMIT_S):
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    try:
+        with _time_limit(TEMPLATE_LIMIT_S), _memory_limit(TEMPLATE_LIMIT_BYTES):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except MemoryError:
+        raise TemplateMemoryError(f"it needs more than {TEMPLATE_LIMIT_BYTES >> 20} MiB") from None
     # as apply_chat_template tokenises: the template writes the special tokens itself
     return first_ids(tokenizer, text, most, add_special_tokens=False)
 
@@ -84,3 +96,24 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, remaining, interval)
         signal.signal(signal.SIGALRM, former)
+
+
+@contextlib.contextmanager
+def _memory_limit(more: int) -> Iterator[None]:
+    """Let allocations in the block fail with ``MemoryError`` once this process has this many bytes of address space more than now.
+
+    The limit concerns all threads; a trainer that prepares data has none that allocate much.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [one for one in (_address_space() + more, soft, hard) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int:
+    """Return the size of this process's address space in bytes."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return pages * resource.getpagesize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -49,7 +50,8 @@ def adapt(kind: str, target_modules: str, **change: Any) -> Any:
 
 def shapes(model: Any) -> set[tuple[str, int, int, int, int, int]]:
     """Return the adapters read back as module, inputs, outputs, rank, experts, layers."""
-    return {tuple(one.values()) for one in adapters.adapted(model)}
+    names = ("module", "inputs", "outputs", "rank", "experts", "layers")
+    return {tuple(one[name] for name in names) for one in adapters.adapted(model)}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,68 @@ def test_fused_experts_and_routers_are_counted() -> None:
         adapters=adapters.adapted(model),
     )
     assert found == 194_944
+
+
+class Expert(torch.nn.Module):
+    """An expert with linear layers of its own, as transformers 4 builds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj = torch.nn.Linear(32, 48, bias=False)
+        self.down_proj = torch.nn.Linear(48, 32, bias=False)
+
+
+class Layer(torch.nn.Module):
+    """A router that sends each token to two of four experts, and an expert for all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(32, 4, bias=False)
+        self.experts = torch.nn.ModuleList(Expert() for _ in range(4))
+        self.shared_expert = Expert()
+
+    def forward(self, tokens: Any) -> Any:
+        """Return the sum of the chosen experts and the shared one."""
+        total = self.shared_expert.down_proj(self.shared_expert.up_proj(tokens))
+        chosen = self.gate(tokens).topk(2).indices
+        for number, expert in enumerate(self.experts):
+            sent = (chosen == number).any(-1)
+            total[sent] = total[sent] + expert.down_proj(expert.up_proj(tokens[sent]))
+        return total
+
+
+@pytest.mark.parametrize(
+    "target_modules", ["all", ["up_proj", "gate"], ["experts.1.down_proj", "shared_expert.down_proj"]]
+)
+def test_experts_with_modules_of_their_own_count_for_the_tokens_sent_to_them(target_modules: Any) -> None:
+    """Averaged over experts; the FLOPs agree with PyTorch's counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    linear = ["gate", "up_proj", "down_proj"] if target_modules == "all" else target_modules
+    torch.manual_seed(0)
+    model = peft.get_peft_model(Layer(), peft.LoraConfig(r=8, target_modules=linear))
+    tokens = torch.randn(LENGTH, 32)
+    counts = []
+    for disabled in (contextlib.nullcontext(), model.disable_adapter()):
+        with torch.no_grad(), disabled, FlopCounterMode(display=False) as counter:
+            balanced(model, tokens)
+        counts.append(counter.get_total_flops())
+    architecture = {"num_experts": 4, "num_experts_per_tok": 2}
+    found = sum(flops._adapter_flops(one, architecture) for one in adapters.adapted(model))
+    assert found == (counts[0] - counts[1]) / LENGTH
+
+
+def balanced(model: Any, tokens: Any) -> None:
+    """Run a layer with a router that sends as many tokens to each expert."""
+    gate = model.base_model.model.gate
+    choice = torch.nn.functional.one_hot(torch.arange(len(tokens)) % 4, 4) + torch.nn.functional.one_hot(
+        (torch.arange(len(tokens)) + 1) % 4, 4
+    )
+    handle = gate.register_forward_hook(lambda module, inputs, output: choice.float())
+    try:
+        model(tokens)
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize("names", ["gate_proj,up_proj", "gate", "q_proj,down_proj"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,31 @@ def test_bad_rows_are_one_message(tmp_path: Path, row: dict[str, Any], expected:
     with pytest.raises(DataError, match=expected) as raised:
         build(path, tokenizer())
     assert len(str(raised.value)) <= 200
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set all = namespace(text='12345678') %}{% for a in range(40) %}{% set all.text = all.text * 2 %}{% endfor %}{{ all.text }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ '12345678' * 99999 }}{% endfor %}{% endfor %}",
+        "{{ 'a' | center(5000000000) }}",
+    ],
+)
+def test_a_template_that_makes_endless_text_is_ended(
+    tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is limited, however it makes the text; afterwards the process may allocate as before."""
+    monkeypatch.setattr(tokens, "TEMPLATE_LIMIT_BYTES", 2**26)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": HI}) + "\n")
+    made = tokenizer()
+    made.chat_template = template
+    with pytest.raises(
+        DataError, match=r"Line 1 .*: the chat template fails on these messages: it needs more than 64 MiB"
+    ):
+        build(path, made)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_an_endless_template_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
