@@ -99,6 +99,21 @@ def implausible(model_name: str, configuration: Mapping[str, Any]) -> str | None
                 f"Model {model_name[-_SHOWN:]} has {key} {value!r:.40} in its configuration; "
                 f"expected a whole number from {least} to {_MOST[name]}."
             )
+    return _inconsistent(model_name[-_SHOWN:], configuration)
+
+
+def _inconsistent(name: str, configuration: Mapping[str, Any]) -> str | None:
+    heads: Any = configuration.get("num_attention_heads")
+    groups: Any = configuration.get("num_key_value_heads")
+    # latent attention (kv_lora_rank) does not use the groups
+    known = isinstance(heads, int) and isinstance(groups, int) and not configuration.get("kv_lora_rank")
+    if known and groups and heads % groups:
+        return f"Model {name} has {heads} num_attention_heads, which its {groups} num_key_value_heads do not divide."
+    quantisation = configuration.get("quantization_config")
+    if quantisation is not None and not isinstance(quantisation, Mapping):
+        return (
+            f"Model {name} has quantization_config {str(quantisation)[:40]!r} in its configuration; expected a mapping."
+        )
     return None
 
 

@@ -15,6 +15,8 @@ from .errors import BadInput, Refused
 
 # names of implementations that a config.json may hold; transformers loads code from the hub for a name such as "org/kernel"
 _IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
+# models that transformers lists as causal, although their tokens see later ones
+_BIDIRECTIONAL = ("bert-generation", "cpmant", "xlnet")
 _OTHER_CODE = ("use_kernels", "kernel_config", "custom_generate", "custom_pipelines")
 
 
@@ -88,7 +90,7 @@ def _check_use(job: Job, config: transformers.PretrainedConfig) -> None:
         raise Refused(
             f"Model {name} is a {heads[0]}, which does not predict the next token; use a causal language model."
         )
-    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    masked = config.model_type in {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, *_BIDIRECTIONAL}
     if masked and not (getattr(config, "is_decoder", False) or getattr(config, "causal", False)):
         raise Refused(
             f"Model {name} is an encoder ({config.model_type}): it sees later tokens. Use a causal language model."

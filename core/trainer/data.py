@@ -26,7 +26,7 @@ import pyarrow
 
 from ..protocol.messages import Job, JobWorkload
 from . import files, formats
-from .errors import DataError, Refused
+from .errors import DataError, Refused, described
 
 SYNTHETIC = ("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")
 LOGNORMAL_DEVIATION = 0.8
@@ -35,6 +35,8 @@ FIRST_ID = 3
 # These limits keep preparation below 0.3 s unless a single step needs more. Trainers iterate over a shorter data set repeatedly
 MOST_TOKENS = 2_000_000
 MOST_SAMPLES = 20_000
+# characters of a message, without its full stop
+LONGEST_MESSAGE = 199
 # samples per pack for the shortest synthetic data
 SAMPLES_OF_A_PACK = 3
 
@@ -271,8 +273,8 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
         except (DataError, MemoryError):
             raise
         except Exception as error:  # whatever a tokenizer raises, the cause is this row
-            reason = " ".join(str(error).split())[: files.LONGEST_NAME]
-            raise DataError(f"{position} cannot be tokenised: {type(error).__name__}: {reason}.") from error
+            head = f"{position} cannot be tokenised: "
+            raise DataError(f"{head}{described(error, LONGEST_MESSAGE - len(head))}.") from error
         samples.add(ids, labels, demand.longest)
         if samples.fill(demand):
             samples.complete = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 
 class Refused(Exception):
     """The workload cannot run in this environment or on this hardware. The measurement is complete, with ``is_valid`` 0."""
@@ -13,3 +15,10 @@ class BadInput(Exception):
 
 class DataError(BadInput, ValueError):
     """The data set cannot be used. The message names the file, the line or row, and what was expected."""
+
+
+def described(error: BaseException, room: int) -> str:
+    """Return an exception of a library as type and text, in at most ``room`` characters and cut between words only."""
+    text = " ".join(str(error).split()).rstrip(".")
+    kind = type(error).__name__
+    return textwrap.shorten(f"{kind}: {text}" if text else kind, max(room, len(kind) + 4), placeholder=" …")

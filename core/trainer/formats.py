@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import files, tokens
-from .errors import DataError
+from .errors import DataError, described
 
 # PyTorch's cross-entropy loss ignores this label
 IGNORED = -100
@@ -134,8 +134,8 @@ class Reader:
         try:
             return tokens.chat_ids(self._tokenizer, messages, self._most, **options)
         except Exception as error:  # a template is a program and can raise anything; the cause is this sample
-            reason = " ".join(str(error).split())[: files.LONGEST_NAME]
-            raise DataError(f"{position}: the chat template fails on these messages: {reason}.") from error
+            head = f"{position}: the chat template fails on these messages: "
+            raise DataError(f"{head}{described(error, _LONGEST - len(head))}.") from error
 
     def _ids(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
         ids = self._numbers(row["input_ids"], "input_ids", position, least=0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
+import pickle
 import re
 import textwrap
 from collections.abc import Iterator
@@ -16,11 +18,19 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol.messages import Job, JobWorkload
 from . import byte_tokenizer, configuration, initialise, positions, quantise, weight_files
-from .errors import BadInput, Refused
+from .errors import BadInput, Refused, described
 from .fsdp import is_whole
 
 # transformers renamed the argument in 4.56
 _DTYPE = "dtype" if tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
+
+
+# characters of a library's text in a message
+LONGEST_REASON = 130
+# what a file of weights raises that is damaged or holds more than tensors
+_NO_WEIGHTS = (pickle.UnpicklingError, EOFError)
+# what a value in config.json raises that no check of transformers finds
+_NO_MODEL = (KeyError, AttributeError, TypeError, AssertionError, IndexError, ZeroDivisionError, NotImplementedError)
 
 
 def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
@@ -87,13 +97,23 @@ def _random(job: Job, config: transformers.PretrainedConfig, arguments: dict[str
 
 def _load(job: Job, config: transformers.PretrainedConfig, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
     try:
-        return _loader(job).from_pretrained(
-            job.source, config=config, trust_remote_code=job.trust_remote_code, **arguments
+        model, loading = _loader(job).from_pretrained(
+            job.source, config=config, trust_remote_code=job.trust_remote_code, output_loading_info=True, **arguments
         )
     except RuntimeError as error:
         if "mismatch" in str(error) and (message := _other_shape(job, config)):
             raise BadInput(message) from error
+        if "corrupted" in str(error) or "PytorchStreamReader" in str(error):
+            raise EOFError from error
         raise
+    names = {name for name, _ in model.named_parameters()}
+    # transformers draws random values for them and only logs a warning
+    if missing := sorted(names.intersection(loading["missing_keys"])):
+        raise BadInput(
+            f"Model {job.workload.model_name[-40:]}: {len(missing)} of {len(names)} tensors are not in the weights, "
+            f"such as {missing[0][-60:]}; expected weights of this config.json."
+        )
+    return model
 
 
 def _other_shape(job: Job, config: transformers.PretrainedConfig) -> str | None:
@@ -137,7 +157,17 @@ def _explained(job: Job) -> Iterator[None]:
     name = job.workload.model_name
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
+    except _NO_WEIGHTS as error:
+        # the text of torch advises to load such a file with code in it
+        raise BadInput(
+            f"Model {name[-60:]}: its weights cannot be loaded as tensors ({type(error).__name__}): a damaged file, or one with "
+            "other objects; use safetensors."
+        ) from error
+    except _NO_MODEL as error:
+        raise BadInput(
+            _message(f"Model {name} cannot be built", job.source, described(error, LONGEST_REASON))
+        ) from error
+    except (OSError, ValueError, ImportError, StrictDataclassError) as error:
         text = re.sub(r"^Class validation error for validator \S+ (\w+: )?", "", " ".join(str(error).split()))
         if "trust_remote_code" in text:
             raise BadInput(
@@ -147,6 +177,8 @@ def _explained(job: Job) -> Iterator[None]:
             raise Refused(
                 f"Model {name} does not support attn_implementation {job.workload.attn_implementation}."
             ) from error
+        if isinstance(error, json.JSONDecodeError) and (file := weight_files.invalid_json(Path(job.source or ""))):
+            raise BadInput(f"Model {name[-80:]}: {file[-60:]} is not valid JSON; download it again.") from error
         kind = getattr(error, "name", None) if isinstance(error, ImportError) else None
         if kind:
             raise BadInput(f"Model {name} needs the package {kind} in the training environment.") from error
@@ -159,7 +191,7 @@ def _message(what: str, source: str | None, text: str) -> str:
     if source:
         # the message names the model already, and a long directory would use up the message's characters
         text = text.replace(f"{source.rstrip('/')}/", "")
-    return f"{what}: {textwrap.shorten(text.split('. ')[0].rstrip('.'), 130, placeholder=' …')}."
+    return f"{what}: {textwrap.shorten(text.split('. ')[0].rstrip('.'), LONGEST_REASON, placeholder=' …')}."
 
 
 def tokenizer(job: Job, model: transformers.PreTrainedModel) -> transformers.PreTrainedTokenizerBase:
@@ -200,9 +232,14 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
                 f"The tokenizer of model {name[-40:]} was saved by transformers 5, but {transformers.__version__} trains; "
                 "save it with transformers 4, or set its tokenizer_class to PreTrainedTokenizerFast."
             ) from error
-        raise BadInput(
-            _message(f"The tokenizer of model {name} cannot be read", job.source, " ".join(str(error).split()))
-        ) from error
+        head = f"The tokenizer of model {name} cannot be read"
+        if "Couldn't instantiate the backend tokenizer" in str(error):
+            raise BadInput(
+                f"{head}: it has no tokenizer.json, or needs the package sentencepiece or tiktoken."
+            ) from error
+        if isinstance(error, json.JSONDecodeError) and (file := weight_files.invalid_json(Path(job.source or ""))):
+            raise BadInput(f"{head}: {file} is not valid JSON; download it again.") from error
+        raise BadInput(_message(head, job.source, described(error, LONGEST_REASON))) from error
 
 
 def router_facts(model: torch.nn.Module, wrapped_by: str, tokens: list[int]) -> dict[str, float]:

@@ -91,6 +91,9 @@ def _answer(
     except Refused as error:
         return {"event": "failure", "kind": "refused", "type": "Refused", "text": str(error)}
     except BadInput as error:
+        if error.__cause__ is not None:
+            # the message holds only the beginning of a library's text
+            traceback.print_exc()
         return {"event": "failure", "kind": "bad_input", "type": "BadInput", "text": str(error)}
     except BaseException as error:
         traceback.print_exc()

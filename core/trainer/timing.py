@@ -189,8 +189,8 @@ class Clock:
 
     @property
     def doing(self) -> str:
-        """What the measurement does now, for a message: ``building the model``, ``step 3``."""
-        return f"step {self._steps + 1}" if self._phase == "train" else _DOING.get(self._phase, self._phase)
+        """What the measurement does now, for a message: ``building the model``, ``training step 3``."""
+        return f"training step {self._steps + 1}" if self._phase == "train" else _DOING.get(self._phase, self._phase)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from .errors import BadInput
 
 _POINTER = b"version https://git-lfs.github.com/"
 _MOST_POINTER_BYTES = 1024
+# how torch's files begin: an archive, or a pickle as before torch 1.6
+_ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80"
 # the safetensors library's own limit
 _MOST_HEADER_BYTES = 100_000_000
 _SHOWN = 60
@@ -38,6 +42,8 @@ def check(model_name: str, directory: Path, *, weights: bool) -> None:
             )
         if file.suffix == ".safetensors" and (reason := _damage(file)):
             raise BadInput(f"Model {name}: {file.name[-_SHOWN:]} {reason}; download it again, or run git lfs pull.")
+        if file.name.startswith("pytorch_model") and file.suffix == ".bin" and (reason := _damaged_archive(file)):
+            raise BadInput(f"Model {name}: {file.name[-_SHOWN:]} {reason}; download it again, or use safetensors.")
 
 
 def _is_pointer(file: Path) -> bool:
@@ -56,6 +62,28 @@ def _damage(file: Path) -> str | None:
     ends = [tensor["data_offsets"][1] for tensor in tensors.values()]
     expected = begin + max(ends, default=0)
     return f"has {size} of {expected} bytes" if size < expected else None
+
+
+def _damaged_archive(file: Path) -> str | None:
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        begin = content.read(4)
+    if begin.startswith(_ZIP):
+        # the directory of a zip archive is its end
+        return None if zipfile.is_zipfile(file) else f"of {size} bytes ends before its last tensor"
+    return None if begin.startswith(_PICKLE) else f"of {size} bytes is no file of PyTorch"
+
+
+def invalid_json(directory: Path) -> str | None:
+    """Return the name of the first file of a directory, by name, that ends in .json and is not valid JSON; None if there is none."""
+    for file in sorted(directory.glob("*.json")):
+        try:
+            json.loads(file.read_bytes())
+        except (ValueError, RecursionError):
+            return file.name
+        except OSError:
+            continue
+    return None
 
 
 def _header(file: Path) -> tuple[int, Mapping[str, dict]] | None:  # type: ignore[type-arg]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,8 @@ def test_a_template_that_makes_endless_text_is_ended(
     made = tokenizer()
     made.chat_template = template
     with pytest.raises(
-        DataError, match=r"Line 1 .*: the chat template fails on these messages: it needs more than 64 MiB"
+        DataError,
+        match=r"Line 1 .*: the chat template fails on these messages: TemplateMemoryError: it needs more than 64 MiB",
     ):
         build(path, made)
     assert resource.getrlimit(resource.RLIMIT_AS) == before
@@ -204,5 +206,23 @@ def test_an_endless_template_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
     path.write_text(json.dumps({"messages": HI}) + "\n")
     made = tokenizer()
     made.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"
-    with pytest.raises(DataError, match=r"Line 1 .*: the chat template fails on these messages: it did not end in"):
+    with pytest.raises(
+        DataError,
+        match=r"Line 1 .*: the chat template fails on these messages: TemplateTimeoutError: it did not end in",
+    ):
         build(path, made)
+
+
+def test_what_a_template_raises_is_not_cut_in_a_word(tmp_path: Path) -> None:
+    """The type and as much of the text as a message holds."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": HI}) + "\n")
+    made = tokenizer()
+    made.chat_template = "{{ raise_exception('roles must alternate between user and assistant. ' * 9) }}"
+    with pytest.raises(DataError) as raised:
+        build(path, made)
+    assert re.search(
+        r": TemplateError: roles must alternate between user and .*(roles|must|alternate|user|and) …\.$",
+        str(raised.value),
+    )
+    assert 170 <= len(str(raised.value)) <= 200

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, model  # noqa: E402
@@ -73,6 +74,114 @@ def test_a_truncated_file(saved: Path, left: int, expected: str) -> None:
     file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(BadInput, match=rf"model\.safetensors {expected}.*; download it again"):
         model.build(job(saved))
+
+
+def as_bin(directory: Path, content: bytes | None = None, *, archive: bool = True) -> Path:
+    """Replace the weights by a file of torch."""
+    network = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    file = directory / "pytorch_model.bin"
+    torch.save(network.state_dict(), file, _use_new_zipfile_serialization=archive)
+    if content is not None:
+        file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_truncated_file_of_torch(saved: Path, archive: bool) -> None:
+    """Both forms of torch's files; a whole one is loaded."""
+    file = as_bin(saved, archive=archive)
+    assert model.build(job(saved))[1]["model_parameters"] > 0
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    expected = (
+        "ends before its last tensor; download it again" if archive else "its weights cannot be loaded as tensors"
+    )
+    with pytest.raises(BadInput, match=expected) as raised:
+        model.build(job(saved))
+    assert len(str(raised.value)) <= 200
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>" * 99, b"\x00" * 5000])
+def test_a_file_that_torch_has_not_written(saved: Path, content: bytes) -> None:
+    """Nobody is told to load it with ``weights_only=False``."""
+    as_bin(saved, content)
+    with pytest.raises(BadInput, match=rf"pytorch_model\.bin of {len(content)} bytes is no file of PyTorch"):
+        model.build(job(saved))
+
+
+class Code:
+    """Runs a function when it is loaded without ``weights_only``."""
+
+    def __reduce__(self) -> Any:
+        """Return the function."""
+        return pytest.fail, ("code of the weights was run",)
+
+
+def test_weights_with_code(saved: Path) -> None:
+    """The code does not run, and the message does not advise to run it."""
+    torch.save({"model.embed_tokens.weight": Code()}, as_bin(saved))
+    with pytest.raises(BadInput, match=r"cannot be loaded as tensors \(UnpicklingError\).*; use safetensors"):
+        model.build(job(saved))
+
+
+@pytest.mark.parametrize("change", ["other prefix", "a layer is missing"])
+def test_missing_weights_are_not_drawn(saved: Path, change: str) -> None:
+    """transformers would draw random values, and the measurement would not be one of pretrained weights."""
+    file = saved / "model.safetensors"
+    tensors = safetensors_torch.load_file(file)
+    if change == "other prefix":
+        tensors = {f"other.{name}": tensor for name, tensor in tensors.items()}
+    else:
+        tensors = {name: tensor for name, tensor in tensors.items() if "mlp" not in name}
+    safetensors_torch.save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"[0-9]+ of 1[0-9] tensors are not in the weights, such as (lm_head|model\.)"):
+        model.build(job(saved))
+
+
+def test_tied_weights_are_not_missing(saved: Path) -> None:
+    """The file has only one of two tensors that share their memory."""
+    config = transformers.LlamaConfig(**SMALL, tie_word_embeddings=True)
+    transformers.LlamaForCausalLM(config).save_pretrained(saved)
+    assert "lm_head.weight" not in safetensors_torch.load_file(saved / "model.safetensors")
+    assert model.build(job(saved))[1]["model_parameters"] > 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json is not valid JSON"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not valid JSON"),
+        ("tokenizer.json", None, "it has no tokenizer.json, or needs the package sentencepiece or tiktoken"),
+        ("tokenizer_config.json", "[1]", "cannot be read: AttributeError: 'list' object"),
+    ],
+)
+def test_a_broken_tokenizer(saved: Path, file: str, content: str | None, expected: str) -> None:
+    """The file, or the type and text of the exception."""
+    network, _ = model.build(job(saved))
+    if content is None:
+        (saved / file).unlink()
+    else:
+        (saved / file).write_text(content)
+    with pytest.raises(BadInput, match=expected.replace(".", r"\.")):
+        model.tokenizer(job(saved, dataset_id="d.jsonl"), network)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"hidden_act": "nosuch"}, "Model m cannot be built: KeyError: 'nosuch'."),
+        ({"pad_token_id": 9999}, "Model m cannot be built: AssertionError: Padding_idx must be within num_embeddings."),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "3 num_key_value_heads do not divide"),
+        ({"quantization_config": "awq"}, "has quantization_config 'awq' in its configuration; expected a mapping."),
+    ],
+)
+def test_a_value_that_no_model_can_have(saved: Path, change: dict[str, Any], expected: str) -> None:
+    """One message with the type of the exception, or the value."""
+    file = saved / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(BadInput) as raised:
+        model.build(job(saved, weights="random"))
+    assert expected in str(raised.value)
 
 
 def test_weights_of_other_shapes(saved: Path) -> None:
