@@ -307,7 +307,10 @@ class Workload(pydantic.BaseModel):
     @classmethod
     def _names_in_a_list(cls, value: Any) -> Any:
         is_list = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
-        return ",".join(value) if is_list else value
+        names = ",".join(value) if is_list else value
+        # PEFT takes all-linear in capitals, too
+        is_all = isinstance(names, str) and names.strip().lower() == "all-linear"
+        return "all-linear" if is_all else names
 
     @pydantic.field_validator("mixed_precision", mode="before")
     @classmethod

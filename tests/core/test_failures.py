@@ -135,3 +135,15 @@ def test_an_unknown_exception_says_what_the_measurement_did() -> None:
     assert str(found) == f"While building the model: ValueError: {' '.join(text.split())}."
     assert str(failures.raised(found.cause)) == str(found)
     assert found.cause.group == "broken"
+
+
+def test_an_unexplained_exception_names_its_log() -> None:
+    """The log has the traceback; a message with a known cause stays as it is."""
+    found = failures.from_message({"type": "RuntimeError", "text": "odd " * 900, "doing": "training step 3"}).cause
+    named = found.with_log("/state/logs/1.log")
+    assert named.message.startswith("While training step 3: RuntimeError: odd odd")
+    assert named.message.endswith("; log: /state/logs/1.log")
+    assert str(failures.raised(named)) == f"{named.message}."
+    assert named.with_log("/other.log") == named
+    known = failures.from_message({"kind": "bad_input", "text": "No file."}).cause
+    assert known.with_log("/state/logs/1.log") == known

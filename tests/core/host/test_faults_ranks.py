@@ -47,7 +47,8 @@ def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
     host = make_host(2)
     made = dataclasses.replace(job(faulty, tmp_path, "error among peers", host, 2), world_size=2, local_world_size=2)
     outcome = host.measure(made, 60)
-    assert (outcome.cause.group, outcome.cause.message) == ("broken", "While starting: ValueError: rank 1 has no data.")
+    expected = f"While starting: ValueError: rank 1 has no data; log: {outcome.log}"
+    assert (outcome.cause.group, outcome.cause.message) == ("broken", expected)
     assert "rank 1 has no data" in Path(outcome.log).read_text()
     seconds = outcome.total_s - outcome.startup_s
     note(record_property, tmp_path, "one rank of two raises an error, the other in an all-reduce", outcome, seconds)

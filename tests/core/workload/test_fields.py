@@ -103,3 +103,18 @@ def test_a_missing_property_is_named() -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         parse({key: value for key, value in SMALL.items() if key != "model_name"})
     assert str(caught.value) == "model_name is missing."
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["q_proj", "v_proj"], "q_proj,v_proj"),
+        (["all-linear"], "all-linear"),
+        ("ALL-LINEAR", "all-linear"),
+        (" all-linear ", "all-linear"),
+        (r".*\.(q|v)_proj", r".*\.(q|v)_proj"),
+    ],
+)
+def test_target_modules_as_people_write_them(given: object, expected: str) -> None:
+    """A list of names, and all-linear as PEFT takes it."""
+    assert parse({**SMALL, "method": "lora", "target_modules": given}).target_modules == expected
