@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +61,7 @@ def resolved(network: torch.nn.Module, workload: JobWorkload, *, as_list: bool =
     if not paths and missing:
         last = sorted({path.rpartition(".")[2] for path, module in modules.items() if _multiplies(module)})
         raise Refused(
-            f"target_modules {workload.target_modules[:_SHOWN]} names no module of this model; it has {', '.join(last)[:_SHOWN]}."
+            f"target_modules {workload.target_modules[:_SHOWN]} names no module of this model; it has {_listed(last)}."
         )
     notes = [f"target_modules: no module of this model is named {', '.join(missing)[:_SHOWN]}."] if missing else []
     return (paths if as_list and isinstance(wanted, str) else wanted), notes
@@ -70,7 +71,7 @@ def _matches(wanted: str | list[str], name: str, path: str) -> bool:
     if isinstance(wanted, str):
         try:
             return re.fullmatch(wanted, path) is not None
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise Refused(f"target_modules {wanted[:_SHOWN]} is no valid regular expression: {error}.") from None
     return path == name or path.endswith(f".{name}")
 
@@ -94,10 +95,15 @@ def _check(path: str, module: torch.nn.Module, *, mamba: bool) -> None:
         inner = sorted(
             {part.rpartition(".")[2] for part, child in module.named_modules() if part and _is_linear(child)}
         )
-        instead = f"name {', '.join(inner)[:_SHOWN]}" if inner else "name linear layers"
+        instead = f"name {_listed(inner)}" if inner else "name linear layers"
         raise Refused(
             f"target_modules names {path[-_SHOWN:]}, a {type(module).__name__[:40]}, which is no linear layer; {instead}."
         )
+
+
+def _listed(names: list[str]) -> str:
+    """Return names for a message, cut between names."""
+    return textwrap.shorten(", ".join(names), _SHOWN, placeholder=" …")
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

@@ -21,11 +21,11 @@ class InvalidYAML(Exception):
 def load(text: str) -> Any:
     """Return the value of a YAML document.
 
-    Numbers follow YAML 1.2: ``1e1`` is 10.0. ``010``, which YAML 1.1 reads as 8, is rejected.
+    Numbers follow YAML 1.2: ``1e1`` is 10.0. ``010``, which YAML 1.1 reads as 8, is rejected, and so is ``1:30``, which it reads as 90.
 
     Raises:
-        InvalidYAML: the text is not valid YAML, has a key twice or a number that begins with 0, or is longer, deeper or has more aliases
-            than allowed.
+        InvalidYAML: the text is not valid YAML, has a key twice or a number that begins with 0 or has a colon, or is longer, deeper or
+            has more aliases than allowed.
     """
     if len(text) > LONGEST_CHARACTERS:
         raise InvalidYAML(f"has {len(text)} characters; expected at most {LONGEST_CHARACTERS}.")
@@ -69,10 +69,23 @@ class _Loader(yaml.SafeLoader):
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     if _OCTAL.fullmatch(node.value):
         raise InvalidYAML(f"{node.value[:60]} begins with 0, which YAML 1.1 reads as octal. Remove the leading zero.")
+    _reject_sexagesimal(node)
     return int(loader.construct_yaml_int(node))
 
 
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    _reject_sexagesimal(node)
+    return float(loader.construct_yaml_float(node))
+
+
+def _reject_sexagesimal(node: yaml.ScalarNode) -> None:
+    if ":" in node.value:
+        text = f"{node.value[:60]} has a colon, which YAML 1.1 reads as base 60."
+        raise InvalidYAML(f"{text} Write the number without it, or text in quotes.")
+
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+"), list("-+0123456789")
 )

@@ -38,6 +38,8 @@ def test_values_are_read_as_people_write_them(text: str, value: Any) -> None:
     ("text", "message"),
     [
         ("max_steps: 010", "010 begins with 0"),
+        ("max_steps: 1:30", "1:30 has a colon, which YAML 1.1 reads as base 60"),
+        ("stop_after_seconds: 1:30.5", "1:30.5 has a colon"),
         ("a: 1\na: 2", "a is given twice in the mapping that begins in line 1"),
         ("a: [", "not valid YAML at line"),
         ("2026-02-31", "not valid YAML"),
