@@ -36,6 +36,7 @@ NEEDED = (
     DEFINITION,
     "__main__.py",
     "actuator.py",
+    "description.py",
     "core/__init__.py",
     "core/workload/models.yaml",
     "core/trainer/__main__.py",
@@ -128,10 +129,10 @@ def check(shipped: set[Path], package: Path) -> None:
             refuse(f"{path} is missing")
         if path not in shipped:
             refuse(f"{path} is not tracked by git, so it would not ship", f"Run `git add {path}`.")
-    # an actuator with ``requirements`` trains in environments that are built from pinned lists
-    actuator, lists = (package / "actuator.py").read_text(encoding="utf-8"), package / "environments"
+    # a plugin with ``requirements`` trains in environments that are built from pinned lists
+    description, lists = (package / "description.py").read_text(encoding="utf-8"), package / "environments"
     has_lists = any(path.parent == lists and path.suffix == ".txt" for path in shipped)
-    if re.search(r"^ +requirements\b.*= *\S", actuator, re.MULTILINE) and not has_lists:
+    if re.search(r"^ +requirements\b.*= *\S", description, re.MULTILINE) and not has_lists:
         refuse(f"no list of packages in {lists} would ship", "Restore the lists and run `git add` for them.")
 
 

@@ -16,12 +16,13 @@ from ado.modules.actuators.standard import StandardActuator
 from ado.schema.request import MeasurementRequest
 
 from .. import failures
+from ..host.parameters import MeasuringParameters, validate
 from ..host.state_dir import state_dir
 from ..measurement.plan import make_plan
-from ..measurement.plugin import Plugin, Unsupported
+from ..measurement.plugin import Plugin
 from ..measurement.verdict import refusal
 from . import catalog
-from .parameters import MeasuringParameters, validate
+from .parameters import SupervisedParameters
 from .results import complete, inputs, result
 
 if TYPE_CHECKING:
@@ -36,16 +37,14 @@ class MeasuringActuator(StandardActuator):
     """Measures fine-tuning workloads. A plugin's subclass sets the class attributes."""
 
     identifier: str
-    kinds: ClassVar[tuple[str, ...]] = ()
-    parameters_class: type[MeasuringParameters] = MeasuringParameters
-    requirements: ClassVar[str | None] = None
-    unsupported: ClassVar[Unsupported | None] = None
+    description: ClassVar[Plugin]
+    parameters_class: type[MeasuringParameters] = SupervisedParameters
     _dispatcher: Any = None
 
     @classmethod
     def catalog(cls, actuator_configuration: Any = None) -> ExperimentCatalog:
         """Return the experiments, which do not depend on the configuration."""
-        return catalog.experiments(cls.identifier, cls.kinds)
+        return catalog.experiments(cls.identifier, cls.plugin().kinds)
 
     @classmethod
     def validate_parameters(cls, parameters: Any) -> Any:
@@ -102,9 +101,7 @@ class MeasuringActuator(StandardActuator):
     @classmethod
     def plugin(cls) -> Plugin:
         """Return the description of the plugin for the core."""
-        return Plugin(
-            identifier=cls.identifier, kinds=cls.kinds, requirements=cls.requirements, unsupported=cls.unsupported
-        )
+        return cls.description
 
 
 def _execute(

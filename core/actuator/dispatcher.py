@@ -19,6 +19,7 @@ from ..cluster.hosts import Lease, Shape, remove_groups
 from ..cluster.pool import Pool
 from ..host import environment
 from ..host.host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
+from ..host.parameters import MeasuringParameters
 from ..measurement import attempts
 from ..measurement.outcome import Outcome
 from ..measurement.plan import Plan, make_plan
@@ -27,7 +28,6 @@ from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import DeviceSummary
 from ..workload.fields import Workload
 from .console import spinner
-from .parameters import MeasuringParameters
 from .results import complete, inputs, result
 
 # time a host may need beyond run_timeout_s: to build an environment, import the stack, free memory and end trainers

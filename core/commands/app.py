@@ -29,7 +29,7 @@ def main(plugin: str, environment: str, load: Load, arguments: Sequence[str] | N
     Args:
         plugin: identifier of the plugin.
         environment: where the plugin trains by default: ``current`` or ``managed``.
-        load: returns the plugin and the class of its parameters; imports ado.
+        load: returns the plugin and the class of its parameters.
         arguments: of the command line; default: the arguments of this process.
     """
     try:
@@ -50,7 +50,7 @@ def build(plugin: str, environment: str, load: Load) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    _add_run(app, name, load)
+    _add_run(app, name, plugin, load)
     _add_plan(app, name, load)
     _add_report(app, name, plugin)
     _add_compare(app, name)
@@ -60,17 +60,20 @@ def build(plugin: str, environment: str, load: Load) -> typer.Typer:
     return app
 
 
-def _add_run(app: typer.Typer, name: str, load: Load) -> None:
+def _add_run(app: typer.Typer, name: str, plugin: str, load: Load) -> None:
     text = f"""Measure one fine-tuning workload on this machine, without ado's store and without Ray.
+
+    Required are model_name, model_max_length (tokens of a sample), batch_size (samples, all devices together) and number_gpus (0: CPU).
+    method=lora chooses LoRA, price=2.5 (USD for a device-hour) adds the cost. The other properties are listed in docs/{plugin}.md, or by
+    `ado describe experiment {plugin}.finetune_full_benchmark`.
 
     Exit status: 0 measured, 1 the workload cannot run or failed, 2 usage error.
 
     \b
     Examples:
-      {name} run workload.yaml
-      {name} run workload.yaml batch_size=8 --json
-      {name} run model_name=tiny-llama-5m model_max_length=128 \\
-        batch_size=4 number_gpus=0
+      {name} run model_name=tiny-llama-5m model_max_length=128 batch_size=4 number_gpus=0
+      {name} run model_name=smollm2-135m model_max_length=64 batch_size=2 number_gpus=0 method=lora
+      {name} run workload.yaml batch_size=8 price=2.5 --json
     """
 
     @app.command(help=text)

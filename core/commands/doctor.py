@@ -23,7 +23,7 @@ from .. import failures
 from ..host import environment, nvml
 from ..host.node import cpu_count
 from ..host.state_dir import state_dir
-from ..measurement.distribution import distribution
+from ..measurement.distribution import asked_by, distribution
 from ..measurement.plugin import ENVIRONMENTS
 from ..metrics.accelerators import GIB
 from ..workload import ibm_names
@@ -151,7 +151,7 @@ def _packages(subject: Subject) -> Iterator[Finding]:
         "report": "note",
     }
     for extra, state in extras.items():
-        asked = [one for one in wanted if _asked_by(one, extra)]
+        asked = [one for one in wanted if asked_by(one, extra)]
         problems = [wrong for one in asked if (wrong := problem(one))]
         name = {"": "packages", "train": "training stack"}.get(extra, extra)
         remedy = f"pip install './{subject.plugin}[{extra}]'" if extra else f"pip install ./{subject.plugin}"
@@ -166,14 +166,6 @@ def _cpu_build_of_torch(subject: Subject, has_gpu: bool) -> Iterator[Finding]:
     if has_gpu and subject.environment == "current" and torch and torch.endswith("+cpu"):
         remedy = "pip install --force-reinstall torch"
         yield Finding("torch", "missing", f"torch {torch} is a CPU build and does not use the GPU", remedy)
-
-
-def _asked_by(requirement: Requirement, extra: str) -> bool:
-    """Whether a requirement belongs to an extra, or, where that is empty, to none."""
-    if requirement.marker is None:
-        return not extra
-    always = requirement.marker.evaluate({"extra": ""})
-    return always if not extra else not always and requirement.marker.evaluate({"extra": extra})
 
 
 def problem(requirement: Requirement) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import Progress, describe
 from ..workload import ibm_names, yaml_input
+from ..workload.outputs import OUTPUTS
 from .console import show
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 DEFAULT_EXPERIMENT = "finetune_full_benchmark"
 REPORT_EVERY_S = 30.0
+# a word of the command line beside the workload's properties, and the parameter that it sets
+PRICE, PRICE_PARAMETER = "price", "price_usd_per_device_hour"
+# without GPUs these repeat the rates of all devices
+PER_GPU = tuple(name for name in OUTPUTS if name.endswith("_per_gpu"))
 
 
 def main(
@@ -43,14 +48,14 @@ def main(
     Args:
         plugin: to measure with.
         parameters_class: class of the actuator configuration's parameters.
-        workload: files and property=value pairs; later values replace earlier ones.
+        workload: files and property=value pairs, ``price`` among them; later values replace earlier ones.
         experiment: what to measure; None: the experiment that a file names, else the full benchmark.
         config: a file with the actuator configuration's parameters.
         as_json: print JSON.
     """
     try:
         values, chosen = read_workload(workload, experiment, plugin)
-        settings = read_settings(config, parameters_class)
+        settings = read_settings(config, parameters_class, price=values.pop(PRICE, None))
         plan = make_plan(plugin.identifier, chosen, values)
         progress = Bar() if sys.stderr.isatty() else Changes()
         with (
@@ -67,7 +72,7 @@ def main(
     except KeyboardInterrupt as interruption:
         print("Interrupted. Nothing of this measurement is kept.", file=sys.stderr)
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
-    _show(verdict, as_json)
+    _show(verdict, as_json, without=() if values.get("number_gpus") else PER_GPU)
     return 0 if verdict.properties.get("is_valid") else 1
 
 
@@ -158,29 +163,41 @@ def _yaml(text: str, where: str) -> Any:
         raise BadUse(f"{where}: {error}") from None
 
 
-def read_settings(path: Path | None, parameters_class: type[Any]) -> Any:
+def read_settings(path: Path | None, parameters_class: type[Any], *, price: Any = None) -> Any:
     """Return the actuator configuration of a file, or the defaults.
 
+    Args:
+        path: the file; None: the defaults.
+        parameters_class: class of the parameters.
+        price: of a device-hour, USD; it replaces that of the file. None: none was given.
+
     Raises:
-        BadUse: the file cannot be used.
+        BadUse: the file or the price cannot be used.
     """
-    from ..actuator.parameters import validate
+    from ..host.parameters import validate
 
     given = _mapping(path) if path else {}
+    parameters = given.get("parameters", given)
+    priced = {} if price is None else {PRICE_PARAMETER: price}
     try:
-        return validate(parameters_class, given.get("parameters", given))
+        if priced:
+            validate(parameters_class, priced)
+    except ValueError as error:
+        raise BadUse(str(error).replace(PRICE_PARAMETER, PRICE)) from None
+    try:
+        return validate(parameters_class, {**parameters, **priced} if isinstance(parameters, dict) else parameters)
     except ValueError as error:
         raise BadUse(f"{path}: {error}") from None
 
 
-def _show(verdict: Verdict, as_json: bool) -> None:
+def _show(verdict: Verdict, as_json: bool, without: Collection[str]) -> None:
     if as_json:
         found = {"properties": verdict.properties, "message": verdict.message, "metadata": verdict.metadata}
         show(json.dumps(found, indent=2))
     elif verdict.report is not None and not verdict.properties["is_valid"]:
         show(f"is_valid 0, {verdict.properties['failure']}: {verdict.metadata['reason']}")
     elif verdict.report is not None:
-        show(f"{verdict.report.text()}\n\nlog: {verdict.metadata['log']}")
+        show(f"{verdict.report.text(without)}\n\nlog: {verdict.metadata['log']}")
     else:
         print(f"{verdict.message}\nlog: {verdict.metadata.get('log') or 'none'}", file=sys.stderr)
 

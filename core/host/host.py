@@ -31,7 +31,7 @@ from ..protocol.messages import (
     Record,
 )
 from ..protocol.messages import progress as progress_message
-from . import descendants, environment
+from . import descendants, environment, preflight
 from . import sampler as devices
 from .memory_growth import leaks
 from .node import cpu_count, node_address, visible_mask
@@ -311,6 +311,7 @@ class _Attempt:
             self.cause = failures.classify_exception(type(error).__name__, str(error))
 
     def _start(self) -> None:
+        preflight.check(self._job, self._host.spec.environment)
         if not self._host._trainers:
             self._host.start(self._progress)
         self._host._await_ready(self._progress)

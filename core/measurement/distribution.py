@@ -1,8 +1,19 @@
-"""The name and the version of a plugin's package as pip knows it. Standard library only: the command line imports it first."""
+"""The name, the version and the extras of a plugin's package as pip knows it. Standard library only, unless extras are asked for."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import json
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+# a longer path would leave no place for the rest of a message
+_LONGEST_PATH = 70
 
 
 def distribution(plugin: str) -> str:
@@ -16,3 +27,40 @@ def installed_version(plugin: str) -> str | None:
         return importlib.metadata.version(distribution(plugin))
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def lacking(plugin: str, extra: str) -> list[str]:
+    """Return the packages of a plugin's extra that this Python cannot import; empty where the plugin is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(line) for line in importlib.metadata.requires(distribution(plugin)) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = [one.name for one in wanted if one.marker and asked_by(one, extra)]
+    return [name for name in names if importlib.util.find_spec(name.replace("-", "_")) is None]
+
+
+def asked_by(requirement: Requirement, extra: str) -> bool:
+    """Whether a requirement belongs to an extra, or, where that is empty, to none."""
+    if requirement.marker is None:
+        return not extra
+    always = requirement.marker.evaluate({"extra": ""})
+    return always if not extra else not always and requirement.marker.evaluate({"extra": extra})
+
+
+def install_command(plugin: str, extra: str) -> str:
+    """Return the command that installs a plugin with an extra: from the directory that it was installed from if that is there."""
+    return f"pip install '{_directory(plugin) or f'./{plugin}'}[{extra}]'"
+
+
+def _directory(plugin: str) -> str | None:
+    """Return the directory from which pip installed a plugin, if it still exists and its path is short."""
+    try:
+        text = importlib.metadata.distribution(distribution(plugin)).read_text("direct_url.json")
+        url = urllib.parse.urlsplit(json.loads(text or "{}").get("url", ""))
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+    path = urllib.parse.unquote(url.path)
+    usable = url.scheme == "file" and len(path) <= _LONGEST_PATH and (Path(path) / "pyproject.toml").is_file()
+    return path if usable else None

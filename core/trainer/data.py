@@ -24,11 +24,11 @@ import datasets
 import numpy
 import pyarrow
 
+from ..protocol.data_files import SYNTHETIC, quoted, unusable
 from ..protocol.messages import Job, JobWorkload
 from . import files, formats
 from .errors import DataError, Refused, described
 
-SYNTHETIC = ("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")
 LOGNORMAL_DEVIATION = 0.8
 # ids 0 to 2 are special tokens of the byte tokenizer and of many others
 FIRST_ID = 3
@@ -155,8 +155,6 @@ def build(job: Job, tokenizer: Any, model_config: Any) -> DataSet:
     if name in SYNTHETIC:
         made = _synthetic(name, _demand(workload), workload.seed, model_config.get_text_config().vocab_size)
         return dataclasses.replace(made, epochs=workload.num_train_epochs or 1)
-    if name.startswith("synthetic") and not files.exists(name):
-        raise DataError(f"Data set {files.quoted(name)} is unknown; synthetic ones are {', '.join(SYNTHETIC)}.")
     vocabulary = model_config.get_text_config().vocab_size if model_config is not None else None
     return _from_file(workload, tokenizer, vocabulary)
 
@@ -283,30 +281,24 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
         return samples
     if samples.dropped:
         raise DataError(
-            f"Data set {files.quoted(path)} has no sample with a label within {demand.longest} tokens; raise model_max_length."
+            f"Data set {quoted(path)} has no sample with a label within {demand.longest} tokens; raise model_max_length."
         )
-    raise DataError(f"Data set {files.quoted(path)} is empty.")
+    raise DataError(f"Data set {quoted(path)} is empty.")
 
 
 def _rows(path: str, text_field: str) -> Iterator[files.Row]:
-    if not files.exists(path):
-        raise DataError(
-            f"Data set {files.quoted(path)} does not exist; use {', '.join(SYNTHETIC)}, or a .jsonl or .parquet file."
-        )
+    if message := unusable(path, images=False):
+        raise DataError(message)
     if path.endswith(".jsonl"):
         return files.json_lines(path)
-    if path.endswith(".parquet"):
-        rows = files.parquet_rows(path, lambda names: _usable_columns(names, path, text_field))
-        return ((position, formats.without_nulls(row)) for position, row in rows)
-    raise DataError(f"Data set {files.quoted(path)} is neither a .jsonl nor a .parquet file.")
+    rows = files.parquet_rows(path, lambda names: _usable_columns(names, path, text_field))
+    return ((position, formats.without_nulls(row)) for position, row in rows)
 
 
 def _usable_columns(names: list[str], path: str, text_field: str) -> list[str]:
     usable = formats.columns(names, text_field)
     if not usable:
-        raise DataError(
-            f"Data set {files.quoted(path)} needs {formats.expected(text_field)}; it has {files.listed(names)}."
-        )
+        raise DataError(f"Data set {quoted(path)} needs {formats.expected(text_field)}; it has {files.listed(names)}.")
     return usable
 
 

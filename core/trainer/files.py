@@ -1,4 +1,4 @@
-"""Reads the rows of a user's data set from a .jsonl or .parquet file, one at a time. Imports pyarrow, and of the core only errors.
+"""Reads the rows of a user's data set from a .jsonl or .parquet file, one at a time. Imports pyarrow.
 
 Every error is a ``DataError`` that names the file and the line or row. Lines and rows are counted from 1, blank lines included.
 Only regular files are read, and no row may need more memory than ``MOST_ROW_BYTES`` allows.
@@ -7,8 +7,6 @@ Only regular files are read, and no row may need more memory than ``MOST_ROW_BYT
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from ..protocol.data_files import LONGEST_NAME, irregular, quoted
 from .errors import DataError
 
 # the position of a row, for messages, and the row
 Row = tuple[str, dict[str, Any]]
-# most characters of a path, a name or a list of names in a message
-LONGEST_NAME = 60
 # most bytes of a line, which is read as a whole
 MOST_ROW_BYTES = 128 * 2**20
 # what a batch of parquet rows may unpack to, if each row is as large as all values that its row group stores
@@ -29,16 +26,6 @@ _MOST_BATCH_BYTES = 256 * 2**20
 # A row group that unpacks to more than this, and to this many times its size in the file, holds no text or images
 _MOST_UNPACKED_BYTES = 2**30
 _MOST_UNPACKED_RATIO = 200
-
-
-def exists(path: str) -> bool:
-    """Return whether ``path`` exists; False also for a name that no file system can hold, for which ``Path.exists`` raises."""
-    return os.path.exists(path)  # noqa: PTH110
-
-
-def quoted(path: str) -> str:
-    """Return ``path`` in quotes for a message. Of a long path only the end is shown, because it identifies the file better."""
-    return repr(path if len(path) <= LONGEST_NAME else "..." + path[-LONGEST_NAME + 3 :])
 
 
 def listed(names: Sequence[str]) -> str:
@@ -52,16 +39,8 @@ def check_regular(path: str) -> None:
     Raises:
         DataError: it is a directory, a pipe, a socket or a device.
     """
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116
-    except OSError as error:
-        raise DataError(f"Data set {quoted(path)} cannot be read: {error.strerror}.") from error
-    if stat.S_ISDIR(mode):
-        raise DataError(
-            f"Data set {quoted(path)} cannot be read: Is a directory; give a .jsonl or .parquet file in it."
-        )
-    if not stat.S_ISREG(mode):
-        raise DataError(f"Data set {quoted(path)} is a pipe, socket or device; expected a regular file.")
+    if message := irregular(path):
+        raise DataError(message)
 
 
 def json_lines(path: str) -> Iterator[Row]:

@@ -19,6 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..protocol.data_files import no_template
 from . import files, tokens
 from .errors import DataError, described
 
@@ -127,9 +128,7 @@ class Reader:
         if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
             raise DataError(f"{position} needs messages that are objects with role and content; it has another value.")
         if not getattr(self._tokenizer, "chat_template", None):
-            raise DataError(
-                f"{position} has messages, but the model's tokenizer has no chat template; use text, or an instruct model."
-            )
+            raise DataError(no_template(position))
         options |= {"tools": _tools(row, position), **_template_options(row, position)}
         try:
             return tokens.chat_ids(self._tokenizer, messages, self._most, **options)

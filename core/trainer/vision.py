@@ -26,11 +26,11 @@ import pyarrow
 import transformers
 from pyarrow import parquet
 
+from ..protocol.data_files import LONGEST_NAME, SYNTHETIC_IMAGES, quoted, unusable
 from ..protocol.messages import Job, JobWorkload
 from . import byte_tokenizer, files
 from .errors import BadInput, DataError, Refused
 
-SYNTHETIC = "synthetic-image"
 # libraries iterate over a shorter data set repeatedly; more rows would only fill the disk
 MOST_SYNTHETIC = 64
 MOST_ROWS = 512
@@ -79,11 +79,11 @@ def processor(job: Job, config: Any) -> Any:
 
 
 def _published(job: Job) -> Any:
-    name = job.workload.model_name[-files.LONGEST_NAME :]
+    name = job.workload.model_name[-LONGEST_NAME:]
     try:
         loaded = transformers.AutoProcessor.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
     except Exception as error:  # the processor's files can make the libraries raise anything
-        reason = " ".join(str(error).split())[: files.LONGEST_NAME]
+        reason = " ".join(str(error).split())[:LONGEST_NAME]
         raise BadInput(f"The processor of model {name} cannot be read: {reason}.") from error
     if getattr(loaded, "chat_template", None) is None:
         raise BadInput(f"The processor of model {name} has no chat template, which image data need.")
@@ -175,14 +175,14 @@ def write(job: Job, processor: Any, config: Any, path: Path) -> int:
             count += len(batch)
             writer.write_table(pyarrow.Table.from_pylist(batch, schema=_SCHEMA))
     epochs = job.workload.num_train_epochs
-    if not epochs or job.workload.dataset_id == SYNTHETIC:
+    if not epochs or job.workload.dataset_id == SYNTHETIC_IMAGES:
         return epochs or 1
     return -(-epochs * files.count_rows(job.workload.dataset_id) // count)
 
 
 def _rows(workload: JobWorkload, truncate: _Truncation, pixels: int) -> Iterator[dict[str, Any]]:
     step = workload.batch_size * workload.gradient_accumulation_steps
-    if workload.dataset_id == SYNTHETIC:
+    if workload.dataset_id == SYNTHETIC_IMAGES:
         count = step * max(1, min(workload.max_steps, MOST_SYNTHETIC // step))
         return _synthetic(pixels, truncate, count, workload.seed)
     most = max(step, min(step * workload.max_steps, MOST_ROWS))
@@ -267,18 +267,14 @@ def _synthetic(pixels: int, truncate: _Truncation, count: int, seed: int) -> Ite
 
 def _from_file(workload: JobWorkload, truncate: _Truncation) -> Iterator[dict[str, Any]]:
     path = workload.dataset_id
-    if not path.endswith(".parquet"):
-        raise DataError(
-            f"Data set {files.quoted(path)} is not a .parquet file, which dataset_image_field needs; or use {SYNTHETIC}."
-        )
-    if not files.exists(path):
-        raise DataError(f"Data set {files.quoted(path)} does not exist; use a .parquet file, or {SYNTHETIC}.")
+    if message := unusable(path, images=True):
+        raise DataError(message)
     empty = True
     for position, row in files.parquet_rows(path, lambda names: _columns(names, workload), batch_size=_BATCH):
         empty = False
         yield _checked(row[workload.dataset_image_field], row[workload.dataset_text_field], position, truncate)
     if empty:
-        raise DataError(f"Data set {files.quoted(path)} is empty.")
+        raise DataError(f"Data set {quoted(path)} is empty.")
 
 
 def _columns(names: list[str], workload: JobWorkload) -> list[str]:
@@ -290,7 +286,7 @@ def _columns(names: list[str], workload: JobWorkload) -> list[str]:
         if column not in names:
             found = files.listed(names)[:_LONGEST_COLUMNS]
             raise DataError(
-                f"{field}: data set {files.quoted(workload.dataset_id)} has no column {column[:_LONGEST_COLUMN]!r}; it has {found}."
+                f"{field}: data set {quoted(workload.dataset_id)} has no column {column[:_LONGEST_COLUMN]!r}; it has {found}."
             )
     return list(columns.values())
 

@@ -10,20 +10,18 @@ import pytest
 
 from ado_actuators.fms_hf_tuning.core.host.local import Local
 from ado_actuators.fms_hf_tuning.core.measurement.plugin import Plugin
+from ado_actuators.fms_hf_tuning.description import PLUGIN
 from ado_actuators.fms_hf_tuning.environments import FILE_NAME
 
-VERSIONS = Plugin("fms_hf_tuning", (), FILE_NAME).versions("cpu")
+VERSIONS = PLUGIN.versions("cpu")
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def local(request: pytest.FixtureRequest, own_home: Path) -> Iterator[Local]:
     """Start one host for each library version. Its environment is built from the list in the package."""
-    # Imports ado and Ray: pytest also loads this file where the tests that need them are deselected
-    from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
-
     # the list of one version, whatever version a workload asks for
     requirements = FILE_NAME.format(version=request.param, variant="cpu")
-    plugin = Plugin("fms_hf_tuning", FMSHFTuning.kinds, requirements)
+    plugin = Plugin("fms_hf_tuning", PLUGIN.kinds, requirements)
     settings = types.SimpleNamespace(
         environment="managed",
         reuse_workers=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -31,11 +32,18 @@ def run(*words: str) -> int:
 
 
 def test_a_workload_file_gives_a_report(capsys: pytest.CaptureFixture[str]) -> None:
-    """The example is measured; properties on the command line override those of the file."""
-    assert run(str(EXAMPLES / "workload.yaml"), "max_steps=5", "model_max_length=32") == 0
-    printed = capsys.readouterr().out
+    """The example is measured; properties on the command line override those of the file. The first line has what matters."""
+    assert run(str(EXAMPLES / "workload.yaml"), "max_steps=5", "model_max_length=32", "price=2.5") == 0
+    first, note, *rest = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"[\d.,]+ tokens/s ± [\d.e+]+ %, 2 steps, not steady, [\d.]+ GiB, [\d.e-]+ USD per million tokens", first
+    )
+    assert note == "2 steps were measured, after 3 of warm-up; a reliable rate needs 10. Raise max_steps."
+    printed = "\n".join(rest)
     assert "step_time_median_s" in printed
     assert "Not measured:" in printed
+    # without GPUs the rates of a GPU are those of all devices
+    assert "per_gpu" not in printed
 
 
 def test_json_has_properties_and_metadata(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +70,35 @@ def test_missing_gpus_are_rejected_at_once(capsys: pytest.CaptureFixture[str], m
         printed
         == "number_gpus 1 is not possible: this machine has 0 visible NVIDIA GPUs; number_gpus 0 measures on the CPU."
     )
+
+
+@pytest.mark.parametrize("plugin", ["sfttrainer", "fms_hf_tuning"])
+def test_neither_ado_nor_ray_is_imported(plugin: str) -> None:
+    """The command gets as far as looking for GPUs, with everything imported that measures."""
+    words = [*WORDS[:-1], "number_gpus=1"]
+    code = f"""
+import sys
+from ado_actuators.{plugin}.__main__ import main
+print(main(["run", *{words}]), *sorted({{"ado", "ray", "torch"}} & set(sys.modules)))
+"""
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "2\n", done.stderr
+    assert done.stderr.startswith("number_gpus 1 is not possible: ")
+
+
+def test_what_is_missing_is_told_before_a_trainer_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data file that does not exist, and chats for a tokenizer without a chat template."""
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.host.host.TrainerProcess", None)
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    for name, expected in (("nowhere.jsonl", "does not exist; use synthetic-fixed"), (str(chats), "no chat template")):
+        assert run(*WORDS, f"dataset_id={name}") == 1
+        assert expected in capsys.readouterr().err
 
 
 def test_a_property_of_the_other_stack_is_not_ignored(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +180,7 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
             ["twice.yaml"],
             "twice.yaml: batch_size is given twice in the mapping that begins in line 1. Remove one of them.",
         ),
+        ([*WORDS, "price=-1"], "price -1 is impossible: input should be greater than or equal to 0."),
         ([*WORDS, "=5"], "'=5' has no property before the equals sign"),
         (["other.yaml"], "Experiment 'finetune_everything' does not exist"),
     ],

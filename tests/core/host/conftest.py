@@ -1,4 +1,4 @@
-"""A temporary plugin whose stack misbehaves as a job's ``dataset_id`` says, and hosts of that plugin.
+"""A temporary plugin whose stack misbehaves as a job's ``dataset_text_field`` says, and hosts of that plugin.
 
 The plugin has the shape of the real ones; its core is a link to the real core.
 """
@@ -76,7 +76,7 @@ def job(faulty: SimpleNamespace, tmp_path: Path, what: str, host: Any, processes
             "batch_size": processes,
             "number_gpus": 0,
             "number_nodes": processes,
-            "dataset_id": what,
+            "dataset_text_field": what,
             "max_steps": 25,
             "target_ci_percent": 0,
         }

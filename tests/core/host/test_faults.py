@@ -1,4 +1,4 @@
-"""How a host handles faults of a trainer, with real processes of a stack that misbehaves as a job's ``dataset_id`` says."""
+"""How a host handles faults of a trainer, with real processes of a stack that misbehaves as a job's ``dataset_text_field`` says."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def repeated(actuator: Any, plan: Plan) -> Workload:
 @given(values=entities, actuator=st.sampled_from([SFTTrainer, FMSHFTuning]), kind=st.integers(0, 6))
 def test_an_entity_is_planned_as_asked_or_refused(values: dict[str, Any], actuator: Any, kind: int) -> None:
     """2,000 entities: each gives a plan with exactly its values, or one message, within a second of CPU time."""
-    experiment = actuator.kinds[kind % len(actuator.kinds)]
+    experiment = actuator.plugin().kinds[kind % len(actuator.plugin().kinds)]
     begin = time.process_time()
     try:
         plan = make_plan(actuator.identifier, experiment, values)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ado_actuators.sfttrainer.core.metrics.benchmark import OUTPUTS, Report, first_loss_of_random_weights, make
+from ado_actuators.sfttrainer.core.metrics.report import headline
 from ado_actuators.sfttrainer.core.metrics.throughput import ImpossibleRecord
 from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
 from ado_actuators.sfttrainer.core.protocol.messages import Record
@@ -201,6 +202,27 @@ def test_every_output_is_measured_or_has_a_reason() -> None:
     assert set(got.properties) | set(got.omitted) == set(OUTPUTS)
     assert not set(got.properties) & set(got.omitted)
     assert all(got.omitted.values())
+
+
+def test_the_headline_has_what_matters() -> None:
+    """Rate with its interval, steadiness, memory and cost; other experiments have none."""
+    known = {"dataset_tokens_per_second": 760.4, "throughput_ci95_percent": 6.04, "measured_steps": 30, "steady": 1}
+    assert headline(known) == "760 tokens/s ± 6 %, steady"
+    memory = {"cpu_memory_peak_gib": 0.7012, "torch_peak_reserved_gib": 12.345}
+    assert headline({**known, **memory, "steady": 0}) == "760 tokens/s ± 6 %, not steady, 12.3 GiB"
+    short = {"dataset_tokens_per_second": 31.25, "measured_steps": 1, "steady": 0, "usd_per_million_tokens": 22.222}
+    assert headline(short) == "31.2 tokens/s, 1 step, not steady, 22.2 USD per million tokens"
+    assert headline({"is_valid": 1, "f_no_error": 1.0}) == ""
+
+
+def test_properties_can_be_left_out_of_the_text() -> None:
+    """Neither their value nor the reason of their absence is shown."""
+    made = report(record())
+    assert "dataset_tokens_per_second_per_gpu" in made.text()
+    assert "mfu_percent" in made.text()
+    short = made.text(without=("dataset_tokens_per_second_per_gpu", "mfu_percent"))
+    assert "dataset_tokens_per_second_per_gpu" not in short
+    assert "mfu_percent" not in short
 
 
 def test_a_price_gives_a_cost() -> None:

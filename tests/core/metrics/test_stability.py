@@ -28,7 +28,7 @@ def load():
 def train(job, clock):
     import torch
     from .core.trainer.errors import BadInput
-    script = Path(job.workload.dataset_id)
+    script = Path(job.workload.dataset_text_field)
     seen = script.with_suffix(".pids")
     run = len(seen.read_text().split()) if seen.exists() else 0
     with seen.open("a") as file:
@@ -93,7 +93,7 @@ def measure_all(
         skip_predicted_oom=skip_predicted_oom,
     )
     plugin = core.plugin.Plugin("scripted", tuple({experiment for experiment, _ in asked}))
-    values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "number_gpus": 0, "dataset_id": str(script)}
+    values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "number_gpus": 0, "dataset_text_field": str(script)}
     with core.local.Local(plugin, settings, tmp_path / "state") as local:
         plans = [core.plan.make_plan("scripted", one, {**values, "batch_size": batch}) for one, batch in asked]
         verdicts = [local.measure(plan) for plan in plans]

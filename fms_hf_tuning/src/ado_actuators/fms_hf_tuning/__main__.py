@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def load() -> tuple[Plugin, type[Any]]:
-    """Return the plugin and the class of its parameters. Imports ado, which ``doctor`` has to work without."""
-    from .actuator import FMSHFTuning
+    """Return the plugin and the class of its parameters. Imports neither ado nor Ray."""
+    from .description import PLUGIN
     from .parameters import FMSHFTuningParameters
 
-    return FMSHFTuning.plugin(), FMSHFTuningParameters
+    return PLUGIN, FMSHFTuningParameters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

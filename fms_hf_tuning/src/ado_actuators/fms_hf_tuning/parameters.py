@@ -6,7 +6,7 @@ from typing import Annotated
 
 import pydantic
 
-from .core.actuator.parameters import MeasuringParameters
+from .core.host.parameters import MeasuringParameters
 
 
 class FMSHFTuningParameters(MeasuringParameters):

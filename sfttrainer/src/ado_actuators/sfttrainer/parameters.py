@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .core.actuator.parameters import MeasuringParameters
+from .core.host.parameters import MeasuringParameters
 
 
 class SFTTrainerParameters(MeasuringParameters):

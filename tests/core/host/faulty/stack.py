@@ -55,10 +55,10 @@ class Config:
 
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
-    """Cause the fault that ``dataset_id`` names; after @ follows the only rank that has it."""
+    """Cause the fault that ``dataset_text_field`` names; after @ follows the only rank that has it."""
     import torch
 
-    what, _, rank = job.workload.dataset_id.partition("@")
+    what, _, rank = job.workload.dataset_text_field.partition("@")
     if what == "late" and int(rank) == job.rank:
         what = "late after training"
     elif rank and what != "late" and int(rank) != job.rank:

@@ -1,0 +1,22 @@
+"""What the core has to know about this plugin. Imports neither ado nor Ray, so that ``run`` starts without them."""
+
+from __future__ import annotations
+
+from . import environments
+from .core.measurement.plugin import Plugin
+from .limits import before_start
+
+PLUGIN = Plugin(
+    identifier="fms_hf_tuning",
+    kinds=(
+        "finetune_full_benchmark",
+        "finetune_lora_benchmark",
+        "finetune_prompt_tuning_benchmark",
+        "finetune_qlora_benchmark",
+        "finetune_gptq_lora_benchmark",
+        "finetune_full_stability",
+        "finetune_memory_estimate",
+    ),
+    requirements=environments.FILE_NAME,
+    unsupported=before_start,
+)
