@@ -7,12 +7,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import runpy
 import shutil
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nox
@@ -36,7 +40,7 @@ PROGRAMS = {
     ("mariadbd", "my_print_defaults"): ("mariadb-server-core", "mariadb-client-core"),
     ("chromium",): ("chromium",),
 }
-SHOWN = ("is_valid", "step_time_median_s", "dataset_tokens_per_second", "cpu_memory_peak_gib")
+HEARTBEAT_S = 15.0
 IMPORTABLE = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -91,6 +95,32 @@ def install_for_training(session: nox.Session, *arguments: str) -> None:
         # times as slowly
         backend.append("--compile-bytecode")
     install(session, *backend, "--constraint", "tests/constraints-cpu.txt", *arguments)
+
+
+@contextlib.contextmanager
+def heartbeats(session: nox.Session) -> Iterator[None]:
+    """Log every 15 s what the installation in the block is doing, which prints nothing itself."""
+    ended, begin = threading.Event(), time.monotonic()
+
+    def report() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            session.log(f"{time.monotonic() - begin:.0f} s: {progress(Path(session.virtualenv.location))}")
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def progress(environment: Path) -> str:
+    """Return how far an installation is: uv puts packages into the environment once all have been downloaded, then compiles them."""
+    installed = sorted(environment.glob("lib/python*/site-packages/*.dist-info"))
+    if not installed:
+        return "downloading packages"
+    return f"{len(installed)} packages are there; installing and compiling them"
 
 
 def fresh(session: nox.Session, *plugins: str) -> list[str]:
@@ -289,21 +319,12 @@ def version(session: nox.Session, plugin: str) -> None:
 
 @nox.session(default=False)
 def quickstart(session: nox.Session) -> None:
-    """Measure the four workloads of the example, show the table, make a report; arguments after -- are passed to ado create operation."""
-    install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train,report]")
+    """Measure the four workloads of the example and make a report; arguments after -- are passed to ado create operation."""
+    session.log("Installing torch, TRL and ado: minutes the first time, seconds later.")
+    with heartbeats(session):
+        install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train,report]")
     with session.chdir("sfttrainer/examples"):
-        given = ["--with", "space=space.yaml", "--with", "actuatorconfiguration=actuatorconfiguration.yaml"]
-        command = ["ado", "create", "operation", "-f", "operation.yaml", *given, *session.posargs]
-        try:
-            session.run(*command)
-        except CommandFailed:
-            # Ray allows a node 30 s to start, without a setting for it
-            session.log("ado failed. If Ray's start timed out, the machine is busy: trying once more.")
-            session.run(*command)
-        columns = [argument for name in SHOWN for argument in ("--property", name)]
-        table = ["ado", "show", "measurements", "operation", "--use-latest", "--no-trunc", *columns]
-        session.run(*table, env={"COLUMNS": "300"})
-    session.run("ado-sfttrainer", "report", "latest", "--output", "ado-report")
+        session.run("python", "../../tools/quickstart.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -20,6 +20,7 @@ from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import Progress, describe
 from ..workload import ibm_names, yaml_input
+from ..workload.experiments import KINDS
 from ..workload.outputs import OUTPUTS
 from .console import show
 
@@ -95,7 +96,7 @@ class BadUse(Exception):
 
 
 def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> tuple[dict[str, Any], str]:
-    """Return the property values and the experiment that the command line names.
+    """Return the property values and the experiment that the command line names, or ``method`` where none is named.
 
     Raises:
         BadUse: a word, a file or the experiment cannot be used.
@@ -108,12 +109,21 @@ def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> t
         if is_pair and not name:
             raise BadUse(f"{word!r:.60} has no property before the equals sign; expected property=value.")
         values.update({name: _yaml(value, name) if value else ""} if is_pair else _workload(Path(word), plugin))
-    in_file = values.pop("experiment", DEFAULT_EXPERIMENT)
-    chosen = experiment or in_file
+    chosen = experiment or values.pop("experiment", None) or _of_method(values, plugin) or DEFAULT_EXPERIMENT
+    values.pop("experiment", None)
     if not isinstance(chosen, str) or chosen not in plugin.kinds:
         answer = ibm_names.hint(str(chosen)) or f" Use one of: {', '.join(sorted(plugin.kinds))}."
         raise BadUse(f"Experiment {chosen!r:.60} does not exist.{answer}")
     return values, chosen
+
+
+def _of_method(values: dict[str, Any], plugin: Plugin) -> str | None:
+    """Take ``method`` out of the values where a benchmark of this plugin sets it, and return that experiment; else None."""
+    for name in plugin.kinds:
+        if KINDS[name].task == "benchmark" and KINDS[name].sets.get("method") == values.get("method", ""):
+            del values["method"]
+            return name
+    return None
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -113,6 +113,24 @@ def test_an_impossible_workload_is_a_complete_measurement(capsys: pytest.Capture
     assert "batch_size 3 is not divisible by 2 processes." in capsys.readouterr().out
 
 
+def test_the_method_chooses_the_experiment() -> None:
+    """Where none is named; a memory estimate has the method as a property, and an unknown one is left for the message."""
+    plugin = SFTTrainer.plugin()
+    assert read_workload(["method=lora", "batch_size=2"], None, plugin) == (
+        {"batch_size": 2},
+        "finetune_lora_benchmark",
+    )
+    assert read_workload(["method=full"], None, plugin) == ({}, "finetune_full_benchmark")
+    for words, experiment in (
+        (["method=lora"], "finetune_memory_estimate"),
+        (["method=gptq_lora"], None),
+        (["method=lora", "experiment=finetune_full_benchmark"], None),
+    ):
+        values, chosen = read_workload(words, experiment, plugin)
+        assert values == {"method": words[0].partition("=")[2]}
+        assert chosen == (experiment or "finetune_full_benchmark")
+
+
 def test_a_point_of_ado_brings_its_experiment(tmp_path: Path) -> None:
     """The experiment beside the entity is measured, and only by its own actuator."""
     entity = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 1, "number_gpus": 0}

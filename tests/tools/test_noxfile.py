@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +35,8 @@ class Session:
         self.installed: list[str] = []
         self.pins: list[str] = []
         self.env: dict[str, str] = {}
+        self.logged: list[str] = []
+        self.virtualenv = SimpleNamespace(location=str(place))
 
     def install(self, *arguments: str, env: dict[str, str] | None = None) -> None:
         """Record what would be installed, and the variables."""
@@ -44,6 +48,10 @@ class Session:
         if command[0] == "pip-audit":
             self.pins += Path(command[-1]).read_text().split()
         return self.answers.get(command[0], "")
+
+    def log(self, message: str) -> None:
+        """Record a line."""
+        self.logged.append(message)
 
     def create_tmp(self) -> str:
         """Return the session's directory."""
@@ -111,6 +119,24 @@ def test_sessions_take_the_tree_as_it_is(sessions: Any, tmp_path: Path, name: st
     wanted = {f"--reinstall-package={sessions.PLUGINS[word[2:].partition('[')[0]]}" for word in paths}
     assert wanted
     assert wanted <= set(session.installed)
+
+
+def test_an_installation_says_what_it_is_doing(sessions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uv prints nothing for minutes: lines tell the seconds and the packages."""
+    session = Session(tmp_path)
+    monkeypatch.setattr(sessions, "HEARTBEAT_S", 0.01)
+
+    def wait_for(text: str) -> None:
+        deadline = time.monotonic() + 60
+        while not any(text in line for line in session.logged) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    with sessions.heartbeats(session):
+        wait_for("downloading packages")
+        (tmp_path / "lib" / "python3.11" / "site-packages" / "torch-2.dist-info").mkdir(parents=True)
+        wait_for("1 packages are there")
+    assert session.logged[0].endswith("0 s: downloading packages")
+    assert session.logged[-1].endswith(" s: 1 packages are there; installing and compiling them")
 
 
 def test_uv_gets_what_pips_files_say(sessions: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ pyarrow = pytest.importorskip("pyarrow")
 
 from ado_actuators.sfttrainer.__main__ import main  # noqa: E402
 from ado_actuators.sfttrainer.core.commands import dataset  # noqa: E402
+from ado_actuators.sfttrainer.core.protocol.data_files import SYNTHETIC  # noqa: E402
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import BadInput, DataError, Refused  # noqa: E402
@@ -65,7 +66,7 @@ def test_fixed_samples_have_the_wanted_length() -> None:
         assert max(sample["input_ids"]) < 300
 
 
-@pytest.mark.parametrize("name", data.SYNTHETIC)
+@pytest.mark.parametrize("name", SYNTHETIC)
 def test_equal_seeds_give_equal_data(name: str) -> None:
     """A measurement can be repeated; a different seed gives different data."""
     first, again, other = (build(dataset_id=name, seed=seed).dataset[:] for seed in (1, 1, 2))
@@ -102,7 +103,7 @@ def test_preparation_stays_short(length: int, batch: int) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
-@pytest.mark.parametrize("name", data.SYNTHETIC)
+@pytest.mark.parametrize("name", SYNTHETIC)
 @pytest.mark.parametrize(("length", "batch", "accumulation"), [(16, 4, 2), (2048, 32, 1), (8192, 64, 4)])
 def test_packs_are_enough_for_a_step(name: str, length: int, batch: int, accumulation: int, strategy: str) -> None:
     """Packed by TRL, documents of all lengths give at least as many packs as an optimizer step needs."""
