@@ -130,3 +130,14 @@ def _may_be_faster(row: Row, fastest: Row) -> bool:
 def rounded(value: float) -> str:
     """Return a value with three digits, or without decimals from 100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def replayed(rows: Sequence[Row]) -> str:
+    """Return a sentence on the rows that ado did not measure anew; empty where there are none."""
+    count = sum(row.replayed for row in rows)
+    if not count:
+        return ""
+    return (
+        f"{count} of {counted(len(rows), 'workload')} {'is' if count == 1 else 'are'} replayed: measured by an earlier operation, "
+        "stored, and shown again by ado. To measure anew: ado create operation … --set operation.parameters.singleMeasurement=false"
+    )

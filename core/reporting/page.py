@@ -225,15 +225,20 @@ def _measurements(rows: Sequence[Row]) -> Section:
         [
             *(_shown(row.value(name)) for name in names),
             *(_number(row.output(name)) for name, _ in outputs),
-            ", ".join(filter(None, (row.state, answers.doubt(row) if row.throughput is not None else ""))),
+            _state(row),
         ]
         for row in rows[:MOST_ROWS]
     ]
     heads = [*names, *(head for _, head in outputs), "state"]
     table = Table(heads, lines, frozenset(range(len(names), len(names) + len(outputs))))
     cut = f"The first {MOST_ROWS} of {len(rows)} measurements." if len(rows) > MOST_ROWS else ""
-    after = [text for text in (cut, _other_memory(rows, kinds)) if text]
+    after = [text for text in (cut, _other_memory(rows, kinds), answers.replayed(rows)) if text]
     return Section("measurements", "All measurements", before=_constants(rows, names), table=table, after=after)
+
+
+def _state(row: Row) -> str:
+    doubt = answers.doubt(row) if row.throughput is not None else ""
+    return ", ".join(filter(None, (row.state, doubt, "replayed" if row.replayed else "")))
 
 
 def _other_memory(rows: Sequence[Row], kinds: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ BOOKKEEPING = (
     "generatorid",
 )  # fmt: skip
 HOW_TO_EXPORT = "export one with: ado show measurements operation ID -o csv --output-file F"
+# how ado names a request that it answers with a stored measurement
+REPLAYED = "replayed-measurement-"
 HOW_TO_TRACE = "write it again with: ado show trace operation ID -o yaml --output-file F"
 
 
@@ -115,7 +118,8 @@ def _from_cells(cells: Mapping[str, Any], source: str) -> Row | None:
         for name, value in cells.items()
         if name and name not in GIVEN and name not in BOOKKEEPING and plain(value) is not None
     }
-    return Row(source, actuator, experiment, {**parameters, **given}, outputs, str(plain(cells.get("reason")) or ""))
+    message, replayed = str(plain(cells.get("reason")) or ""), str(cells.get("request_id")).startswith(REPLAYED)
+    return Row(source, actuator, experiment, {**parameters, **given}, outputs, message, replayed=replayed)
 
 
 # -- ado's measurement requests, from a trace or the store ------------------------------------------------------
@@ -154,7 +158,13 @@ def _from_requests(requests: Iterable[Mapping[str, Any]], source: str) -> list[R
     """Return one row per measurement; a result that a later operation replays keeps its identifier and counts once."""
     found: dict[str, Row] = {}
     for request in sorted(requests, key=lambda one: str(one["timestamp"])):
-        found.update(_from_request(request, source))
+        replayed = str(request.get("requestid")).startswith(REPLAYED)
+        for uid, row in _from_request(request, source):
+            # of all operations on a space one has measured it
+            if uid not in found:
+                found[uid] = dataclasses.replace(row, replayed=replayed)
+            elif not replayed:
+                found[uid] = row
     return list(found.values())
 
 

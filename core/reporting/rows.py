@@ -46,6 +46,7 @@ class Row:
         outputs: measured values by identifier.
         message: why the workload cannot run or failed; empty where that is not known.
         metadata: metadata of ado's result; a CSV file has none.
+        replayed: whether ado showed a stored measurement of an earlier operation instead of measuring.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Row:
     outputs: dict[str, Any]
     message: str = ""
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    replayed: bool = False
 
     @property
     def state(self) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from ado_actuators.sfttrainer.core.reporting import read
+
 from ..processes import RAY_TOO_SLOW, limit_s, marked, run, started, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
@@ -51,8 +53,10 @@ def rows(tmp_path: Path, suffix: str, columns: str, store: str = "config") -> li
     return []
 
 
-def test_a_killed_operation_is_started_again(tmp_path: Path, record_property: Any) -> None:
-    """Killed after its first result: the second run measures the other three and repeats none."""
+def test_a_killed_operation_is_started_again(
+    tmp_path: Path, record_property: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its first result: the second run measures the other three and repeats none, unless it is asked to measure anew."""
 
     def results() -> list[tuple[Any, ...]]:
         return rows(tmp_path, "_measurement_results", "uid, entity_id")
@@ -75,6 +79,15 @@ def test_a_killed_operation_is_started_again(tmp_path: Path, record_property: An
         ("seconds", round(time.monotonic() - begin, 1)), ("left", "nothing"),
     ):  # fmt: skip
         record_property(name, value)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert Counter(row.replayed for row in read.rows("latest")) == {True: len(kept), False: 4 - len(kept)}
+    # as docs/report.md says
+    again = operation(tmp_path, "[16]")
+    again["command"] += ["--set", "operation.parameters.singleMeasurement=false"]
+    third = run(**again, timeout_s=300)
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert sorted(Counter(entity for _, entity in results()).values()) == [1, 1, 2, 2]
+    assert [row.replayed for row in read.rows("latest")] == [False, False]
 
 
 @pytest.mark.parametrize("stores", [("one", "one"), ("one", "other")], ids=["one-store", "two-stores"])

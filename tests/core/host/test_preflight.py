@@ -42,7 +42,7 @@ def test_the_missing_packages_come_with_the_command(monkeypatch: pytest.MonkeyPa
     with pytest.raises(failures.BadInput) as refused:
         preflight.check(job(), "current")
     assert str(refused.value) == (
-        "The training stack is not installed: torch, trl. Run: pip install './sfttrainer[train]'"
+        "The training stack is not installed (torch, trl): pip install './sfttrainer[train]' installs it."
     )
     preflight.check(job(), "/some/python")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 
 from ado_actuators.sfttrainer.__main__ import main
-from ado_actuators.sfttrainer.core.reporting import answers
+from ado_actuators.sfttrainer.core.reporting import answers, page
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
 from .conftest import RECORDINGS
@@ -94,3 +95,11 @@ def test_bad_budgets(words: list[str], tmp_path: object, capsys: pytest.CaptureF
     """One message, status 2, and nothing written."""
     assert main(["report", str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path), *words]) == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_replayed_rows_are_counted(row: Make) -> None:
+    """One of two was measured by an earlier operation."""
+    rows = [dataclasses.replace(row(100.0), replayed=True), row(50.0, batch_size=4)]
+    assert answers.replayed(rows).startswith("1 of 2 workloads is replayed: measured by an earlier operation, ")
+    assert answers.replayed(rows[1:]) == ""
+    assert "measured, replayed" in page.html(rows, [], [], "")

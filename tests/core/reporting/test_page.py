@@ -110,7 +110,8 @@ def test_the_energy_of_a_million_tokens_is_in_kilowatt_hours(row: Make) -> None:
     """3.6 J per token are 3.6 MJ per million tokens: 1 kWh."""
     rows = [row(1.0, outputs={"energy_joules_per_token": 3.6}), row(1.0, batch_size=4)]
     (drawing,) = [one for one in figures.draw(rows)[0] if one.name == "energy"]
-    assert [patch.get_width() for patch in drawing.figure.axes[0].patches] == [1.0]
+    axes: Any = drawing.figure.axes[0]
+    assert [patch.get_width() for patch in axes.patches] == [1.0]
     assert drawing.caption == "In kWh per million real tokens, lowest first. Lines are 95 % confidence intervals."
 
 

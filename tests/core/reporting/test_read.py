@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.reporting import read, tables
@@ -217,3 +218,20 @@ def test_the_same_source_twice_counts_once(tmp_path: Path, capsys: pytest.Captur
         lines.append(page.count("<tr"))
     assert lines[0] == lines[1] > 10
     capsys.readouterr()
+
+
+def test_a_stored_measurement_that_ado_shows_again_is_replayed(tmp_path: Path) -> None:
+    """By the request's name, in a trace and in a CSV file; not where the operation that measured it is read, too."""
+    requests = yaml.safe_load((RECORDINGS / "operation.yaml").read_text())[:2]
+    path = tmp_path / "trace.yaml"
+    again = {**requests[0], "requestid": "replayed-measurement-9c54a7"}
+    for content, expected in (([again, requests[1]], [True, False]), ([again, *requests], [False, False])):
+        path.write_text(yaml.safe_dump(content))
+        assert [one.replayed for one in read.rows(str(path))] == expected
+    table = (RECORDINGS / "operation.csv").read_text().splitlines()
+    exported = tmp_path / "operation.csv"
+    identifier = next(csv.DictReader(table))["request_id"]
+    exported.write_text(
+        "\n".join(line.replace(identifier, f"replayed-measurement-{identifier}") for line in table) + "\n"
+    )
+    assert [one.replayed for one in read.rows(str(exported))][:2] == [True, False]
