@@ -102,7 +102,8 @@ def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
         per_device_train_batch_size=workload.batch_size // job.world_size,
         gradient_accumulation_steps=workload.gradient_accumulation_steps,
         # TRL's defaults differ from those of Trainer and change between releases, so everything that affects time is set explicitly
-        max_length=workload.model_max_length,
+        # without packing the samples are cut already, and TRL rejects a length together with padding_free
+        max_length=workload.model_max_length if workload.packing or not workload.padding_free else None,
         packing=workload.packing,
         packing_strategy=workload.packing_strategy,
         padding_free=workload.padding_free,

@@ -1,0 +1,54 @@
+"""Training in the tests' own process: the stack is imported once, and each value of a property costs a second instead of a process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# random weights, a vocabulary for the byte tokenizer, two layers
+TINY: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+SMALL: dict[str, Any] = {
+    "model_name": "tiny",
+    "model_max_length": 16,
+    "batch_size": 4,
+    "number_gpus": 0,
+    "max_steps": 3,
+    "target_ci_percent": 0.0,
+}
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that trains a tiny model with TRL in this process, as a trainer does, and returns the record."""
+    from ado_actuators.sfttrainer import stack
+    from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
+    from ado_actuators.sfttrainer.core.trainer import serve
+    from ado_actuators.sfttrainer.core.workload.fields import Workload
+
+    def measured(architecture: dict[str, Any] | None = None, unchecked: dict[str, Any] | None = None, **change: Any) -> dict[str, Any]:
+        """Train once.
+
+        Args:
+            architecture: the model's configuration.
+            unchecked: fields set after validation, such as what a rule allows on GPUs only.
+            change: further properties of the workload.
+        """
+        workload = JobWorkload(**Workload.model_validate({**SMALL, **change}).model_dump())
+        workload = dataclasses.replace(workload, **(unchecked or {}))
+        job = Job(id="test", workload=workload, architecture=architecture or TINY, run_dir=str(tmp_path / "run"))
+        return dict(serve._measure(stack, job, lambda message: None, []))
+
+    return measured
