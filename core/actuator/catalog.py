@@ -103,7 +103,8 @@ def _experiment(actuator: str, identifier: str) -> Experiment:
             "requiredProperties": [_property(name, field, kind) for name, field in required.items()],
             "optionalProperties": [_property(name, field, kind) for name, field in optional.items()],
             "defaultParameterization": [
-                {"property": {"identifier": name}, "value": field.default} for name, field in optional.items()
+                {"property": {"identifier": name}, "value": kind.defaults.get(name, field.default)}
+                for name, field in optional.items()
             ],
             "targetProperties": [{"identifier": name} for name in kind.outputs],
         }

@@ -108,7 +108,8 @@ def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
         failures.BadInput: the model is unknown.
     """
     _check_properties(actuator, experiment, values)
-    workload = parse({**values, **KINDS[experiment].sets})
+    kind = KINDS[experiment]
+    workload = parse({**kind.defaults, **values, **kind.sets})
     try:
         source = models.resolve(workload.model_name)
     except ValueError as error:

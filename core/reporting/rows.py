@@ -10,6 +10,7 @@ from typing import Any
 
 import pydantic
 
+from ..workload.experiments import KINDS
 from ..workload.fields import Workload
 
 THROUGHPUT = "dataset_tokens_per_second"
@@ -93,8 +94,7 @@ class Row:
             return getattr(self, name)
         if name in self.workload or name not in Workload.model_fields:
             return self.workload.get(name)
-        field = Workload.model_fields[name]
-        return None if field.is_required() else field.default
+        return self._default(name)
 
     def output(self, name: str) -> float | None:
         """Return an output as a number, or None."""
@@ -108,8 +108,15 @@ class Row:
 
     def is_default(self, name: str) -> bool:
         """Whether a property that was given has its default."""
-        field = Workload.model_fields.get(name)
-        return field is not None and not field.is_required() and self.workload[name] == field.default
+        default = self._default(name)
+        return default is not None and self.workload[name] == default
+
+    def _default(self, name: str) -> Any:
+        """Return the default that the experiment gives a property; None without one."""
+        kind, field = KINDS.get(self.experiment), Workload.model_fields.get(name)
+        if kind is not None and name in kind.defaults:
+            return kind.defaults[name]
+        return None if field is None or field.is_required() else field.default
 
 
 def number(value: Any) -> float | None:

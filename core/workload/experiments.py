@@ -29,6 +29,7 @@ class Kind:
         outputs: the properties it returns, from identifier to description.
         runs: how often the workload runs; if more than once, each run gets fresh processes.
         limits: the values that a property may have, for properties with fewer values than ``Workload`` allows.
+        defaults: defaults that differ from those of ``Workload``.
     """
 
     description: str
@@ -37,6 +38,7 @@ class Kind:
     outputs: Mapping[str, str] = dataclasses.field(default_factory=lambda: OUTPUTS)
     runs: int = 1
     limits: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -52,8 +54,10 @@ KINDS: Mapping[str, Kind] = {
         {"method": "qlora"},
     ),
     "finetune_gptq_lora_benchmark": Kind(
-        "Fine-tunes low-rank adapters over a model quantised with GPTQ and measures throughput and memory.",
+        "Fine-tunes low-rank adapters over a model quantised with GPTQ, in float16 by default, and measures throughput and memory.",
         {"method": "gptq_lora"},
+        # the library accepts only models in float16, or mixed precision with fp16
+        defaults={"torch_dtype": "float16"},
     ),
     "finetune_prompt_tuning_benchmark": Kind(
         "Tunes virtual tokens in front of a frozen model and measures throughput, memory, utilisation and energy.",

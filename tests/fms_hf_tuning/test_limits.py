@@ -42,8 +42,8 @@ def test_plain_methods_run_anywhere(method: str) -> None:
         ({"fast_kernels": True}, "fast_kernels"),
         ({"padding_free": True}, "padding_free"),
         ({"padding_free": True, "multipack": True}, "padding_free"),
-        ({"method": "qlora"}, "method qlora"),
-        ({"method": "gptq_lora", "weights": "pretrained"}, "method gptq_lora"),
+        ({"method": "qlora", "mixed_precision": "bf16"}, "method qlora"),
+        ({"method": "gptq_lora", "weights": "pretrained", "torch_dtype": "float16"}, "method gptq_lora"),
         ({"attn_implementation": "flash_attention_2"}, "attn_implementation flash_attention_2"),
     ],
 )
@@ -192,6 +192,8 @@ def test_prompt_tuning_fails_with_the_pins() -> None:
         ({"multipack": True}, "multipack needs padding_free"),
         ({"padding_free": True, "packing": True}, "fms-hf-tuning does not support padding_free together with packing"),
         ({"method": "gptq_lora"}, "method gptq_lora needs weights pretrained"),
+        ({"method": "gptq_lora", "weights": "pretrained"}, "method gptq_lora needs torch_dtype float16"),
+        ({"method": "qlora"}, "method qlora needs mixed_precision bf16 or fp16"),
     ],
 )
 def test_combinations_the_library_rejects(change: dict[str, Any], begins: str) -> None:
@@ -221,3 +223,24 @@ def test_quantised_weights_are_not_sharded() -> None:
     message = "method gptq_lora is not supported with FSDP2: use distributed_backend DDP."
     with pytest.raises(failures.InvalidConfiguration, match=message):
         make_plan("fms_hf_tuning", "finetune_gptq_lora_benchmark", {**values, "distributed_backend": "FSDP2"})
+
+
+def test_gptq_runs_with_its_defaults() -> None:
+    """The library accepts float16 only, so that is the default of the experiment; another type is rejected with a message."""
+    values = {
+        "model_name": "org/gptq",
+        "model_max_length": 8,
+        "batch_size": 1,
+        "number_gpus": 1,
+        "weights": "pretrained",
+    }
+    plan = make_plan("fms_hf_tuning", "finetune_gptq_lora_benchmark", values)
+    assert plan.workload.torch_dtype == "float16"
+    assert say(dataclasses.asdict(JobWorkload(**plan.workload.model_dump()))) is None
+    other = make_plan("fms_hf_tuning", "finetune_gptq_lora_benchmark", {**values, "torch_dtype": "bfloat16"})
+    assert str(say({**other.workload.model_dump()})).startswith("method gptq_lora needs torch_dtype float16")
+    experiment = next(
+        one for one in FMSHFTuning.catalog().experiments if one.identifier == "finetune_gptq_lora_benchmark"
+    )
+    defaults = {one.property.identifier: one.value for one in experiment.defaultParameterization}
+    assert defaults["torch_dtype"] == "float16"

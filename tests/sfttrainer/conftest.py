@@ -38,7 +38,9 @@ def train(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     from ado_actuators.sfttrainer.core.trainer import serve
     from ado_actuators.sfttrainer.core.workload.fields import Workload
 
-    def measured(architecture: dict[str, Any] | None = None, unchecked: dict[str, Any] | None = None, **change: Any) -> dict[str, Any]:
+    def measured(
+        architecture: dict[str, Any] | None = None, unchecked: dict[str, Any] | None = None, **change: Any
+    ) -> dict[str, Any]:
         """Train once.
 
         Args:

@@ -124,6 +124,10 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
         yield "fms-hf-tuning does not support padding_free together with packing; use one of them."
     if workload.method == "gptq_lora" and workload.weights != "pretrained":
         yield "method gptq_lora needs weights pretrained, and a model quantised with GPTQ."
+    if workload.method == "gptq_lora" and workload.torch_dtype != "float16" and workload.mixed_precision != "fp16":
+        yield "method gptq_lora needs torch_dtype float16 or mixed_precision fp16: fms-hf-tuning has no other kernels for GPTQ."
+    if workload.method == "qlora" and workload.mixed_precision == "no":
+        yield "method qlora needs mixed_precision bf16 or fp16 in fms-hf-tuning; with no use the sfttrainer actuator."
     if workload.dataset_image_field:
         if not has("PIL"):
             yield "dataset_image_field needs the package pillow in the training environment."
