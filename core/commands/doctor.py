@@ -36,6 +36,8 @@ SPACE_FOR_CPU_GIB = 3.0
 ANSWER_TIMEOUT_S = 60.0
 START_RAY = "ray start --head   # prints the address to give"
 CONNECT_TIMEOUT_S = 5.0
+# the kernels of state spaces, short convolutions and linear attention; they need a GPU
+RECURRENT = ("mamba-ssm", "causal-conv1d", "flash-linear-attention")
 # IBM's actuator has the distribution's name and the package's; its entry point tells
 SHARED_NAME = "ado-sfttrainer"
 OF_IBM = f"ado_actuators.sfttrainer.actuators:{ibm_names.ACTUATOR}"
@@ -87,6 +89,7 @@ def examine(subject: Subject) -> list[Finding]:
         _actuator(subject),
         *_whose(importlib.metadata.distributions(name=SHARED_NAME), subject),
         *_managed(subject),
+        *_recurrent(subject),
         _disk(subject),
     ]
 
@@ -148,6 +151,8 @@ def _packages(subject: Subject) -> Iterator[Finding]:
         "": "missing",
         "train": "missing" if subject.environment == "current" else "note",
         "qlora": "note",
+        "optimizers": "note",
+        "kernels": "note",
         "report": "note",
     }
     for extra, state in extras.items():
@@ -228,6 +233,24 @@ def _managed(subject: Subject) -> Iterator[Finding]:
         python = environment.built(one, subject.state_dir / "environments")
         text = f"built: {python}" if python else "not built yet; the first measurement that needs it builds it"
         yield Finding(one.stem, "ok" if python else "note", text)
+
+
+def _recurrent(subject: Subject) -> Iterator[Finding]:
+    """Check the packages without which models with state spaces or linear attention run in PyTorch."""
+    what = "recurrent layers"
+    if subject.environment == "managed":
+        lists = [one.read_text(encoding="utf-8") for one in sorted(ENVIRONMENTS.glob("*-cuda.txt"))]
+        missing = [name for name in RECURRENT if not any(f"\n{name}==" in text for text in lists)]
+        remedy = "name an environment with these packages as environment in the actuator configuration"
+        where = "in the managed environments"
+    else:
+        missing = [name for name in RECURRENT if _version(name) is None]
+        remedy, where = f"pip install --no-build-isolation {' '.join(missing)}", "installed"
+    if missing:
+        text = f"{', '.join(missing)} not {where}: on a GPU Granite 4 hybrids and Qwen3-Next run in PyTorch's slow path"
+        yield Finding(what, "note", text, remedy)
+    else:
+        yield Finding(what, "ok", ", ".join(RECURRENT))
 
 
 def _disk(subject: Subject) -> Finding:

@@ -17,10 +17,10 @@ from typing import Any
 from ..workload.fields import Workload
 from . import accelerators, flops
 
-# numbers of each trained parameter that the update reads and writes: AdamW parameter, gradient and both moments, and all but the
-# gradient again; Adafactor's moments are small; SGD has none
-UPDATE_ACCESSES = {"adafactor": 3, "sgd": 3}
-ADAMW_ACCESSES = 7
+# numbers of each trained parameter that the update reads and writes at least: parameter and gradient, and the parameter again. AdamW also
+# reads and writes both moments in the type of the weights; others have none, smaller ones, or factors. LOMO keeps no gradients
+UPDATE_ACCESSES = {"adamw_torch": 7, "adamw_torch_fused": 7, "lomo": 2, "adalomo": 2}
+LEAST_ACCESSES = 3
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED_WIDTH = 0.5
 
@@ -88,7 +88,7 @@ def limit(
     passes = (3 if workload.gradient_checkpointing else 2) * micro
     sharded = workload.distributed_backend in ("FSDP", "FSDP2") and workload.processes > 1
     trained_here = trainable_parameters / (workload.processes if sharded else 1)
-    accesses = UPDATE_ACCESSES.get(workload.optim, ADAMW_ACCESSES)
+    accesses = UPDATE_ACCESSES.get(workload.optim, LEAST_ACCESSES)
     moved = passes * used * weight + accesses * trained_here * width
     times = {
         "compute": work / (peak * 1e12),

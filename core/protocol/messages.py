@@ -48,8 +48,8 @@ class JobWorkload:
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     gradient_checkpointing_use_reentrant: bool
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"]
-    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"]
+    optim: str
+    attn_implementation: str
     packing: bool
     padding_free: bool
     max_steps: int

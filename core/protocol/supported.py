@@ -6,6 +6,7 @@ The host checks this before it starts a trainer if it knows the model's configur
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,11 @@ from typing import Any, Protocol
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
 UNTRACEABLE = ("use_liger_kernel", "fast_kernels", "fast_moe", "multipack")
-
+# names of attention implementations; a kernel of the hub is org/name, with a revision after @ and a function after a colon
+PLAIN_ATTENTION = ("auto", "eager", "sdpa")
+FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+FLEX_ATTENTION = "flex_attention"
+_HUB_KERNEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(:\w+)?")
 
 # the largest published configuration has less than 100 kB
 LARGEST_CONFIGURATION_BYTES = 4 * 2**20
@@ -59,6 +64,21 @@ class Workload(Protocol):
     def model_name(self) -> str: ...  # noqa: D102
     @property
     def dataset_image_field(self) -> str: ...  # noqa: D102
+
+
+def is_hub_kernel(attention: str) -> bool:
+    """Return whether an attention implementation is the name of a kernel of the hub."""
+    return _HUB_KERNEL.fullmatch(attention) is not None
+
+
+def is_attention(attention: str) -> bool:
+    """Return whether transformers can know an attention implementation by this name."""
+    return attention in (*PLAIN_ATTENTION, *FLASH_ATTENTION, FLEX_ATTENTION) or is_hub_kernel(attention)
+
+
+def is_flash(attention: str) -> bool:
+    """Return whether an attention implementation is a flash attention, from a package or from the hub."""
+    return attention in FLASH_ATTENTION or is_hub_kernel(attention)
 
 
 def image_mismatch(workload: Workload, architecture: Mapping[str, Any]) -> str | None:
@@ -144,6 +164,8 @@ def untraceable(workload: Workload) -> str | None:
     if workload.method == "gptq_lora":
         return "finetune_memory_estimate cannot trace method gptq_lora: its library reads quantised weights from files."
     found = next((name for name in UNTRACEABLE if getattr(workload, name)), None)
+    if getattr(workload, "attn_implementation", "") == FLEX_ATTENTION:
+        found = f"attn_implementation {FLEX_ATTENTION}"
     return (
         f"finetune_memory_estimate cannot trace {found}: the memory that its kernels allocate is not known."
         if found

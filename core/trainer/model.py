@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import pickle
 import re
@@ -16,8 +15,9 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from ..protocol.messages import Job, JobWorkload
-from . import byte_tokenizer, configuration, initialise, positions, quantise, weight_files
+from ..protocol import supported
+from ..protocol.messages import Job
+from . import attention, byte_tokenizer, configuration, initialise, positions, quantise, weight_files
 from .errors import BadInput, Refused, described
 from .fsdp import is_whole
 
@@ -53,7 +53,7 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
     """
     pretrained = job.workload.weights == "pretrained"
     dtype = getattr(torch, job.workload.torch_dtype)
-    arguments = {_DTYPE: dtype, **_attention(job.workload)}
+    arguments = {_DTYPE: dtype, **attention.argument(job.workload)}
     with _explained(job):
         config = configuration.read(job)
         if pretrained:
@@ -65,6 +65,7 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
             with contextlib.nullcontext() if quantised or _is_sharded(job) else _target(job):
                 model = _random(job, config, arguments)
     positions.check(model, job.workload)
+    attention.check(job.workload, model)
     model.config.use_cache = False
     # of a model that transformers has quantised, this counts both parameters in each byte
     parameters = model.num_parameters()
@@ -75,16 +76,6 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,
     }
-
-
-def _attention(workload: JobWorkload) -> dict[str, str]:
-    """Return the model's argument for the workload's attention; empty for ``auto``."""
-    attention = workload.attn_implementation
-    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise BadInput(
-            "attn_implementation flash_attention_2 needs the package flash-attn in the training environment."
-        )
-    return {} if attention == "auto" else {"attn_implementation": attention}
 
 
 def _random(job: Job, config: transformers.PretrainedConfig, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
@@ -177,6 +168,9 @@ def _explained(job: Job) -> Iterator[None]:
             raise Refused(
                 f"Model {name} does not support attn_implementation {job.workload.attn_implementation}."
             ) from error
+        asked = job.workload.attn_implementation
+        if asked not in supported.PLAIN_ATTENTION and ("trying to load from" in text or "flash_attn" in text):
+            raise BadInput(_message(f"attn_implementation {asked[:60]} cannot be loaded", None, text)) from error
         if isinstance(error, json.JSONDecodeError) and (file := weight_files.invalid_json(Path(job.source or ""))):
             raise BadInput(f"Model {name[-80:]}: {file[-60:]} is not valid JSON; download it again.") from error
         kind = getattr(error, "name", None) if isinstance(error, ImportError) else None

@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from ..protocol import optimizers, supported
+
 Method = Literal["full", "lora", "qlora", "prompt_tuning", "gptq_lora"]
 ADAPTERS = ("lora", "qlora", "gptq_lora")
 TRL = ("sfttrainer",)
 FMS = ("fms_hf_tuning",)
+HUB_KERNEL = "kernels-community/flash-attn2"
 
 
 def _where(
@@ -116,12 +119,18 @@ class Workload(pydantic.BaseModel):
         bool, pydantic.Field(description="Use PyTorch's reentrant form of gradient checkpointing.")
     ] = False
     optim: Annotated[
-        Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"],
-        pydantic.Field(description="Optimizer, by its name in TrainingArguments."),
+        Literal[optimizers.NAMES],
+        pydantic.Field(description="Optimizer, by its name in TrainingArguments; most need a package of their own."),
     ] = "adamw_torch"
     attn_implementation: Annotated[
-        Literal["auto", "eager", "sdpa", "flash_attention_2"],
-        pydantic.Field(description="Attention implementation; auto lets transformers choose."),
+        str,
+        pydantic.Field(
+            max_length=256,
+            description="Attention implementation; auto lets transformers choose. A kernel of the hub is code that runs on the nodes.",
+            json_schema_extra=_where(
+                examples=(*supported.PLAIN_ATTENTION, *supported.FLASH_ATTENTION, supported.FLEX_ATTENTION, HUB_KERNEL)
+            ),
+        ),
     ] = "auto"
     packing: Annotated[bool, pydantic.Field(description="Fill samples of model_max_length with several documents.")] = (
         False
@@ -303,6 +312,14 @@ class Workload(pydantic.BaseModel):
             raise ValueError("expected a number, not a boolean")
         return value
 
+    @pydantic.field_validator("attn_implementation")
+    @classmethod
+    def _known_attention(cls, value: str) -> str:
+        if not supported.is_attention(value):
+            names = (*supported.PLAIN_ATTENTION, *supported.FLASH_ATTENTION, supported.FLEX_ATTENTION)
+            raise ValueError(f"expected {', '.join(names)}, or a kernel such as {HUB_KERNEL}")
+        return value
+
     @pydantic.field_validator("target_modules", mode="before")
     @classmethod
     def _names_in_a_list(cls, value: Any) -> Any:
@@ -337,4 +354,7 @@ class Workload(pydantic.BaseModel):
     def patches_libraries(self) -> bool:
         """Whether training patches the libraries, so that its process cannot measure another workload afterwards."""
         # the results and counters of torch.compile are kept for the whole process
-        return self.use_liger_kernel or self.torch_compile or self.fast_kernels or self.fast_moe > 0
+        compiles = self.torch_compile or self.attn_implementation == supported.FLEX_ATTENTION
+        # torchao compiles the update, and layer-wise optimizers stay in hooks on the model
+        compiles = compiles or optimizers.PACKAGES.get(self.optim) == optimizers.TORCHAO
+        return compiles or self.use_liger_kernel or self.fast_kernels or self.fast_moe > 0

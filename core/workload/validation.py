@@ -10,6 +10,7 @@ from typing import Any
 import pydantic
 
 from ..failures import InvalidConfiguration
+from ..protocol import optimizers, supported
 from . import ibm_names
 from .fields import Workload
 
@@ -38,6 +39,11 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
     """Return for each rule whether ``w`` violates it, and the message."""
     gpus, nodes, processes = w.number_gpus, w.number_nodes, w.processes
     cpu, fsdp = gpus == 0, w.distributed_backend in ("FSDP", "FSDP2")
+    attention = w.attn_implementation[:60]
+    accumulated = w.gradient_accumulation_steps
+    optimizer = (
+        optimizers.impossible(w.optim, cpu=cpu, processes=processes, gradient_accumulation_steps=accumulated) or ""
+    )
     devices = f"{processes} devices" if gpus else f"{processes} processes"
     return [
         (gpus > 0 and gpus % nodes != 0, f"number_gpus {gpus} is not divisible by number_nodes {nodes}."),
@@ -70,20 +76,20 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
             f"mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale {w.torch_dtype}.",
         ),
         (
-            cpu and w.attn_implementation == "flash_attention_2",
-            "attn_implementation flash_attention_2 needs a GPU; use sdpa or eager.",
+            cpu and w.attn_implementation not in supported.PLAIN_ATTENTION,
+            f"attn_implementation {attention} needs a GPU; use sdpa or eager.",
         ),
         (
-            w.attn_implementation == "flash_attention_2" and w.torch_dtype == "float32" and w.mixed_precision == "no",
-            "attn_implementation flash_attention_2 needs torch_dtype bfloat16 or float16, or mixed_precision.",
+            supported.is_flash(w.attn_implementation) and w.torch_dtype == "float32" and w.mixed_precision == "no",
+            f"attn_implementation {attention} needs torch_dtype bfloat16 or float16, or mixed_precision.",
         ),
         (
             w.fsdp_cpu_offload and not (fsdp and processes > 1),
             "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
         ),
         (
-            w.padding_free and w.attn_implementation != "flash_attention_2",
-            "padding_free needs attn_implementation flash_attention_2.",
+            w.padding_free and w.attn_implementation in supported.PLAIN_ATTENTION,
+            "padding_free needs attn_implementation flash_attention_2, another flash attention or flex_attention.",
         ),
         (cpu and w.use_liger_kernel, "use_liger_kernel needs a GPU."),
         (cpu and w.fast_moe > 0, f"fast_moe {w.fast_moe} needs a GPU."),
@@ -93,6 +99,7 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
         ),
         (w.enable_roce and nodes == 1, "enable_roce needs number_nodes of at least 2."),
         (w.enable_roce and cpu, "enable_roce needs GPUs: gloo does not use RDMA."),
+        (bool(optimizer), optimizer),
         *_image_rules(w),
     ]
 

@@ -45,6 +45,8 @@ def test_plain_methods_run_anywhere(method: str) -> None:
         ({"method": "qlora", "mixed_precision": "bf16"}, "method qlora"),
         ({"method": "gptq_lora", "weights": "pretrained", "torch_dtype": "float16"}, "method gptq_lora"),
         ({"attn_implementation": "flash_attention_2"}, "attn_implementation flash_attention_2"),
+        ({"attn_implementation": "kernels-community/x"}, "attn_implementation kernels-community/x"),
+        ({"attn_implementation": "flex_attention"}, "attn_implementation flex_attention"),
     ],
 )
 def test_accelerations_need_cuda(change: dict[str, Any], begins: str) -> None:
@@ -190,6 +192,8 @@ def test_prompt_tuning_fails_with_the_pins() -> None:
     ("change", "begins"),
     [
         ({"multipack": True}, "multipack needs padding_free"),
+        ({"attn_implementation": "flash_attention_4"}, "attn_implementation flash_attention_4 is not known"),
+        ({"padding_free": True, "attn_implementation": "flex_attention"}, "padding_free needs a flash attention"),
         ({"padding_free": True, "packing": True}, "fms-hf-tuning does not support padding_free together with packing"),
         ({"method": "gptq_lora"}, "method gptq_lora needs weights pretrained"),
         ({"method": "gptq_lora", "weights": "pretrained"}, "method gptq_lora needs torch_dtype float16"),

@@ -241,7 +241,7 @@ def single_process_job(job: Job, batch: int) -> Job:
         changes["mixed_precision"] = "bf16"
         if workload.torch_dtype == "float16":
             changes["torch_dtype"] = "bfloat16"
-    if workload.attn_implementation == "flash_attention_2":
+    if supported.is_flash(workload.attn_implementation):
         changes["attn_implementation"] = attention.FLASH
     if _is_sharded(workload) and workload.mixed_precision != "no":
         # FSDP gathers parameters in the type of the computation; autocast would make copies of them

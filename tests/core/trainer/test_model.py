@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, initialise, model  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import attention, byte_tokenizer, initialise, model  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import BadInput, Refused  # noqa: E402
 from ado_actuators.sfttrainer.core.workload import models  # noqa: E402
 from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
@@ -118,10 +118,32 @@ def test_attention_is_that_of_the_workload(attention: str) -> None:
     assert model.build(job(SMALL, attn_implementation=attention))[1]["attn_implementation"] == attention
 
 
-def test_flash_attention_without_its_package() -> None:
-    """The message names the missing package."""
-    with pytest.raises(BadInput, match="flash-attn"):
-        model.build(job(SMALL, attn_implementation="flash_attention_2"))
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"])
+def test_attention_without_its_packages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names what to install: the package of the implementation, or the one that loads kernels of the hub."""
+    monkeypatch.setattr(attention, "_has_kernels", lambda: False)
+    with pytest.raises(BadInput, match=r"needs .*the package kernels \(>=0\.\d+\.\d+,<0\.\d+\.\d+\)") as refused:
+        model.build(job(SMALL, attn_implementation=name))
+    assert "flash-attn" in str(refused.value)
+    assert len(str(refused.value)) <= 200
+
+
+def test_attention_takes_the_kernel_of_the_hub_in_place_of_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the package kernels transformers loads flash attention from the hub, so the workload is possible."""
+    monkeypatch.setattr(attention, "_has_kernels", lambda: True)
+    for name in ("flash_attention_2", "kernels-community/flash-attn2"):
+        workload = job(SMALL, attn_implementation=name).workload
+        assert attention.argument(workload) == {"attn_implementation": name}
+
+
+def test_another_attention_than_the_workloads_is_not_measured() -> None:
+    """transformers 4 replaces a kernel that it cannot load by sdpa; such a run must not be stored under the kernel's name."""
+    network, _ = model.build(job(SMALL))
+    workload = job(SMALL, attn_implementation="kernels-community/flash-attn2").workload
+    with pytest.raises(BadInput, match=r"could not be loaded: transformers .* would use sdpa"):
+        attention.check(workload, network)
+    network.config._attn_implementation_internal = attention.flash.FLASH_ATTN_KERNEL_FALLBACK["flash_attention_2"]
+    attention.check(job(SMALL, attn_implementation="flash_attention_2").workload, network)
 
 
 def test_attention_a_model_lacks_is_refused() -> None:

@@ -57,7 +57,25 @@ def test_workloads_with_equal_values_are_equal() -> None:
             {"fsdp_cpu_offload": True, "number_gpus": 1, "distributed_backend": "FSDP"},
             "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
         ),
-        ({"padding_free": True}, "padding_free needs attn_implementation flash_attention_2."),
+        (
+            {"padding_free": True},
+            "padding_free needs attn_implementation flash_attention_2, another flash attention or flex_attention.",
+        ),
+        (
+            {"attn_implementation": "kernels-community/flash-attn2"},
+            "attn_implementation kernels-community/flash-attn2 needs a GPU; use sdpa or eager.",
+        ),
+        (
+            {"attn_implementation": "flash_attention_3", "number_gpus": 1},
+            "attn_implementation flash_attention_3 needs torch_dtype bfloat16 or float16, or mixed_precision.",
+        ),
+        (
+            {"attn_implementation": "flash"},
+            (
+                "attn_implementation 'flash' is impossible: expected auto, eager, sdpa, flash_attention_2, flash_attention_3, "
+                "flash_attention_4, flex_attention, or a kernel such as kernels-community/flash-attn2."
+            ),
+        ),
         ({"enable_roce": True}, "enable_roce needs number_nodes of at least 2."),
         (
             {"dataset_id": "synthetic-image"},
@@ -118,3 +136,10 @@ def test_a_missing_property_is_named() -> None:
 def test_target_modules_as_people_write_them(given: object, expected: str) -> None:
     """A list of names, and all-linear as PEFT takes it."""
     assert parse({**SMALL, "method": "lora", "target_modules": given}).target_modules == expected
+
+
+def test_flex_attention_runs_in_fresh_trainers() -> None:
+    """flex_attention is compiled: it also trains in float32, and a trainer measures nothing else afterwards."""
+    values = {**SMALL, "number_gpus": 1}
+    assert not parse(values).patches_libraries
+    assert parse({**values, "attn_implementation": "flex_attention"}).patches_libraries

@@ -42,6 +42,8 @@ def training(job: Job, directory: Path, epochs: int) -> Any:
     """
     from tuning.config import configs
 
+    from .core.trainer import optimizers
+
     workload = job.workload
     several, images = job.world_size > 1, bool(workload.dataset_image_field)
     return configs.TrainingArguments(
@@ -54,7 +56,7 @@ def training(job: Job, directory: Path, epochs: int) -> Any:
         gradient_checkpointing_kwargs={"use_reentrant": workload.gradient_checkpointing_use_reentrant},
         bf16=workload.mixed_precision == "bf16",
         fp16=workload.mixed_precision == "fp16",
-        optim=workload.optim,
+        **optimizers.arguments(workload),
         learning_rate=2e-5,
         lr_scheduler_type="constant",
         max_steps=workload.max_steps if not workload.num_train_epochs else -1,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .core.protocol import optimizers, supported
 from .core.protocol.messages import JobWorkload
 
 # packages that each acceleration imports; all of them need CUDA as well
@@ -24,8 +25,10 @@ NEEDS = {
     "method qlora": ("fms_acceleration_peft", "bitsandbytes"),
     "method gptq_lora": ("fms_acceleration_peft", "triton"),
     "attn_implementation flash_attention_2": ("flash_attn",),
+    "attn_implementation flash_attention_3": ("flash_attn_interface",),
+    "attn_implementation flex_attention": (),
 }
-DISTRIBUTIONS = {"flash_attn": "flash-attn", "PIL": "pillow"}
+DISTRIBUTIONS = {"flash_attn": "flash-attn", "flash_attn_interface": "flash-attn-3", "PIL": "pillow"}
 # model types for which an acceleration has kernels: restricted_model_archs of fms-acceleration-moe 0.4.6 and -foak 0.7.4
 EXPERTS = ("granitemoe", "granitemoehybrid", "granitemoeshared", "mixtral")
 KNOWN = {"fast_moe": EXPERTS, "fast_kernels": (*EXPERTS, "gpt_bigcode", "granite", "llama", "mistral")}
@@ -101,6 +104,9 @@ def _unknown_to_kernels(workload: JobWorkload, architecture: dict[str, Any]) -> 
 
 
 def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], release: dict[str, str]) -> Iterator[str]:
+    package = optimizers.PACKAGES.get(workload.optim)
+    if package is not None and not has(package.module):
+        yield f"optim {workload.optim} needs the package {package.distribution} in the training environment."
     if workload.method == "prompt_tuning":
         trl = release.get("trl", "")
         # before 0.20 TRL compares the logits of virtual tokens with labels, and fails
@@ -112,12 +118,16 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
     for asked in _asked(workload):
         if not cuda:
             yield f"{asked} needs a CUDA device, but this trainer has none."
-        missing = [_distribution(module) for module in NEEDS[asked] if not has(module)]
+        missing = [_distribution(module) for module in NEEDS.get(asked, ("kernels",)) if not has(module)]
         if missing:
             yield f"{asked} needs the package {' and '.join(missing)} in the training environment."
     if workload.method == "lora" and workload.distributed_backend == "FSDP2" and workload.number_gpus > 1:
         # the library's wrapping policy for adapters works with version 1 only; with version 2 no layer would be sharded separately
         yield "LoRA with FSDP2 is not supported, because fms-hf-tuning wraps adapters only with FSDP version 1; use FSDP."
+    if workload.attn_implementation == "flash_attention_4":
+        yield "attn_implementation flash_attention_4 is not known to the transformers that fms-hf-tuning pins; use the sfttrainer actuator."
+    if workload.padding_free and workload.attn_implementation == supported.FLEX_ATTENTION:
+        yield "padding_free needs a flash attention in fms-hf-tuning, such as attn_implementation flash_attention_2."
     if workload.multipack and not workload.padding_free:
         yield "multipack needs padding_free, because fms-hf-tuning packs batches only without padding."
     if workload.padding_free and workload.packing:
@@ -147,7 +157,8 @@ def _asked(workload: JobWorkload) -> Iterator[str]:
         if getattr(workload, name):
             yield name
     for name in ("method", "attn_implementation"):
-        if (asked := f"{name} {getattr(workload, name)}") in NEEDS:
+        value = getattr(workload, name)
+        if (asked := f"{name} {value}") in NEEDS or supported.is_hub_kernel(value):
             yield asked
 
 

@@ -48,7 +48,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         Refused: the workload is impossible in this environment.
         BadInput: the model or the data cannot be used.
     """
-    from .core.trainer import adapters, fsdp, model
+    from .core.trainer import adapters, fsdp, model, recurrence
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -62,7 +62,9 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     provided = _model_provided(prepared.model, images=images)
     with phases, provided, _private_cache(directory), adapters.explained(workload):
         trainer = _train(job, prepared, directory, [phases.trainer_callback(), clock.callback])
-    facts = {**_facts(trainer), "model_parameters": prepared.model_parameters, "notes": prepared.notes}
+    notes = [*prepared.notes, *recurrence.notes(trainer.model)]
+    facts = {**_facts(trainer), "model_parameters": prepared.model_parameters, "notes": notes}
+    facts |= recurrence.facts(trainer.model)
     if workload.method in ("lora", "qlora", "gptq_lora") and (adapted := adapters.adapted(trainer.model)):
         facts["adapters"] = adapted
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
@@ -328,11 +330,12 @@ class _Phases(contextlib.ExitStack):
 
 
 def _facts(trainer: Any) -> dict[str, Any]:
+    from .core.trainer import optimizers
     from .core.trainer.fsdp import wrapper
 
     return {
         "attn_implementation": getattr(trainer.model.config, "_attn_implementation", None),
         "wrapped_by": wrapper(trainer),
-        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
+        "optimizer": optimizers.used(trainer),
         "trainer": type(trainer).__name__,
     }

@@ -37,7 +37,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         Refused: the workload is impossible in this environment.
         BadInput: the model or the data cannot be used.
     """
-    from .core.trainer import adapters, data, fsdp, model, quantise
+    from .core.trainer import adapters, data, fsdp, model, quantise, recurrence
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -62,7 +62,8 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         }
     with clock.phase("train"):
         trainer.train()
-    facts = {**_facts(trainer), **counts, "notes": [*samples.notes, *notes]}
+    notes += recurrence.notes(trainer.model)
+    facts = {**_facts(trainer), **counts, **recurrence.facts(trainer.model), "notes": [*samples.notes, *notes]}
     if workload.method in ("lora", "qlora"):
         facts["adapters"] = adapters.adapted(trainer.model)
     if quantised:
@@ -94,7 +95,7 @@ def _trainer(job: Job, network: Any, tokenizer: Any, samples: Any, peft_config: 
 def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
     from trl import SFTConfig
 
-    from .core.trainer import fsdp
+    from .core.trainer import fsdp, optimizers
 
     workload = job.workload
     arguments = SFTConfig(
@@ -113,7 +114,7 @@ def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
         gradient_checkpointing_kwargs={"use_reentrant": workload.gradient_checkpointing_use_reentrant},
         bf16=workload.mixed_precision == "bf16",
         fp16=workload.mixed_precision == "fp16",
-        optim=workload.optim,
+        **optimizers.arguments(workload),
         learning_rate=2e-5,
         lr_scheduler_type="constant",
         max_steps=workload.max_steps if not workload.num_train_epochs else -1,
@@ -174,11 +175,12 @@ def _adapter(workload: JobWorkload, network: Any) -> tuple[Any, list[str]]:
 
 
 def _facts(trainer: Any) -> dict[str, Any]:
+    from .core.trainer import optimizers
     from .core.trainer.fsdp import wrapper
 
     config = trainer.model.config
     return {
         "attn_implementation": getattr(config, "_attn_implementation", None),
         "wrapped_by": wrapper(trainer),
-        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
+        "optimizer": optimizers.used(trainer),
     }

@@ -1,0 +1,37 @@
+"""The optimizer that a workload names: whether it can be used here, its arguments, and what ran. Imports transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import transformers
+from transformers.training_args import OptimizerNames
+
+from ..protocol import optimizers
+from ..protocol.messages import JobWorkload
+from .errors import BadInput
+
+
+def arguments(workload: JobWorkload) -> dict[str, Any]:
+    """Return the arguments of ``transformers.TrainingArguments`` for the workload's optimizer.
+
+    GaLore and APOLLO project the gradients of all linear layers.
+
+    Raises:
+        BadInput: a package is missing, or this release of transformers does not know the optimizer.
+    """
+    name = workload.optim
+    if name not in {one.value for one in OptimizerNames}:
+        raise BadInput(f"optim {name} does not exist in transformers {transformers.__version__}.")
+    package = optimizers.PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package.module) is None:
+        raise BadInput(f"optim {name} needs the package {package.distribution} in the training environment.")
+    return {"optim": name, **({"optim_target_modules": "all-linear"} if optimizers.is_low_rank(name) else {})}
+
+
+def used(trainer: Any) -> str:
+    """Return the class of a trainer's optimizer, with its package unless it is PyTorch's or transformers' own."""
+    kind = type(getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+    package = kind.__module__.partition(".")[0]
+    return kind.__name__ if package in ("torch", "transformers") else f"{package}.{kind.__name__}"
