@@ -264,14 +264,18 @@ def dev(session: nox.Session) -> None:
     python = str(ROOT / ".venv-dev" / "bin" / "python")
     session.run(uv, "venv", "--quiet", "--allow-existing", ".venv-dev", external=True)
     install_command = [uv, "pip", "install", "--quiet", "--python", python, "--constraint", "tests/constraints-cpu.txt"]
-    editable = [part for name in directories(sfttrainer="[train,qlora,report]") for part in ("--editable", name)]
+    editable = [
+        part for name in directories(sfttrainer="[train,qlora,optimizers,report]") for part in ("--editable", name)
+    ]
     session.run(*install_command, *options, *editable, *tools("test", "lint"), env=uv_settings(), external=True)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests except those of building and installing, which have separate sessions."""
-    install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,report]"), *tools("test"))
+    install_for_training(
+        session, *fresh(session), *directories(sfttrainer="[train,qlora,optimizers,report]"), *tools("test")
+    )
     install_programs(session)
     # two processes, since tests mostly wait for processes to start; tests of a file share these processes
     session.run("pytest", *(session.posargs or ["--numprocesses=2", "--dist=loadfile"]))

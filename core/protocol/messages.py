@@ -13,6 +13,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal, TypedDict, Union
 
+from . import optimizers
+
 # the counts of a record: one list per name, with one number per optimizer step
 Count = Literal["samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths"]
 COUNTS: tuple[Count, ...] = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
@@ -48,7 +50,7 @@ class JobWorkload:
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     gradient_checkpointing_use_reentrant: bool
-    optim: str
+    optim: optimizers.Name
     attn_implementation: str
     packing: bool
     padding_free: bool

@@ -1,15 +1,66 @@
 """The optimizers by their names in ``transformers.TrainingArguments``, and the package that each needs. Imports the standard library only.
 
-``NAMES`` joins the lists of the releases that the plugins support; the trainer rejects a name that its own release lacks.
+``Name`` joins the lists of the releases that the plugins support; the trainer rejects a name that its own release lacks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, get_args
 
+Name = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "adamw_torch_4bit",
+    "adamw_torch_8bit",
+    "galore_adamw",
+    "galore_adamw_8bit",
+    "galore_adafactor",
+    "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise",
+    "galore_adafactor_layerwise",
+    "apollo_adamw",
+    "apollo_adamw_layerwise",
+    "lomo",
+    "adalomo",
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
+    "grokadamw",
+    "stable_adamw",
+    "adamw_apex_fused",
+    "adamw_anyprecision",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+]
 # those of PyTorch and transformers themselves
 OWN = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 LAYERWISE = "_layerwise"
+# optimizers that CPUs cannot run, and others like them
+NEED_CUDA = {
+    "adalomo": "lomo",
+    "galore_adamw_8bit": "galore_adamw",
+    "galore_adamw_8bit_layerwise": "galore_adamw_layerwise",
+}
 # these project the gradients of linear layers, which they have to be told
 LOW_RANK = ("galore", "apollo")
 
@@ -47,12 +98,17 @@ PACKAGES: dict[str, Package] = {
     "adamw_torch_xla": Package("torch-xla", "torch_xla"),
     "adamw_torch_npu_fused": Package("torch-npu", "torch_npu"),
 }
-NAMES = (*OWN, *PACKAGES)
+NAMES: tuple[Name, ...] = get_args(Name)
 
 
 def is_low_rank(name: str) -> bool:
     """Return whether an optimizer projects the gradients of linear layers."""
     return name.startswith(LOW_RANK)
+
+
+def is_traceable(name: str) -> bool:
+    """Return whether a memory estimate can trace an optimizer: its update runs on tensors without values."""
+    return name in OWN or PACKAGES.get(name) == BITSANDBYTES
 
 
 def impossible(name: str, *, cpu: bool, processes: int, gradient_accumulation_steps: int) -> str | None:
@@ -64,8 +120,10 @@ def impossible(name: str, *, cpu: bool, processes: int, gradient_accumulation_st
         processes: training processes.
         gradient_accumulation_steps: passes of an optimizer step.
     """
-    if name == "adalomo" and cpu:
-        return "optim adalomo needs a GPU: its implementation uses CUDA; on CPU use lomo."
+    if name in NEED_CUDA and cpu:
+        return f"optim {name} needs a GPU: its implementation uses CUDA; on CPU use {NEED_CUDA[name]}."
+    if name == "galore_adafactor_layerwise":
+        return f"optim {name} is impossible: transformers gives its Adafactor contradictory settings; use galore_adafactor."
     if name.endswith(LAYERWISE) and processes > 1:
         return f"optim {name} does not support several devices; use {name.removesuffix(LAYERWISE)}."
     if name.endswith(LAYERWISE) and gradient_accumulation_steps > 1:

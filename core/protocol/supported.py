@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import optimizers
+
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
 UNTRACEABLE = ("use_liger_kernel", "fast_kernels", "fast_moe", "multipack")
@@ -166,6 +168,11 @@ def untraceable(workload: Workload) -> str | None:
     found = next((name for name in UNTRACEABLE if getattr(workload, name)), None)
     if getattr(workload, "attn_implementation", "") == FLEX_ATTENTION:
         found = f"attn_implementation {FLEX_ATTENTION}"
+    optim = getattr(workload, "optim", optimizers.OWN[0])
+    if not optimizers.is_traceable(optim):
+        return (
+            f"finetune_memory_estimate cannot trace optim {optim}: what it allocates is not known without its values."
+        )
     return (
         f"finetune_memory_estimate cannot trace {found}: the memory that its kernels allocate is not known."
         if found

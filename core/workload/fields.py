@@ -119,7 +119,7 @@ class Workload(pydantic.BaseModel):
         bool, pydantic.Field(description="Use PyTorch's reentrant form of gradient checkpointing.")
     ] = False
     optim: Annotated[
-        Literal[optimizers.NAMES],
+        optimizers.Name,
         pydantic.Field(description="Optimizer, by its name in TrainingArguments; most need a package of their own."),
     ] = "adamw_torch"
     attn_implementation: Annotated[

@@ -30,17 +30,38 @@ SMALL: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A training: its record, the trained model, and the same model before training."""
+
+    record: dict[str, Any]
+    model: Any
+    before: Any
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts that the stack has read back."""
+        facts: dict[str, Any] = self.record["facts"]
+        return facts
+
+    @property
+    def loss_per_token(self) -> float:
+        """The mean loss of the first step."""
+        return float(self.record["losses"][0]) / int(self.record["trained_tokens"][0])
+
+
 @pytest.fixture
-def train(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Return a function that trains a tiny model with TRL in this process, as a trainer does, and returns the record."""
+def train(tmp_path: Path) -> Callable[..., Trained]:
+    """Return a function that trains a tiny model with TRL in this process, as a trainer does."""
     from ado_actuators.sfttrainer import stack
     from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
-    from ado_actuators.sfttrainer.core.trainer import serve
+    from ado_actuators.sfttrainer.core.trainer import model, serve
+    from ado_actuators.sfttrainer.core.trainer.timing import Clock
     from ado_actuators.sfttrainer.core.workload.fields import Workload
 
-    def measured(
+    def trained(
         architecture: dict[str, Any] | None = None, unchecked: dict[str, Any] | None = None, **change: Any
-    ) -> dict[str, Any]:
+    ) -> Trained:
         """Train once.
 
         Args:
@@ -51,6 +72,12 @@ def train(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         workload = JobWorkload(**Workload.model_validate({**SMALL, **change}).model_dump())
         workload = dataclasses.replace(workload, **(unchecked or {}))
         job = Job(id="test", workload=workload, architecture=architecture or TINY, run_dir=str(tmp_path / "run"))
-        return dict(serve._measure(stack, job, lambda message: None, []))
+        clock = Clock(job, lambda message: None)
+        # resets what libraries keep for the whole process, as between two measurements
+        with serve._distributed(job):
+            facts = stack.train(job, clock)
+            network = clock.model
+            record = serve._record(job, clock, facts)
+        return Trained(dict(record), network, model.build(job)[0])
 
-    return measured
+    return trained

@@ -10,17 +10,18 @@ import pytest
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
-Train = Callable[..., dict[str, Any]]
+Train = Callable[..., Any]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_batch_without_padding_is_trained(train: Train, attention: str) -> None:
     """Without packing a batch is one row of its samples, cut to model_max_length before: no slot is padding."""
-    record = train(unchecked={"padding_free": True, "attn_implementation": attention}, dataset_id="synthetic-uniform")
+    trained = train(unchecked={"padding_free": True, "attn_implementation": attention}, dataset_id="synthetic-uniform")
+    record = trained.record
     assert record["samples"] == [4, 4, 4]
     assert record["token_slots"] == record["real_tokens"]
     assert max(record["token_slots"]) <= 4 * 16
-    assert record["losses"][0] / record["trained_tokens"][0] == pytest.approx(math.log(300), abs=0.5)
+    assert trained.loss_per_token == pytest.approx(math.log(300), abs=0.5)
 
 
 HYBRID = {
@@ -43,9 +44,9 @@ HYBRID = {
 
 def test_the_result_says_which_code_ran_recurrent_layers(train: Train) -> None:
     """Without a GPU the state-space layers of a hybrid run in PyTorch; a model without such layers says nothing."""
-    facts = train(HYBRID)["facts"]
+    facts = train(HYBRID).facts
     assert facts["recurrent_layers"] == "pytorch"
     assert facts["notes"] == [
         "The recurrent layers ran in PyTorch: the kernels of causal-conv1d and mamba-ssm need a GPU."
     ]
-    assert "recurrent_layers" not in train()["facts"]
+    assert "recurrent_layers" not in train().facts

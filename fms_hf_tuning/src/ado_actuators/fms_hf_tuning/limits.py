@@ -29,6 +29,7 @@ NEEDS = {
     "attn_implementation flex_attention": (),
 }
 DISTRIBUTIONS = {"flash_attn": "flash-attn", "flash_attn_interface": "flash-attn-3", "PIL": "pillow"}
+DISTRIBUTIONS |= {package.module: package.distribution for package in optimizers.PACKAGES.values()}
 # model types for which an acceleration has kernels: restricted_model_archs of fms-acceleration-moe 0.4.6 and -foak 0.7.4
 EXPERTS = ("granitemoe", "granitemoehybrid", "granitemoeshared", "mixtral")
 KNOWN = {"fast_moe": EXPERTS, "fast_kernels": (*EXPERTS, "gpt_bigcode", "granite", "llama", "mistral")}
