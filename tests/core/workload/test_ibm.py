@@ -113,7 +113,7 @@ def test_values_with_a_counterpart(given: dict[str, Any], here: dict[str, Any]) 
     [
         ({"accelerate_config_mixed_precision": "fp8"}, "fp8 has no counterpart"),
         ({"fast_kernels": ["True", "False", "True"]}, "all kernels on or off"),
-        ({"optim": "lion_8bit"}, "optim lion_8bit has no counterpart"),
+        ({"optim": "muon"}, "optim muon has no counterpart"),
         ({"fms_hf_tuning_version": "2.8.2"}, "2.8.2 becomes 3.1.0, the nearest"),
         ({"fms_hf_tuning_version": "3.10.0"}, "3.10.0 becomes 3.2.2, the nearest"),
         ({"auto_stop_method": "SOON"}, "auto_stop_method SOON has no counterpart"),
