@@ -119,7 +119,7 @@ def end(process: subprocess.Popen[bytes], marker: str) -> None:
     process.wait()
 
 
-def start(ray: Path, environ: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start(ray: Path, environ: dict[str, str], log: Path, cpus: int) -> tuple[subprocess.Popen[bytes], str]:
     """Start a head with ports of its own; return its process and the address of its dashboard."""
     workers, dashboard = 20000 + os.getpid() % 100 * WORKER_PORTS, free_port()
     ports = {
@@ -130,7 +130,7 @@ def start(ray: Path, environ: dict[str, str], log: Path) -> tuple[subprocess.Pop
         "min-worker-port": workers,
         "max-worker-port": workers + WORKER_PORTS - 1,
     }
-    command = [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0"]
+    command = [str(ray), "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={cpus}", "--num-gpus=0"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--object-store-memory=200000000"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     with log.open("wb") as output:
@@ -153,10 +153,10 @@ def ready(address: str, process: subprocess.Popen[bytes], log: Path) -> bool:
     return False
 
 
-def start_head(ray: Path, environ: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start_head(ray: Path, environ: dict[str, str], log: Path, cpus: int = 2) -> tuple[subprocess.Popen[bytes], str]:
     """Start a head; repeated if it fails, since Ray allows itself 30 s, which a busy machine can exceed."""
     for _ in range(ATTEMPTS):
-        process, address = start(ray, environ, log)
+        process, address = start(ray, environ, log, cpus)
         if ready(address, process, log):
             return process, address
         end(process, environ["RAY_TMPDIR"])

@@ -1,4 +1,4 @@
-"""Operations that share two CPUs with Ray Tune's trials, with each other and with other Ray jobs, on one real cluster."""
+"""Operations that share four CPUs with Ray Tune's trials, with each other and with other Ray jobs, on one real cluster."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import re
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ..processes import limit_s, run, started
+from ..processes import run, started, wait_for
 from .conftest import end, own_environ, start_head
 
 ADO = str(Path(sys.executable).parent / "ado")
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 CORE = Path(__file__).parents[2] / "core"
 PLUGIN = Path(__file__).parent / "sharing"
 ACTUATORS = {"timed": "Timed", "timed_too": "TimedToo"}
-# another user's job: a task that holds one of the two CPUs until there is a file
+# another user's job: a task that holds one of the CPUs until there is a file
 JOB = """
 import pathlib, sys, time, ray
 ray.init(log_to_driver=False)
@@ -52,7 +53,10 @@ POINTS = {
 FEW = POINTS | {"model_max_length": [32], "batch_size": [4]}
 # of POINTS; the stack says why
 FASTEST = "batch_size.4-gradient_accumulation_steps.2-model_max_length.32-"
-NAMED = "1 of 2 CPUs free, held by task preprocess (1 CPU)."
+# Ray Tune itself may hold the other CPU while it starts trials
+NAMED = re.compile(
+    r"A measurement has waited \d+ s for 2 CPUs: [01] of 2 CPUs free, held by .*task preprocess \(1 CPU\)"
+)
 WALK = {
     "module": {"operatorName": "random_walk", "operationType": "explore"},
     "parameters": {"numberEntities": "all", "batchSize": 4, "samplerConfig": {"samplerType": "generator", "mode": "sequential"}},
@@ -68,6 +72,16 @@ def tune(concurrent: int) -> dict[str, Any]:
         "search_alg": {"name": "optuna", "params": sampler},
     }  # fmt: skip
     return {"module": {"operatorName": "ray_tune", "operationType": "search"}, "parameters": {"tuneConfig": config}}
+
+
+# what each operation does, its actuators and points
+OPERATIONS: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
+    "tune": (tune(2), ["timed"], POINTS),
+    "walk": (WALK, ["timed", "timed_too"], FEW),
+    "terminated": (tune(1), ["timed"], POINTS),
+    "interrupted": (WALK, ["timed"], FEW),
+}
+ENDED_BY = {"terminated": signal.SIGTERM, "interrupted": signal.SIGINT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +139,7 @@ def domains(points: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def shared(own_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """Start a head with two CPUs whose workers have the throw-away plugin."""
+    """Start a head whose workers have the throw-away plugin."""
     root = tmp_path_factory.mktemp("sharing")
     package = root / "plugin" / "ado_actuators" / "sharing"
     shutil.copytree(PLUGIN, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -139,22 +153,12 @@ def shared(own_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     marker.mkdir()
     environ = own_environ() | {"RAY_TMPDIR": str(marker), "PYTHONPATH": str(root / "plugin"), "COLUMNS": "200"}
     environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests-0123456789abcdef", "NO_COLOR": "1"}
-    process, _ = start_head(Path(sys.executable).with_name("ray"), environ, root / "log")
+    process, _ = start_head(Path(sys.executable).with_name("ray"), environ, root / "log", CPUS)
     (address,) = re.findall(r"ray start --address='([^']+)'", (root / "log").read_text())
     try:
         yield Shared(environ | {"RAY_ADDRESS": address})
     finally:
         end(process, str(marker))
-
-
-@pytest.fixture
-def job(shared: Shared, tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """Start another user's job that holds one CPU; give a function that ends it."""
-    begun, done = tmp_path / "begun", tmp_path / "done"
-    command = [sys.executable, "-c", JOB, str(begun), str(done)]
-    with started(command, cwd=tmp_path, env=shared.environ, log=tmp_path / "job", ready=begun.exists):
-        yield done.touch
-        done.touch()
 
 
 def measured(place: Path) -> dict[str, dict[str, Any]]:
@@ -171,51 +175,78 @@ def measured(place: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def groups(shared: Shared, place: Path) -> str:
-    """Return the names of the cluster's placement groups."""
-    done = run([sys.executable, "-c", LEFT], cwd=place, env=shared.environ, timeout_s=60)
-    return done.stdout.strip().splitlines()[-1]
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """An operation that has ended.
+
+    Attributes:
+        code: its exit status.
+        log: its output.
+        measured: metadata of its measurements, by entity.
+    """
+
+    code: int
+    log: str
+    measured: dict[str, dict[str, Any]]
 
 
-def test_optuna_finds_the_fastest_of_24_points(shared: Shared, tmp_path: Path) -> None:
-    """Two trials at once hold both CPUs while a measurement trains with both."""
-    place = tmp_path / "o"
-    command = shared.operation(place, tune(2), ["timed"], POINTS)
-    done = run(command, cwd=place, env=shared.of(place), timeout_s=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = measured(place)
-    assert any(name.startswith(FASTEST) for name in found)
-    assert len(found) < 12
-    assert {metadata["facts"]["cpu_threads"] for metadata in found.values()} == {2}
+@pytest.fixture(scope="module")
+def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+    """Run all operations at once beside another user's job, which ends when all of them have said that they wait for it.
+
+    At that moment two of them are ended; they have 30 s.
+    """
+    root = tmp_path_factory.mktemp("operations")
+    begun, done = root / "begun", root / "done"
+    job = [sys.executable, "-c", JOB, str(begun), str(done)]
+    places = {name: root / name for name in OPERATIONS}
+
+    def log(name: str) -> str:
+        return (places[name] / "log").read_text(errors="replace")
+
+    def unended(names: Iterable[str]) -> list[str]:
+        return [f"{name}: {log(name)[-2000:]}" for name in names if running[name].poll() is None]
+
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(started(job, cwd=root, env=shared.environ, log=root / "job", ready=begun.exists))
+        for name, (operation, actuators, points) in OPERATIONS.items():
+            place = places[name]
+            command = shared.operation(place, operation, actuators, points)
+            running[name] = stack.enter_context(started(command, cwd=place, env=shared.of(place), log=place / "log"))
+        told = wait_for(lambda: all(NAMED.search(log(name)) for name in places), 300)
+        assert told, {name: log(name)[-2000:] for name in places if not NAMED.search(log(name))}
+        for name, how in ENDED_BY.items():
+            running[name].send_signal(how)
+        done.touch()
+        assert wait_for(lambda: not unended(ENDED_BY), 30), unended(ENDED_BY)
+        assert wait_for(lambda: not unended(places), 240), unended(places)
+    return {name: Ran(running[name].returncode, log(name), measured(place)) for name, place in places.items()}
 
 
-def test_two_operations_wait_for_another_users_job(shared: Shared, job: Callable[[], None], tmp_path: Path) -> None:
-    """One of them measures with two actuators, four requests at once. Both say who holds the CPU, and measure when it is free."""
-    first, second = tmp_path / "o", tmp_path / "p"
-    both = shared.operation(first, WALK, ["timed", "timed_too"], FEW), shared.operation(second, WALK, ["timed"], FEW)
-
-    def told() -> bool:
-        return all(NAMED in (place / "log").read_text(errors="replace") for place in (first, second))
-
-    with (
-        started(both[0], cwd=first, env=shared.of(first), log=first / "log") as one,
-        started(both[1], cwd=second, env=shared.of(second), log=second / "log", ready=told, timeout_s=200) as other,
-    ):
-        job()
-        assert [process.wait(limit_s(150)) for process in (one, other)] == [0, 0], (first / "log").read_text()
-    assert [len(measured(place)) for place in (first, second)] == [4, 2]
-    assert {metadata["attempts"] for place in (first, second) for metadata in measured(place).values()} == {1}
+def test_optuna_finds_the_fastest_of_24_points(ran: dict[str, Ran]) -> None:
+    """Two trials at once hold CPUs while a measurement trains with all."""
+    tuned = ran["tune"]
+    assert tuned.code == 0, tuned.log
+    assert any(name.startswith(FASTEST) for name in tuned.measured)
+    assert len(tuned.measured) < 12
+    assert {metadata["facts"]["cpu_threads"] for metadata in tuned.measured.values()} == {CPUS}
 
 
-def test_an_operation_is_ended_while_it_waits(shared: Shared, job: Callable[[], None], tmp_path: Path) -> None:
-    """SIGTERM to an operation of Ray Tune whose trial waits for a measurement that waits for a CPU: it ends and leaves nothing."""
-    place = tmp_path / "o"
-    command = shared.operation(place, tune(1), ["timed"], POINTS)
+def test_four_requests_at_once_for_two_actuators(ran: dict[str, Ran]) -> None:
+    """Each of them is served at its first attempt, beside another operation and the end of two more."""
+    walked = ran["walk"]
+    assert walked.code == 0, walked.log
+    assert [metadata["attempts"] for metadata in walked.measured.values()] == [1] * 4
 
-    def told() -> bool:
-        return NAMED in (place / "log").read_text(errors="replace")
 
-    with started(command, cwd=place, env=shared.of(place), log=place / "log", ready=told, timeout_s=200) as process:
-        process.send_signal(signal.SIGTERM)
-        process.wait(limit_s(30))
-    assert groups(shared, place) == "[]"
+@pytest.mark.parametrize("name", ENDED_BY)
+def test_an_operation_is_ended_while_it_waits(ran: dict[str, Ran], name: str) -> None:
+    """SIGTERM to one of Ray Tune, and Ctrl-C to a random walk: they end in time, and with an error."""
+    assert ran[name].code > 0, ran[name].log
+
+
+def test_nothing_is_left(ran: dict[str, Ran], shared: Shared, tmp_path: Path) -> None:
+    """No placement group keeps CPUs on the cluster, which still runs."""
+    done = run([sys.executable, "-c", LEFT], cwd=tmp_path, env=shared.environ, timeout_s=60)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
