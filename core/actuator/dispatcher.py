@@ -55,6 +55,7 @@ class Dispatcher:
         )
         self._waits: dict[str, Callable[[str, str], None]] = {}
         self._known_out_of_memory = attempts.KnownOutOfMemory()
+        self._shares = nodes.StableShares()
 
     async def measure(self, request: Any, experiment: Any, queue: Any, actuator: Any) -> None:
         """Measure every entity of ``request`` and put the completed request on ado's ``queue``."""
@@ -87,7 +88,7 @@ class Dispatcher:
             plan = make_plan(self._plugin.identifier, experiment.identifier, values)
             if plan.kind.task != "memory_estimate":
                 self._plugin.check(plan.workload, plan.source.architecture, environment=self._parameters.environment)
-            nodes.check(plan.runs_on, autoscaling=self._parameters.autoscaling)
+            self._check(plan.runs_on)
             return await self._measure(plan)
         except failures.Failure as failure:
             return refusal(failure, self._plugin.identifier, experiment.identifier)
@@ -115,7 +116,7 @@ class Dispatcher:
         lease = await self._pool.acquire(
             self._shape(plan.runs_on),
             self._parameters.pending_s(),
-            lambda: nodes.check(plan.runs_on, autoscaling=self._parameters.autoscaling),
+            lambda: self._check(plan.runs_on),
         )
         keep = False
         try:
@@ -161,8 +162,11 @@ class Dispatcher:
                 break
         return [task.result() for task in tasks if task.done()]
 
+    def _check(self, workload: Workload) -> None:
+        nodes.check(workload, self._shares.cpus_per_host(workload), autoscaling=self._parameters.autoscaling)
+
     def _shape(self, workload: Workload) -> Shape:
-        cpus = nodes.cpus_per_host(workload)
+        cpus = self._shares.cpus_per_host(workload)
         processes = max(1, workload.gpus_per_node)
         return Shape(
             host=HostSpec(

@@ -44,15 +44,20 @@ def nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def check(workload: Workload, *, autoscaling: bool) -> None:
+def check(workload: Workload, cpus: int | None = None, *, autoscaling: bool) -> None:
     """Reject a workload that this cluster can never run.
+
+    Args:
+        workload: the workload.
+        cpus: CPUs of each host; None: those of the nodes that the cluster has now.
+        autoscaling: whether nodes may be added, so that nothing is rejected.
 
     Raises:
         failures.Broken: with what the cluster has.
     """
     if autoscaling:
         return
-    cpus = cpus_per_host(workload)
+    cpus = cpus_per_host(workload) if cpus is None else cpus
     if workload.number_gpus == 0:
         # processes share nodes
         places = sum(int(node["Resources"].get("CPU", 0) // cpus) for node in nodes())
@@ -62,10 +67,11 @@ def check(workload: Workload, *, autoscaling: bool) -> None:
             unit = "CPU" if cpus == 1 else "CPUs"
             raise failures.Broken(f"{processes} with {cpus} {unit} each {verb} not fit; {offer()}")
         return
-    fitting = [node for node in nodes() if _fits(node, workload) and node["Resources"].get("CPU", 0) >= cpus]
+    with_gpus = [node for node in nodes() if _fits(node, workload)]
+    fitting = [node for node in with_gpus if node["Resources"].get("CPU", 0) >= cpus]
     if len(fitting) < workload.number_nodes:
         kind = "" if workload.gpu_model == "any" else f" of type {workload.gpu_model}"
-        kind += f" and {cpus} CPUs" if workload.cpus_per_process else ""
+        kind += f" and {cpus} CPUs" if workload.cpus_per_process or len(with_gpus) >= workload.number_nodes else ""
         kind += " and RoCE" if workload.enable_roce else ""
         number = f"{workload.number_nodes} nodes" if workload.number_nodes > 1 else "a node"
         raise failures.Broken(
@@ -90,6 +96,21 @@ def cpus_per_host(workload: Workload) -> int:
         return max(1, int(smallest // sharing))
     shares = [node["Resources"].get("CPU", 1) / node["Resources"]["GPU"] for node in alive if _fits(node, workload)]
     return max(1, int(min(shares, default=1) * processes))
+
+
+class StableShares:
+    """CPUs of each host that stay the same while nodes come and go, so that the results of an operation can be compared."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], int] = {}
+
+    def cpus_per_host(self, workload: Workload) -> int:
+        """Return the CPUs of each host, as at the first call for a workload on as many nodes and GPUs of the same type."""
+        now = cpus_per_host(workload)
+        if workload.cpus_per_process:
+            return now
+        key = (workload.number_nodes, workload.gpus_per_node, workload.gpu_model, workload.enable_roce)
+        return self._found.setdefault(key, now)
 
 
 def marks(gpu_model: str, *, roce: bool = False) -> Marks:

@@ -98,3 +98,22 @@ def test_nodes_without_cpus_get_no_process(monkeypatch: pytest.MonkeyPatch) -> N
     workload = parse({**SMALL, "number_nodes": 2})
     assert cluster.cpus_per_host(workload) == 1
     cluster.check(workload, autoscaling=False)
+
+
+def test_the_cpus_of_a_process_stay_the_same_when_nodes_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of one operation can be compared; what the remaining nodes cannot hold is rejected, with what they have."""
+    shares, workload = cluster.StableShares(), parse({**SMALL, "number_nodes": 2})
+    large, small = node({"CPU": 4.0}), node({"CPU": 2.0})
+    for found in ([large, large], [large, large, small], [large]):
+        monkeypatch.setattr(ray, "nodes", lambda found=found: found)
+        assert shares.cpus_per_host(workload) == 4
+    with pytest.raises(failures.Broken, match="2 processes with 4 CPUs each do not fit; the cluster has: 4 CPUs"):
+        cluster.check(workload, shares.cpus_per_host(workload), autoscaling=False)
+    assert shares.cpus_per_host(parse({**SMALL, "number_nodes": 2, "cpus_per_process": 1})) == 1
+
+
+def test_gpus_whose_cpus_have_gone_are_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node of the same GPUs with fewer CPUs: the message says what it lacks."""
+    monkeypatch.setattr(ray, "nodes", lambda: [node({"CPU": 2.0, "GPU": 2.0})])
+    with pytest.raises(failures.Broken, match="no node with 2 GPUs and 8 CPUs; the cluster has: 2 CPUs, 2 GPUs"):
+        cluster.check(parse({**SMALL, "number_gpus": 2}), 8, autoscaling=False)
