@@ -53,10 +53,10 @@ POINTS = {
 FEW = POINTS | {"model_max_length": [32], "batch_size": [4]}
 # of POINTS; the stack says why
 FASTEST = "batch_size.4-gradient_accumulation_steps.2-model_max_length.32-"
-# Ray Tune itself may hold the other CPU while it starts trials
-NAMED = re.compile(
-    r"A measurement has waited \d+ s for 2 CPUs: [01] of 2 CPUs free, held by .*task preprocess \(1 CPU\)"
-)
+# one for the job, one for each trial of Ray Tune
+CPUS = 4
+# tasks of Ray Tune may hold CPUs as well while it starts
+NAMED = re.compile(r"A measurement has waited \d+ s for 4 CPUs: \d of 4 CPUs free, held by .*task preprocess \(1 CPU\)")
 WALK = {
     "module": {"operatorName": "random_walk", "operationType": "explore"},
     "parameters": {"numberEntities": "all", "batchSize": 4, "samplerConfig": {"samplerType": "generator", "mode": "sequential"}},
