@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 from typing import Any
 
 import ray
@@ -27,6 +28,8 @@ from .snapshot import LEASE, MARK, GroupName, need, parse_name
 
 # the label by which Ray names each node; Ray older than labels has none and does not know the argument
 NODE_ID = "ray.io/node-id"
+# read by a worker of Ray when it starts
+NICENESS = "RAY_worker_niceness"
 # an idle host that does not answer within this time is treated as lost
 ANSWER_S = 10.0
 
@@ -168,4 +171,13 @@ def start_host(shape: Shape, group: PlacementGroup, index: int, cpus: float) -> 
         num_cpus=cpus,
         num_gpus=shape.host.gpus,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+        **_usual_priority(),
     ).remote(shape.host)
+
+
+def _usual_priority() -> dict[str, Any]:
+    """Return the options with which a host, and so its trainers, have the priority of Ray itself.
+
+    Ray starts workers with niceness 15 unless this variable says otherwise. Whoever sets it for the cluster is obeyed.
+    """
+    return {} if NICENESS in os.environ else {"runtime_env": {"env_vars": {NICENESS: "0"}}}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import socket
@@ -33,6 +34,8 @@ State = Literal["ok", "note", "missing"]
 # disk space of a managed environment with the CUDA build of torch, and with the CPU build
 SPACE_FOR_CUDA_GIB = 12.0
 SPACE_FOR_CPU_GIB = 3.0
+# share of all cores in use up to which a machine counts as quiet
+QUIET_LOAD = 0.3
 ANSWER_TIMEOUT_S = 60.0
 START_RAY = "ray start --head   # prints the address to give"
 CONNECT_TIMEOUT_S = 5.0
@@ -83,9 +86,11 @@ def examine(subject: Subject) -> list[Finding]:
     gpus = _gpus()
     return [
         Finding("CPU", "ok", _cpu()),
+        _load(),
         *gpus,
         *_packages(subject),
         *_cpu_build_of_torch(subject, has_gpu=any(finding.what == "GPU" and finding.state == "ok" for finding in gpus)),
+        *_pip(),
         _actuator(subject),
         *_whose(importlib.metadata.distributions(name=SHARED_NAME), subject),
         *_managed(subject),
@@ -100,6 +105,15 @@ def examine(subject: Subject) -> list[Finding]:
 def _cpu() -> str:
     memory = psutil.virtual_memory()
     return f"{cpu_count()} usable cores, {memory.total / GIB:.1f} GiB of memory, {memory.available / GIB:.1f} GiB of it free"
+
+
+def _load() -> Finding:
+    """Tell whether other work takes CPU time: rates measured meanwhile are lower, and not steady on CPUs."""
+    busy, cores = os.getloadavg()[0], os.cpu_count() or 1
+    text = f"{busy:.1f} of {cores} cores busy in the last minute"
+    if busy <= QUIET_LOAD * cores:
+        return Finding("load", "ok", text)
+    return Finding("load", "note", f"{text}; rates on CPUs will not be steady: measure when the machine is quiet")
 
 
 def _gpus() -> list[Finding]:
@@ -171,6 +185,13 @@ def _cpu_build_of_torch(subject: Subject, has_gpu: bool) -> Iterator[Finding]:
     if has_gpu and subject.environment == "current" and torch and torch.endswith("+cpu"):
         remedy = "pip install --force-reinstall torch"
         yield Finding("torch", "missing", f"torch {torch} is a CPU build and does not use the GPU", remedy)
+
+
+def _pip() -> Iterator[Finding]:
+    """Check pip, with which Ray installs what jobs bring along; environments made by uv lack it."""
+    if importlib.util.find_spec("pip") is None:
+        text = "pip is not installed: Ray jobs that bring packages, such as ray_submit's, cannot install them here"
+        yield Finding("pip", "note", text, f"{sys.executable} -m ensurepip")
 
 
 def problem(requirement: Requirement) -> str:

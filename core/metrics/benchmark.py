@@ -99,6 +99,7 @@ def make(
     _put_rates(found, measured, max(1, workload.number_gpus))
     _put_flops(found, measured, ranks[0], workload, set(device_names))
     _put_memory(found, ranks, device or {})
+    _put_cpu_rate(found, workload)
     _note_busy_machine(found, workload)
     _put_cost(found, measured, workload, price_usd_per_device_hour)
     _put_losses(found, ranks, workload)
@@ -182,6 +183,17 @@ def _note_short_steps(found: _Findings, measured: _Measured, ranks: Sequence[Rec
             f"{short} of {len(samples)} measured steps had fewer than the {whole} samples of batch_size x "
             "gradient_accumulation_steps: the data set ended there."
         )
+
+
+def _put_cpu_rate(found: _Findings, workload: Workload) -> None:
+    """Relate the rate of training on CPUs to the CPU time that it took: on a busy machine this can still be compared."""
+    name, used_percent = "dataset_tokens_per_cpu_second", found.properties.get("cpu_compute_utilization")
+    if workload.number_gpus:
+        found.omit("It is given for training on CPUs.", name)
+    elif used_percent:
+        found.put(**{name: found.properties["dataset_tokens_per_second"] / (used_percent / 100)})
+    else:
+        found.omit(found.omitted.get("cpu_compute_utilization", NO_DEVICE_SAMPLES), name)
 
 
 def _note_busy_machine(found: _Findings, workload: Workload) -> None:

@@ -48,6 +48,7 @@ OUTPUTS: Mapping[str, str] = {
     "energy_joules_per_token": "Energy of the GPUs per real token, J.",
     "cpu_compute_utilization": "CPU utilisation of the training processes, % of one core.",
     "cpu_share_percent": "CPU time of the training processes over that time plus their waiting for a CPU, %; low on a busy machine.",
+    "dataset_tokens_per_cpu_second": "Real tokens per second of CPU time of training on CPUs; other work on the machine changes it little.",
     "cpu_memory_peak_gib": "Peak resident memory of the training processes, GiB.",
     "usd_per_million_tokens": "Cost of a million real tokens at the configured price of a device-hour, USD.",
     "loss_first": "Loss of the first step, mean over trained tokens.",

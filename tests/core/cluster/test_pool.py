@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group_table
@@ -78,6 +79,25 @@ def test_leases_that_fit_run_at_the_same_time_and_the_others_wait(tmp_path: Path
         return most, len(hosts)
 
     assert run(scenario()) == (2, 2)
+
+
+@pytest.mark.parametrize("asked", [None, "7"])
+def test_hosts_have_the_priority_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None) -> None:
+    """Not Ray's niceness of 15, which slows training on a busy machine; a cluster that sets the variable is left alone."""
+    if asked is not None:
+        monkeypatch.setenv("RAY_worker_niceness", asked)
+
+    async def scenario() -> int:
+        pool = Pool(60)
+        lease = await pool.acquire(shape(tmp_path, 1), 60)
+        await lease.hosts[0].ping.remote()
+        started = psutil.Process().children(recursive=True)
+        found = [one.nice() for one in started if "".join(one.cmdline()).startswith("ray::HostActor")]
+        pool.give_back(lease, keep=False)
+        pool.close()
+        return max(found)
+
+    assert run(scenario()) == psutil.Process().nice() + (15 if asked else 0)
 
 
 def test_idle_hosts_are_ended_for_another_shape(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import socket
 import subprocess
 import sys
@@ -43,6 +44,26 @@ def test_installed_packages_are_listed(subject: Subject) -> None:
     assert f"trl {importlib.metadata.version('trl')}" in text.split(", ")
     assert found(findings, "actuator") == [("ok", "ado finds sfttrainer")]
     assert found(findings, "disk")[0][1].endswith(f"GiB free at {subject.state_dir}")
+
+
+@pytest.mark.parametrize(("busy", "state"), [(0.1, "ok"), (64.0, "note")])
+def test_the_load_is_shown(subject: Subject, monkeypatch: pytest.MonkeyPatch, busy: float, state: str) -> None:
+    """A busy machine gives rates that are not steady."""
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (busy, 0.0, 0.0))
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
+    ((shown, text),) = found(doctor.examine(subject), "load")
+    assert shown == state
+    assert text.startswith(f"{busy} of 2 cores busy in the last minute")
+
+
+def test_a_missing_pip_is_noted(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray needs it on a node for the packages of a job."""
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else known(name))
+    ((state, text),) = found(doctor.examine(subject), "pip")
+    assert (state, text.partition(":")[0]) == ("note", "pip is not installed")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: known("os") if name == "pip" else known(name))
+    assert found(doctor.examine(subject), "pip") == []
 
 
 OURS = "ado_actuators.sfttrainer.actuator:SFTTrainer"

@@ -326,3 +326,13 @@ def test_a_busy_machine_is_noted(share: float | None, gpus: int, steady: int, no
         note for note in made.notes if "busy" in note
     ]
     assert any("busy" in note for note in made.notes) is noted
+
+
+def test_the_rate_of_a_cpu_second_counts_only_the_time_that_training_got() -> None:
+    """64 real tokens in 6 s with 40 % of a core took 2.4 s of CPU time; with GPUs it means nothing."""
+    name = "dataset_tokens_per_cpu_second"
+    assert report(record(), device={"cpu_compute_utilization": 40.0}).properties[name] == pytest.approx(64 / 2.4)
+    assert report(record()).omitted[name] == "No device was sampled."
+    assert report(record(), device={"cpu_compute_utilization": 40.0}, number_gpus=1).omitted[name] == (
+        "It is given for training on CPUs."
+    )
