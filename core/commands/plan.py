@@ -49,7 +49,7 @@ class Row:
     Attributes:
         values: the properties of its workload, with the largest batch that fits.
         fits: whether ``batch_size`` of one sample a GPU fits.
-        parts_bytes: predicted memory of a GPU by kind, with one sample on each.
+        parts_bytes: predicted memory of a GPU by kind, with one sample on each; ``unused`` lies between blocks of the allocator.
         usable_bytes: what a GPU can give.
         largest_batch_size: of all GPUs; 0: none.
         limit: bound on the speed at the largest batch, or None.
@@ -87,7 +87,7 @@ def main(
     try:
         values, _ = read_workload(workload, EXPERIMENT, plugin)
         values = {**DEFAULTS, **values}
-        devices = _devices(values.pop("gpu_model", None))
+        devices = _devices(values.pop("gpu_model", None), values.pop("gpu_memory_gib", None))
         cost = _prices(prices, devices)
         chosen = read_settings(config, parameters_class)
         progress = Bar() if sys.stderr.isatty() else Changes()
@@ -119,20 +119,38 @@ def main(
     return 0 if any(row.fits for row in rows) else 1
 
 
-def _devices(named: Any) -> dict[str, int]:
-    """Return the usable bytes of each GPU that is named.
+def _devices(named: Any, memory_gib: Any) -> dict[str, int]:
+    """Return the usable bytes of each GPU that is named, or of the one whose memory is given.
 
     Raises:
         BadUse: one is not known; nothing has been traced yet.
     """
     names = [name.strip() for name in str(named or "").split(",") if name.strip()]
     known = ", ".join(accelerators.NAMES)
+    if memory_gib is not None:
+        return {_one(names): _given_bytes(memory_gib)}
     if not names:
-        raise BadUse(f"plan needs gpu_model=NAME,NAME,... with names such as: {known}.")
+        raise BadUse(f"plan needs gpu_model=NAME,NAME,... or gpu_memory_gib=NUMBER; names are: {known}.")
     found = {name: accelerators.usable_bytes(name) for name in names}
     if unknown := [name for name, usable in found.items() if usable is None]:
-        raise BadUse(f"gpu_model {unknown[0][:60]!r} is not known; known are: {known}.")
+        raise BadUse(f"gpu_model {unknown[0][:60]!r} is not known; set gpu_memory_gib, or use: {known}.")
     return {name: usable for name, usable in found.items() if usable is not None}
+
+
+def _one(names: list[str]) -> str:
+    if len(names) > 1:
+        raise BadUse(f"gpu_memory_gib is that of one GPU, and gpu_model names {len(names)}: name one, or none.")
+    return names[0] if names else "GPU"
+
+
+def _given_bytes(memory_gib: Any) -> int:
+    try:
+        usable = accelerators.usable_bytes("", float(memory_gib)) or 0
+    except (TypeError, ValueError):
+        usable = 0
+    if usable <= 0:
+        raise BadUse(f"gpu_memory_gib {str(memory_gib)[:20]!r}: expected the GiB of one GPU, more than 0.5.")
+    return usable
 
 
 def _prices(given: list[str], devices: Mapping[str, int]) -> dict[str, float]:
@@ -219,19 +237,20 @@ def _read(plan: Plan, metadata: Any, devices: Mapping[str, int], cost: Mapping[s
 def _suggestions(
     local: Local, actuator: str, values: dict[str, Any], devices: dict[str, int], cost: Mapping[str, float]
 ) -> list[str]:
-    """Return what fits when samples are shorter; each is estimated."""
+    """Return what fits when samples are shorter, with the method that needs least; each is estimated."""
     length = int(values["model_max_length"])
+    method = [name for name in METHODS if name in KINDS[EXPERIMENT].limits["method"]][-1]
     for _ in range(MOST_HALVINGS):
         length //= 2
         if length < 2:
             break
-        asked = {**values, "model_max_length": length, "method": "lora", "gradient_checkpointing": True}
+        asked = {**values, "model_max_length": length, "method": method, "gradient_checkpointing": True}
         rows = _estimated(local, actuator, {**asked, "number_gpus": 1, "batch_size": 1}, devices, cost)
         fitting = [row for row in rows if row.fits]
         if fitting:
             names = ", ".join(row.values["gpu_model"] for row in fitting)
-            return [f"Nothing fits. With model_max_length={length}, lora with checkpointing fits: {names}."]
-    return [f"Nothing fits, not even lora with checkpointing and model_max_length={length}: take larger GPUs."]
+            return [f"Nothing fits. With model_max_length={length}, {method} with checkpointing fits: {names}."]
+    return [f"Nothing fits, not even {method} with checkpointing and model_max_length={length}: take larger GPUs."]
 
 
 def _write(output: Path, actuator: str, values: dict[str, Any], rows: list[Row], notes: list[str]) -> list[str]:

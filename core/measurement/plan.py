@@ -18,6 +18,7 @@ from ..workload import ibm_names, models, yaml_input
 from ..workload.experiments import KINDS, Kind, fields, unknown_property
 from ..workload.fields import Workload
 from ..workload.validation import parse
+from . import alternatives
 from .distribution import distribution
 
 
@@ -66,6 +67,8 @@ class Plan:
     def job(self, *, trust_remote_code: bool, address: tuple[str, int], rank: int, threads: int) -> Job:
         """Return the job for the host whose first process has ``rank``; the host adds its own directories."""
         values = self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)}
+        usable = accelerators.usable_bytes(self.workload.gpu_model, self.workload.gpu_memory_gib)
+        asks = self.kind.task == "memory_estimate" and usable is not None and not self.quick
         return Job(
             id=uuid.uuid4().hex[:12],
             workload=JobWorkload(**values),
@@ -80,8 +83,10 @@ class Plan:
             threads=threads,
             trust_remote_code=trust_remote_code,
             fresh_trainers=self.kind.runs > 1 or self.workload.patches_libraries,
-            capacity_bytes=None if self.quick else accelerators.usable_bytes(self.workload.gpu_model),
+            capacity_bytes=None if self.quick else usable,
             capacities=self.capacities,
+            alternatives=alternatives.groups(self.workload, self.experiment) if asks else [],
+            counts=alternatives.counts(self.workload) if asks else [],
         )
 
     def estimate(self) -> Plan | None:
@@ -116,9 +121,17 @@ def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
         raise failures.BadInput(str(error)) from None
     if workload.weights == "pretrained" and source.source is None:
         raise failures.BadInput(f"Model {workload.model_name} has no published weights; use weights random.")
+    _check_device(workload, experiment)
     if source.architecture and (message := supported.image_mismatch(workload, source.architecture)):
         raise failures.InvalidConfiguration(message)
     return Plan(actuator=actuator, experiment=experiment, workload=workload, given=dict(values), source=source)
+
+
+def _check_device(workload: Workload, experiment: str) -> None:
+    """Reject a memory estimate for a GPU whose memory is neither known nor given, which would take its time and then say nothing."""
+    estimated = KINDS[experiment].task == "memory_estimate" and workload.number_gpus and workload.gpu_model != "any"
+    if estimated and accelerators.usable_bytes(workload.gpu_model, workload.gpu_memory_gib) is None:
+        raise failures.InvalidConfiguration(accelerators.unknown(workload.gpu_model))
 
 
 def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) -> None:

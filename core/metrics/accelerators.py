@@ -11,6 +11,7 @@ on an H100, 139.8 of 141 on an H200, 44.4 of 45 on an L40S, 14.6 of 15 on a T4.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Mapping
 
@@ -185,7 +186,19 @@ def device_memory_gib(gpu_model: str) -> tuple[float | None, str]:
     return row.memory_gib, ""
 
 
-def usable_bytes(gpu_model: str) -> int | None:
-    """Return the bytes torch's allocator can hand out on one device, or None where its memory is not known."""
-    gib, _ = device_memory_gib(gpu_model)
+def unknown(gpu_model: str) -> str:
+    """Return the message about a device whose memory is not known, with similar known names."""
+    close = difflib.get_close_matches(gpu_model.upper()[:40], NAMES, n=4, cutoff=0.5)
+    known = f"similar known ones are {', '.join(close)}" if close else "the command plan lists the known ones"
+    return f"The memory of gpu_model {gpu_model[:40]!r} is not known; {known}. Or set gpu_memory_gib."
+
+
+def usable_bytes(gpu_model: str, memory_gib: float = 0.0) -> int | None:
+    """Return the bytes torch's allocator can hand out on one device, or None where its memory is not known.
+
+    Args:
+        gpu_model: name of the device.
+        memory_gib: memory of the device; 0: that of ``gpu_model``.
+    """
+    gib = memory_gib or device_memory_gib(gpu_model)[0]
     return None if gib is None else int((gib * (1 - DRIVER_SHARE) - CONTEXT_GIB) * GIB)

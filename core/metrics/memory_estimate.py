@@ -15,6 +15,8 @@ from .report import Report
 # no estimate was more than 3 % above a published measurement with the same releases of the libraries, see docs/memory-estimate.md
 KNOWN_ERROR = 0.03
 COST_LIMIT = "usd_per_million_tokens_limit"
+# a longer list is not read
+MOST_NAMED = 4
 LIMITS = ("step_time_limit_s", "tokens_per_second_limit", COST_LIMIT)
 
 
@@ -52,7 +54,7 @@ def make(
     properties |= {f"memory_{name}_gib": parts[name] / GIB for name in MEMORY_KINDS}
     device_gib, reason = memory_of(workload)
     omitted = {}
-    usable = accelerators.usable_bytes(workload.gpu_model)
+    usable = usable_bytes(workload)
     reserved = record.get("reserved_bytes")
     if reserved is None:
         omitted["memory_reserved_gib"] = "without GPUs nothing is reserved."
@@ -65,13 +67,21 @@ def make(
     else:
         properties |= {"device_memory_gib": device_gib, "fits": int(needed_bytes(record) <= usable)}
         properties["largest_batch_size"] = record["largest_batch_size"]
+    notes = []
+    if properties.get("fits") == 0 and usable is not None:
+        notes.append(what_fits(record, workload, usable))
+    if record.get("minimum_gpus") is not None:
+        properties["minimum_gpus"] = record["minimum_gpus"]
+    elif usable is None:
+        omitted["minimum_gpus"] = reason
+    else:
+        omitted["minimum_gpus"] = f"method {workload.method} cannot be estimated under FSDP."
     bound, unbounded = limit_of(record, workload)
     if bound is None:
         omitted |= dict.fromkeys(LIMITS, unbounded)
-        notes = []
     else:
         properties |= {"step_time_limit_s": bound.step_s, "tokens_per_second_limit": bound.tokens_per_second}
-        notes = [f"step_time_limit_s is set by {bound.resource}."]
+        notes.append(f"step_time_limit_s is set by {bound.resource}.")
         if price_usd_per_device_hour is None:
             omitted[COST_LIMIT] = "The actuator configuration has no price_usd_per_device_hour."
         else:
@@ -99,12 +109,45 @@ def memory_of(workload: Workload) -> tuple[float | None, str]:
     """Return the memory of a workload's devices in GiB, or None and the reason why it is not known."""
     if not workload.number_gpus:
         return None, "without GPUs the memory is that of the host, which is not known."
+    if workload.gpu_memory_gib:
+        return workload.gpu_memory_gib, ""
     return accelerators.device_memory_gib(workload.gpu_model)
+
+
+def usable_bytes(workload: Workload) -> int | None:
+    """Return what a device of a workload can give, bytes; None where its memory is not known."""
+    if not workload.number_gpus:
+        return None
+    return accelerators.usable_bytes(workload.gpu_model, workload.gpu_memory_gib)
+
+
+def what_fits(record: EstimateRecord, workload: Workload, usable: int) -> str:
+    """Return the note about a workload that does not fit: by how much, and with which changes it does; each was estimated."""
+    begin = f"Does not fit: {needed_bytes(record) / GIB:.1f} GiB of {usable / GIB:.1f} GiB."
+    found = [
+        f"{_named(one['change'])} ({one['needed_bytes'] / GIB:.1f} GiB)"
+        for one in record.get("alternatives", ())
+        if one["fits"]
+    ]
+    if record["largest_batch_size"] and not any(one.startswith("batch_size") for one in found):
+        found.insert(0, f"batch_size {record['largest_batch_size']}")
+    fewest = record.get("minimum_gpus")
+    if fewest:
+        found.append(f"number_gpus {fewest} under FSDP" if fewest > 1 else "number_gpus 1")
+    if not found:
+        return f"{begin} Nothing that was tried makes it fit, not even 512 GPUs under FSDP."
+    *others, last = found[:MOST_NAMED]
+    return f"{begin} It fits with {', '.join(others)}{' or ' if others else ''}{last}."
+
+
+def _named(change: Mapping[str, Any]) -> str:
+    words = [name if value is True else f"{name} {value}" for name, value in change.items()]
+    return " and ".join(words)
 
 
 def certainly_too_large(record: EstimateRecord, workload: Workload) -> str | None:
     """Return the message for a workload that does not fit even if the estimate is too high by its known error, or None."""
-    usable = accelerators.usable_bytes(workload.gpu_model)
+    usable = usable_bytes(workload)
     total = sum(fullest(record["peaks_bytes"]).values())
     if usable is None or total * (1 - KNOWN_ERROR) <= usable:
         return None

@@ -41,6 +41,7 @@ class JobWorkload:
     batch_size: int
     number_gpus: int
     gpu_model: str
+    gpu_memory_gib: float
     number_nodes: int
     cpus_per_process: int
     weights: Literal["random", "pretrained"]
@@ -111,6 +112,8 @@ class Job:
         fresh_trainers: whether trainers are started for this job alone and ended after it.
         capacity_bytes: usable memory of one device, for the search for an estimate's largest batch; None: no search.
         capacities: usable memory, bytes, of each device that an estimate is also to answer about, by name.
+        alternatives: groups of changes to the workload that an estimate tries if it does not fit, until something of a group fits.
+        counts: the changes to one GPU and to several under FSDP, for the fewest GPUs; empty: not asked for.
     """
 
     id: str
@@ -131,6 +134,8 @@ class Job:
     fresh_trainers: bool = False
     capacity_bytes: int | None = None
     capacities: dict[str, int] = dataclasses.field(default_factory=dict)
+    alternatives: list[list[JsonObject]] = dataclasses.field(default_factory=list)
+    counts: list[JsonObject] = dataclasses.field(default_factory=list)
 
     def to_line(self) -> str:
         """Return the job as a line of JSON, without the line break."""
@@ -258,10 +263,13 @@ class _EstimateRecord(_Result):
 class EstimateRecord(_EstimateRecord, total=False):
     """The result of a memory estimate: bytes by phase and kind of memory; batch sizes are sums over all devices.
 
-    ``devices`` is there if the job has ``capacities``: for each what the workload needs on it.
+    ``devices`` is there if the job has ``capacities``: for each what the workload needs on it. ``alternatives`` is there if the workload
+    does not fit: what each change of it needs. ``minimum_gpus`` is there if the job has ``counts``; None if it cannot be estimated.
     """
 
     devices: list[JsonObject]
+    alternatives: list[JsonObject]
+    minimum_gpus: int | None
 
 
 Message = Union[Ready, Progress, Record, EstimateRecord, FailureMessage, Idle]  # noqa: UP007 - evaluated by Python 3.10

@@ -96,12 +96,13 @@ def fields(actuator: str, kind: Kind) -> dict[str, FieldInfo]:
         for name, field in Workload.model_fields.items()
         if name not in kind.sets
         and _applies(field, "stacks", actuator)
+        and _applies(field, "tasks", kind.task)
         and (method is None or _applies(field, "methods", method))
     }
 
 
 def extra(field: FieldInfo) -> dict[str, Any]:
-    """Return the extra information of a field of ``Workload``: methods, stacks, example values."""
+    """Return the extra information of a field of ``Workload``: methods, stacks, tasks, example values."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 

@@ -1,7 +1,7 @@
 """The properties of a fine-tuning workload, each with its type, bounds, default and description.
 
-``actuator/catalog.py`` derives ado's domains from these fields, and the reference pages derive their tables. ``methods`` and
-``stacks`` in a field's extra name where the field applies; a field without them applies everywhere. Constraints on one property
+``actuator/catalog.py`` derives ado's domains from these fields, and the reference pages derive their tables. ``methods``, ``stacks``
+and ``tasks`` in a field's extra name where the field applies; a field without them applies everywhere. Constraints on one property
 are declared on its field; constraints across properties are in ``validation.py``.
 """
 
@@ -21,9 +21,12 @@ HUB_KERNEL = "kernels-community/flash-attn2"
 
 
 def _where(
-    methods: tuple[str, ...] = (), stacks: tuple[str, ...] = (), examples: tuple[str, ...] = ()
+    methods: tuple[str, ...] = (),
+    stacks: tuple[str, ...] = (),
+    examples: tuple[str, ...] = (),
+    tasks: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    return {"methods": list(methods), "stacks": list(stacks), "values": list(examples)}
+    return {"methods": list(methods), "stacks": list(stacks), "values": list(examples), "tasks": list(tasks)}
 
 
 class Workload(pydantic.BaseModel):
@@ -74,6 +77,15 @@ class Workload(pydantic.BaseModel):
             ),
         ),
     ] = "any"
+    gpu_memory_gib: Annotated[
+        float,
+        pydantic.Field(
+            ge=0,
+            le=4096,
+            description="Memory of a GPU whose gpu_model is not known, GiB; 0 takes that of gpu_model.",
+            json_schema_extra=_where(tasks=("memory_estimate",)),
+        ),
+    ] = 0.0
     number_nodes: Annotated[
         int,
         pydantic.Field(

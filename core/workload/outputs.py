@@ -82,6 +82,7 @@ MEMORY_OUTPUTS: Mapping[str, str] = {
     "device_memory_gib": "Memory of a device of gpu_model, GiB.",
     "fits": "1: the memory that the allocator needs fits the device; 0: it does not.",
     "largest_batch_size": "Largest batch_size (of all devices) predicted to fit, up to 65,536 and 4,194,304 tokens per device; 0: none.",
+    "minimum_gpus": "Least of 1, 2, 4, ... 512 GPUs that it fits with the same samples on each, several under FSDP; 0: none.",
     "step_time_limit_s": "Bound: least time of an optimizer step at the device's peak rates, with samples of model_max_length, s.",
     "tokens_per_second_limit": "Bound: most token slots per second, padding included, all devices; those of step_time_limit_s.",
     "usd_per_million_tokens_limit": "Bound: least cost of a million token slots at the configured price of a device-hour, USD.",

@@ -89,6 +89,21 @@ def test_the_largest_batch_is_the_last_that_fits(tmp_path: Path) -> None:
         assert (estimator.peaks(batch)[PASSES].total <= capacity) == fits
 
 
+def test_a_plan_counts_what_the_allocator_needs_as_an_estimate_does(tmp_path: Path) -> None:
+    """One byte less than it needs does not fit, and the largest batch is that of the estimate."""
+    asked = job(tmp_path, torch_dtype="bfloat16", gradient_checkpointing=True, model_max_length=8192)
+    first = estimate.Estimator(stack, asked, lambda message: None)
+    needed = first.needed(1)
+    total = max(peak.total for peak in first.peaks(1).values())
+    assert needed > total
+    sizes = {"exact": needed, "small": needed - 1, "large": 4 * needed}
+    first._job = dataclasses.replace(asked, capacities=sizes)
+    found = {one["gpu_model"]: one for one in first.devices(1)}
+    assert {name: one["fits"] for name, one in found.items()} == {"exact": True, "small": False, "large": True}
+    assert sum(found["exact"]["parts_bytes"].values()) == needed
+    assert found["large"]["largest_batch_size"] == first.largest(1, 4 * needed - (needed - total), 4096)
+
+
 def test_layers_of_several_kinds_repeat_with_a_period(tmp_path: Path) -> None:
     """Two sliding layers before each full one; what is left over at the end stays."""
     kinds = ["sliding_attention", "sliding_attention", "full_attention"]

@@ -96,7 +96,8 @@ class Accounts:
         Raises:
             Irregular: memory does not grow linearly with the batch.
         """
-        base = -(-TOKENS // self._job.workload.model_max_length)
+        # operations on one sample copy less: a dimension of one needs no order
+        base = max(2, -(-TOKENS // self._job.workload.model_max_length))
         if self._depths is None:
             return Passes(self._grown(self._job, base), base)
         shallow = self._grown(self._with(self._depths.shallow), base)

@@ -12,7 +12,8 @@ from typing import Any
 
 from ...protocol.messages import Job, JobWorkload
 from .accounts import Layered, Passes
-from .ledger import PASSES, UPDATE, Sharing
+from .allocator import replay
+from .ledger import PASSES, UPDATE, Ledger, Sharing
 from .moments import Moments
 
 # the numbers of devices that are tried; with more, the share of each hardly decreases
@@ -28,6 +29,7 @@ class Traced:
     Attributes:
         batch: samples per device in the trace with update.
         model: the model, for its parameters.
+        ledger: the trace with update.
         step: moments of the trace with update.
         passes: accounts of the passes for larger batches, or None if memory does not grow linearly.
         moments: moments of ``passes``.
@@ -35,6 +37,7 @@ class Traced:
 
     batch: int
     model: Layered
+    ledger: Ledger
     step: Moments
     passes: Passes | None
     moments: Moments | None
@@ -45,10 +48,27 @@ def answers(job: Job, traced: Traced, sharing_of: SharingOf) -> list[dict[str, A
 
     Under FSDP the number of devices is the smallest of ``MOST_DEVICES`` with which the workload fits; else it is 1.
     """
-    return [_answer(job.workload, name, usable, traced, sharing_of) for name, usable in job.capacities.items()]
+    needs = _Needs(traced.ledger)
+    return [_answer(job.workload, name, usable, traced, sharing_of, needs) for name, usable in job.capacities.items()]
 
 
-def _answer(workload: JobWorkload, name: str, usable: int, traced: Traced, sharing_of: SharingOf) -> dict[str, Any]:
+class _Needs:
+    """What the allocator cannot do without; device types with equal shares need the same."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._known: dict[str, int] = {}
+
+    def bytes_of(self, sharing: Sharing) -> int:
+        key = repr(sharing)
+        if key not in self._known:
+            self._known[key] = replay(self._ledger.changes(sharing), sharing.constant_blocks).needed
+        return self._known[key]
+
+
+def _answer(
+    workload: JobWorkload, name: str, usable: int, traced: Traced, sharing_of: SharingOf, needs: _Needs
+) -> dict[str, Any]:
     sharded = workload.distributed_backend in ("FSDP", "FSDP2")
     found: dict[str, Any] = {}
     for count in MOST_DEVICES[1:] if sharded else MOST_DEVICES[:1]:
@@ -56,12 +76,16 @@ def _answer(workload: JobWorkload, name: str, usable: int, traced: Traced, shari
         sharing = sharing_of(asked, traced.model)
         phases = {phase: traced.step.parts(sharing, phase) for phase in (PASSES, UPDATE)}
         parts = max(phases.values(), key=lambda one: sum(one.values()))
-        fits = sum(parts.values()) <= usable
+        total = sum(parts.values())
+        # replaying the allocator takes longer than the rest, so not where too much is allocated anyway
+        unused = max(0, needs.bytes_of(sharing) - total) if total <= usable else 0
+        fits = total + unused <= usable
+        parts |= {"unused": unused}
         found = {"gpu_model": name, "number_gpus": count, "batch_size": count * traced.batch}
         found |= {"fits": fits, "parts_bytes": parts, "largest_batch_size": 0}
         if fits:
             optimizer = phases[PASSES]["optimizer"]
-            found["largest_batch_size"] = count * _largest(traced, sharing, optimizer, usable, workload)
+            found["largest_batch_size"] = count * _largest(traced, sharing, optimizer, usable - unused, workload)
             break
     return found
 

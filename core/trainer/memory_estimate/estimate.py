@@ -9,6 +9,7 @@ One process is traced. The memory of each of several devices is computed from th
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import re
 import time
@@ -22,7 +23,7 @@ from ...protocol.messages import AUTOCAST_DTYPES, Job, JobWorkload, ProgressCall
 from ...protocol.messages import progress as progress_message
 from .. import fsdp
 from ..errors import Refused
-from . import attention
+from . import alternatives, attention
 from . import largest_batch as batches
 from .accounts import Accounts, Layered, fixed
 from .allocator import Reserved, replay
@@ -79,9 +80,11 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
         raise
     reserved = estimator.reserved.get(batch)
     capacity = job.capacity_bytes if estimator.cuda else None
-    if capacity is not None and reserved is not None:
+    further: dict[str, Any] = {}
+    if capacity is not None:
+        further = _compared(stack, job, tell, estimator.needed(batch) <= capacity, peaks[UPDATE].total)
         # what lies unused between blocks of this batch is taken to do so at any other
-        capacity -= max(0, reserved.needed - max(peak.total for peak in peaks.values()))
+        capacity -= estimator.needed(batch) - max(peak.total for peak in peaks.values())
     largest = None
     if capacity is not None:
         most = min(MOST_SAMPLES // processes, MOST_TOKENS // job.workload.model_max_length)
@@ -99,7 +102,22 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
         "traced_batches": sorted(processes * size for size in estimator.traced),
         **({"devices": estimator.devices(batch)} if job.capacities else {}),
         **estimator.counts,
+        **further,
     }
+
+
+def _compared(stack: Any, job: Job, tell: ProgressCallback, fits: bool, update_bytes: int) -> dict[str, Any]:
+    """Return the parts of the record that other workloads answer: what makes this one fit, and the fewest devices."""
+
+    def estimator_of(asked: Job) -> Estimator:
+        return Estimator(stack, asked, tell)
+
+    found: dict[str, Any] = {}
+    if job.alternatives and not fits:
+        found["alternatives"] = alternatives.tried(job, update_bytes, estimator_of)
+    if job.counts:
+        found["minimum_gpus"] = alternatives.fewest(job, fits=fits, estimator_of=estimator_of)
+    return found
 
 
 class Estimator:
@@ -139,6 +157,12 @@ class Estimator:
             self._tell(progress_message(f"tracing a batch of {batch} per device"))
             self._peaks[batch] = self._further(batch) if self._peaks else self._first(batch)
         return self._peaks[batch]
+
+    def needed(self, batch: int) -> int:
+        """Return the bytes that the allocator cannot do without, for the first batch whose peaks are asked for."""
+        total = max(peak.total for peak in self.peaks(batch).values())
+        reserved = self.reserved.get(batch)
+        return total if reserved is None else max(total, reserved.needed)
 
     def _first(self, batch: int) -> dict[str, Peak]:
         ledger, model = self._accounts.traced(batch, update=True)
@@ -186,16 +210,16 @@ class Estimator:
             found -= 1
         return found
 
-    def devices(self, batch: int) -> list[dict[str, Any]]:
+    def devices(self, batch: int, *, with_largest: bool = True) -> list[dict[str, Any]]:
         """Return the memory that the workload needs on each device type of ``Job.capacities``, with ``batch`` samples per device."""
         ledger, model = self._accounts.traced(batch, update=True)
         block = self._sharing.block_bytes
-        try:
-            passes = self._accounts.passes()
-        except Irregular:
-            passes = None
+        passes = None
+        if with_largest:
+            with contextlib.suppress(Irregular):
+                passes = self._accounts.passes()
         moments = Moments(passes.grown, block) if passes else None
-        traced = Traced(batch, model, Moments(fixed(ledger), block), passes, moments)
+        traced = Traced(batch, model, ledger, Moments(fixed(ledger), block), passes, moments)
         return answers(self._job, traced, sharing)
 
     def _named(self, traced_attention: str) -> str:

@@ -52,7 +52,9 @@ def test_without_prices_the_fewest_and_smallest_gpus_are_best() -> None:
 @pytest.mark.parametrize(
     ("words", "prices", "message"),
     [
-        (("gpu_model=H100,Nope",), (), "gpu_model 'Nope' is not known; known are: GB200"),
+        (("gpu_model=H100,Nope",), (), "gpu_model 'Nope' is not known; set gpu_memory_gib, or use: GB200"),
+        (("gpu_model=H100,L4", "gpu_memory_gib=40"), (), "is that of one GPU, and gpu_model names 2"),
+        (("gpu_memory_gib=much",), (), "gpu_memory_gib 'much': expected the GiB of one GPU"),
         ((), (), "plan needs gpu_model=NAME"),
         (("gpu_model=H100",), ("L4=1",), "names no GPU of gpu_model"),
         (("gpu_model=H100",), ("H100=x",), "'x' is not a number"),
@@ -67,6 +69,13 @@ def test_bad_use_is_answered_before_anything_is_traced(
     assert status == 2
     assert message in said
     assert "tracing" not in said
+
+
+def test_any_other_card_is_described_by_its_memory() -> None:
+    """Its name may be given, too; the driver and CUDA's context take their part."""
+    usable = int((0.988 * 40 - 0.5) * GIB)
+    assert plan._devices(None, 40) == {"GPU": usable}
+    assert plan._devices("Nope-40GB", "40") == {"Nope-40GB": usable}
 
 
 def test_files_of_a_plan(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ GIB = 2**30
 ARCHITECTURE: Any = models.resolve("tiny-llama-5m").architecture
 PARAMETERS = 4_999_424
 LIMITS = {"step_time_limit_s", "tokens_per_second_limit", "usd_per_million_tokens_limit"}
-DEVICE = {"device_memory_gib", "fits", "largest_batch_size"}
+DEVICE = {"device_memory_gib", "fits", "largest_batch_size", "minimum_gpus"}
 VALUES = {
     "model_name": "tiny-llama-5m",
     "model_max_length": 128,
@@ -103,10 +103,16 @@ def record(passes_gib: float, update_gib: float) -> Any:
         },
         "largest_batch_size": 24,
         "reserved_bytes": {"most": int(70 * GIB), "needed": int(66 * GIB)},
+        "minimum_gpus": 1,
         "architecture": ARCHITECTURE,
         "model_parameters": PARAMETERS,
         "trainable_parameters": PARAMETERS,
     }
+
+
+def without_counts() -> Any:
+    """Return the record of an estimate for devices whose memory is not known."""
+    return {key: value for key, value in record(64, 32).items() if key != "minimum_gpus"}
 
 
 def bound(workload: fields.Workload) -> roofline.Limit:
@@ -132,6 +138,7 @@ def test_the_report_of_an_estimate() -> None:
         "device_memory_gib": 80.0,
         "fits": 1,
         "largest_batch_size": 24,
+        "minimum_gpus": 1,
         "step_time_limit_s": bound(made()).step_s,
         "tokens_per_second_limit": bound(made()).tokens_per_second,
         "total_s": 3.0,
@@ -174,7 +181,7 @@ def test_no_bound_has_a_reason(change: dict[str, Any], architecture: dict[str, A
     )
     assert not LIMITS & set(got.properties)
     assert {reason in got.omitted[name] for name in LIMITS} == {True}
-    assert got.notes == ()
+    assert not any("step_time_limit_s" in note for note in got.notes)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +202,48 @@ def test_what_the_context_of_cuda_takes_is_not_there() -> None:
 
 def test_an_unknown_device_gives_no_verdict() -> None:
     """What depends on the device is left out, with the reason."""
-    got = memory_report.make(record(64, 32), made(gpu_model="any"), total_s=3.0)
+    got = memory_report.make(without_counts(), made(gpu_model="any"), total_s=3.0)
     reason = "gpu_model any names no device."
     assert got.omitted == dict.fromkeys(DEVICE | LIMITS, reason)
 
 
+def test_any_other_device_is_described_by_its_memory() -> None:
+    """The verdict is there, and no bound on speed."""
+    got = memory_report.make(record(64, 32), made(gpu_model="Abacus 3", gpu_memory_gib=68.0), total_s=3.0)
+    assert (got.properties["device_memory_gib"], got.properties["fits"]) == (68.0, 1)
+    assert set(got.omitted) == LIMITS
+
+
+ALTERNATIVES = [
+    {"change": {"gradient_checkpointing": True}, "needed_bytes": 79 * GIB, "fits": False},
+    {"change": {"torch_dtype": "bfloat16"}, "needed_bytes": 70 * GIB, "fits": True},
+    {"change": {"method": "lora", "gradient_checkpointing": True}, "needed_bytes": 40 * GIB, "fits": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"alternatives": ALTERNATIVES, "minimum_gpus": 4},
+            "It fits with torch_dtype bfloat16 (70.0 GiB), method lora and gradient_checkpointing (40.0 GiB) or number_gpus 4 under FSDP.",
+        ),
+        ({"largest_batch_size": 2}, "It fits with batch_size 2."),
+        ({"alternatives": ALTERNATIVES[:1]}, "Nothing that was tried makes it fit, not even 512 GPUs under FSDP."),
+    ],
+)
+def test_what_does_not_fit_says_what_does(change: dict[str, Any], said: str) -> None:
+    """By how much it does not, and the changes that were estimated to fit."""
+    large = record(90, 32) | {"largest_batch_size": 0, "minimum_gpus": 0} | change
+    got = memory_report.make(large, made(), total_s=3.0)
+    assert got.properties["fits"] == 0
+    assert got.notes[0] == f"Does not fit: 90.0 GiB of 78.5 GiB. {said}"
+    assert got.properties["minimum_gpus"] == large["minimum_gpus"]
+
+
 def test_a_workload_without_gpus_gives_no_verdict() -> None:
     """The memory of a host is not known, and no allocator of CUDA reserves any."""
-    without = record(64, 32) | {"reserved_bytes": None}
+    without = without_counts() | {"reserved_bytes": None}
     got = memory_report.make(without, made(gpu_model="any", number_gpus=0), total_s=3.0)
     assert set(got.omitted) == DEVICE | LIMITS | {"memory_reserved_gib"}
     assert got.omitted["step_time_limit_s"].startswith("without GPUs")

@@ -1,0 +1,80 @@
+"""Estimates changes of a workload: which of them make it fit, and the fewest devices. Imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ...protocol.messages import Job, JsonObject
+from ..errors import BadInput, Refused
+
+# changes that leave parameters, gradients and optimizer state as they are
+ACTIVATIONS = {"gradient_checkpointing", "model_max_length", "batch_size"}
+
+EstimatorOf = Callable[[Job], Any]
+
+
+def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[JsonObject]:
+    """Return what each change of ``job.alternatives`` needs on a device; a group is tried if nothing of the groups before it fits.
+
+    Args:
+        job: a job with ``capacity_bytes``.
+        update_bytes: what the optimizer's update needs without a change.
+        estimator_of: makes the estimator of a job.
+    """
+    assert job.capacity_bytes is not None
+    found: list[JsonObject] = []
+    for group in job.alternatives:
+        for change in group:
+            if update_bytes > job.capacity_bytes and set(change) <= ACTIVATIONS:
+                # neither fits the update
+                continue
+            needed = _needed(changed(job, change), estimator_of)
+            if needed is not None:
+                found.append({"change": change, "needed_bytes": needed, "fits": needed <= job.capacity_bytes})
+        if any(one["fits"] for one in found):
+            break
+    return found
+
+
+def fewest(job: Job, *, fits: bool, estimator_of: EstimatorOf) -> int | None:
+    """Return the fewest of 1, 2, 4, ... devices that fit with the same samples on each; 0: none; None if that cannot be estimated.
+
+    Args:
+        job: a job with ``capacity_bytes`` and ``counts``.
+        fits: whether the workload fits as it is.
+        estimator_of: makes the estimator of a job.
+    """
+    alone = job.workload.distributed_backend not in ("FSDP", "FSDP2") or job.workload.number_gpus == 1
+    if alone and fits:
+        return 1
+    for change in job.counts:
+        if alone and change["number_gpus"] == job.workload.number_gpus:
+            continue
+        asked = changed(job, change)
+        asked = dataclasses.replace(asked, capacities={job.workload.gpu_model: job.capacity_bytes or 0})
+        try:
+            estimator = estimator_of(asked)
+            batch = asked.workload.batch_size // estimator.processes
+            estimator.peaks(batch)
+            (found,) = estimator.devices(batch, with_largest=False)
+        except (Refused, BadInput, RuntimeError):
+            return None
+        if found["fits"]:
+            return int(found["number_gpus"])
+    return 0
+
+
+def changed(job: Job, change: JsonObject) -> Job:
+    """Return the job with other values of its workload."""
+    return dataclasses.replace(job, workload=dataclasses.replace(job.workload, **change))
+
+
+def _needed(job: Job, estimator_of: EstimatorOf) -> int | None:
+    try:
+        estimator = estimator_of(job)
+        return int(estimator.needed(job.workload.batch_size // estimator.processes))
+    except (Refused, BadInput, RuntimeError):
+        # what cannot be traced is no alternative
+        return None
