@@ -105,7 +105,8 @@ def _join_neighbours(values: Sequence[float]) -> list[float]:
 
 def _variance(values: Sequence[float]) -> float:
     mean = math.fsum(values) / len(values)
-    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    centred = [value - mean for value in values]
+    return math.fsum(map(operator.mul, centred, centred)) / (len(values) - 1)
 
 
 def student_t_975(degrees: float) -> float:

@@ -12,10 +12,11 @@ import statistics
 import pytest
 
 from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
-from ado_actuators.sfttrainer.core.protocol.stopping import Protocol
+from ado_actuators.sfttrainer.core.protocol.stopping import Protocol, is_check
 
 MOST_STEPS = 1200
-SERIES = 40
+SERIES = 25
+CHECKS = {step for step in range(1, MOST_STEPS) if is_check(step)} | {MOST_STEPS}
 
 
 def noise(spread):
@@ -93,7 +94,7 @@ def stopped(steps, **options):
     protocol = Protocol(target_ci_percent=2.0, max_steps=MOST_STEPS, **options)
     for step, duration in enumerate(steps, start=1):
         protocol.add(max(duration, 0.05))
-        if protocol.check_steps(step) and protocol.should_stop():
+        if step in CHECKS and protocol.should_stop():
             break
     return protocol
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import math
 import re
 import shutil
@@ -39,16 +41,21 @@ QUIET = [
     ),
     *("--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1280,3200"),
 ]
-# the page has no script of its own; this one reports the size that each drawing got
+# the page has no script of its own; this one puts into the title what the browser made of it
 MEASURE = """<script>
 addEventListener("load", () => {
-  document.title = [...document.querySelectorAll("figure")].map((figure) => {
+  const figures = [...document.querySelectorAll("figure")].map((figure) => {
     const drawn = [...figure.querySelectorAll("svg path, svg text")].filter((part) => !part.closest("defs"));
     const boxes = drawn.map((part) => part.getBoundingClientRect());
     const whole = figure.querySelector("svg").getBoundingClientRect();
     const out = boxes.filter((box) => box.right > whole.right + 2 || box.left < whole.left - 2);
-    return [figure.id, Math.round(whole.width), Math.round(whole.height), boxes.length, out.length].join(":");
-  }).join(" ");
+    return [figure.id, Math.round(whole.width), Math.round(whole.height), boxes.length, out.length];
+  });
+  const style = (query) => getComputedStyle(document.querySelector(query));
+  const colours = [style("body").backgroundColor, style("body").color, style("figure svg text").fill];
+  const rules = ["thead th", "tbody tr:last-child td"].map((one) => style("#failures-section " + one).borderBottomWidth);
+  rules.push(style("#failures-section tbody th").whiteSpace);
+  document.title = JSON.stringify({figures, colours, rules});
 });
 </script>"""
 
@@ -82,23 +89,23 @@ def html_of(rows: list[Row]) -> str:
     return page.html(rows, pictures, left_out, "Made by a test.")
 
 
+def tables_of(rows: list[Row]) -> str:
+    """Return the HTML page for these rows without its figures, which take most of the time."""
+    return page.html(rows, [], [], "Made by a test.")
+
+
 @pytest.fixture(scope="module")
-def full_page(everything: list[Row]) -> str:
-    """The page with every figure."""
-    return html_of(everything)
+def full_page(everything: list[Row], row: Make) -> str:
+    """The page with every figure, and a table of failures."""
+    return html_of([*everything, row(failed="the disk is full.", batch_size=32)])
 
 
-def test_full_data_give_every_figure(everything: list[Row]) -> None:
-    """No figure is left out, and all names are different."""
+def test_full_data_give_every_figure_and_titles_to_every_axis(everything: list[Row]) -> None:
+    """Names are different. Titles include units; the vertical axis of horizontal bars has labels instead."""
     drawn, left_out = figures.draw(everything)
     assert left_out == []
     assert sorted(one.name for one in drawn) == sorted(FIGURES)
     assert set(FIGURES) <= set(figures.NAMES)
-
-
-def test_every_axis_has_a_title(everything: list[Row]) -> None:
-    """The titles include units; the vertical axis of horizontal bars has labels instead."""
-    drawn, _ = figures.draw(everything)
     titles = {one.name: (axes.get_xlabel(), axes.get_ylabel()) for one in drawn for axes in one.figure.axes[-1:]}
     assert titles["throughput-batch-size"] == ("batch_size (samples)", "real tokens per second")
     assert titles["pareto"] == ("peak memory of a GPU (GiB)", "real tokens per second")
@@ -147,11 +154,11 @@ def test_unsteady_rates_have_a_ring_and_rates_without_a_bar_are_counted(row: Mak
 def test_tiles_and_tables_say_what_is_not_steady(row: Make) -> None:
     """The highest rate is that of one step: the tile has the highest steady one, and the table the reason."""
     rows = [row(200.0, 5.0, batch_size=4), row(300.0, None, outputs=ONE_STEP)]
-    shown = page.html(rows, [], [], "")
+    shown = tables_of(rows)
     assert "200.0 ± 5 %" in shown
     assert "the highest steady rate: batch 4" in shown
     assert "measured, 1 step, not steady" in shown
-    assert "the highest, 1 step, not steady: m, length 1024, batch 8" in page.html(rows[1:], [], [], "")
+    assert "the highest, 1 step, not steady: m, length 1024, batch 8" in tables_of(rows[1:])
 
 
 def test_bars_of_a_point_are_its_confidence_interval(row: Make) -> None:
@@ -185,10 +192,10 @@ def test_measurements_with_another_memory_metric_are_counted(row: Make) -> None:
     for name in ("memory", "pareto"):
         assert captions[name].endswith(" 2 measurements without gpu_memory_peak_gib are left out.")
     table = "The memory is gpu_memory_peak_gib; 2 measurements with another memory metric only are left out."
-    assert table in html_of([*rows, *resident])
+    assert table in tables_of([*rows, *resident])
     captions = {one.name: one.caption for one in figures.draw(rows)[0]}
     assert captions["memory"] == "The peak memory of a GPU, gpu_memory_peak_gib."
-    assert "another memory metric" not in html_of(rows)
+    assert "another memory metric" not in tables_of(rows)
 
 
 def test_stacks_from_two_sources_are_compared(row: Make) -> None:
@@ -197,7 +204,7 @@ def test_stacks_from_two_sources_are_compared(row: Make) -> None:
     rows += [row(2.0, source="b", actuator="fms_hf_tuning", batch_size=batch) for batch in (4, 8)]
     (drawing,) = (one for one in figures.draw(rows)[0] if one.name == "stacks")
     assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == ["batch 4", "batch 8"]
-    assert "<th>batch 4</th>" in html_of(rows)
+    assert "<th>batch 4</th>" in tables_of(rows)
 
 
 def test_a_name_with_dollars_is_no_formula(row: Make) -> None:
@@ -249,15 +256,15 @@ def test_labels_of_an_axis_do_not_overlap() -> None:
 def test_numbers_of_other_experiments_are_in_the_table() -> None:
     """Such as the fractions of a stability experiment."""
     outputs = {"is_valid": 1, "failure": "none", "f_gpu_oom": 0.4, "f_no_error": 0.6}
-    text = html_of([Row("s", "sfttrainer", "finetune_full_stability", {"batch_size": 4}, outputs)])
+    text = tables_of([Row("s", "sfttrainer", "finetune_full_stability", {"batch_size": 4}, outputs)])
     assert "<th class=number>f_no_error</th>" in text
     assert "<td class=number>0.6</td>" in text
 
 
 def test_one_workload_is_counted_in_the_singular(row: Make) -> None:
     """The first tile of the page says 1 workload, 2 workloads."""
-    assert "<b>1</b><span>of 1 workload measured</span>" in html_of([row(1.0)])
-    assert "<b>2</b><span>of 2 workloads measured</span>" in html_of([row(1.0), row(2.0)])
+    assert "<b>1</b><span>of 1 workload measured</span>" in tables_of([row(1.0)])
+    assert "<b>2</b><span>of 2 workloads measured</span>" in tables_of([row(1.0), row(2.0)])
 
 
 def test_drawings_take_their_colours_from_the_page(full_page: str) -> None:
@@ -305,19 +312,13 @@ def test_the_command_writes_page_and_images(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_images_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
-    """A CSV has no step times, so an old image of them is removed; other files stay."""
+    """A CSV has no step times, so an old image of them is removed; other files stay. Options can precede the source."""
     for name in ("traces.png", "throughput-packing.png", "mine.png"):
         (tmp_path / name).touch()
     assert main(["report", "--format", "png", "-o", str(tmp_path), str(RECORDINGS / "operation.csv")]) == 0
     names = {file.name for file in tmp_path.iterdir()}
-    assert names & {"traces.png", "throughput-packing.png", "mine.png", "memory.png"} == {"mine.png", "memory.png"}
-
-
-def test_options_can_precede_the_source(tmp_path: Path) -> None:
-    """--format takes one word; the next one is a source."""
-    source = str(RECORDINGS / "operation.csv")
-    assert main(["report", "-o", str(tmp_path), "--format", "html", source]) == 0
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    looked_for = {"traces.png", "throughput-packing.png", "mine.png", "memory.png", "report.html"}
+    assert names & looked_for == {"mine.png", "memory.png"}
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
@@ -351,57 +352,53 @@ def browser() -> str:
     return found
 
 
-def browse(browser: str, address: Path, profile: Path, *arguments: str) -> str:
-    """Open a file in a new browser; return its output."""
+def browse(browser: str, full_page: str, place: Path, scheme: int) -> dict[str, Any]:
+    """Open the page in a new browser of a reader who prefers dark (0) or light (1); return what MEASURE found."""
+    file = place / "report.html"
+    file.write_text(full_page.replace("</body>", MEASURE + "</body>"))
+    settings = [f"--user-data-dir={place / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom"]
     done = subprocess.run(
-        [browser, *QUIET, f"--user-data-dir={profile}", *arguments, address.as_uri()],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [browser, *QUIET, *settings, file.as_uri()], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    return dict(json.loads(html.unescape(title[1])))
+
+
+@pytest.fixture(scope="module")
+def shown(browser: str, full_page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a browser makes of the light page."""
+    return browse(browser, full_page, tmp_path_factory.mktemp("light"), 1)
+
+
+def brightness(colour: str) -> float:
+    """Return the mean of red, green and blue, from 0 to 1."""
+    return sum(float(part) for part in re.findall(r"[\d.]+", colour)[:3]) / 3 / 255
 
 
 @pytest.mark.timeout(400)
-def test_a_browser_shows_every_figure(browser: str, full_page: str, tmp_path: Path) -> None:
+def test_a_browser_shows_every_figure(shown: dict[str, Any]) -> None:
     """Each drawing has a size and parts, and no part exceeds its width."""
-    file = tmp_path / "report.html"
-    file.write_text(full_page.replace("</body>", MEASURE + "</body>"))
-    shown = browse(browser, file, tmp_path / "profile", "--dump-dom")
-    sizes = re.search(r"<title>(.*?)</title>", shown)
-    assert sizes is not None
-    found = {name: [int(number) for number in rest.split(":")] for name, _, rest in
-             (one.partition(":") for one in sizes[1].split())}  # fmt: skip
-    assert sorted(found) == sorted(FIGURES)
-    for name, (width, height, parts, outside) in found.items():
+    assert sorted(name for name, *_ in shown["figures"]) == sorted(FIGURES)
+    for name, width, height, parts, outside in shown["figures"]:
         assert (width > 400, height > 150, parts > 15, outside) == (True, True, True, 0), name
 
 
 @pytest.mark.timeout(400)
-def test_the_heads_of_a_table_are_underlined_and_its_states_on_one_line(
-    browser: str, recorded: list[Row], tmp_path: Path
-) -> None:
-    """The last line of a table body has no rule below it; the heads have one."""
-    script = """<script>
-    const style = (query) => getComputedStyle(document.querySelector("#failures-section " + query));
-    document.title = [style("thead th").borderBottomWidth, style("tbody tr:last-child td").borderBottomWidth,
-                      style("tbody th").whiteSpace].join(" ");
-    </script>"""
-    file = tmp_path / "report.html"
-    file.write_text(html_of(recorded).replace("</body>", script + "</body>"))
-    assert "<title>1px 0px nowrap</title>" in browse(browser, file, tmp_path / "profile", "--dump-dom")
+def test_the_heads_of_a_table_are_underlined_and_its_states_on_one_line(shown: dict[str, Any]) -> None:
+    """The heads have a rule below them, the last line of the body has none."""
+    assert shown["rules"] == ["1px", "0px", "nowrap"]
 
 
 @pytest.mark.timeout(400)
-def test_the_page_follows_the_readers_colour_scheme(browser: str, recorded: list[Row], tmp_path: Path) -> None:
-    """A screenshot is light or dark."""
-    image = pytest.importorskip("matplotlib.image")
-    file = tmp_path / "report.html"
-    file.write_text(html_of(recorded))
-    brightness = {}
-    for scheme, number in (("dark", 0), ("light", 1)):
-        shot = tmp_path / f"{scheme}.png"
-        settings = (f"--blink-settings=preferredColorScheme={number}", "--window-size=800,600")
-        browse(browser, file, tmp_path / f"profile-{scheme}", *settings, f"--screenshot={shot}")
-        brightness[scheme] = float(image.imread(shot)[..., :3].mean())
-    assert brightness["dark"] < 0.25
-    assert brightness["light"] > 0.8
+def test_the_page_follows_the_readers_colour_scheme(
+    browser: str, full_page: str, shown: dict[str, Any], tmp_path: Path
+) -> None:
+    """Background, text and the text of drawings are dark on light, or light on dark."""
+    background, *texts = map(brightness, shown["colours"])
+    assert background > 0.8
+    assert max(texts) < 0.5
+    background, *texts = map(brightness, browse(browser, full_page, tmp_path, 0)["colours"])
+    assert background < 0.25
+    assert min(texts) > 0.6
