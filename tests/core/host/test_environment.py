@@ -62,7 +62,7 @@ def test_current_is_this_interpreter(tmp_path: Path) -> None:
     assert found == Path(sys.executable)
 
 
-def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_path_is_not_resolved(tmp_path: Path) -> None:
     """An interpreter, also by the directory of its virtual environment, is returned without following links."""
     place = tmp_path / "venv" / "bin"
     place.mkdir(parents=True)
@@ -110,40 +110,52 @@ def test_managed_needs_a_list(tmp_path: Path) -> None:
         environment.resolve("managed", requirements=None, cache_dir=tmp_path, progress=print)
 
 
-def test_a_list_becomes_an_environment(make: Callable[..., Path]) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Interpreter of an environment with one package, and the progress of building it; tests do not change it."""
+    path, lines = tmp_path_factory.mktemp("built") / "list.txt", list[str]()
+    path.write_text("six==1.17.0\n")
+    cache = path.with_name("cache")
+    return environment.resolve("managed", requirements=path, cache_dir=cache, progress=lines.append), lines
+
+
+def test_a_list_becomes_an_environment(built: tuple[Path, list[str]]) -> None:
     """Exactly the packages of the list are installed and compiled, and progress is reported."""
-    lines: list[str] = []
-    python = make("six==1.17.0\n", lines.append)
-    told = subprocess.run(
+    python, lines = built
+    printed = subprocess.run(
         [python, "-I", "-c", "import six, sys; print(six.__version__, six.__cached__); print(sys.prefix)"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert told[0] == "1.17.0"
-    assert Path(told[1]).exists()
-    assert Path(told[2]) == python.parent.parent
+    assert printed[0] == "1.17.0"
+    assert Path(printed[1]).exists()
+    assert Path(printed[2]) == python.parent.parent
     assert lines[0].startswith("building environment list")
     assert lines[-1].startswith("environment list is ready")
 
 
-def test_the_second_use_costs_nothing(make: Callable[..., Path]) -> None:
-    """A complete environment is found in milliseconds, without progress lines."""
-    first = make("six==1.17.0\n")
-    lines: list[str] = []
-    times = []
+def test_a_complete_environment_is_found_in_milliseconds(built: tuple[Path, list[str]]) -> None:
+    """There are no progress lines."""
+    cache, lines, times = built[0].parents[2], list[str](), []
+    requirements = cache.with_name("list.txt")
     # the fastest of several calls, because the scheduler may delay any of them
     for _ in range(5):
         begin = time.perf_counter()
-        assert make("six==1.17.0\n", lines.append) == first
+        found = environment.resolve("managed", requirements=requirements, cache_dir=cache, progress=lines.append)
         times.append(time.perf_counter() - begin)
+        assert found == built[0]
     assert min(times) < 0.05
     assert lines == []
 
 
-def test_another_list_is_another_environment(make: Callable[..., Path]) -> None:
+def test_another_list_is_another_environment(built: tuple[Path, list[str]]) -> None:
     """A changed list does not change the environment of the old list."""
-    old, new = make("six==1.17.0\n"), make("six==1.16.0\n")
+    old, cache = built[0], built[0].parents[2]
+    changed = cache.with_name("list-changed") / "list.txt"
+    changed.parent.mkdir()
+    changed.write_text("six==1.16.0\n")
+    new = environment.resolve("managed", requirements=changed, cache_dir=cache, progress=lambda line: None)
     assert old != new
     assert old.exists()
 
@@ -209,7 +221,7 @@ def test_a_path_that_cannot_be_looked_up_is_a_message(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("package", ["six==99.0", "surely-no-such-package-of-anyone==1.0"])
-def test_a_package_that_cannot_be_had_is_named(make: Callable[..., Path], package: str) -> None:
+def test_a_package_that_no_index_has_is_named(make: Callable[..., Path], package: str) -> None:
     """The message names the package; the log has uv's output; no incomplete directory is left."""
     with pytest.raises(EnvironmentProblem) as problem:
         make(f"idna==3.10\n{package}\n")
@@ -221,7 +233,7 @@ def test_a_package_that_cannot_be_had_is_named(make: Callable[..., Path], packag
     assert [path for path in problem.value.log.parent.iterdir() if path.is_dir()] == []
 
 
-def test_no_credential_is_told(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_credential_of_an_index_is_shown(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """User, password and token of an index do not appear in message, progress and log."""
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://someone:hunter2@127.0.0.1:9/simple?token=hunter2")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.reporting import read
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
@@ -18,6 +21,16 @@ RECORDINGS = Path(__file__).parents[2] / "recordings"
 def recorded() -> list[Row]:
     """Ten results of a real operation on two cores, with metadata: six measured, three that cannot run, one failed."""
     return read.rows(str(RECORDINGS / "operation.yaml"))
+
+
+@pytest.fixture(scope="session")
+def report_of_recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Directory and printed lines of the command ``report`` with page, images and a budget of tokens."""
+    directory = tmp_path_factory.mktemp("report") / "a" / "b"
+    budget = ["--tokens", "100e6", "--price", "2.5"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["report", str(RECORDINGS / "operation.yaml"), "-o", str(directory), *budget]) == 0
+    return directory, printed.getvalue().splitlines()
 
 
 @pytest.fixture(scope="session")

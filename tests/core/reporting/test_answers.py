@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -67,31 +68,18 @@ def test_the_price_of_the_measurements_is_the_default(row: Make) -> None:
     assert answers.expenses(unpriced, answers.Budget(5e6))[0].row.throughput == 100.0
 
 
-def test_the_report_shows_answers_and_budget(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_shows_answers_and_budget(report_of_recorded: tuple[Path, list[str]]) -> None:
     """On the terminal and on the page."""
-    words = [
-        "report",
-        str(RECORDINGS / "operation.yaml"),
-        "-o",
-        str(tmp_path),
-        "--format",
-        "html",
-        "--tokens",
-        "100e6",
-        "--price",
-        "2.5",
-    ]
-    assert main(words) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("Fastest ")
-    assert "\nCheapest for 100,000,000 tokens: " in shown
-    page = open(f"{tmp_path}/report.html", encoding="utf-8").read()  # noqa: PTH123, SIM115
+    directory, printed = report_of_recorded
+    assert printed[0].startswith("Fastest ")
+    assert any(line.startswith("Cheapest for 100,000,000 tokens: ") for line in printed)
+    page = (directory / "report.html").read_text(encoding="utf-8")
     assert 'class="answer">Fastest' in page
     assert "Training on 100,000,000 tokens" in page
 
 
 @pytest.mark.parametrize("words", [["--price", "2.5"], ["--tokens", "nan"], ["--tokens", "-1"], ["--tokens", "many"]])
-def test_bad_budgets(words: list[str], tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_budgets(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One message, status 2, and nothing written."""
     assert main(["report", str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path), *words]) == 2
     assert words[0] in capsys.readouterr().err

@@ -298,14 +298,13 @@ def test_the_page_loads_nothing(full_page: str) -> None:
     assert not re.search(r"@import|\bsrc=|url\((?!#)", full_page)
 
 
-def test_the_command_writes_page_and_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_page_and_images(report_of_recorded: tuple[Path, list[str]]) -> None:
     """The printed files exist, and the images have the width of a figure at 160 dots per inch."""
-    assert main(["report", str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path / "a" / "b")]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    files = [Path(line) for line in printed if line.startswith(str(tmp_path))]
+    directory, printed = report_of_recorded
+    files = [Path(line) for line in printed if line.startswith(str(directory))]
     assert files[0].name == "report.html"
     assert "<title>Fine-tuning measurements of operation.yaml</title>" in files[0].read_text()
-    assert {file.name for file in files} == {file.name for file in (tmp_path / "a" / "b").iterdir()}
+    assert {file.name for file in files} == {file.name for file in directory.iterdir()}
     image = next(file for file in files if file.name == "memory.png").read_bytes()
     assert struct.unpack(">II", image[16:24]) == (1024, 592)
     assert "Both stacks: left out; no workload was measured with both actuators." in printed
