@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
+fake_tensor = pytest.importorskip("torch._subclasses.fake_tensor")
 chunked = pytest.importorskip("trl.kernels.chunked_logprob")
 
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import tracing  # noqa: E402
@@ -20,12 +23,12 @@ TOKENS, HIDDEN, VOCABULARY, CHUNK = 8192, 16, 1000, 400
 def largest_storage(*, cuda: bool) -> int:
     """Return the bytes of the largest storage of a loss and its gradients, in bfloat16."""
     ledger = Ledger()
-    mode = tracing.fake_tensor.FakeTensorMode()
+    mode = fake_tensor.FakeTensorMode()
     with mode, tracing.Watch(ledger, Values(mode, 0, 0)):
         hidden = torch.empty(TOKENS, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
         weight = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
         targets = torch.zeros(TOKENS, dtype=torch.int64)
-        with loss_of_cuda() if cuda else tracing.contextlib.nullcontext():
+        with loss_of_cuda() if cuda else contextlib.nullcontext():
             made = chunked.ChunkedLogProbFunction.apply(
                 hidden, weight, None, targets, 1.0, CHUNK, None, 1.0, ("entropy",)
             )
