@@ -28,9 +28,9 @@ def exists(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
-def quoted(path: str) -> str:
+def quoted(path: str, longest: int = LONGEST_NAME) -> str:
     """Return ``path`` in quotes for a message. Of a long path only the end is shown, because it identifies the file better."""
-    return repr(path if len(path) <= LONGEST_NAME else "..." + path[-LONGEST_NAME + 3 :])
+    return repr(path if len(path) <= longest else "..." + path[-longest + 3 :])
 
 
 def unusable(name: str, *, images: bool) -> str | None:

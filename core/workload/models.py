@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from ..protocol import supported
+from ..protocol.data_files import quoted
 
 ACCEPTED = "a name of the catalogue, a directory with a config.json, or a hub id (org/name)"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -66,7 +67,7 @@ def resolve(name: str) -> ModelSource:
     if entry is not None:
         return ModelSource(name, copy.deepcopy(entry["architecture"]), entry["hub_id"], entry["published_parameters"])
     if not name.isprintable():
-        raise UnknownModel(f"Model {_shortened(name)} is unknown: it contains characters that are not printable.")
+        raise UnknownModel(f"Model {quoted(name, _SHOWN)} is unknown: it contains characters that are not printable.")
     expanded = os.path.expanduser(name)  # noqa: PTH111
     path = Path(expanded)
     # os.path returns False for names that no file system allows, such as very long ones
@@ -76,24 +77,19 @@ def resolve(name: str) -> ModelSource:
         return ModelSource(name, None, name)
     close = difflib.get_close_matches(name, names(), n=3, cutoff=0.6)
     hint = f"use {' or '.join(close)}" if close else f"accepted: {ACCEPTED}"
-    raise UnknownModel(f"Model {_shortened(name)} is unknown; {hint}.")
+    raise UnknownModel(f"Model {quoted(name, _SHOWN)} is unknown; {hint}.")
 
 
 def _model_directory(path: Path, name: str) -> Path:
     if not os.path.exists(path):  # noqa: PTH110 - as above
-        raise NotAModelDirectory(f"Model directory {_shortened(name)} does not exist.")
+        raise NotAModelDirectory(f"Model directory {quoted(name, _SHOWN)} does not exist.")
     if not path.is_dir():
-        raise NotAModelDirectory(f"Model {_shortened(name)} is a file; expected a directory with a config.json.")
+        raise NotAModelDirectory(f"Model {quoted(name, _SHOWN)} is a file; expected a directory with a config.json.")
     if not (path / "config.json").is_file():
-        raise NotAModelDirectory(f"Model directory {_shortened(name)} has no config.json.")
+        raise NotAModelDirectory(f"Model directory {quoted(name, _SHOWN)} has no config.json.")
     if message := supported.unusable_configuration(name, path / "config.json"):
         raise NotAModelDirectory(message)
     return path.absolute()
-
-
-def _shortened(value: str) -> str:
-    # the end of a path is its most specific part
-    return repr(value if len(value) <= _SHOWN else "..." + value[-_SHOWN + 3 :])
 
 
 @functools.cache
