@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+flash = pytest.importorskip("transformers.modeling_flash_attention_utils")
 transformers = pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
@@ -142,7 +143,7 @@ def test_another_attention_than_the_workloads_is_not_measured() -> None:
     workload = job(SMALL, attn_implementation="kernels-community/flash-attn2").workload
     with pytest.raises(BadInput, match=r"could not be loaded: transformers .* would use sdpa"):
         attention.check(workload, network)
-    network.config._attn_implementation_internal = attention.flash.FLASH_ATTN_KERNEL_FALLBACK["flash_attention_2"]
+    network.config._attn_implementation_internal = flash.FLASH_ATTN_KERNEL_FALLBACK["flash_attention_2"]
     attention.check(job(SMALL, attn_implementation="flash_attention_2").workload, network)
 
 
