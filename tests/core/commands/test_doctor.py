@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
@@ -49,8 +50,8 @@ def test_installed_packages_are_listed(subject: Subject) -> None:
 @pytest.mark.parametrize(("busy", "state"), [(0.1, "ok"), (64.0, "note")])
 def test_the_load_is_shown(subject: Subject, monkeypatch: pytest.MonkeyPatch, busy: float, state: str) -> None:
     """A busy machine gives rates that are not steady."""
-    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (busy, 0.0, 0.0))
-    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (busy, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     ((shown, text),) = found(doctor.examine(subject), "load")
     assert shown == state
     assert text.startswith(f"{busy} of 2 cores busy in the last minute")
