@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, get_args
 
 from . import redaction
+from .protocol.messages import FailureMessage
 
 # ordered: a failure of an earlier group explains failures of later groups
 Group = Literal["cannot run", "broken", "transient"]
@@ -215,16 +216,16 @@ def classify_exception(type_name: str, text: str) -> Cause:
     return _failure_of_exception(type_name.rpartition(".")[2], text).cause
 
 
-def from_message(message: Mapping[str, Any]) -> Failure:
-    """Return the failure a trainer reported: a ``failure`` message of docs/architecture.md."""
-    kind, text = message.get("kind", "exception"), str(message.get("text") or "")
-    if kind == "refused":
-        return InvalidConfiguration(text)
-    if kind == "bad_input":
-        return BadInput(text)
-    if kind == "import" and message.get("missing"):
-        return _missing_package(str(message["missing"]))
-    return _failure_of_exception(str(message.get("type") or "Exception"), text, str(message.get("doing") or ""))
+def from_message(message: FailureMessage) -> Failure:
+    """Return the failure that a trainer reported."""
+    if message["kind"] == "refused":
+        return InvalidConfiguration(message["text"])
+    if message["kind"] == "bad_input":
+        return BadInput(message["text"])
+    missing = message.get("missing")
+    if message["kind"] == "import" and missing:
+        return _missing_package(missing)
+    return _failure_of_exception(message["type"], message["text"], message.get("doing", ""))
 
 
 def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:

@@ -224,7 +224,8 @@ def _traces(rows: Sequence[Row]) -> Iterator[Drawing]:
 
 def _trace(axes: Axes, row: Row) -> None:
     """Draw the times of one row's steps, with the warm-up steps shaded."""
-    steps, warmup = row.metadata["step_s"], int((row.metadata.get("steps") or {}).get("warmup") or 0)
+    steps, counted_steps = row.metadata["step_s"], row.metadata.get("steps")
+    warmup = int(counted_steps["warmup"]) if counted_steps else 0
     marker = "o" if len(steps) < FEWEST_OF_A_LINE else None
     axes.plot(range(1, len(steps) + 1), steps, color=SERIES[0], linewidth=1.1, marker=marker, markersize=3)
     if warmup:

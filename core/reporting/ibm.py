@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..protocol.messages import ResultMetadata
 from ..workload import ibm, ibm_names
 from ..workload.ibm_values import number
 from .rows import Row, plain, workload_value
@@ -34,7 +35,7 @@ def row(
     properties: Mapping[str, Any],
     outputs: Mapping[str, Any],
     message: str = "",
-    metadata: Mapping[str, Any] | None = None,
+    metadata: ResultMetadata | None = None,
 ) -> Row | None:
     """Return a measurement of IBM's actuator as a row, or None if it has no such experiment.
 
@@ -54,7 +55,7 @@ def row(
     # what was measured, not what a translation would measure
     for name in ("fms_hf_tuning_version", "dataset_id"):
         workload[name] = str(given.get(name, ibm_names.DEFAULTS[name]))
-    return Row(source, ibm_names.ACTUATOR, ours, workload, _outputs(given, outputs), message, dict(metadata or {}))
+    return Row(source, ibm_names.ACTUATOR, ours, workload, _outputs(given, outputs), message, metadata or {})
 
 
 def from_cells(cells: Mapping[str, Any], source: str, bookkeeping: tuple[str, ...]) -> Row | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..protocol.messages import ResultMetadata
 from ..workload import ibm_names
 from ..workload.experiments import KINDS
 from ..workload.ibm_values import Misfit
@@ -179,7 +180,7 @@ def _from_request(request: Mapping[str, Any], source: str) -> Iterator[tuple[str
         for entity in request["entities"]
     }
     for result in request.get("measurements") or []:
-        metadata = result.get("metadata") or {}
+        metadata = result.get("metadata") or ResultMetadata()
         yield (
             result["uid"],
             Row(
@@ -199,7 +200,7 @@ def _from_request_of_ibm(request: Mapping[str, Any], source: str) -> Iterator[tu
     parameters = _plain(reference.get("parameterization") or [])
     entities = {one["identifier"]: _plain(one.get("constitutive_property_values") or []) for one in request["entities"]}
     for result in request.get("measurements") or []:
-        metadata = result.get("metadata") or {}
+        metadata = result.get("metadata") or ResultMetadata()
         properties = parameters | entities[result["entityIdentifier"]]
         message = result.get("reason") or metadata.get("reason") or ""
         experiment = reference["experimentIdentifier"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pydantic
 
+from ..protocol.messages import ResultMetadata
 from ..workload.experiments import KINDS
 from ..workload.fields import Workload
 
@@ -56,7 +57,7 @@ class Row:
     workload: dict[str, Any]
     outputs: dict[str, Any]
     message: str = ""
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: ResultMetadata = dataclasses.field(default_factory=lambda: ResultMetadata())
     replayed: bool = False
 
     @property

@@ -7,6 +7,9 @@ import pickle
 import pytest
 
 from ado_actuators.sfttrainer.core import failures
+from ado_actuators.sfttrainer.core.protocol.messages import FailureMessage
+
+REPORTED: FailureMessage = {"event": "failure", "kind": "exception", "type": "RuntimeError", "text": "odd"}
 
 
 @pytest.mark.parametrize(
@@ -124,14 +127,7 @@ def test_failures_travel_between_processes(failure: failures.Failure) -> None:
 def test_an_unknown_exception_says_what_the_measurement_did() -> None:
     """What it did, type and text in full, also after its way between processes."""
     text = "first line\nwith 'quotes' " + "and more " * 40 + "and an end"
-    message = {
-        "event": "failure",
-        "kind": "exception",
-        "type": "ValueError",
-        "text": text,
-        "doing": "building the model",
-    }
-    found = failures.from_message(message)
+    found = failures.from_message({**REPORTED, "type": "ValueError", "text": text, "doing": "building the model"})
     assert str(found) == f"While building the model: ValueError: {' '.join(text.split())}."
     assert str(failures.raised(found.cause)) == str(found)
     assert found.cause.group == "broken"
@@ -139,11 +135,11 @@ def test_an_unknown_exception_says_what_the_measurement_did() -> None:
 
 def test_an_unexplained_exception_names_its_log() -> None:
     """The log has the traceback; a message with a known cause stays as it is."""
-    found = failures.from_message({"type": "RuntimeError", "text": "odd " * 900, "doing": "training step 3"}).cause
+    found = failures.from_message({**REPORTED, "text": "odd " * 900, "doing": "training step 3"}).cause
     named = found.with_log("/state/logs/1.log")
     assert named.message.startswith("While training step 3: RuntimeError: odd odd")
     assert named.message.endswith("; log: /state/logs/1.log")
     assert str(failures.raised(named)) == f"{named.message}."
     assert named.with_log("/other.log") == named
-    known = failures.from_message({"kind": "bad_input", "text": "No file."}).cause
+    known = failures.from_message({**REPORTED, "kind": "bad_input", "text": "No file."}).cause
     assert known.with_log("/state/logs/1.log") == known

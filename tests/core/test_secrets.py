@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.parse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -153,14 +153,18 @@ def test_a_name_that_only_sounds_so_is_none(name: str) -> None:
 
 
 @pytest.mark.usefixtures("planted")
-@pytest.mark.parametrize("kind", ["exception", "import", "broken", "refused"])
-def test_a_failure_that_quotes_the_environment(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["exception", "import", "bad_input", "refused"])
+def test_a_failure_that_quotes_the_environment(
+    kind: Literal["exception", "import", "bad_input", "refused"],
+) -> None:
     """A trainer's message may hold the whole environment: the message holds no secret of it."""
     for secret in PLANTED:
-        failure = failures.from_message({"kind": kind, "type": "ValueError", "text": f"bad {secret!r} in environment"})
+        text = f"bad {secret!r} in environment"
+        failure = failures.from_message({"event": "failure", "kind": kind, "type": "ValueError", "text": text})
         verdict = refusal(failure, "sfttrainer", "finetune_full_benchmark")
         assert told(f"{failure} {verdict.message} {json.dumps(verdict.metadata)}") == []
-    whole = failures.from_message({"kind": kind, "type": "KeyError", "text": str(dict(os.environ))})
+    text = str(dict(os.environ))
+    whole = failures.from_message({"event": "failure", "kind": kind, "type": "KeyError", "text": text})
     assert told(str(whole)) == []
 
 
@@ -237,7 +241,7 @@ def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[
     (failed,) = (one for one in requests if one["status"] == "Failed")
     for index, secret in enumerate(PLANTED):
         failure = failures.from_message(
-            {"kind": "exception", "type": "ValueError", "text": f"bad {secret!r} in {index}"}
+            {"event": "failure", "kind": "exception", "type": "ValueError", "text": f"bad {secret!r} in {index}"}
         )
         verdict = refusal(failure, "sfttrainer", "finetune_full_benchmark")
         result = {"uid": str(index), "reason": verdict.message, "metadata": verdict.metadata}
