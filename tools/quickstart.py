@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ado_actuators.sfttrainer.core.reporting import answers, read, tables
 from ado_actuators.sfttrainer.core.reporting.rows import Row, differing, workload_label
+from ado_actuators.sfttrainer.core.workload.wording import rounded
 
 BIN = Path(sys.executable).parent
 FILES = ("--with", "space=space.yaml", "--with", "actuatorconfiguration=actuatorconfiguration.yaml")
@@ -95,7 +96,7 @@ def conclusion(rows: Sequence[Row], report: Path) -> list[str]:
 
 def _memory(row: Row, kind: str | None) -> str:
     value = row.output(kind) if kind else None
-    return "" if value is None else f", {answers.rounded(value)} GiB"
+    return "" if value is None else f", {rounded(value)} GiB"
 
 
 if __name__ == "__main__":

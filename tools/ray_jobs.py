@@ -40,6 +40,9 @@ POLL_S = 0.5
 # retries bridge a broken port-forward or a restarting proxy
 ATTEMPTS = 10
 RETRY_S = 3.0
+# how often a job that has not started is mentioned
+HEARTBEAT_S = 15.0
+LONGEST_REASON = 150
 
 
 class Refused(Exception):
@@ -186,14 +189,33 @@ def follow(client: Any, job: str, address: str) -> int:
         time.sleep(POLL_S)
     if info.status == "SUCCEEDED":
         return 0
-    # the following lines of the message repeat the log
-    print(f"job {job} {info.status.lower()}: {_first_line(info.message)}", file=sys.stderr)
+    print(f"job {job} {info.status.lower()}: {_reason(info.message)}", file=sys.stderr)
     return info.driver_exit_code or 1
 
 
 async def _print_log(client: Any, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", flush=True)
+    waiting = asyncio.create_task(_mention_waiting(client, job))
+    try:
+        async for lines in client.tail_job_logs(job):
+            waiting.cancel()
+            print(lines, end="", flush=True)
+    finally:
+        waiting.cancel()
+
+
+async def _mention_waiting(client: Any, job: str) -> None:
+    """Say now and then that the nodes are installing the packages of a job, which has no log until then."""
+    begin = time.monotonic()
+    while True:
+        await asyncio.sleep(HEARTBEAT_S)
+        try:
+            pending = (await asyncio.to_thread(client.get_job_info, job)).status == "PENDING"
+        except Exception:
+            continue  # the log's own errors are reported
+        if pending:
+            print(
+                f"job {job}: installing its packages on the cluster, {time.monotonic() - begin:.0f} s", file=sys.stderr
+            )
 
 
 def _info(client: Any, job: str, address: str) -> Any:
@@ -212,7 +234,18 @@ def _info(client: Any, job: str, address: str) -> Any:
 
 def _first_line(message: object) -> str:
     """Return the first line of a message, at most 150 characters of it."""
-    return next(iter(str(message or "").strip().splitlines()), "no reason given")[:150]
+    return next(iter(str(message or "").strip().splitlines()), "no reason given")[:LONGEST_REASON]
+
+
+def _reason(message: object) -> str:
+    """Return the first line of a job's message, and the last one if its environment failed: what pip said is there.
+
+    The other lines of a job that ran repeat its log.
+    """
+    first = _first_line(message)
+    last = next(iter(reversed(str(message or "").strip().splitlines())), "").strip()[-LONGEST_REASON:]
+    failed = re.search(r"runtime.?env", first, re.IGNORECASE)
+    return f"{first} … {last}" if failed and last != first else first
 
 
 def _copy_by_content(file: Path, into: Path) -> Path:

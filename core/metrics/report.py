@@ -8,6 +8,7 @@ from typing import Any
 
 from ..protocol.stopping import LEAST_MEASURED
 from ..workload.outputs import OUTPUTS
+from ..workload.wording import plus_minus, rounded
 
 # what decides whether a workload fits comes first
 MEMORY = ("gpu_memory_peak_gib", "torch_peak_reserved_gib", "cpu_memory_peak_gib")
@@ -86,9 +87,7 @@ def headline(properties: Mapping[str, Any]) -> str:
     rate = properties.get("dataset_tokens_per_second")
     if rate is None:
         return ""
-    parts = [f"{rounded(rate)} tokens/s"]
-    if (half_width := properties.get("throughput_ci95_percent")) is not None:
-        parts[0] += f" ± {half_width:.2g} %"
+    parts = [f"{rounded(rate)} tokens/s{plus_minus(properties.get('throughput_ci95_percent'))}"]
     steps = properties.get("measured_steps")
     few = f"{steps} step{'' if steps == 1 else 's'}, " if steps is not None and steps < LEAST_MEASURED else ""
     parts.append(f"{few}{'steady' if properties.get('steady') else 'not steady'}")
@@ -97,11 +96,6 @@ def headline(properties: Mapping[str, Any]) -> str:
     cost = properties.get("usd_per_million_tokens")
     parts += [f"{rounded(cost)} USD per million tokens"] if cost is not None else []
     return ", ".join(parts)
-
-
-def rounded(value: float) -> str:
-    """Return a value with three digits, or without decimals from 100."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _readable(value: float | int | str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from ..protocol.stopping import LEAST_MEASURED
+from ..workload.wording import plus_minus, rounded
 from . import tables
 from .rows import MEMORY, Row, counted, differing, workload_label
 
@@ -82,7 +83,7 @@ def rate(row: Row) -> str:
 
 def interval(row: Row) -> str:
     """Return the half-width of a rate's interval, such as `` ± 3 %``, or nothing."""
-    return "" if row.half_width is None else f" ± {100 * row.half_width:.2g} %"
+    return plus_minus(None if row.half_width is None else 100 * row.half_width)
 
 
 def best(rows: Sequence[Row], value: Callable[[Row], float]) -> Row:
@@ -125,11 +126,6 @@ def _may_be_faster(row: Row, fastest: Row) -> bool:
     if ratio is None:
         return False
     return ratio.value >= 1 if ratio.high is None or doubt(row) else ratio.high >= 1
-
-
-def rounded(value: float) -> str:
-    """Return a value with three digits, or without decimals from 100."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def replayed(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import subprocess
 import sys
@@ -230,10 +231,38 @@ def test_a_cluster_that_answers_no_more() -> None:
     [
         (state("FAILED", "exit code 7\nlog", 7), 7, "job job_1 failed: exit code 7\n"),
         (state("FAILED", ""), 1, "job job_1 failed: no reason given\n"),
+        (
+            state(
+                "FAILED",
+                "runtime_env setup failed: Failed to set up runtime environment.\nTraceback\n/usr/bin/python3: No module named pip\n",
+            ),
+            1,
+            "job job_1 failed: runtime_env setup failed: Failed to set up runtime environment. … /usr/bin/python3: No module named pip\n",
+        ),
         (state("STOPPED"), 1, "job job_1 stopped: no reason given\n"),
     ],
 )
 def test_a_job_that_fails(capsys: pytest.CaptureFixture[str], answer: Any, code: int, said: str) -> None:
-    """The exit status of the job, or 1 if it has none, and the first line of its message."""
+    """The exit status of the job, or 1 if it has none, and the first line of its message; of a failed environment the last, too."""
     assert ray_jobs.follow(Cluster(answer), "job_1", "http://here") == code
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_job_that_is_being_installed_is_mentioned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its log begins; a call that fails is left out."""
+    monkeypatch.setattr(ray_jobs, "HEARTBEAT_S", 0.01)
+    answers = [state("PENDING"), ConnectionError("refused"), state("PENDING"), state("SUCCEEDED")]
+
+    class Installing(Cluster):
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            while len(self.answers) > 1:
+                await asyncio.sleep(0.01)
+            yield "one\n"
+
+    assert ray_jobs.follow(Installing(*answers), "job_1", "http://here") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "one\n"
+    assert printed.err.splitlines() == 2 * ["job job_1: installing its packages on the cluster, 0 s"]

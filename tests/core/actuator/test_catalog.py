@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,32 @@ def test_ados_warning_about_ibms_actuator_names_convert(caplog: pytest.LogCaptur
         ),
         "No actuator registered called nonsense",
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"experimentVersion": "9.0.0"},
+            "Cannot find experiment finetune_full_benchmark from actuator sfttrainer in catalog",
+        ),
+        (
+            {"name": "stop_after_second"},
+            "parameterized properties not in optionalProperties list. Missing: ['stop_after_second']",
+        ),
+    ],
+)
+def test_what_ado_says_about_a_wrong_space_is_in_troubleshooting(change: dict[str, str], sentence: str) -> None:
+    """ado's traceback ends in these sentences, which users look for in docs/troubleshooting.md."""
+    name = change.pop("name", "stop_after_seconds")
+    asked: Any = {
+        "actuatorIdentifier": "sfttrainer",
+        "experimentIdentifier": "finetune_full_benchmark",
+        "experimentVersion": "1.0.0",
+        "parameterization": [{"property": {"identifier": name}, "value": 20}],
+        **change,
+    }
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        ExperimentReference.model_validate(asked).validate_parameterization()
+    page = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text()
+    assert sentence.split(" finetune")[0].split(": [")[0] in page
