@@ -38,6 +38,8 @@ NAMES = (
     *(f"throughput-{name.replace('_', '-')}" for name in (*KEYS, *FIELDS)),
 )
 MOST_TRACES = 6
+# of thousands of points with intervals a page of 6 MB would be made, in which none is seen
+MOST_POINTS = 300
 MOST_BARS = 20
 MOST_PAIRS = 16
 # steps are drawn as points as well where there are fewer: a line through one step is not visible
@@ -105,7 +107,17 @@ def _throughput(rows: Sequence[Row]) -> Iterator[Drawing]:
         yield _throughput_against(measured, name, [other for other in varied if other != name])
 
 
+def _thinned(rows: list[Row], value: Callable[[Row], float | None]) -> tuple[list[Row], str]:
+    """Return at most ``MOST_POINTS`` of the rows, spread evenly over their values, the largest and smallest included, and a sentence."""
+    if len(rows) <= MOST_POINTS:
+        return rows, ""
+    ordered = sorted(rows, key=lambda row: value(row) or 0.0)
+    step = (len(ordered) - 1) / (MOST_POINTS - 1)
+    return [ordered[round(index * step)] for index in range(MOST_POINTS)], f" {MOST_POINTS} of {len(rows)} are drawn."
+
+
 def _throughput_against(rows: list[Row], name: str, others: list[str]) -> Drawing:
+    rows, drawn = _thinned(rows, lambda row: row.throughput)
     figure, axes = plain_axes()
     series, unnamed = grouped_names(rows, others, len(SERIES))
     places = place(axes, name, list({row.value(name) for row in rows}))
@@ -129,7 +141,7 @@ def _throughput_against(rows: list[Row], name: str, others: list[str]) -> Drawin
     axes.set_ylabel(RATE)
     scale(axes.yaxis, axes.set_yscale, [_upper(row) for row in rows])
     legend(figure, axes)
-    caption = _reliability(rows) + _not_in_labels(unnamed)
+    caption = _reliability(rows) + _not_in_labels(unnamed) + drawn
     return Drawing(f"throughput-{name.replace('_', '-')}", f"Throughput against {name}", caption, figure)
 
 
@@ -148,6 +160,7 @@ def _memory(rows: Sequence[Row]) -> Iterator[Drawing]:
     kind, having = tables.memory_and_rate(rows)
     if not kind or not having:
         raise LeftOut("no measurement has a memory value.")
+    having, drawn = _thinned(having, lambda row: row.output(kind))
     figure, axes = plain_axes()
     tokens = {row.value("batch_size") * row.value("model_max_length") for row in having}
     places = place(axes, "batch_size × model_max_length (token slots per step)", sorted(tokens))
@@ -161,7 +174,7 @@ def _memory(rows: Sequence[Row]) -> Iterator[Drawing]:
     axes.set_ylabel(f"{MEMORY[kind]} (GiB)".replace("peak memory of the training processes", "peak resident memory"))
     scale(axes.yaxis, axes.set_yscale, [row.output(kind) or 0.0 for row in having])
     legend(figure, axes)
-    caption = f"The {MEMORY[kind]}, {kind}." + _not_in_labels(unnamed) + tables.without_memory(rows)
+    caption = f"The {MEMORY[kind]}, {kind}." + _not_in_labels(unnamed) + tables.without_memory(rows) + drawn
     yield Drawing("memory", "Memory", caption, figure)
 
 

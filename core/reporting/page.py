@@ -17,7 +17,6 @@ from .rows import (
     FAILED,
     FIELDS,
     INTERVAL,
-    KEYS,
     MEASURED,
     MEMORY,
     THROUGHPUT,
@@ -215,7 +214,7 @@ def _problems(rows: Sequence[Row]) -> Table | None:
 
 
 def _measurements(rows: Sequence[Row]) -> Section:
-    names = [name for name in (*KEYS, *FIELDS) if name in differing(rows)] or ["model_name"]
+    names = differing(rows) or ["model_name"]
     outputs = [(name, head) for name, head in COLUMNS if any(row.output(name) is not None for row in rows)]
     outputs += [(name, name) for name in _others(rows)]
     # one column of memory is enough: the preferred metric

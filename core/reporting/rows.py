@@ -27,6 +27,7 @@ MEMORY = {
 MEASURED, CANNOT_RUN, FAILED = "measured", "cannot run", "failed"
 GIVEN = tuple(Workload.model_fields)
 REQUIRED = tuple(name for name, field in Workload.model_fields.items() if field.is_required())
+DEFAULTS = {name: field.default for name, field in Workload.model_fields.items() if not field.is_required()}
 # ``Row.method`` gives the method: most experiments have it in their name instead of a property
 FIELDS = tuple(name for name in GIVEN if name != "method")
 # attributes of a row that labels have before the properties of the workload
@@ -93,9 +94,7 @@ class Row:
         """Return a property's value, or its default where none was given, or an attribute from ``KEYS``."""
         if name in KEYS:
             return getattr(self, name)
-        if name in self.workload or name not in Workload.model_fields:
-            return self.workload.get(name)
-        return self._default(name)
+        return self.workload[name] if name in self.workload else self._default(name)
 
     def output(self, name: str) -> float | None:
         """Return an output as a number, or None."""
@@ -114,10 +113,8 @@ class Row:
 
     def _default(self, name: str) -> Any:
         """Return the default that the experiment gives a property; None without one."""
-        kind, field = KINDS.get(self.experiment), Workload.model_fields.get(name)
-        if kind is not None and name in kind.defaults:
-            return kind.defaults[name]
-        return None if field is None or field.is_required() else field.default
+        kind = KINDS.get(self.experiment)
+        return kind.defaults[name] if kind is not None and name in kind.defaults else DEFAULTS.get(name)
 
 
 def number(value: Any) -> float | None:

@@ -401,3 +401,20 @@ def test_the_page_follows_the_readers_colour_scheme(
     background, *texts = map(brightness, browse(browser, full_page, tmp_path, 0)["colours"])
     assert background < 0.25
     assert min(texts) > 0.6
+
+
+def test_a_page_of_thousands_of_measurements_stays_usable(row: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures draw some of the points, the largest included, and say so; the page's size and work do not grow with the square."""
+    rows = [row(1000.0 + number, model_name=f"m{number % 10}", seed=number, memory=number) for number in range(2_000)]
+    drawn, left_out = figures.draw(rows)
+    throughput = next(one for one in drawn if one.name == "throughput-seed")
+    assert f"{figures.MOST_POINTS} of 2000 are drawn." in throughput.caption
+    assert max(max(one.lines[0].get_ydata()) for one in throughput.figure.axes[0].containers) == 2999.0
+    calls: list[int] = []
+    monkeypatch.setattr(page, "differing", lambda rows: calls.append(1) or ["model_name", "seed"])
+    pictures = [
+        page.Picture(one.name, one.title, one.caption, figure_style.render(one, "svg").decode()) for one in drawn
+    ]
+    made = page.html(rows, pictures, left_out, "made")
+    assert len(calls) <= 4
+    assert len(made) < 3_000_000
