@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..measurement.distribution import distribution
+from .console import in_no_directory, open_closed_streams
 from .options import SOURCE, Actuator, Format, Samples, Seed, Weights, Words, experiments, percent, properties
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ def main(plugin: str, environment: str, load: Load, arguments: Sequence[str] | N
         load: returns the plugin and the class of its parameters.
         arguments: of the command line; default: the arguments of this process.
     """
+    open_closed_streams()
+    if in_no_directory():
+        print("The current directory does not exist any more; change to another one.", file=sys.stderr)
+        return 2
     try:
         build(plugin, environment, load)(args=arguments if arguments is None else list(arguments))
     except SystemExit as ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,24 @@ def test_shells_complete_names() -> None:
             [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.stdout.split() == [expected]
+
+
+def shell(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of the shell whose ``$0`` is Python."""
+    command = ["/bin/sh", "-c", script, sys.executable, *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_run_with_closed_streams(tmp_path: Path) -> None:
+    """The exit status is that of the same command with open streams, and nothing is written to the wrong one."""
+    words = ["model_name=tiny-llama-5m", "model_max_length=8", "batch_size=512", "number_gpus=512"]
+    done = shell('exec "$0" -m ado_actuators.sfttrainer run "$@" <&- 2>&-', *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_command_in_a_directory_that_was_removed(tmp_path: Path) -> None:
+    """One sentence and the status of a usage error."""
+    (tmp_path / "gone").mkdir()
+    done = shell('cd gone && rmdir ../gone && exec "$0" -m ado_actuators.sfttrainer report x.csv', cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "The current directory does not exist any more; change to another one.\n"
