@@ -78,6 +78,8 @@ def _add_run(app: typer.Typer, name: str, plugin: str, load: Load) -> None:
     Examples:
       {name} run model_name=tiny-llama-5m model_max_length=128 batch_size=4 number_gpus=0
       {name} run model_name=smollm2-135m model_max_length=64 batch_size=2 number_gpus=0 method=lora
+      {name} run workload.yaml --vary method=full,lora
+      {name} run workload.yaml --vary batch_size
       {name} run workload.yaml batch_size=8 price=2.5 --json
     """
 
@@ -102,11 +104,20 @@ def _add_run(app: typer.Typer, name: str, plugin: str, load: Load) -> None:
         config: Annotated[
             Path | None, typer.Option(help="A YAML file with the actuator configuration's parameters.")
         ] = None,
+        vary: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME=V1,V2",
+                help="Measure each of these values of a property and compare them; batch_size without values is doubled as long as "
+                "that is faster and fits.",
+            ),
+        ] = None,
         json: Annotated[bool, typer.Option("--json", help="Print properties and metadata as JSON.")] = False,
     ) -> None:
         from . import run as command
 
-        raise typer.Exit(command.main(*load(), workload, experiment=experiment, config=config, as_json=json))
+        status = command.main(*load(), workload, experiment=experiment, config=config, vary=vary, as_json=json)
+        raise typer.Exit(status)
 
 
 def _add_plan(app: typer.Typer, name: str, load: Load) -> None:

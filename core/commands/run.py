@@ -19,6 +19,7 @@ from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import Progress, describe
+from ..reporting.rows import Row
 from ..workload import ibm_names, yaml_input
 from ..workload.experiments import KINDS
 from ..workload.outputs import OUTPUTS
@@ -42,6 +43,7 @@ def main(
     *,
     experiment: str | None,
     config: Path | None,
+    vary: str | None = None,
     as_json: bool,
 ) -> int:
     """Run the command; return its exit status: 0 measured, 1 the workload cannot run or failed, 2 usage error.
@@ -52,11 +54,14 @@ def main(
         workload: files and property=value pairs, ``price`` among them; later values replace earlier ones.
         experiment: what to measure; None: the experiment that a file names, else the full benchmark.
         config: a file with the actuator configuration's parameters.
+        vary: a property and its values, which are measured and compared; None: one measurement.
         as_json: print JSON.
     """
     try:
         values, chosen = read_workload(workload, experiment, plugin)
         settings = read_settings(config, parameters_class, price=values.pop(PRICE, None))
+        if vary is not None:
+            return _vary(vary, plugin, workload, experiment, settings, as_json=as_json)
         plan = make_plan(plugin.identifier, chosen, values)
         progress = Bar() if sys.stderr.isatty() else Changes()
         with (
@@ -75,6 +80,39 @@ def main(
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
     _show(verdict, as_json, without=() if values.get("number_gpus") else PER_GPU)
     return 0 if verdict.properties.get("is_valid") else 1
+
+
+def _vary(
+    vary: str, plugin: Plugin, workload: list[str], experiment: str | None, settings: Any, *, as_json: bool
+) -> int:
+    """Measure the workload with each value of a property on one host; return the exit status."""
+    from . import vary as command
+
+    try:
+        name, listed = command.parse(vary)
+    except command.BadVary as error:
+        raise BadUse(str(error)) from None
+    values, _ = read_workload(workload, experiment, plugin)
+    devices = values.get("number_gpus") or values.get("number_nodes") or 1
+    first = values.get(name) or (devices if name == "batch_size" else 1)
+    progress = Bar() if sys.stderr.isatty() else Changes()
+    with (
+        terminated_as_interrupted(),
+        progress,
+        Local(plugin, settings, state_dir(settings.state_dir), progress) as local,
+    ):
+
+        def measure(word: str) -> Row:
+            asked, chosen = read_workload([*workload, word], experiment, plugin)
+            asked.pop(PRICE, None)
+            try:
+                verdict = local.measure(make_plan(plugin.identifier, chosen, asked))
+            except failures.CannotRun as failure:
+                verdict = refusal(failure, plugin.identifier, chosen)
+            message = verdict.message or str(verdict.metadata.get("reason", ""))
+            return Row("run", plugin.identifier, chosen, asked, verdict.properties, message, dict(verdict.metadata))
+
+        return command.main(name, listed, first if isinstance(first, int) else 1, measure, as_json=as_json)
 
 
 @contextlib.contextmanager

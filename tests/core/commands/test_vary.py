@@ -1,0 +1,101 @@
+"""`run --vary`: several values of one property, measured and compared."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ado_actuators.sfttrainer.__main__ import main
+from ado_actuators.sfttrainer.core.commands import vary
+from ado_actuators.sfttrainer.core.reporting.rows import Row
+
+METHODS = {"full": "finetune_full_benchmark", "lora": "finetune_lora_benchmark"}
+
+
+class Machine:
+    """Measures without training: ``rates`` by value; a value without a rate runs out of memory."""
+
+    def __init__(self, rates: dict[str, float]) -> None:
+        self.rates = rates
+        self.asked: list[str] = []
+
+    def __call__(self, word: str) -> Row:
+        """Return the row of a value."""
+        name, _, value = word.partition("=")
+        self.asked.append(value)
+        workload: dict[str, Any] = {"model_name": "m", "model_max_length": 8, "batch_size": 1, "number_gpus": 1}
+        experiment = METHODS.get(value, METHODS["full"])
+        if name != "method":
+            workload[name] = int(value)
+        if value not in self.rates:
+            failed: dict[str, Any] = {"is_valid": 0, "failure": "gpu_oom"}
+            return Row("run", "sfttrainer", experiment, workload, failed, "The workload does not fit.")
+        outputs: dict[str, Any] = {"is_valid": 1, "dataset_tokens_per_second": self.rates[value], "steady": 1}
+        return Row("run", "sfttrainer", experiment, workload, {**outputs, "throughput_ci95_percent": 2.0})
+
+
+def test_two_methods_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each, then what is faster, by how much and how sure."""
+    machine = Machine({"full": 100.0, "lora": 150.0})
+    assert vary.main("method", ["full", "lora"], 1, machine, as_json=False) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "full: 100 tokens/s ± 2 %, steady\nlora: 150 tokens/s ± 2 %, steady\n"
+    assert printed.out.startswith("Fastest steady workload: lora, with 150 tokens/s ± 2 %.\n")
+    (line,) = [line for line in printed.out.splitlines() if line.startswith("+ ")]
+    line = " ".join(line.split())
+    assert "lora against full 100.0 150.0 1.500 1.458 to 1.543 improvement: faster by 50.0 %." in line
+
+
+@pytest.mark.parametrize(
+    ("rates", "asked"),
+    [
+        ({"2": 10.0, "4": 19.0, "8": 30.0}, ["2", "4", "8", "16"]),
+        ({"2": 10.0, "4": 19.0, "8": 19.2, "16": 40.0}, ["2", "4", "8"]),
+        ({}, ["2"]),
+    ],
+    ids=["until it does not fit", "until it is no faster", "not even the first fits"],
+)
+def test_a_batch_is_doubled_as_long_as_that_pays(
+    capsys: pytest.CaptureFixture[str], rates: dict[str, float], asked: list[str]
+) -> None:
+    """From the first value on; the fastest is named."""
+    machine = Machine(rates)
+    assert vary.main("batch_size", [], 2, machine, as_json=False) == (0 if rates else 1)
+    assert machine.asked == asked
+    printed = capsys.readouterr()
+    assert ("The workload does not fit." in printed.err) == (asked[-1] not in rates)
+    assert printed.out.startswith("Fastest steady workload: batch " if rates else "Nothing was measured.\n")
+
+
+def test_json_has_every_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those that do not fit."""
+    assert vary.main("batch_size", ["1", "2"], 1, Machine({"1": 5.0}), as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["workload"]["batch_size"], one["message"]) for one in found] == [
+        (1, ""),
+        (2, "The workload does not fit."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("batch", "--vary batch is no property of a workload; use method, batch_size or another one."),
+        ("packing", "--vary packing needs values, such as --vary packing=V1,V2; batch_size and "),
+        ("packing=true", "--vary packing=true has fewer than two values; expected packing=V1,V2."),
+        ("batch_size=2,2,", "has fewer than two values"),
+    ],
+)
+def test_bad_use(given: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2 and one message; nothing is started."""
+    words = ["model_name=tiny-llama-5m", "model_max_length=8", "batch_size=1", "number_gpus=0"]
+    assert main(["run", *words, "--vary", given]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_values_keep_their_order_and_count_once() -> None:
+    """Spaces around them do not matter."""
+    assert vary.parse("method=lora, full,lora") == ("method", ["lora", "full"])
+    assert vary.parse("batch_size") == ("batch_size", [])
