@@ -110,7 +110,7 @@ def _vary(
             except failures.CannotRun as failure:
                 verdict = refusal(failure, plugin.identifier, chosen)
             message = verdict.message or str(verdict.metadata.get("reason", ""))
-            return Row("run", plugin.identifier, chosen, asked, verdict.properties, message, dict(verdict.metadata))
+            return Row("run", plugin.identifier, chosen, asked, verdict.properties, message, verdict.metadata)
 
         return command.main(name, listed, first if isinstance(first, int) else 1, measure, as_json=as_json)
 
