@@ -9,17 +9,55 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import published_modules
 import torch
 import transformers
 from torch.utils.checkpoint import checkpoint
+from trl.kernels import chunked_logprob
 
 from ado_actuators.sfttrainer import stack as trl_stack
 from ado_actuators.sfttrainer.core.protocol.messages import Job
 from ado_actuators.sfttrainer.core.trainer import data, model
-from ado_actuators.sfttrainer.core.trainer.memory_estimate import four_bits
+from ado_actuators.sfttrainer.core.trainer.memory_estimate import chunked_loss, four_bits
 
-# the loss of this model type was not yet the common one in transformers 4.48 and stayed in the type of the logits
+# the loss of this model type was not yet the common one in transformers 4.48: it stayed in the type of the logits without autocast
 LOSS_IN_TYPE_OF_LOGITS = ("gpt_bigcode",)
+# the functions of TRL that a trace replaces, as they are
+OPERATIONS = {name: getattr(chunked_logprob, name) for name in chunked_loss.IN_PLACE}
+
+
+@dataclasses.dataclass(frozen=True)
+class WithAccelerate:
+    """Another stack with a release of accelerate that is not the installed one.
+
+    Attributes:
+        stack: the stack.
+        accelerate_version: release of accelerate, which decides how FSDP divides a model.
+    """
+
+    stack: Any
+    accelerate_version: str
+
+    def train(self, job: Job, clock: Any) -> dict[str, Any]:
+        """Train as the other stack does."""
+        made: dict[str, Any] = self.stack.train(job, clock)
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOfTorch:
+    """TRL with the loss in chunks as TRL 1.4 computed it: operations of torch on each tile, before the Triton kernels of later releases."""
+
+    def train(self, job: Job, clock: Any) -> dict[str, Any]:
+        """Train as the plugin does, with that loss."""
+        replaced = {name: getattr(chunked_logprob, name) for name in OPERATIONS}
+        for name, operation in OPERATIONS.items():
+            setattr(chunked_logprob, name, operation)
+        try:
+            return trl_stack.train(job, clock)
+        finally:
+            for name, operation in replaced.items():
+                setattr(chunked_logprob, name, operation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +65,22 @@ class PlainTrainer:
     """A stack for ``Estimator``: one class for both generations of transformers.
 
     Attributes:
+        older: as transformers 4.48: the loss copies its logits, each expert has linear layers of its own, and a checkpoint is around the
+            layer and its FSDP wrapper.
         prepares: whether norms are float32.
-        older: as transformers 4.48: the loss copies its logits, and a checkpoint is around the layer and its FSDP wrapper.
+        fused: whether norms and loss are fused kernels.
     """
 
     older: bool
     prepares: bool = False
+    fused: bool = False
 
     def train(self, job: Job, clock: Any) -> dict[str, Any]:
         """Train once as ``job`` says, with ``clock.callback``."""
         workload = job.workload
         network, _ = model.build(job)
+        if self.older:
+            published_modules.with_older_experts(network)
         if workload.method in ("qlora", "gptq_lora"):
             kind = "gptq" if workload.method == "gptq_lora" else "nf4"
             network = four_bits.quantised(network, getattr(torch, workload.torch_dtype), kind=kind)
@@ -48,10 +91,12 @@ class PlainTrainer:
         tokenizer = model.tokenizer(job, network)
         samples = data.build(job, tokenizer, network.config)
         if self.older:
-            network.loss_function = _loss_of(network.config.model_type)
-            # one expert after the other
-            network.config._experts_implementation = "eager"
+            network.loss_function = _loss_of(network.config.model_type, fused=self.fused)
+        if self.fused:
+            published_modules.with_fused_norms(network)
         network = _adapted(network, job)
+        if self.older and network.config.model_type == "gpt_bigcode":
+            published_modules.keep_cache(network)
         if self.older and workload.gradient_checkpointing:
             _checkpoint_around_layers(network, use_reentrant=workload.gradient_checkpointing_use_reentrant)
         trainer = transformers.Trainer(
@@ -65,7 +110,7 @@ class PlainTrainer:
         return {}
 
 
-def _loss_of(model_type: str) -> Any:
+def _loss_of(model_type: str, *, fused: bool) -> Any:
     keep_type = model_type in LOSS_IN_TYPE_OF_LOGITS
 
     def loss(logits: Any, labels: Any, vocab_size: int, num_items_in_batch: Any = None, **unused: Any) -> Any:
@@ -73,14 +118,11 @@ def _loss_of(model_type: str) -> Any:
         numbers = logits if keep_type else logits.float()
         shifted = numbers[..., :-1, :].contiguous().view(-1, vocab_size)
         targets = labels[..., 1:].contiguous().view(-1)
+        if fused:
+            return published_modules.FusedLoss.apply(shifted)
         if num_items_in_batch is None or keep_type:
-            made = torch.nn.functional.cross_entropy(shifted, targets)
-        else:
-            made = torch.nn.functional.cross_entropy(shifted, targets, reduction="sum") / num_items_in_batch
-        if keep_type:
-            # measured: two bytes a logit more than the operations need; the logits themselves, so it seems
-            made.register_hook(lambda gradient, kept=logits: None)
-        return made
+            return torch.nn.functional.cross_entropy(shifted, targets)
+        return torch.nn.functional.cross_entropy(shifted, targets, reduction="sum") / num_items_in_batch
 
     return loss
 

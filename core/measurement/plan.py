@@ -95,7 +95,8 @@ class Plan:
         known = workload.number_gpus > 0 and accelerators.usable_bytes(workload.gpu_model) is not None
         if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
             return None
-        if supported.untraceable(workload):
+        # what exceeds an upper bound may fit all the same
+        if supported.untraceable(workload) or supported.is_bounded(workload):
             return None
         return dataclasses.replace(self, experiment="finetune_memory_estimate", quick=True)
 

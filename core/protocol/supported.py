@@ -15,7 +15,9 @@ from . import optimizers
 
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
-UNTRACEABLE = ("use_liger_kernel", "fast_kernels", "fast_moe", "multipack")
+UNTRACEABLE = ("fast_kernels", "fast_moe", "multipack")
+# their kernels save the same tensors as the model's operations, or fewer, so an estimate without them is an upper bound
+BOUNDED_FROM_ABOVE = ("torch_compile", "use_liger_kernel")
 # names of attention implementations; a kernel of the hub is org/name, with a revision after @ and a function after a colon
 PLAIN_ATTENTION = ("auto", "eager", "sdpa")
 FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -155,6 +157,11 @@ def unusable_configuration(model_name: str, file: Path) -> str | None:
     except (OSError, ValueError, RecursionError):
         return None
     return implausible(model_name, content) if isinstance(content, dict) else None
+
+
+def is_bounded(workload: Workload) -> bool:
+    """Return whether a memory estimate of the workload is only an upper bound; it also has the fields in ``BOUNDED_FROM_ABOVE``."""
+    return any(getattr(workload, name) for name in BOUNDED_FROM_ABOVE)
 
 
 def untraceable(workload: Workload) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,19 +52,52 @@ def test_a_row_is_predicted_in_this_process() -> None:
     assert 4 * 4 * 4_999_424 < got.allocated <= got.reserved
 
 
-def test_errors_and_verdicts() -> None:
-    """Of three rows one is 10 % high, one ran out of memory and was told so, one is not predicted."""
-    measured = dataclasses.replace(row(), allocated=10 * GIB)
+def results() -> list[published.Result]:
+    """Return five rows: 10 % high, 1 % low, out of memory as predicted, out of memory though predicted to fit, and not predicted."""
+    high = dataclasses.replace(row(), allocated=10 * GIB)
+    close = dataclasses.replace(high, values={**high.values, "number_gpus": "2"})
     lost = dataclasses.replace(row(), ran=False)
-    results = [
-        published.Result(measured, 11 * GIB, 12 * GIB, fits=True),
+    return [
+        published.Result(high, 11 * GIB, 12 * GIB, fits=True),
+        published.Result(close, int(9.9 * GIB), 10 * GIB, fits=True),
         published.Result(lost, 99 * GIB, 99 * GIB, fits=False),
-        published.Result(row(), message="kernels of foak are not traced"),
+        published.Result(lost, 40 * GIB, 41 * GIB, fits=True),
+        published.Result(row(), message="kernels of scattermoe are not traced"),
     ]
-    assert results[0].error == pytest.approx(0.1)
-    assert published.summary(results).splitlines() == [
+
+
+def test_errors_and_verdicts() -> None:
+    """The summary counts the verdicts, and names what is wrong and what is outside the goal."""
+    found = results()
+    assert found[0].error == pytest.approx(0.1)
+    assert published.summary(found).splitlines() == [
         "one GPU: 1 rows, error +10.00 to +10.00 %, median of its size 10.00 %",
-        "fits: 2 of 2 told right",
-        "not predicted: 1 of 3 rows",
+        "several GPUs: 1 rows, error -1.00 to -1.00 %, median of its size 1.00 %",
+        "fits: 3 of 4 predicted correctly (75.0 %)",
+        "fits is wrong: tiny-llama-5m full 1 GPU 2 samples (ran out of memory, needs 40.00 GiB allocated)",
+        "outside the goal: tiny-llama-5m full 1 GPU 2 samples (ran, needs 11.00 GiB allocated, error +10.00 %)",
+        "not predicted: 1 of 5 rows",
     ]
-    assert "out of memory" in published.table(results)
+    assert "out of memory" in published.table(found)
+
+
+def test_the_page_gets_table_and_summary(tmp_path: Path) -> None:
+    """What is outside the marks stays; a second run changes nothing."""
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{published.BEGIN}\nold\n{published.END}\nafter\n")
+    published.write_docs(results(), page)
+    written = page.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("\nafter\n")
+    assert "old" not in written
+    assert "| tiny-llama-5m | full | 1 | plain | 10.00 | +10.00 % | 1 | 2 | 2 of 3 |" in written
+    assert "| tiny-llama-5m | full | 2 | plain | 10.00 | -1.00 % | 1 | 0 | 1 of 1 |" in written
+    published.write_docs(results(), page)
+    assert page.read_text() == written
+
+
+def test_rows_that_are_known_are_not_predicted_again(tmp_path: Path) -> None:
+    """What a file has is read back as it was written."""
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([published._written(result) for result in results()]))
+    assert published._read(file) == results()

@@ -9,14 +9,13 @@ One process is traced. The memory of each of several devices is computed from th
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
+import importlib.metadata
 import re
 import time
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from ...protocol import supported
 from ...protocol.messages import AUTOCAST_DTYPES, Job, JobWorkload, ProgressCallback
@@ -32,6 +31,8 @@ from .extrapolation import Irregular
 from .fully_sharded import Wrapping
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
 from .moments import Moments
+from .optimizer_states import follows_parameters
+from .untraced import explained
 
 CUDA_BLOCK_BYTES = 512
 # cuBLAS's workspace, which torch's allocator provides to each thread that multiplies: those of the forward and the backward pass.
@@ -41,6 +42,8 @@ OLDER_WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 2**10
 OLDER_DEVICES = re.compile(
     r"\b(A100|A40|A30|A10G?|A6000|RTX[ -]?30\d\d|L40S?|L4|RTX[ -]?40\d\d|6000[ -]Ada|V100S?|T4)\b", re.IGNORECASE
 )
+# the first release that makes embedding and output layer units of their own under FSDP2
+ACCELERATE_DIVIDES_OUTSIDE = (1, 14)
 # the upper bound of the property batch_size, and the most tokens of a batch whose padding a trace knows
 MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
 
@@ -65,30 +68,20 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
     begin = time.perf_counter()
     estimator = Estimator(stack, job, tell)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes
-    try:
-        peaks = estimator.peaks(batch)
-    except (DynamicOutputShapeException, DataDependentOutputException) as error:
-        raise Refused(
-            f"finetune_memory_estimate cannot trace model {job.workload.model_name[-60:]}: its shapes depend on data."
-        ) from error
-    except RuntimeError as error:
-        if "BF16 type" in str(error):
-            # torch's implementation of grouped matrix products on fake tensors supports no other type
-            raise Refused(
-                "finetune_memory_estimate traces experts in bfloat16 only: use torch_dtype bfloat16 or mixed_precision bf16."
-            ) from error
-        raise
-    reserved = estimator.reserved.get(batch)
     capacity = job.capacity_bytes if estimator.cuda else None
     further: dict[str, Any] = {}
-    if capacity is not None:
-        further = _compared(stack, job, tell, estimator.needed(batch) <= capacity, peaks[UPDATE].total)
-        # what lies unused between blocks of this batch is taken to do so at any other
-        capacity -= estimator.needed(batch) - max(peak.total for peak in peaks.values())
     largest = None
-    if capacity is not None:
-        most = min(MOST_SAMPLES // processes, MOST_TOKENS // job.workload.model_max_length)
-        largest = processes * estimator.largest(batch, capacity, max(most, batch))
+    with explained(job.workload.model_name):
+        peaks = estimator.peaks(batch)
+        reserved = estimator.reserved.get(batch)
+        if capacity is not None:
+            further = _compared(stack, job, tell, estimator.needed(batch) <= capacity, peaks[UPDATE].total)
+            # what lies unused between blocks of this batch is taken to do so at any other
+            capacity -= estimator.needed(batch) - max(peak.total for peak in peaks.values())
+            most = min(MOST_SAMPLES // processes, MOST_TOKENS // job.workload.model_max_length)
+            largest = processes * estimator.largest(batch, capacity, max(most, batch))
+        if job.capacities:
+            further["devices"] = estimator.devices(batch)
     end = time.perf_counter()
     return {
         # the host reads these keys of every record
@@ -100,7 +93,6 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
         "reserved_bytes": None if reserved is None else {"most": reserved.most, "needed": reserved.needed},
         "largest_batch_size": largest,
         "traced_batches": sorted(processes * size for size in estimator.traced),
-        **({"devices": estimator.devices(batch)} if job.capacities else {}),
         **estimator.counts,
         **further,
     }
@@ -241,7 +233,8 @@ class Estimator:
         from .tracing import trace
 
         workload = job.workload
-        wrapped = (lambda model: wrapping(workload, model)) if _is_sharded(workload) else None
+        accelerate = getattr(self._stack, "accelerate_version", "") or importlib.metadata.version("accelerate")
+        wrapped = (lambda model: wrapping(workload, model, accelerate)) if _is_sharded(workload) else None
         return trace(self._stack, single_process_job(job, batch), cuda=self.cuda, update=update, wrapping=wrapped)
 
 
@@ -255,8 +248,9 @@ def single_process_job(job: Job, batch: int) -> Job:
         "gpu_model": "any",
         "distributed_backend": "DDP",
         "weights": "random",
-        # compiled kernels save the same tensors as the model's operations, or fewer
+        # these kernels save the same tensors as the model's operations, or fewer; TRL computes its own loss with both
         "torch_compile": False,
+        "use_liger_kernel": False,
         # further passes allocate the same as the second one
         "gradient_accumulation_steps": min(2, workload.gradient_accumulation_steps),
     }
@@ -268,8 +262,8 @@ def single_process_job(job: Job, batch: int) -> Job:
     if supported.is_flash(workload.attn_implementation):
         changes["attn_implementation"] = attention.FLASH
     if _is_sharded(workload) and workload.mixed_precision != "no":
-        # FSDP gathers parameters in the type of the computation; autocast would make copies of them
-        changes |= {"torch_dtype": "bfloat16", "mixed_precision": "no"}
+        # FSDP gathers parameters in the type of the computation, so autocast makes no copies of them
+        changes |= {"torch_dtype": "bfloat16"}
     traced = dataclasses.replace(workload, **changes)
     return dataclasses.replace(job, workload=traced, world_size=1, rank=0, local_rank=0, local_world_size=1)
 
@@ -309,8 +303,8 @@ def workspace_bytes(gpu_model: str) -> int:
     return OLDER_WORKSPACE_BYTES if OLDER_DEVICES.search(gpu_model) else CUDA_WORKSPACE_BYTES
 
 
-def wrapping(workload: JobWorkload, model: torch.nn.Module) -> Wrapping:
-    """Return how FSDP wraps ``model``.
+def wrapping(workload: JobWorkload, model: torch.nn.Module, accelerate: str) -> Wrapping:
+    """Return how the release ``accelerate`` of that library wraps ``model`` with FSDP.
 
     Raises:
         Refused: the model contains none of the classes to wrap.
@@ -325,7 +319,12 @@ def wrapping(workload: JobWorkload, model: torch.nn.Module) -> Wrapping:
         releases=workload.fsdp_sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD"),
         layers=frozenset(names),
         one_type=workload.mixed_precision != "no",
+        divides_outside=_release(accelerate) >= ACCELERATE_DIVIDES_OUTSIDE,
     )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _sharded(workload: JobWorkload, whole: int, trained: int, block: int, extra: dict[str, dict[str, int]]) -> Sharing:
@@ -342,7 +341,7 @@ def _sharded(workload: JobWorkload, whole: int, trained: int, block: int, extra:
     ratios = {
         "parameters": (trained * kept + (whole - trained) * frozen) / whole,
         "gradients": kept,
-        "optimizer": kept,
+        "optimizer": kept if follows_parameters(workload.optim) else 1.0,
     }
     here = 0.0 if workload.fsdp_cpu_offload else 1 / devices
     return Sharing(

@@ -6,8 +6,9 @@ wrapped layer, or the modules outside the layers. Hooks on the modules of a mode
 
 - A unit is gathered before its forward pass and released after it, and the same in the backward pass. SHARD_GRAD_OP does not release
   it in between.
-- Version 1 keeps the modules outside the layers until the backward pass has ended; version 2 (as accelerate divides a model since 1.14)
-  keeps only the output layer. Version 2 gathers into a separate buffer first, and in the backward pass prefetches the next unit.
+- Version 1 keeps the modules outside the layers until the backward pass has ended, and so does version 2 with accelerate before 1.14, which
+  makes one unit of them; since then version 2 keeps only the output layer. Version 2 gathers into a separate buffer first, and in the
+  backward pass prefetches the next unit.
 - Gradients are held in full until those of the whole unit are complete. Version 1 concatenates them in one tensor; version 2 copies
   them to a buffer, which it frees when the next unit has filled its own.
 - Version 1 releases a frozen unit when the gradient of its input exists. If the unit is inside a checkpoint, the hook for this keeps the
@@ -35,12 +36,14 @@ class Wrapping:
         releases: whether layers are released between forward and backward pass.
         layers: names of the wrapped classes.
         one_type: whether units are gathered in the type of the frozen weights, adapters included: mixed precision.
+        divides_outside: whether embedding and output layer are units of their own under version 2, as with accelerate since 1.14.
     """
 
     version: int
     releases: bool
     layers: frozenset[str]
     one_type: bool = False
+    divides_outside: bool = True
 
 
 class Unit:
@@ -105,7 +108,8 @@ class FullySharded:
             else:
                 self._hook(layer, unit)
         rest = [one for one in model.parameters() if one not in taken]
-        outside = self._outside(model, rest) if self._wrapping.version == 2 else []
+        divides = self._wrapping.version == 2 and self._wrapping.divides_outside
+        outside = self._outside(model, rest) if divides else []
         for module, unit in outside:
             self._hook(module, unit)
         done = {one for _, unit in outside for one in unit.parameters}
@@ -113,10 +117,6 @@ class FullySharded:
 
     def _outside(self, model: Any, rest: list[torch.nn.Parameter]) -> list[tuple[torch.nn.Module, Unit]]:
         """Return the units of embedding and output layer, for releases of accelerate that wrap these."""
-        from accelerate.utils import fsdp_utils
-
-        if not hasattr(fsdp_utils, "_find_final_norm"):
-            return []
         embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
         if embedding is None or output is None or embedding.weight is output.weight:
             # shared weights belong to the root unit, which stays gathered

@@ -20,10 +20,12 @@ from torch.utils._pytree import tree_leaves
 
 from ...protocol.messages import Job
 from .attention import kernels_of_cuda
+from .autocast import lists_of_cuda
 from .chunked_loss import loss_of_cuda
 from .four_bits import kernels_of_four_bits
 from .fully_sharded import FullySharded, Wrapping
 from .ledger import LOADING, PASSES, UPDATE, WHOLE, Ledger
+from .optimizer_states import states_without_updates
 from .values import Values, experts_of
 
 STEPS = 2
@@ -122,6 +124,8 @@ class StepWatch(transformers.TrainerCallback):
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(self._name_gradient)
+        # some optimizers make their states when they are created
+        self._name_states(kwargs["optimizer"])
         for group in kwargs["optimizer"].param_groups if self._cuda else ():
             # PyTorch's default for parameters on CUDA
             if group.get("foreach", 0) is None and not group.get("fused"):
@@ -137,16 +141,19 @@ class StepWatch(transformers.TrainerCallback):
         self._ledger.begin(UPDATE)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
-        for values in kwargs["optimizer"].state.values():
-            for tensor in tree_leaves(dict(values)):
-                if isinstance(tensor, torch.Tensor):
-                    self._watch.name(tensor, "optimizer")
+        self._name_states(kwargs["optimizer"])
         self._ledger.begin(PASSES)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
         self._steps += 1
         if self._steps == STEPS:
             raise Traced
+
+    def _name_states(self, optimizer: Any) -> None:
+        for values in optimizer.state.values():
+            for tensor in tree_leaves(dict(values)):
+                if isinstance(tensor, torch.Tensor):
+                    self._watch.name(tensor, "optimizer")
 
     def _name_gradient(self, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
@@ -219,11 +226,12 @@ def trace(
     watch = Watch(ledger, Values(mode, experts_of(job.architecture), MOST_CONSTANT_NUMBERS))
     steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)
     with contextlib.ExitStack() as around:
-        for context in (_libraries_unaware(), kernels_of_four_bits(), mode, watch):
+        for context in (_libraries_unaware(), kernels_of_four_bits(), states_without_updates(), mode, watch):
             around.enter_context(context)
         if cuda:
             around.enter_context(kernels_of_cuda())
             around.enter_context(loss_of_cuda())
+            around.enter_context(lists_of_cuda())
         with contextlib.suppress(Traced):
             stack.train(job, QuietClock(steps))
     assert steps.model is not None

@@ -85,7 +85,16 @@ def test_full_shard_holds_a_share() -> None:
 )
 def test_how_a_model_is_wrapped(change: dict[str, Any], version: int, releases: bool) -> None:
     """The model's own layers; full sharding releases them between the passes."""
-    assert estimate.wrapping(asked(**change), Model()) == Wrapping(version, releases, frozenset({"Layer"}))
+    assert estimate.wrapping(asked(**change), Model(), "1.15.0") == Wrapping(version, releases, frozenset({"Layer"}))
+
+
+def test_older_releases_of_accelerate_divide_only_the_layers() -> None:
+    """Embedding and output layer are units of their own since 1.14; with older releases both stay gathered."""
+    found = {
+        release: estimate.wrapping(asked(distributed_backend="FSDP2"), Model(), release).divides_outside
+        for release in ("0.34.2", "1.9.0", "1.13.0", "1.14.0.dev0", "1.15.0", "2.0")
+    }
+    assert [release for release, divides in found.items() if divides] == ["1.14.0.dev0", "1.15.0", "2.0"]
 
 
 def test_hybrid_shards_within_a_node() -> None:
@@ -99,7 +108,7 @@ def test_shards_keep_the_type_of_the_weights() -> None:
     change = {"distributed_backend": "FSDP", "mixed_precision": "bf16"}
     assert estimate.sharing(asked(**change), Model()).shares["parameters"] == 0.5
     traced = estimate.single_process_job(Job(id="test", workload=asked(**change), world_size=4), 2).workload
-    assert (traced.torch_dtype, traced.mixed_precision) == ("bfloat16", "no")
+    assert (traced.torch_dtype, traced.mixed_precision) == ("bfloat16", "bf16")
 
 
 def test_what_is_trained_in_mixed_precision_has_shards_in_float32() -> None:
@@ -119,8 +128,9 @@ def test_layers_that_are_not_there_are_refused() -> None:
     """Nothing would be wrapped, and the estimate be that of no sharding; of several classes each is looked for."""
     change = {"distributed_backend": "FSDP", "fsdp_transformer_layer_cls_to_wrap": "Nope"}
     with pytest.raises(Refused, match="Nope names no layer of this model"):
-        estimate.wrapping(asked(**change), Model())
-    both = estimate.wrapping(asked(**change | {"fsdp_transformer_layer_cls_to_wrap": "Nope, Layer"}), Model())
+        estimate.wrapping(asked(**change), Model(), "1.15.0")
+    wanted = asked(**change | {"fsdp_transformer_layer_cls_to_wrap": "Nope, Layer"})
+    both = estimate.wrapping(wanted, Model(), "1.15.0")
     assert both.layers == {"Nope", "Layer"}
 
 
@@ -140,7 +150,7 @@ def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
     assert (got.weights, traced.world_size) == ("random", 1)
 
 
-@pytest.mark.parametrize("change", [{"method": "gptq_lora"}, {"use_liger_kernel": True}])
+@pytest.mark.parametrize("change", [{"method": "gptq_lora"}])
 def test_what_cannot_be_traced_is_said(change: dict[str, Any]) -> None:
     """One message instead of a wrong number."""
     message = supported.untraceable(asked(**change))
