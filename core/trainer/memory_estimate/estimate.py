@@ -9,6 +9,7 @@ One process is traced. The memory of each of several devices is computed from th
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import importlib.metadata
 import re
