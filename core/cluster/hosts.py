@@ -26,7 +26,7 @@ from .console import Message, console_line
 from .placement import SPARE_CPUS, Need, Node, Place
 from .snapshot import LEASE, MARK, GroupName, need, parse_name
 
-# the label by which Ray names each node; Ray older than labels has none and does not know the argument
+# Ray's own label of each node; releases of Ray before labels lack it, and reject the argument for labels
 NODE_ID = "ray.io/node-id"
 # read by a worker of Ray when it starts
 NICENESS = "RAY_worker_niceness"
@@ -178,6 +178,6 @@ def start_host(shape: Shape, group: PlacementGroup, index: int, cpus: float) -> 
 def _usual_priority() -> dict[str, Any]:
     """Return the options with which a host, and so its trainers, have the priority of Ray itself.
 
-    Ray starts workers with niceness 15 unless this variable says otherwise. Whoever sets it for the cluster is obeyed.
+    Ray starts workers with niceness 15 unless this variable says otherwise. A value that is set for the cluster is kept.
     """
     return {} if NICENESS in os.environ else {"runtime_env": {"env_vars": {NICENESS: "0"}}}

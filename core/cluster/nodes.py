@@ -73,10 +73,8 @@ def check(workload: Workload, cpus: int | None = None, *, autoscaling: bool) -> 
         kind = "" if workload.gpu_model == "any" else f" of type {workload.gpu_model}"
         kind += f" and {cpus} CPUs" if workload.cpus_per_process or len(with_gpus) >= workload.number_nodes else ""
         kind += " and RoCE" if workload.enable_roce else ""
-        number = f"{workload.number_nodes} nodes" if workload.number_nodes > 1 else "a node"
-        raise failures.Broken(
-            f"no {number} with {workload.gpus_per_node} GPUs{kind}; {offer()}".replace("no a ", "no ")
-        )
+        number = f"{workload.number_nodes} nodes" if workload.number_nodes > 1 else "node"
+        raise failures.Broken(f"No {number} with {workload.gpus_per_node} GPUs{kind}; {offer()}")
 
 
 def cpus_per_host(workload: Workload) -> int:

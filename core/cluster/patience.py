@@ -23,10 +23,10 @@ class Patience:
     def __init__(self) -> None:
         self._seen = Snapshot()
         self._waiting: list[Waiting] = []
-        # since when the resources of each request are free, and since when another program waits for what; monotonic seconds
+        # since when the resources of each request have been free, and each request of another program has waited; monotonic seconds
         self._untaken_s: dict[tuple[str, float], float] = {}
         self._foreign_s: dict[str, float] = {}
-        # those for which a lease was ended: only once, since they may lack something that Ray's tables do not show
+        # requests of other programs for which a lease was ended: one each, since they may wait for something that Ray's tables do not show
         self._tried: set[str] = set()
 
     def update(self, seen: Snapshot, waiting: Sequence[Waiting]) -> None:
@@ -83,7 +83,7 @@ class Patience:
         return set()
 
     def _foreign(self, waited_s: float) -> list[Pending]:
-        """Return what other programs have waited for, at least this long, and for which no lease was ended yet."""
+        """Return the requests of other programs that have waited at least this long, and for which no lease was ended yet."""
         now = time.monotonic()
         return [
             one
@@ -92,14 +92,14 @@ class Patience:
         ]
 
     def _uncertain_s(self, pending: Pending) -> float:
-        """Return for how long something pending may have its resources already: a queued task has while its worker starts."""
+        """Return for how long a pending request may already have its resources: Ray lists a task as queued while its worker starts."""
         if not pending.queued:
             return 0.0
         fits = placement.holds(pending.bundles, [node.with_leases_only() for node in self._seen.nodes])
         return PATIENCE_S if fits else QUEUED_S
 
     def _starving(self, before_s: float) -> list[Need]:
-        """Return the needs of requests that have waited for long, since before a time in seconds since the epoch.
+        """Return the needs of requests that wait since before ``before_s`` (seconds since the epoch) and for at least ``PATIENCE_S``.
 
         Requests that have not taken their free resources for ``UNTAKEN_S`` are left out.
         """

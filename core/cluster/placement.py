@@ -70,8 +70,8 @@ class Node:
         free: its free resources in Ray.
         labels: its labels.
         operators: CPUs that actors of ado's operations hold.
-        most_operators: CPUs that they have held at most.
-        operator_gpus: GPUs that those of the own operation hold.
+        most_operators: most CPUs that they have held so far.
+        operator_gpus: GPUs that actors of this operation hold.
         claims: resources of the leases on it.
     """
 
@@ -164,7 +164,7 @@ class Node:
         return dataclasses.replace(self, free=free)
 
     def emptied(self) -> Node:
-        """Return the node with nothing but ado's operators, and GPUs only of those of the own operation."""
+        """Return the node with only ado's operators: their CPUs, and the GPUs of those of this operation."""
         gpus = self.total.get("GPU", 0.0) - self.operator_gpus
         return dataclasses.replace(self, free={**self.total, "CPU": self.cpus - self.operators, "GPU": gpus}, claims=())
 
@@ -185,7 +185,7 @@ class Place:
 
 
 def place(need: Need, nodes: Sequence[Node]) -> list[Place] | None:
-    """Return the places for the hosts of a measurement, or None if the free resources are not enough.
+    """Return the node of each host of a measurement, or None if the free resources are not enough.
 
     Hosts without GPUs are spread over nodes while there are any. Of nodes with GPUs those with the fewest free ones are taken, which
     keeps whole nodes free for measurements that need them.

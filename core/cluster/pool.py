@@ -44,6 +44,7 @@ REPORT_AFTER_S = 30.0
 REPORT_EVERY_S = 300.0
 # a wait for resources that the operation itself holds until its end fails after this time
 STUCK_S = 90.0
+ENDED = "The operation has ended."
 
 # takes an identifier, a text, whether the wait continues, and whether the user should act
 Report = Callable[[str, str, bool, bool], None]
@@ -190,12 +191,12 @@ class Pool:
             self._close_line(line)
             for ticket in line.waiting:
                 if not ticket.lease.done():
-                    ticket.lease.set_exception(failures.Broken("the operation has ended."))
+                    ticket.lease.set_exception(failures.Broken(ENDED))
         self._idle, self._busy, self._lines = [], [], {}
 
     def _check_open(self) -> None:
         if self._closed:
-            raise failures.Broken("the operation has ended.")
+            raise failures.Broken(ENDED)
 
     def _take(self, shape: Shape) -> Lease | None:
         for lease in self._idle:
@@ -271,7 +272,7 @@ class Pool:
             self._report_waits()
 
     def _look(self, shapes: list[Shape]) -> tuple[Snapshot, dict[Shape, Need]]:
-        """Ask Ray for the state of the cluster. CPUs for operators are the most that they held so far, since their trials start and end."""
+        """Ask Ray for the state of the cluster, and update the most CPUs that ado's operators have held: their trials start and end."""
         seen = look()
         for node in seen.nodes:
             self._operators[node.id] = max(node.operators, self._operators.get(node.id, 0.0))

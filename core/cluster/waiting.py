@@ -1,4 +1,4 @@
-"""Explains a wait to the user: what the measurement needs, what is free, who holds the rest, and what to do."""
+"""Explains to the user why a measurement waits: what it needs, what is free, what holds the rest, and what to do."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Explanation:
     Attributes:
         needs: what it needs.
         free: the free part of it.
-        held: who holds the rest.
-        alone: whether only measurements of its own pool hold it.
+        held: what holds the rest.
+        only_own: whether only measurements of its own pool hold it.
     """
 
     needs: str
     free: str
     held: str
-    alone: bool
+    only_own: bool
 
     def message(self, waited_s: float) -> str:
         """Return the whole message."""
-        advice = "It is next." if self.alone else ADVICE
+        advice = "It is next." if self.only_own else ADVICE
         return f"A measurement has waited {waited_s:.0f} s for {self.needs}: {self.free}, held by {self.held}. {advice}"
 
 
@@ -56,7 +56,7 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
     holders.update(named)
     if kind == "CPU" and (unknown := rest - sum(named.values())) > 0.01:
         holders.update(_tasks({node.id for node in fitting}, kind, unknown, seen.operators) or {"other tasks": unknown})
-    return Explanation(_needs(need), _free(fitting, kind), _list(holders, kind), alone=own > 0 and rest <= 0.01)
+    return Explanation(_needs(need), _free(fitting, kind), _list(holders, kind), only_own=own > 0 and rest <= 0.01)
 
 
 def held_by_others(node: Node, kind: str) -> float:

@@ -324,7 +324,9 @@ def _add_convert(app: typer.Typer, name: str, plugin: str) -> None:
         ] = "",
         adaptive: Annotated[
             bool,
-            typer.Option("--adaptive", help="End each measurement when its rate is known, whatever the study says."),
+            typer.Option(
+                "--adaptive", help="End each measurement once its rate is precise enough, whatever the study says."
+            ),
         ] = False,
     ) -> None:
         from . import convert as command

@@ -24,12 +24,12 @@ from . import yaml_trees
 VERSION = "1.0.0"
 DEFAULTS_BELOW = f"defaults of IBM's actuator {ibm_names.ACTUATOR} that differ from those here"
 RANDOM_WALK = {"operatorName": "random_walk", "operationType": "explore"}
-# what a parameter of IBM's actuator configuration becomes
+# what replaces each parameter of IBM's actuator configuration
 PARAMETERS = {
     "match_exact_dependencies": "the environment follows from number_gpus",
     "hf_home": "export HF_HOME where Ray's nodes start",
     "data_directory": "--data DIR takes its files",
-    "model_map": "model_name says it",
+    "model_map": "model_name is the path itself",
 }
 
 
@@ -47,9 +47,9 @@ class Document:
         tree: as ruamel.yaml reads it, with comments; it is edited.
         plain: as PyYAML reads it.
         indents: spaces before the items of a list, dash included, and before its dash.
-        findings: what to tell about it.
+        findings: notes and differences, for the report.
         steps: what was done, in order.
-        line_end: how its lines end.
+        line_end: its line ending.
     """
 
     path: Path
@@ -61,8 +61,8 @@ class Document:
     steps: list[str] = dataclasses.field(default_factory=list)
     line_end: str = "\n"
 
-    def tell(self, text: str, *, same: bool = True) -> None:
-        """Add a finding, once."""
+    def note(self, text: str, *, same: bool = True) -> None:
+        """Add a finding, once; ``same`` is False for a difference of the study."""
         self.add([Finding(text, same)])
 
     def add(self, findings: Iterable[Finding]) -> None:
@@ -87,7 +87,7 @@ def read(path: Path) -> Document:
     """Read one file.
 
     Raises:
-        Unusable: there is no such file, it is not YAML, or none of ado's.
+        Unusable: the file does not exist, is not YAML, or is not a document of ado.
     """
     try:
         content = path.read_bytes().decode()
@@ -104,7 +104,7 @@ def read(path: Path) -> Document:
         raise Unusable(f"{path}: not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
     kind = _kind(plain)
     if not kind:
-        raise Unusable(f"{path} is no space, point, operation or actuator configuration of ado.")
+        raise Unusable(f"{path} is not a space, point, operation or actuator configuration of ado.")
     return Document(path, kind, tree, plain, (sequence or 2, dash or 0), line_end="\r\n" if "\r\n" in content else "\n")
 
 
@@ -130,10 +130,10 @@ def _kind(plain: Any) -> str:
 
 
 def model_map(documents: Iterable[Document]) -> dict[str, str]:
-    """Return paths of models by name, of IBM's actuator configurations among the files.
+    """Return the paths of models by name, from those documents that are actuator configurations of IBM's.
 
     Raises:
-        Unusable: parameters or the map are no mappings, or a path is none.
+        Unusable: parameters or the map are not mappings, or a path is not text.
     """
     found: dict[str, str] = {}
     for document in documents:
@@ -157,10 +157,10 @@ def _mapping(document: Document, name: str, value: Any) -> dict[Any, Any]:
 
 
 def convert(document: Document, choices: Choices) -> None:
-    """Edit a document so that it says the same for another actuator, and note what was done.
+    """Edit a document so that it describes the same study for another actuator, and note what was done.
 
     Raises:
-        Unusable: it lacks what a document of its kind has.
+        Unusable: the document lacks a required part.
     """
     try:
         match document.kind:
@@ -215,11 +215,11 @@ def _convert_experiments(document: Document, choices: Choices) -> None:
         edit(document, changed)
         if choices.weights == "random":
             text = "weights are random: the speed of dense models does not depend on them; --weights pretrained loads them."
-            document.tell(text)
+            document.note(text)
 
 
 def _varied(plain: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return the properties of an entity or an entity space with their values, of a range its ends."""
+    """Return the properties of an entity or an entity space with their values; for a range, its first and last value."""
     if "entity" in plain:
         return {name: [value] for name, value in plain["entity"].items()}
     found = {}
@@ -272,7 +272,7 @@ def _edit_space(document: Document, changed: dict[str, tuple[str, list[Any]] | N
         dimension = dimensions[at]
         pair = changed.get(str(dimension["identifier"]))
         if pair is None:
-            document.step(f"{dimension['identifier']} is no dimension here")
+            document.step(f"{dimension['identifier']} is not a dimension here")
             comments = yaml_trees.comments(dimension)
             del dimensions[at]
             yaml_trees.comment_before(dimensions, min(at, len(dimensions) - 1), comments, indent=document.indents[1])
@@ -307,7 +307,7 @@ def _edit_point(document: Document, changed: dict[str, tuple[str, list[Any]] | N
 
 
 def _leave_out_copies(document: Document) -> None:
-    """Leave out experiments that are the same now: ado refuses them."""
+    """Remove experiments that have become equal, which ado rejects."""
     experiments, seen = document.tree["experiments"], []
     for at in range(len(experiments)):
         said = yaml.safe_load(yaml_trees.dumped(experiments[at]))
@@ -316,7 +316,7 @@ def _leave_out_copies(document: Document) -> None:
     for at in reversed(range(len(seen))):
         if seen[at] in seen[:at]:
             text = f"two experiments {seen[at]['experimentIdentifier']} are the same here: one of them is left out."
-            document.tell(text, same=False)
+            document.note(text, same=False)
             del experiments[at]
 
 
@@ -342,7 +342,7 @@ def _rename_outputs(document: Document, node: Any) -> None:
         elif value in ibm_names.OUTPUTS:
             new = ibm_names.OUTPUTS[value]
             if new is None:
-                document.tell(f"{key} {value} has no counterpart: it is not measured here.", same=False)
+                document.note(f"{key} {value} has no counterpart: it is not measured here.", same=False)
             else:
                 document.step(f"{key} {value} is {new}")
                 yaml_trees.set_scalar(node, key, new)
@@ -354,6 +354,6 @@ def _convert_configuration(document: Document, choices: Choices) -> None:
     yaml_trees.set_scalar(document.tree, "actuatorIdentifier", choices.actuator)
     document.step(f"the configuration is one of {choices.actuator}")
     for name in list(document.plain.get("parameters") or {}):
-        document.tell(f"{name} is left out: {PARAMETERS.get(name, 'there is nothing to set')}.")
+        document.note(f"{name} is left out: {PARAMETERS.get(name, 'there is nothing to set')}.")
     document.tree["parameters"] = CommentedMap()
     document.tree["parameters"].fa.set_flow_style()

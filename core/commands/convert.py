@@ -1,4 +1,4 @@
-"""The ``convert`` command: files of a study that was written for IBM's actuator ``SFTTrainer``."""
+"""The ``convert`` command: converts the files of a study that was written for IBM's actuator ``SFTTrainer``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def main(
         files: spaces, points, operations and actuator configurations.
         actuator: identifier of the actuator to convert to.
         output: directory to write to.
-        check: only tell.
+        check: report only, without writing files.
         weights: ``random`` or ``pretrained``.
         data: directory of IBM's data sets; empty: synthetic data.
-        adaptive: end measurements when their rate is known.
+        adaptive: end measurements once the rate's confidence interval is narrow enough.
     """
     try:
         documents = [read(path) for path in files]

@@ -1,4 +1,4 @@
-"""What would make a measurement fail, found before its trainers are started: their start takes seconds to minutes."""
+"""Checks that a measurement can run before its trainers are started, which takes seconds to minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a set of measurements says in words: the fastest workload and those that may be as fast, the smallest, the cheapest. No I/O."""
+"""Sentences about a set of measurements: the fastest workload and those that may be as fast, least memory, lowest cost. No I/O."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Expense:
-    """What a budget takes with the rate of one workload; the ends are those of the rate's 95 % confidence interval, or None.
+    """Time and cost of a budget at the rate of one workload.
 
     Attributes:
         row: the measurement.
-        hours: of all devices together running in parallel.
+        hours: duration, with all devices of the workload in parallel.
         usd: cost; None without a price.
-        low: the smaller factor on both.
-        high: the larger factor on both.
+        low: ``low * hours`` and ``low * usd`` are the lower ends of the 95 % confidence intervals; None without an interval.
+        high: the same for the upper ends.
     """
 
     row: Row
@@ -47,7 +47,7 @@ class Expense:
 
 
 def expenses(rows: Sequence[Row], budget: Budget) -> list[Expense]:
-    """Return what the budget takes with each measured workload, the cheapest first; without a price the fastest first."""
+    """Return time and cost of the budget for each measured workload, the cheapest first; without a price the fastest first."""
     found = []
     for row in tables.with_throughput(rows):
         if not row.throughput:
@@ -69,7 +69,7 @@ def first_choice(found: Sequence[Expense]) -> Expense:
 
 
 def doubt(row: Row) -> str:
-    """Return why a rate cannot be relied on: ``1 step, not steady`` or ``not steady``; empty where the outputs do not tell."""
+    """Return why a rate cannot be relied on: ``1 step, not steady`` or ``not steady``; empty if it can, or if this is unknown."""
     steps = row.output("measured_steps")
     if steps is not None and steps < LEAST_MEASURED:
         return f"{counted(int(steps), 'step')}, not steady"
@@ -104,7 +104,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
     if rivals:
         names = "; ".join(f"{workload_label(row, varied)} ({rate(row)})" for row in rivals[:MOST_NAMED])
         more = f"; and {len(rivals) - MOST_NAMED} more" if len(rivals) > MOST_NAMED else ""
-        found.append(f"It cannot be told whether these are faster: {names}{more}.")
+        found.append(f"These may be faster: {names}{more}.")
     memory, having = tables.memory_and_rate(rows)
     if memory and having:
         least = min(having, key=lambda row: row.output(memory) or 0.0)

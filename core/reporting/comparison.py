@@ -171,7 +171,7 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
             after,
             ratio,
             UNCLEAR,
-            f"changes of less than {100 * seen:.0f} % cannot be told from noise; measure longer.",
+            f"changes of less than {100 * seen:.0f} % cannot be distinguished from noise; measure longer.",
         )
     return Pair(what, before, after, ratio, SAME)
 

@@ -44,7 +44,7 @@ def test_a_gpu_type_that_no_node_has_fails_at_once() -> None:
     """The message lists what the cluster has."""
     with pytest.raises(failures.Broken) as caught:
         cluster.check(parse({**SMALL, "number_gpus": 2, "gpu_model": "H100"}), autoscaling=False)
-    assert str(caught.value) == "no node with 2 GPUs of type H100; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    assert str(caught.value) == "No node with 2 GPUs of type H100; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
 
 
 def test_the_resource_roce_is_requested_where_some_nodes_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_the_resource_roce_is_requested_where_some_nodes_have_it(monkeypatch: py
 def test_more_gpus_than_a_node_has_fail_at_once() -> None:
     """Eight GPUs on one node are impossible where the nodes have four."""
     with pytest.raises(
-        failures.Broken, match="no node with 8 GPUs; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU"
+        failures.Broken, match="No node with 8 GPUs; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU"
     ):
         cluster.check(parse({**SMALL, "number_gpus": 8}), autoscaling=False)
 
@@ -74,7 +74,7 @@ def test_more_processes_than_cpus_fail_at_once() -> None:
 
 def test_more_cpus_than_a_node_with_gpus_has_fail_at_once() -> None:
     """Two processes of eight CPUs each do not fit beside two GPUs on a node of two CPUs."""
-    with pytest.raises(failures.Broken, match="no node with 2 GPUs and 16 CPUs; the cluster has: 2 CPUs"):
+    with pytest.raises(failures.Broken, match="No node with 2 GPUs and 16 CPUs; the cluster has: 2 CPUs"):
         cluster.check(parse({**SMALL, "number_gpus": 2, "cpus_per_process": 8}), autoscaling=False)
 
 
@@ -115,5 +115,5 @@ def test_the_cpus_of_a_process_stay_the_same_when_nodes_come_and_go(monkeypatch:
 def test_gpus_whose_cpus_have_gone_are_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node of the same GPUs with fewer CPUs: the message says what it lacks."""
     monkeypatch.setattr(ray, "nodes", lambda: [node({"CPU": 2.0, "GPU": 2.0})])
-    with pytest.raises(failures.Broken, match="no node with 2 GPUs and 8 CPUs; the cluster has: 2 CPUs, 2 GPUs"):
+    with pytest.raises(failures.Broken, match="No node with 2 GPUs and 8 CPUs; the cluster has: 2 CPUs, 2 GPUs"):
         cluster.check(parse({**SMALL, "number_gpus": 2}), 8, autoscaling=False)

@@ -261,7 +261,7 @@ def test_closing_ends_every_wait(tmp_path: Path) -> None:
         (error,) = await asyncio.wait_for(asyncio.gather(waiting, return_exceptions=True), 10)
         return str(error), await free_cpus(2)
 
-    assert run(scenario()) == ("the operation has ended.", 2)
+    assert run(scenario()) == ("The operation has ended.", 2)
 
 
 def test_no_more_idle_hosts_are_ended_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,7 @@ def test_a_closed_pool_starts_nothing(tmp_path: Path) -> None:
             await pool.acquire(shape(tmp_path, 1), 5)
         return str(caught.value)
 
-    assert run(scenario()) == "the operation has ended."
+    assert run(scenario()) == "The operation has ended."
 
 
 def test_a_gpu_type_that_only_a_node_label_names(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_gpu_type_that_only_a_node_label_names(tmp_path: Path) -> None:
             cluster.check(parse({**SMALL, "number_gpus": 1, "gpu_model": "NVIDIA-OTHER"}), autoscaling=False)
         return node["Labels"]["nvidia.com/gpu.product"], str(caught.value)
 
-    message = "no node with 1 GPUs of type NVIDIA-OTHER; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    message = "No node with 1 GPUs of type NVIDIA-OTHER; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
     assert run(scenario()) == ("NVIDIA-TEST", message)
 
 

@@ -51,7 +51,7 @@ def test_a_wait_for_gpus_names_who_holds_gpus() -> None:
 def test_a_queue_behind_the_own_measurements_asks_for_nothing() -> None:
     """Nobody has to do anything about it."""
     why = explain(Need(1, 2), Snapshot(nodes=(node(2, 0, lease("a", 2)),)), "me")
-    assert why.alone
+    assert why.only_own
     assert why.message(40).endswith("held by other measurements of this operation (2 CPUs). It is next.")
 
 
@@ -80,7 +80,7 @@ def test_a_lease_goes_on_to_the_next_until_another_pool_has_waited_for_long(wait
 
 
 def test_nobody_waits_for_who_does_not_take_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request of another pool that could be served for a minute and is not keeps nobody from it."""
+    """A request of another pool that has not taken free resources for a minute no longer holds back others."""
     now, decide = time.time(), Patience()
     free, requests = Snapshot(nodes=(node(2, 2),)), [waiting("me", now), waiting("other", now - 40)]
     decide.update(free, requests)

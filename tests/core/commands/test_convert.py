@@ -168,7 +168,7 @@ def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("a: [", "not valid YAML at line"),
-        ("a: 1", "is no space, point, operation or actuator configuration"),
+        ("a: 1", "is not a space, point, operation or actuator configuration"),
         (POINT.replace("lora_benchmark-v1.0.0", "lora-v9"), "experiment finetune_lora-v9 of SFTTrainer is unknown"),
         (POINT.replace("experimentIdentifier", "experiment"), "incomplete point"),
         (POINT.replace("property: {identifier", "prop: {identifier"), "incomplete point"),

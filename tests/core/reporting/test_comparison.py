@@ -165,7 +165,7 @@ def test_nothing_to_compare_is_a_usage_error(tmp_path: Path, capsys: pytest.Capt
 def test_a_wide_interval_is_unclear(row: Make) -> None:
     """With 20 % on each side a loss of 10 % is neither a regression nor the same; the reason names what could be seen."""
     assert verdict(row(100.0, 20.0), row(90.0, 20.0)) == (
-        "unclear", "changes of less than 29 % cannot be told from noise; measure longer."
+        "unclear", "changes of less than 29 % cannot be distinguished from noise; measure longer."
     )  # fmt: skip
 
 
