@@ -68,12 +68,12 @@ if __name__ == "__main__":
     if sys.argv[1] == "cuda" and "name" not in found:
         # a product of this size takes a CPU minutes
         sys.exit(f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device")
-    told = threading.Event()
+    stop = threading.Event()
 
     def wait() -> None:
         """Wait for the end of standard input."""
         sys.stdin.read()
-        told.set()
+        stop.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    print(json.dumps(multiply(sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4]), told)), flush=True)
+    print(json.dumps(multiply(sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4]), stop)), flush=True)

@@ -387,4 +387,4 @@ class Pool:
     async def _explain(self, line: _Line, need: Need, waited_s: float) -> None:
         why = await asyncio.to_thread(explain, need, self._seen, self._owner)
         if line.waiting and not self._closed:
-            self._report(line.id, why.message(waited_s), True, not why.alone)
+            self._report(line.id, why.message(waited_s), True, not why.only_own)

@@ -32,7 +32,7 @@ def main(
         return 2
     if by is not None and by not in (*GIVEN, "actuator"):
         print(
-            f"--by {by:.60} is no property of a workload; use method, model_name, batch_size or another one.",
+            f"--by {by:.60} is not a property of a workload; use method, model_name, batch_size or another one.",
             file=sys.stderr,
         )
         return 2

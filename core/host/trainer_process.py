@@ -274,7 +274,7 @@ class LogWriter:
 
     def _keep_end(self, output: bytes) -> None:
         self._more_bytes += len(output)
-        # a line more, so that the beginning of what is shown is no part of a secret
+        # one more line, so that the text shown does not begin within a secret
         self._more = (self._more + output)[-LOG_TAIL_BYTES - redaction.LONGEST_LINE_BYTES :]
 
     def _end(self) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-# a longer path would leave no place for the rest of a message
+# a longer path would leave too few characters for the rest of a message
 _LONGEST_PATH = 70
 
 

@@ -62,7 +62,7 @@ def _unusable_images(name: str) -> str | None:
 
 
 def irregular(path: str) -> str | None:
-    """Return why a path is no regular file: opening a pipe or reading a device may never end. None for a regular file."""
+    """Return why a path is not a regular file: opening a pipe or reading a device may never end. None for a regular file."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except OSError as error:

@@ -142,13 +142,13 @@ def _inconsistent(name: str, configuration: Mapping[str, Any]) -> str | None:
 
 
 def unusable_configuration(model_name: str, file: Path) -> str | None:
-    """Return an error message if a model's config.json is no regular file, is too large to be one, or has an implausible number.
+    """Return an error message if a model's config.json is not a regular file, is too large to be one, or has an implausible number.
 
-    What is no JSON object is left to transformers.
+    Invalid JSON is left to transformers.
     """
     name = model_name[-_SHOWN:]
     if not file.is_file():
-        return f"Model {name} has a config.json that is no regular file."
+        return f"Model {name} has a config.json that is not a regular file."
     size = file.stat().st_size
     if size > LARGEST_CONFIGURATION_BYTES:
         return f"Model {name} has a config.json of {size} bytes; expected at most {LARGEST_CONFIGURATION_BYTES}."

@@ -71,7 +71,7 @@ def _first(found: Sequence[T], most: int, noun: str) -> tuple[Sequence[T], str]:
 
 
 def _not_in_labels(names: Sequence[str]) -> str:
-    """Return a note on the properties that the legend has no room for."""
+    """Return a note on the properties that do not fit the legend."""
     return f" Points of one colour differ in {', '.join(names)}." if names else ""
 
 

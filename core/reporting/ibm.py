@@ -59,7 +59,7 @@ def row(
 
 
 def from_cells(cells: Mapping[str, Any], source: str, bookkeeping: tuple[str, ...]) -> Row | None:
-    """Return the row of a line of ado's export; ``bookkeeping`` names the columns that are no properties and no outputs."""
+    """Return the row of a line of ado's export; ``bookkeeping`` names the columns that are neither properties nor outputs."""
     reference = str(cells["experiment_id"]).partition(".")[2]
     experiment, *pieces = PARAMETER.split(reference)
     pairs = (piece.partition(".") for piece in pieces)

@@ -44,7 +44,7 @@ def resolved(network: torch.nn.Module, workload: JobWorkload, *, as_list: bool =
         as_list: return a regular expression as the list of the paths that it matches.
 
     Raises:
-        Refused: no module matches, or one that matches is no linear layer.
+        Refused: no module matches, or one that matches is not a linear layer.
     """
     wanted = targets(workload.target_modules)
     modules = {name: module for name, module in network.named_modules() if name}
@@ -72,7 +72,7 @@ def _matches(wanted: str | list[str], name: str, path: str) -> bool:
         try:
             return re.fullmatch(wanted, path) is not None
         except (re.error, OverflowError, RecursionError) as error:
-            raise Refused(f"target_modules {wanted[:_SHOWN]} is no valid regular expression: {error}.") from None
+            raise Refused(f"target_modules {wanted[:_SHOWN]} is not a valid regular expression: {error}.") from None
     return path == name or path.endswith(f".{name}")
 
 
@@ -97,7 +97,7 @@ def _check(path: str, module: torch.nn.Module, *, mamba: bool) -> None:
         )
         instead = f"name {_listed(inner)}" if inner else "name linear layers"
         raise Refused(
-            f"target_modules names {path[-_SHOWN:]}, a {type(module).__name__[:40]}, which is no linear layer; {instead}."
+            f"target_modules names {path[-_SHOWN:]}, a {type(module).__name__[:40]}, which is not a linear layer; {instead}."
         )
 
 
@@ -130,9 +130,7 @@ def explained(workload: JobWorkload) -> Iterator[None]:
         text = str(error)
         shown = workload.target_modules[:_SHOWN]
         if unsupported := re.match(r"Target module (\w+)", text):
-            message = (
-                f"target_modules {shown} names a {unsupported.group(1)}, which is no linear layer; name linear layers."
-            )
+            message = f"target_modules {shown} names a {unsupported.group(1)}, which is not a linear layer; name linear layers."
         elif "is incompatible with Mamba" in text:
             message = f"target_modules {shown} names a module that PEFT cannot adapt in this model; leave out out_proj, conv1d."
         elif re.search(r"adapter to `?lm_head", text):

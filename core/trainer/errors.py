@@ -17,8 +17,8 @@ class DataError(BadInput, ValueError):
     """The data set cannot be used. The message names the file, the line or row, and what was expected."""
 
 
-def described(error: BaseException, room: int) -> str:
-    """Return an exception of a library as type and text, in at most ``room`` characters and cut between words only."""
+def described(error: BaseException, longest: int) -> str:
+    """Return an exception of a library as type and text, in at most ``longest`` characters, cut between words."""
     text = " ".join(str(error).split()).rstrip(".")
     kind = type(error).__name__
-    return textwrap.shorten(f"{kind}: {text}" if text else kind, max(room, len(kind) + 4), placeholder=" …")
+    return textwrap.shorten(f"{kind}: {text}" if text else kind, max(longest, len(kind) + 4), placeholder=" …")

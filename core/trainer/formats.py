@@ -206,12 +206,12 @@ def _tools(row: Mapping[str, Any], position: str) -> list[Any] | None:
         except (ValueError, RecursionError):
             raise DataError(f"{position} has tools that are not valid JSON; expected a list of tools.") from None
     if tools is not None and not isinstance(tools, list):
-        raise DataError(f"{position} has tools that are no list.")
+        raise DataError(f"{position} has tools that are not a list.")
     return None if tools is None else [_decoded(tool) for tool in tools]
 
 
 def _template_options(row: Mapping[str, Any], position: str) -> dict[str, Any]:
     options = row.get("chat_template_kwargs", {})
     if not isinstance(options, dict):
-        raise DataError(f"{position} has chat_template_kwargs that are no object.")
+        raise DataError(f"{position} has chat_template_kwargs that are not an object.")
     return options

@@ -57,7 +57,7 @@ def _damage(file: Path) -> str | None:
     size = file.stat().st_size
     header = _header(file)
     if header is None:
-        return f"of {size} bytes is no complete safetensors file"
+        return f"of {size} bytes is not a complete safetensors file"
     begin, tensors = header
     ends = [tensor["data_offsets"][1] for tensor in tensors.values()]
     expected = begin + max(ends, default=0)
@@ -71,7 +71,7 @@ def _damaged_archive(file: Path) -> str | None:
     if begin.startswith(_ZIP):
         # the directory of a zip archive is its end
         return None if zipfile.is_zipfile(file) else f"of {size} bytes ends before its last tensor"
-    return None if begin.startswith(_PICKLE) else f"of {size} bytes is no file of PyTorch"
+    return None if begin.startswith(_PICKLE) else f"of {size} bytes is not a file of PyTorch"
 
 
 def invalid_json(directory: Path) -> str | None:

@@ -82,10 +82,10 @@ def test_the_matrix_product_lasts_as_long_as_a_recording() -> None:
     """Reading many GPUs may take longer than the product would."""
     from gpu_checks import matrix_product
 
-    told = threading.Event()
-    threading.Timer(0.3, told.set).start()
-    matrix_product.multiply("cpu", 0.0, "float32", 8, told)
-    assert told.is_set()
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    matrix_product.multiply("cpu", 0.0, "float32", 8, stop)
+    assert stop.is_set()
 
 
 def test_a_torch_without_cuda_is_said_at_once(tmp_path: Path) -> None:

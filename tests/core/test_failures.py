@@ -1,4 +1,4 @@
-"""Causes told apart: what cannot run, what may work when repeated, what is broken; and the message each gives."""
+"""Groups of causes: what cannot run, what may work when repeated, what is broken; and the message each gives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ REPORTED: FailureMessage = {"event": "failure", "kind": "exception", "type": "Ru
         ("OSError", "/data/gloo/m is not a local folder and is not a valid model identifier", "broken", "bad_input"),
     ],
 )
-def test_exceptions_are_told_apart(type_name: str, text: str, group: str, what: str) -> None:
+def test_exceptions_are_classified(type_name: str, text: str, group: str, what: str) -> None:
     """By type and text, as torch, CUDA and the transports word them."""
     cause = failures.classify_exception(type_name, text)
     assert (cause.group, cause.what) == (group, what)

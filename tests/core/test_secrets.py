@@ -44,8 +44,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def told(text: str) -> list[str]:
-    """Return the secrets that a text tells."""
+def revealed(text: str) -> list[str]:
+    """Return the secrets that a text reveals."""
     return [secret for secret in PLANTED if secret in text]
 
 
@@ -162,10 +162,10 @@ def test_a_failure_that_quotes_the_environment(
         text = f"bad {secret!r} in environment"
         failure = failures.from_message({"event": "failure", "kind": kind, "type": "ValueError", "text": text})
         verdict = refusal(failure, "sfttrainer", "finetune_full_benchmark")
-        assert told(f"{failure} {verdict.message} {json.dumps(verdict.metadata)}") == []
+        assert revealed(f"{failure} {verdict.message} {json.dumps(verdict.metadata)}") == []
     text = str(dict(os.environ))
     whole = failures.from_message({"event": "failure", "kind": kind, "type": "KeyError", "text": text})
-    assert told(str(whole)) == []
+    assert revealed(str(whole)) == []
 
 
 @pytest.mark.usefixtures("planted")
@@ -181,7 +181,7 @@ def test_a_log_holds_no_secret(piece: int, tmp_path: Path) -> None:
         os.close(write)
         writer.pump(stream)
     for kept in ((tmp_path / "log").read_text(), writer.tail()):
-        assert told(kept) == []
+        assert revealed(kept) == []
         assert kept.startswith("HF_TOKEN=***\nAWS_SECRET_ACCESS_KEY=***\n")
         assert kept.endswith("the end, hf_Pla")
 
@@ -198,7 +198,7 @@ def test_a_secret_that_begins_a_longer_one_hides_none_of_it(monkeypatch: pytest.
 
 
 def test_a_log_that_is_cut_loses_its_middle_only(tmp_path: Path) -> None:
-    """Beginning and end are whole, in their order, and nothing is told twice."""
+    """Beginning and end are whole, in their order, and nothing is repeated."""
     filler = b"x" * (process.LOG_HEAD_BYTES - 30_000)
     writer = process.LogWriter(tmp_path / "log")
     read, write = os.pipe()
@@ -251,7 +251,7 @@ def test_a_report_tells_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[
     page = (tmp_path / "report" / "report.html").read_text()
     assert [f"in {index}." in page for index in range(len(PLANTED))] == [True] * len(PLANTED)
     pictures = "".join(path.read_text(errors="replace") for path in (tmp_path / "report").glob("*.png"))
-    assert told(page + pictures + capsys.readouterr().out) == []
+    assert revealed(page + pictures + capsys.readouterr().out) == []
 
 
 def everything(state: Path, verdict: Verdict) -> str:
@@ -270,16 +270,18 @@ def test_a_measurement_tells_no_secret(tmp_path: Path) -> None:
         "batch_size": 1,
         "number_gpus": 0,
     }
-    news: list[str] = []
-    with Local(SFTTrainer.plugin(), SFTTrainerParameters(), tmp_path, lambda one: news.append(str(one))) as local:
+    progress_lines: list[str] = []
+    with Local(
+        SFTTrainer.plugin(), SFTTrainerParameters(), tmp_path, lambda one: progress_lines.append(str(one))
+    ) as local:
         for change in ({"max_steps": 4}, {"dataset_id": f"{SECRETS['MYSQL_PASSWORD']}.jsonl"}):
             plan = make_plan("sfttrainer", "finetune_full_benchmark", {**workload, **change})
             verdict = local.measure(plan)
             # the second one's own workload names the file, as its user wrote it
             verdict.metadata.pop("workload")
             verdict.metadata.pop("command")
-            assert told(everything(tmp_path, verdict)) == []
-    assert told("".join(news)) == []
+            assert revealed(everything(tmp_path, verdict)) == []
+    assert revealed("".join(progress_lines)) == []
 
 
 def test_nothing_of_a_trainer_is_unpickled() -> None:
@@ -288,7 +290,7 @@ def test_nothing_of_a_trainer_is_unpickled() -> None:
     for path in CORE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                # pickle only by its attributes, below: the error of a damaged file is no loading
+                # pickle only by its attributes, below: the error class does not mean that something is loaded
                 names |= {
                     alias.name.partition(".")[0]
                     for alias in node.names

@@ -43,8 +43,8 @@ def dry_run(kind: str, path: Path) -> str:
 @pytest.mark.parametrize("study", ["local", "remote", "stability"])
 def test_published_spaces_pass_ados_dry_run(study: str, tmp_path: Path) -> None:
     """ado knows the experiments, and no fixed value is outside its domain or equals a default."""
-    told = dry_run("space", converted(RECORDINGS / f"{study}-space.yaml", tmp_path, "fms_hf_tuning"))
-    assert "The configuration passed is valid!" in told, told
+    printed = dry_run("space", converted(RECORDINGS / f"{study}-space.yaml", tmp_path, "fms_hf_tuning"))
+    assert "The configuration passed is valid!" in printed, printed
 
 
 def test_a_space_that_is_not_converted_leads_to_the_command(tmp_path: Path) -> None:

@@ -175,10 +175,10 @@ def test_an_operation_goes_on_after_entities_that_fail(tmp_path: Path) -> None:
     too_short = {"step_time_cv", "throughput_ci95_percent", "cpu_compute_utilization", "cpu_share_percent"}
     too_short |= {"dataset_tokens_per_cpu_second"}
     assert {name for name in missing if not name.startswith(NOT_HERE)} <= too_short
-    told = {Path(row["dataset_id"]).stem: row["reason"] for row in rows if row["model_name"] == "tiny-llama-5m"}
-    assert "does not exist" in told["missing"]
-    assert "Line 2 of data set" in told["malformed"]
-    assert "is empty" in told["empty"]
+    reasons = {Path(row["dataset_id"]).stem: row["reason"] for row in rows if row["model_name"] == "tiny-llama-5m"}
+    assert "does not exist" in reasons["missing"]
+    assert "Line 2 of data set" in reasons["malformed"]
+    assert "is empty" in reasons["empty"]
     unknown = {row["reason"] for row in rows if row["model_name"] == "tiny-lama-5m"}
     assert len(unknown) == 1
     assert "tiny-llama-5m" in unknown.pop()

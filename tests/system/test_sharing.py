@@ -214,8 +214,8 @@ def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
             place = places[name]
             command = shared.operation(place, operation, actuators, points)
             running[name] = stack.enter_context(started(command, cwd=place, env=shared.of(place), log=place / "log"))
-        told = wait_for(lambda: all(NAMED.search(log(name)) for name in places), 300)
-        assert told, {name: log(name)[-2000:] for name in places if not NAMED.search(log(name))}
+        reported = wait_for(lambda: all(NAMED.search(log(name)) for name in places), 300)
+        assert reported, {name: log(name)[-2000:] for name in places if not NAMED.search(log(name))}
         for name, how in ENDED_BY.items():
             running[name].send_signal(how)
         done.touch()

@@ -1,4 +1,4 @@
-"""Files of studies for IBM's actuator, converted: what is written, what stays, what is told."""
+"""Files of studies for IBM's actuator, converted: what is written, what stays, what is reported."""
 
 from __future__ import annotations
 
@@ -149,13 +149,13 @@ def test_values_keep_the_meaning_that_ado_reads(tmp_path: Path) -> None:
 
 
 def test_check_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same is told, and the status is the same."""
+    """The report is the same, and the status is the same."""
     source = RECORDINGS / "local-space.yaml"
     converted(tmp_path, source, check=True)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    assert "differs  fms_hf_tuning_version 2.8.2 becomes" in told
-    assert told.rstrip().endswith("The study differs in 1 point, marked above.")
+    assert "differs  fms_hf_tuning_version 2.8.2 becomes" in printed
+    assert printed.rstrip().endswith("The study differs in 1 point, marked above.")
 
 
 def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("a: [", "not valid YAML at line"),
         ("a: 1", "is not a space, point, operation or actuator configuration"),
@@ -175,13 +175,13 @@ def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_bad_use(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str
 ) -> None:
     """Status 2, one line that says why, and nothing is written."""
     converted(tmp_path, written(tmp_path, text), status=2, check=True)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert told in shown.err
+    assert expected in shown.err
     assert shown.err.count("\n") == 1
 
 
@@ -338,7 +338,7 @@ def test_an_end_with_one_value_is_fixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("actuatorIdentifier: SFTTrainer\nparameters: [1]\n", "parameters is [1]; expected a mapping"),
         ("actuatorIdentifier: SFTTrainer\nparameters: {model_map: text}\n", "model_map is 'text'; expected a mapping"),
@@ -349,12 +349,12 @@ def test_an_end_with_one_value_is_fixed(tmp_path: Path) -> None:
         (POINT.replace("number_gpus: 1", "number_gpus: one"), "number_gpus is 'one'; expected a number."),
     ],
 )
-def test_a_wrong_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str) -> None:
+def test_a_wrong_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str) -> None:
     """One line with the file, the name, the value and what was expected."""
     source = written(tmp_path, text)
     converted(tmp_path, source, status=2, check=True)
     shown = capsys.readouterr().err
-    assert shown.startswith(f"{source}: {told}")
+    assert shown.startswith(f"{source}: {expected}")
     assert shown.count("\n") == 1
 
 

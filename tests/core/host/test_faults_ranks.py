@@ -40,7 +40,7 @@ def test_a_rank_out_of_memory_among_ranks_that_wait_for_it(
     )  # fmt: skip
 
 
-def test_a_ranks_own_error_is_told_and_not_its_peers_lost_connection(
+def test_a_ranks_own_error_is_reported_and_not_the_lost_connection_of_its_peer(
     faulty: SimpleNamespace, tmp_path: Path, make_host: Any, record_property: Any
 ) -> None:
     """In either order of the reports, the failure is not transient, and the log is that of the rank with the error."""

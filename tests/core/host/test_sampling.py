@@ -48,7 +48,7 @@ def burner() -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def tell(process: subprocess.Popen[str]) -> list[float]:
+def report(process: subprocess.Popen[str]) -> list[float]:
     """Let the process burn; return begin and end on the clock of all processes, and the CPU seconds it used."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -62,7 +62,7 @@ def test_process_tree_is_measured_at_ten_hertz(burner: subprocess.Popen[str]) ->
     sampler = devices.Sampler(devices.DeviceSet(), [burner.pid])
     sampler.start()
     time.sleep(0.3)
-    begin_s, end_s, cpu_s = tell(burner)
+    begin_s, end_s, cpu_s = report(burner)
     samples = sampler.stop()
     found, omitted = devices.summarise(samples, begin_s, end_s)
     assert found["cpu_compute_utilization"] == pytest.approx(100 * cpu_s / (end_s - begin_s), abs=10)
@@ -89,7 +89,7 @@ def test_processes_that_vanish_are_tolerated(burner: subprocess.Popen[str]) -> N
     """Sampling continues after the processes have ended, and their CPU time stays counted."""
     sampler = devices.Sampler(devices.DeviceSet(), [burner.pid, 2**22 + 1], interval_s=0.02)
     sampler.start()
-    used_s = tell(burner)[2]
+    used_s = report(burner)[2]
     time.sleep(0.1)
     burner.communicate("\n")
     ended_s = time.perf_counter()
@@ -110,7 +110,7 @@ def test_later_child_counts_with_all_it_used() -> None:
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        cpu_s = tell(child)[2]
+        cpu_s = report(child)[2]
         tree.rescan(float("inf"))
         used_s, rss_bytes = tree.read()
     finally:

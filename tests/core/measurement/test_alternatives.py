@@ -28,7 +28,7 @@ def job(**change: Any) -> Job:
 
 
 def test_single_changes_come_before_combinations() -> None:
-    """What the workload already has is no change."""
+    """A value that the workload already has is not a change."""
     first, *together = job().alternatives
     for change in (
         {"gradient_checkpointing": True},

@@ -119,7 +119,7 @@ def test_fused_projections_have_their_published_shapes():
 
 
 def test_every_language_model_of_the_catalogue_has_a_count():
-    """Vision models alone have none, and say so."""
+    """Vision towers without a language model have none; the message says so."""
     unknown = set()
     for name in models.names():
         architecture = models.resolve(name).architecture
@@ -211,7 +211,7 @@ def test_known_devices_have_their_dense_peak(device, dtype, peak):
     ],
 )
 def test_unknown_devices_have_no_peak_but_a_reason(device, dtype):
-    """A name that resembles a known one is no known one; a type the data sheet lacks is none either."""
+    """A name that resembles a known one is unknown, and so is a type that the data sheet lacks."""
     peak, reason = accelerators.peak_tflops(device, dtype)
     assert peak is None
     assert device in reason

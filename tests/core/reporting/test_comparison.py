@@ -203,7 +203,7 @@ def test_bad_use_of_by(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         ([operation, operation, "--by", "method"], "Give two sources to compare, or one source and --by PROPERTY."),
         ([operation], "Give two sources"),
-        ([operation, "--by", "colour"], "--by colour is no property of a workload"),
+        ([operation, "--by", "colour"], "--by colour is not a property of a workload"),
         ([operation, "--by", "r"], "has no two workloads that differ in r only."),
     ):
         assert main(["compare", *words]) == 2

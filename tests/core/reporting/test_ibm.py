@@ -132,7 +132,7 @@ def test_no_interval_is_shown_where_there_is_none(measured: list[Row], capsys: p
     assert pair.why == "ran before, cannot run now: the reason is not known."
 
 
-def test_measurements_that_do_not_count_are_told(measured: list[Row]) -> None:
+def test_measurements_that_do_not_count_are_reported(measured: list[Row]) -> None:
     """Releases of the library are not compared, so that measurements with several are the same workload."""
     other = dataclasses.replace(measured[0], workload={**measured[0].workload, "fms_hf_tuning_version": "3.0.0"})
     found = comparison.compare([*measured, other], ours(measured, 1.0), Tolerance())
@@ -141,20 +141,20 @@ def test_measurements_that_do_not_count_are_told(measured: list[Row]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         ("stop_after_seconds.30", "stop_after_seconds.soon", "stop_after_seconds is 'soon'; expected a number."),
         ("smollm2-135m,0,512,1,", "smollm2-135m,0,long,1,", "model_max_length is 'long'; expected a number."),
         ("smollm2-135m,0,512,1,", "smollm2-135m,none,512,1,", "number_gpus is 'none'; expected a number."),
     ],
 )
-def test_an_impossible_value_is_one_message(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_an_impossible_value_is_one_message(tmp_path: Path, old: str, new: str, expected: str) -> None:
     """Whether the experiment's name has it or a column."""
     path = tmp_path / "before.csv"
     path.write_text(CSV.read_text().replace(old, new, 1))
     with pytest.raises(read.Unreadable) as caught:
         read.rows(str(path))
-    assert str(caught.value) == f"{path}: {told}"
+    assert str(caught.value) == f"{path}: {expected}"
 
 
 def test_a_value_none_is_ibms_default(tmp_path: Path, measured: list[Row]) -> None:

@@ -133,7 +133,7 @@ def test_an_unreadable_source_is_an_error(name: str, content: str | None, messag
 
 
 def test_rows_are_in_the_order_of_their_requests(recorded: list[Row], tmp_path: Path) -> None:
-    """Requests are ordered by time: identifiers of a space's operations do not tell which was first."""
+    """Requests are ordered by time: the identifiers of a space's operations have no order."""
     first, last = (RECORDINGS / "operation.yaml").read_text().split("\n- entities:")[1:3]
     file = tmp_path / "turned.yaml"
     file.write_text(f"- entities:{last}\n- entities:{first}\n")

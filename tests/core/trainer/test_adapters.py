@@ -181,14 +181,14 @@ def test_names_that_match_nothing_are_noted() -> None:
 @pytest.mark.parametrize(
     ("kind", "target_modules", "expected"),
     [
-        ("llama", "mlp", "names model.layers.0.mlp, a LlamaMLP, which is no linear layer; name down_proj, gate_proj, up_proj"),
-        ("llama", "self_attn", "which is no linear layer; name k_proj"),
-        ("llama", "input_layernorm", "a LlamaRMSNorm, which is no linear layer; name linear layers"),
-        ("llama", "(q_proj", "is no valid regular expression"),
-        ("llama", "a{99999999999}", "is no valid regular expression: the repetition number is too large"),
+        ("llama", "mlp", "names model.layers.0.mlp, a LlamaMLP, which is not a linear layer; name down_proj, gate_proj, up_proj"),
+        ("llama", "self_attn", "which is not a linear layer; name k_proj"),
+        ("llama", "input_layernorm", "a LlamaRMSNorm, which is not a linear layer; name linear layers"),
+        ("llama", "(q_proj", "is not a valid regular expression"),
+        ("llama", "a{99999999999}", "is not a valid regular expression: the repetition number is too large"),
         ("llama", ".*mlp", "names model.layers.0.mlp, a LlamaMLP"),
-        ("llama", "layers.1", "a LlamaDecoderLayer, which is no linear layer; name down_proj, gate_proj, k_proj"),
-        ("qwen3_moe", "experts", "a Qwen3MoeExperts, which is no linear layer"),
+        ("llama", "layers.1", "a LlamaDecoderLayer, which is not a linear layer; name down_proj, gate_proj, k_proj"),
+        ("qwen3_moe", "experts", "a Qwen3MoeExperts, which is not a linear layer"),
         ("mamba", "out_proj", "which PEFT cannot adapt in this model; leave it out"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files that are no data sets, or hold far more than their size, are refused before they are read."""
+"""Files that are not data sets, or that unpack to far more than their size, are refused before they are read."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_repeated_large_values_are_read_a_few_at_a_time(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.parquet"])
 def test_rows_are_counted_without_reading_them(tmp_path: Path, name: str) -> None:
-    """Blank lines are no rows."""
+    """Blank lines do not count as rows."""
     path = tmp_path / name
     if name == "d.jsonl":
         path.write_text('{"text": "a"}\n\n   \n{"text"\n')

@@ -131,7 +131,7 @@ def test_json_lines_give_the_tokens_of_trl(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "tools"])
 def test_parquet_gives_the_tokens_of_json_lines(tmp_path: Path, kind: str) -> None:
-    """The nulls that Arrow adds for keys of other rows or messages are no keys; TRL does the same for those of messages."""
+    """The nulls that Arrow adds for keys of other rows or messages do not count as keys; TRL does the same for those of messages."""
     rows = FORMATS[kind]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "d.parquet"))
@@ -161,7 +161,7 @@ def test_samples_left_out_are_noted(tmp_path: Path) -> None:
         ({"messages": []}, "needs messages that are objects with role and content"),
         ({"messages": ["hi"]}, "needs messages that are objects with role and content"),
         ({"messages": HI, "tools": "{"}, "has tools that are not valid JSON"),
-        ({"messages": HI, "chat_template_kwargs": "short"}, "has chat_template_kwargs that are no object"),
+        ({"messages": HI, "chat_template_kwargs": "short"}, "has chat_template_kwargs that are not an object"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_one_message(tmp_path: Path, row: dict[str, Any], expected: str) -> None:

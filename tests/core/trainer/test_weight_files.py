@@ -67,7 +67,9 @@ def test_a_tokenizer_that_is_a_pointer(saved: Path) -> None:
         model.tokenizer(random, network)
 
 
-@pytest.mark.parametrize(("left", "expected"), [(4, "of 4 bytes is no complete"), (-10, "has [0-9]+ of [0-9]+ bytes")])
+@pytest.mark.parametrize(
+    ("left", "expected"), [(4, "of 4 bytes is not a complete"), (-10, "has [0-9]+ of [0-9]+ bytes")]
+)
 def test_a_truncated_file(saved: Path, left: int, expected: str) -> None:
     """The file, its size and the size that its header gives."""
     file = saved / "model.safetensors"
@@ -103,9 +105,9 @@ def test_a_truncated_file_of_torch(saved: Path, archive: bool) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>" * 99, b"\x00" * 5000])
 def test_a_file_that_torch_has_not_written(saved: Path, content: bytes) -> None:
-    """Nobody is told to load it with ``weights_only=False``."""
+    """The message does not advise ``weights_only=False``."""
     as_bin(saved, content)
-    with pytest.raises(BadInput, match=rf"pytorch_model\.bin of {len(content)} bytes is no file of PyTorch"):
+    with pytest.raises(BadInput, match=rf"pytorch_model\.bin of {len(content)} bytes is not a file of PyTorch"):
         model.build(job(saved))
 
 

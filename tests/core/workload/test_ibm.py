@@ -109,7 +109,7 @@ def test_values_with_a_counterpart(given: dict[str, Any], here: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ({"accelerate_config_mixed_precision": "fp8"}, "fp8 has no counterpart"),
         ({"fast_kernels": ["True", "False", "True"]}, "all kernels on or off"),
@@ -121,11 +121,11 @@ def test_values_with_a_counterpart(given: dict[str, Any], here: dict[str, Any]) 
         ({"surprise": 1}, "surprise 1 has no counterpart"),
     ],
 )
-def test_what_has_no_counterpart_is_told(given: dict[str, Any], told: str) -> None:
+def test_what_has_no_counterpart_is_reported(given: dict[str, Any], expected: str) -> None:
     """The study changes, and a finding says how."""
     texts = translated(given)[1]
     assert len(texts) == 1
-    assert told in texts[0]
+    assert expected in texts[0]
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_files_of_ibm_have_their_own_column_and_epochs() -> None:
 
 def test_fsdp_is_left_out_below_two_gpus() -> None:
     """FSDP is used from two GPUs, as in IBM's actuator; a space with 0 GPUs as well needs a separate one."""
-    for gpus, told in (([0], 0), ([1], 0), ([1, 2], 0), ([0, 2], 1)):
+    for gpus, count in (([0], 0), ([1], 0), ([1, 2], 0), ([0, 2], 1)):
         found = ibm.translate(FULL, {"fms_hf_tuning_version": "3.1.0"}, {**GPUS, "number_gpus": gpus}, FMS)
         assert ("distributed_backend" in found.fixed) == (max(gpus) > 1)
-        assert len(differences(found)) == told
+        assert len(differences(found)) == count
 
 
 def test_lora_modules_that_differ_between_models_are_told() -> None:
