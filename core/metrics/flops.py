@@ -94,7 +94,7 @@ def per_token(
     num_virtual_tokens: int = 0,
     adapters: Sequence[Mapping[str, Any]] | None = None,
 ) -> float:
-    """Return the FLOP of forward and backward pass per token slot; those of virtual tokens, which are not slots, are divided among the slots.
+    """Return the FLOP of forward and backward pass per token slot. The FLOP of virtual tokens are divided among the token slots.
 
     Args:
         architecture: a Hugging Face configuration as a dict.

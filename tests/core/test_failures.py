@@ -82,7 +82,7 @@ def test_exceptions_are_classified(type_name: str, text: str, group: str, what: 
         (3, "", False, "transient", "transient"),
     ],
 )
-def test_exits_are_told_apart(code: int, tail: str, oom_killed: bool, group: str, what: str) -> None:
+def test_exits_are_classified(code: int, tail: str, oom_killed: bool, group: str, what: str) -> None:
     """By exit code, signal, what was written last, and whether the kernel killed for memory."""
     cause = failures.from_exit(code, tail, oom_killed=oom_killed).cause
     assert (cause.group, cause.what) == (group, what)

@@ -89,7 +89,7 @@ print(main(["run", *{words}]), *sorted({{"ado", "ray", "torch"}} & set(sys.modul
     assert done.stderr.startswith("number_gpus 1 is not possible: ")
 
 
-def test_what_is_missing_is_told_before_a_trainer_is_started(
+def test_what_is_missing_is_reported_before_a_trainer_is_started(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A data file that does not exist, and chats for a tokenizer without a chat template."""

@@ -80,7 +80,7 @@ OURS = "ado_actuators.sfttrainer.actuator:SFTTrainer"
         ("fms_hf_tuning", [], []),
     ],
 )
-def test_ibms_distribution_of_the_same_name_is_told_apart(
+def test_ibms_distribution_of_the_same_name_is_recognised(
     tmp_path: Path, plugin: str, entries: list[str], states: list[str]
 ) -> None:
     """By its entry point. It hides the plugin of the same name, and only that; both at once hide each other's files."""

@@ -66,7 +66,7 @@ def test_what_hosts_sampled_is_joined_as_its_name_says() -> None:
     assert omitted == {"gpu_power_percent_avg": "no limit."}
 
 
-def test_devices_of_other_hosts_are_told_where_they_differ() -> None:
+def test_devices_of_other_hosts_are_reported_where_they_differ() -> None:
     """Equal hosts are described once, different hosts each."""
     described = [{"devices": [{"name": name}]} for name in ("NVIDIA H200", "NVIDIA A30")]
     device: dict[str, Any] = {"properties": {}, "omitted": {}}

@@ -165,7 +165,7 @@ def test_fsdp_is_left_out_below_two_gpus() -> None:
         assert len(differences(found)) == count
 
 
-def test_lora_modules_that_differ_between_models_are_told() -> None:
+def test_lora_modules_that_differ_between_models_are_reported() -> None:
     """target_modules of a space is that of most of its models."""
     models = ["llama-7b", "llama3.2-1b", "llama3.2-3b"]
     found = ibm.translate(LORA, {"fms_hf_tuning_version": "3.1.0"}, {**GPUS, "model_name": models}, FMS)
