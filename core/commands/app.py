@@ -76,8 +76,9 @@ def _add_run(app: typer.Typer, name: str, plugin: str, load: Load) -> None:
 
     \b
     Examples:
-      {name} run model_name=tiny-llama-5m model_max_length=128 batch_size=4 number_gpus=0
-      {name} run model_name=smollm2-135m model_max_length=64 batch_size=2 number_gpus=0 method=lora
+      {name} run model_name=tiny-llama-5m model_max_length=128 \\
+        batch_size=4 number_gpus=0
+      {name} run workload.yaml method=lora
       {name} run workload.yaml --vary method=full,lora
       {name} run workload.yaml --vary batch_size
       {name} run workload.yaml batch_size=8 price=2.5 --json

@@ -201,9 +201,10 @@ def _note_busy_machine(found: _Findings, workload: Workload) -> None:
     share = found.properties.get("cpu_share_percent")
     if share is None or share >= LEAST_CPU_SHARE_PERCENT:
         return
+    instead = "" if workload.number_gpus else ", or compare dataset_tokens_per_cpu_second"
     found.notes.append(
         f"The machine was busy: the training processes got {share:.0f} % of the CPU time that they could have used. "
-        "Measure again without other work."
+        f"Measure again without other work{instead}."
     )
     if not workload.number_gpus:
         found.put(steady=0)
