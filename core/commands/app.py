@@ -128,8 +128,10 @@ def _add_plan(app: typer.Typer, name: str, load: Load) -> None:
 
     \b
     Examples:
-      {name} plan model_name=llama3.1-8b model_max_length=2048 gpu_model=RTX-4090,L40S,H100
-      {name} plan model_name=llama3.1-8b gpu_model=L40S,H100 --price L40S=0.9 --price H100=2.5 --output plan
+      {name} plan model_name=llama3.1-8b model_max_length=2048 \\
+        gpu_model=RTX-4090,L40S,H100
+      {name} plan model_name=llama3.1-8b gpu_model=L40S,H100 \\
+        --price L40S=0.9 --price H100=2.5 --output plan
     """
 
     @app.command(help=text)

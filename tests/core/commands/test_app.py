@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,9 @@ def test_help_is_fast_and_has_an_example(plugin: str) -> None:
         assert f"ado-{plugin.replace('_', '-')} {command} " in done.stdout
     assert done.stdout.count("status 0") == len(COMMANDS)
     assert done.stdout.splitlines()[-1] == "loaded:"
+    # a line that the terminal breaks would be two commands when it is pasted
+    for shown in re.findall(r"^ Examples?: *\n(.*?)^╭", done.stdout, re.MULTILINE | re.DOTALL):
+        assert [line for line in shown.splitlines() if line.strip() and not line.startswith(("   ado-", "     "))] == []
 
 
 def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
