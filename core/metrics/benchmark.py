@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ..protocol.messages import AUTOCAST_DTYPES, COUNTS, Record
 from ..protocol.stopping import LEAST_MEASURED
+from ..workload.fields import Workload
 from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
-from . import accelerators, flops, throughput
+from . import accelerators, flops, roofline, throughput
 from .accelerators import GIB
 from .report import Report
 from .throughput import ImpossibleRecord
@@ -28,35 +29,10 @@ MORE_STEPS = {
 }
 # share of the CPU time that training could use; below it, other work on the machine determines the rate
 LEAST_CPU_SHARE_PERCENT = 90.0
-
-
-class Workload(Protocol):
-    """The properties of a workload that the report uses."""
-
-    @property
-    def number_gpus(self) -> int: ...
-    @property
-    def number_nodes(self) -> int: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def gradient_accumulation_steps(self) -> int: ...
-    @property
-    def distributed_backend(self) -> str: ...
-    @property
-    def r(self) -> int: ...
-    @property
-    def num_virtual_tokens(self) -> int: ...
-    @property
-    def target_modules(self) -> str: ...
-    @property
-    def torch_dtype(self) -> str: ...
-    @property
-    def mixed_precision(self) -> str: ...
-    @property
-    def weights(self) -> str: ...
+SHARE_OF_LIMIT = "limit_percent"
+SPEEDS = ("tflops_per_device", "mfu_percent", SHARE_OF_LIMIT)
+# mean length over model_max_length from which on the bound for full samples applies
+LEAST_LENGTH = 0.99
 
 
 def make(
@@ -242,7 +218,7 @@ def _put_flops(
 ) -> None:
     totals = measured.totals
     if not totals["token_slots"]:
-        found.omit("The trainer counted no tokens.", "model_flops_per_token", "tflops_per_device", "mfu_percent")
+        found.omit("The trainer counted no tokens.", "model_flops_per_token", *SPEEDS)
         return
     try:
         per_token = flops.per_token(
@@ -257,20 +233,39 @@ def _put_flops(
             adapters=(record.get("facts") or {}).get("adapters"),
         )
     except flops.UnknownArchitecture as unknown:
-        found.omit(str(unknown), "model_flops_per_token", "tflops_per_device", "mfu_percent")
+        found.omit(str(unknown), "model_flops_per_token", *SPEEDS)
         return
     found.put(model_flops_per_token=per_token)
     device_name, *others = sorted(device_names)
     if others:
         mixed = f"Devices of different models were used: {', '.join((device_name, *others))}."
-        found.omit(mixed, "tflops_per_device", "mfu_percent")
+        found.omit(mixed, *SPEEDS)
         return
     peak, reason = accelerators.peak_tflops(device_name, _compute_type(record, workload))
     if peak is None:
-        found.omit(reason, "tflops_per_device", "mfu_percent")
+        found.omit(reason, *SPEEDS)
         return
     tflops = per_token * found.properties["train_tokens_per_second_per_gpu"] / 1e12
     found.put(tflops_per_device=tflops, mfu_percent=100 * tflops / peak)
+    _put_share_of_limit(found, totals, record, workload.model_copy(update={"gpu_model": device_name}))
+
+
+def _put_share_of_limit(found: _Findings, totals: dict[str, int], record: Record, workload: Workload) -> None:
+    """Relate the rate to the bound that the device's peak rates set, for samples as long as the bound takes them to be."""
+    if totals["squared_lengths"] < LEAST_LENGTH * totals["token_slots"] * workload.model_max_length:
+        found.omit("The bound is that of samples of model_max_length; these are shorter.", SHARE_OF_LIMIT)
+        return
+    bound, reason = roofline.limit(
+        workload,
+        record.get("architecture") or {},
+        model_parameters=record["model_parameters"],
+        trainable_parameters=record["trainable_parameters"],
+        computed=_compute_type(record, workload),
+    )
+    if bound is None:
+        found.omit(reason, SHARE_OF_LIMIT)
+    else:
+        found.put(**{SHARE_OF_LIMIT: 100 * found.properties["train_tokens_per_second"] / bound.tokens_per_second})
 
 
 def _compute_type(record: Record, workload: Workload) -> str:

@@ -57,7 +57,12 @@ class Limit:
 
 
 def limit(
-    workload: Workload, architecture: Mapping[str, Any], *, model_parameters: int, trainable_parameters: int
+    workload: Workload,
+    architecture: Mapping[str, Any],
+    *,
+    model_parameters: int,
+    trainable_parameters: int,
+    computed: str | None = None,
 ) -> tuple[Limit | None, str]:
     """Return the bound of a workload whose samples are all as long as they may be, or None and one message that says why there is none.
 
@@ -66,9 +71,12 @@ def limit(
         architecture: the model's Hugging Face configuration.
         model_parameters: parameters of the model, with adapters.
         trainable_parameters: those that are trained.
+        computed: type of the matrix products as read back from a run; None: that of the workload.
     """
-    computed = {"bf16": "bfloat16", "fp16": "float16"}.get(workload.mixed_precision, workload.torch_dtype)
+    asked = {"bf16": "bfloat16", "fp16": "float16"}.get(workload.mixed_precision, workload.torch_dtype)
     row = accelerators.find(workload.gpu_model)
+    if computed is None:
+        computed = asked
     if computed == "float32" and workload.torch_compile and row is not None and "tf32" in row.tflops:
         # libraries turn it on for compiled models
         computed = "tf32"

@@ -36,6 +36,7 @@ COLUMNS = (
     ("step_time_median_s", "step, s"),
     *((name, "memory, GiB") for name in MEMORY),
     ("mfu_percent", "MFU, %"),
+    ("limit_percent", "of limit, %"),
     ("energy_joules_per_token", "J / token"),
     ("usd_per_million_tokens", "USD / M tokens"),
 )

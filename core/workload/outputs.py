@@ -28,6 +28,7 @@ OUTPUTS: Mapping[str, str] = {
     "model_flops_per_token": "FLOP of forward and backward pass per token slot, without recomputation.",
     "tflops_per_device": "Model TFLOP per second and device.",
     "mfu_percent": "Model TFLOP per second over the device's dense peak, %.",
+    "limit_percent": "Token slots per second over the bound from the device's peak rates, as tokens_per_second_limit of an estimate, %.",
     "torch_peak_allocated_gib": "Peak of torch's allocated memory, largest of the ranks, GiB.",
     "torch_peak_reserved_gib": "Peak of torch's reserved memory, largest of the ranks, GiB.",
     "gpu_memory_peak_gib": "Peak memory in use of a GPU, by the driver, GiB.",

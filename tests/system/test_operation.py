@@ -138,7 +138,7 @@ def dimension(name: str, *values: Any) -> dict[str, Any]:
 
 
 # outputs that need a GPU, its driver, a known peak or a price
-NOT_HERE = ("gpu_", "torch_peak_", "energy_", "usd_", "tflops_", "mfu_")
+NOT_HERE = ("gpu_", "torch_peak_", "energy_", "usd_", "tflops_", "mfu_", "limit_")
 GOOD_DATA = '{"text": "what a model learns from"}\n'
 
 

@@ -75,6 +75,21 @@ def test_times_and_rates_are_those_of_the_measured_steps() -> None:
     assert got["trained_tokens_per_second"] == pytest.approx(48 / 6)
 
 
+def test_shorter_samples_have_no_bound() -> None:
+    """Their attention takes less, so the bound of full samples would be too low for them."""
+    values = {"model_name": "m", "model_max_length": 40, "batch_size": 2, "number_gpus": 1, "torch_dtype": "bfloat16"}
+    got = make(
+        [record(facts={"dtype": "bfloat16"})],
+        parse(values),
+        device=None,
+        device_names=["NVIDIA A100-SXM4-80GB"],
+        price_usd_per_device_hour=None,
+        total_s=20.0,
+    )
+    assert "mfu_percent" in got.properties
+    assert got.omitted["limit_percent"] == "The bound is that of samples of model_max_length; these are shorter."
+
+
 def test_utilisation_of_a_known_device_is_exact() -> None:
     """Two A100s with bfloat16 weights: TFLOP per second and device, over 312; an unknown device gives a reason."""
     values = {"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 2, "torch_dtype": "bfloat16"}
@@ -91,10 +106,12 @@ def test_utilisation_of_a_known_device_is_exact() -> None:
     # 4 measured steps of 20 slots on each device in 6 s
     assert got["tflops_per_device"] == pytest.approx(4800 * 80 / 6 / 1e12)
     assert got["mfu_percent"] == pytest.approx(100 * 4800 * 80 / 6 / 312e12)
+    # the memory sets the bound: 720 weights of two bytes in two passes, and seven accesses of the optimizer to 100, for 20 slots
+    assert got["limit_percent"] == pytest.approx(100 * (160 / 6) / (20 / ((2 * 720 * 2 + 7 * 100 * 2) / 2039e9)))
     unknown = on("Abacus 3000")
     assert unknown.properties["model_flops_per_token"] == 4800
     assert "Abacus 3000" in unknown.omitted["mfu_percent"]
-    assert unknown.omitted["tflops_per_device"] == unknown.omitted["mfu_percent"]
+    assert unknown.omitted["tflops_per_device"] == unknown.omitted["mfu_percent"] == unknown.omitted["limit_percent"]
     mixed = on("NVIDIA H200", "NVIDIA A100-SXM4-80GB").omitted["mfu_percent"]
     assert mixed == "Devices of different models were used: NVIDIA A100-SXM4-80GB, NVIDIA H200."
 

@@ -134,6 +134,14 @@ def test_costs_have_the_intervals_of_their_rates(row: Make) -> None:
     assert [text.get_text() for text in axes.texts] == ["4", "4, 1 step, not steady"]
 
 
+def test_the_share_of_the_bound_stands_beside_mfu(row: Make) -> None:
+    """Only where a measurement has it."""
+    measured = row(1.0, outputs={"mfu_percent": 41.5, "limit_percent": 57.25})
+    text = page.html([measured], [], [], "Made by a test.")
+    assert text.index("MFU, %") < text.index("of limit, %") < text.index("57.2")
+    assert "of limit, %" not in page.html([row(1.0)], [], [], "Made by a test.")
+
+
 def test_unsteady_rates_have_a_ring_and_rates_without_a_bar_are_counted(row: Make) -> None:
     """One of two measurements has a single step."""
     drawn = figures.draw([row(200.0, 5.0, batch_size=4), row(300.0, None, outputs=ONE_STEP)])[0]
