@@ -101,3 +101,24 @@ def test_rows_that_are_known_are_not_predicted_again(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([published._written(result) for result in results()]))
     assert published._read(file) == results()
+
+
+def test_stored_rows_are_shown_without_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that was not run says so, and is run by a later call."""
+    file, other = tmp_path / "rows.json", dataclasses.replace(row(), configuration="other")
+    file.write_text(json.dumps([published._written(results()[0])]))
+    monkeypatch.setattr(published, "rows", lambda: [results()[0].row, other])
+    monkeypatch.setattr(published, "_alike", lambda *_: None)
+    asked: list[published.Row] = []
+
+    def predicted(one: published.Row) -> published.Result:
+        asked.append(one)
+        return published.Result(one, GIB, GIB, fits=True)
+
+    monkeypatch.setattr(published, "predict", predicted)
+    assert published.main(["--stored", "--output", str(file)]) == 0
+    assert [one.message for one in published._read(file)] == ["", published.NOT_RUN]
+    assert asked == []
+    assert published.main(["--resume", "--output", str(file)]) == 0
+    assert [one.message for one in published._read(file)] == ["", ""]
+    assert asked == [other]
