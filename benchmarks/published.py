@@ -119,11 +119,9 @@ def predict(row: Row) -> Result:
     from ado_actuators.sfttrainer.core.trainer.memory_estimate.estimate import Estimator
 
     begin = time.perf_counter()
+    if message := _impossible(row):
+        return Result(row, message=message)
     stack = _stack(row)
-    if stack is None:
-        return Result(row, message="the workload is not published in full")
-    if found := UNTRACED.search(row.configuration):
-        return Result(row, message=f"kernels of {found.group()} are not traced")
     try:
         values, architecture = _typed(row.values)
         method = values["method"]
@@ -146,6 +144,14 @@ def predict(row: Row) -> Result:
     return Result(row, allocated, reserved, fits, time.perf_counter() - begin)
 
 
+def _impossible(row: Row) -> str:
+    """Return why a row cannot be predicted; empty if it can."""
+    if not yaml.safe_load((PLACE / "sources.yaml").read_text())[row.source]["stack"]:
+        return "the workload is not published in full"
+    found = UNTRACED.search(row.configuration)
+    return f"kernels of {found.group()} are not traced" if found else ""
+
+
 def _stack(row: Row) -> Any:
     import published_stack
 
@@ -159,9 +165,7 @@ def _stack(row: Row) -> Any:
             fused="foak" in row.configuration,
         ),
         "transformers 5": published_stack.PlainTrainer(older=False),
-    }.get(source["stack"])
-    if found is None:
-        return None
+    }[source["stack"]]
     return published_stack.WithAccelerate(found, source["accelerate"])
 
 
@@ -216,7 +220,10 @@ def summary(results: Sequence[Result]) -> str:
     )
     lines += [f"fits is wrong: {_described(result)}" for result in wrong]
     lines += [f"outside the goal: {_described(result)}" for result in results if result.outside]
-    lines.append(f"not predicted: {sum(bool(result.message) for result in results)} of {len(results)} rows")
+    missing = sum(result.message == NOT_RUN for result in results)
+    impossible = sum(bool(result.message) for result in results) - missing
+    lines.append(f"not predicted: {impossible} of {len(results)} rows")
+    lines += [f"not run: {missing} of {len(results)} rows"] if missing else []
     return "\n".join(lines)
 
 
@@ -296,7 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows():
         if re.search(asked.rows, f"{row.source}: {row.name}"):
             found = next((one for one in known if one.row == row), None) or _alike(row, results)
-            results.append(found or (Result(row, message=NOT_RUN) if asked.stored else predict(row)))
+            unknown = Result(row, message=_impossible(row) or NOT_RUN) if asked.stored else None
+            results.append(found or unknown or predict(row))
             print(table(results[-1:]).splitlines()[-1], flush=True)
             if asked.output:
                 # after each row: all of them take long
