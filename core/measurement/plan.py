@@ -121,7 +121,9 @@ def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
     except ValueError as error:
         raise failures.BadInput(str(error)) from None
     if workload.weights == "pretrained" and source.source is None:
-        raise failures.BadInput(f"Model {workload.model_name} has no published weights; use weights random.")
+        raise failures.BadInput(
+            f"Model {workload.model_name} has no weights here; use weights random, or the hub id of a model."
+        )
     _check_device(workload, experiment)
     if source.architecture and (message := supported.image_mismatch(workload, source.architecture)):
         raise failures.InvalidConfiguration(message)

@@ -231,6 +231,7 @@ def _put_flops(
             samples=totals["samples"],
             num_virtual_tokens=workload.num_virtual_tokens,
             adapters=(record.get("facts") or {}).get("adapters"),
+            counted=(record.get("facts") or {}).get("counted_flops"),
         )
     except flops.UnknownArchitecture as unknown:
         found.omit(str(unknown), "model_flops_per_token", *SPEEDS)

@@ -18,6 +18,41 @@ _SHOWN = 60
 UNTRACEABLE = ("fast_kernels", "fast_moe", "multipack")
 # their kernels save the same tensors as the model's operations, or fewer, so an estimate without them is an upper bound
 BOUNDED_FROM_ABOVE = ("torch_compile", "use_liger_kernel")
+# the model types whose FLOPs follow from their configuration, as in ``core.metrics.flops``; those of others are counted by the trainer
+FLOPS_KNOWN = frozenset(
+    {
+        "deepseek_v3",
+        "falcon_h1",
+        "gemma3_text",
+        "glm4",
+        "glm4_moe",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neox",
+        "gpt_oss",
+        "granite",
+        "granitemoe",
+        "granitemoehybrid",
+        "granitemoeshared",
+        "lfm2",
+        "llama",
+        "llama4_text",
+        "ministral3",
+        "mistral",
+        "mixtral",
+        "nemotron_h",
+        "olmo2",
+        "olmo3",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_moe",
+        "qwen3_next",
+        "smollm3",
+    }
+)
 # names of attention implementations; a kernel of the hub is org/name, with a revision after @ and a function after a colon
 PLAIN_ATTENTION = ("auto", "eager", "sdpa")
 FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4")

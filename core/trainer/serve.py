@@ -152,8 +152,13 @@ def _train(stack: ModuleType, job: Job, progress: ProgressCallback, doing: list[
 
 
 def _record(job: Job, clock: Clock, facts: JsonObject) -> Record:
+    from . import flop_counter
+
     model: Any = clock.model
     parameters = list(model.parameters())
+    if job.rank == 0 and (counted := flop_counter.facts(model.config)):
+        facts |= counted
+        facts["notes"] = [*facts.get("notes", ()), flop_counter.note(model.config)]
     # a stack counts the parameters itself if they are sharded or quantised
     total = facts.pop("model_parameters", None) or sum(one.numel() for one in parameters)
     trainable = facts.pop("trainable_parameters", None) or sum(one.numel() for one in parameters if one.requires_grad)

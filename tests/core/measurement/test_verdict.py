@@ -85,7 +85,7 @@ def test_the_measured_phase_begins_where_warm_up_ends() -> None:
 
 
 def test_weights_of_our_own_models_are_random_only() -> None:
-    """tiny-llama-5m has no published weights, which is reported before a trainer starts."""
+    """tiny-llama-5m has no weights, which is reported before a trainer starts."""
     asked = {
         "model_name": "tiny-llama-5m",
         "model_max_length": 8,
@@ -93,7 +93,9 @@ def test_weights_of_our_own_models_are_random_only() -> None:
         "number_gpus": 0,
         "weights": "pretrained",
     }
-    with pytest.raises(failures.BadInput, match="Model tiny-llama-5m has no published weights; use weights random"):
+    with pytest.raises(
+        failures.BadInput, match="Model tiny-llama-5m has no weights here; use weights random, or the hub id of a model"
+    ):
         make_plan("sfttrainer", "finetune_full_benchmark", asked)
 
 

@@ -1,0 +1,55 @@
+"""FLOP of models without a formula, counted by PyTorch on the meta device. Imports torch and transformers.
+
+A forward pass over two lengths tells what grows with the number of tokens and what with its square. Convolutions are left out, as in the
+formulas.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..protocol import supported
+
+LENGTHS = (64, 128)
+
+
+def facts(config: transformers.PretrainedConfig) -> dict[str, Any]:
+    """Return the fact ``counted_flops`` of a model whose type has no formula; empty for other types, or if it cannot be counted.
+
+    It has the FLOP of a token's forward pass (``token``), and those of attention for each pair of positions (``pair``), without a mask.
+    """
+    text = config.get_text_config()
+    if config.model_type in supported.FLOPS_KNOWN or hasattr(config, "vision_config"):
+        return {}
+    try:
+        short, long = (_forward(text, length) for length in LENGTHS)
+    except Exception:  # code of any model can fail without values; the result says that the FLOPs are not known
+        return {}
+    first, second = LENGTHS
+    # F(L) = token·L + pair·L²
+    pair = (long / second - short / first) / (second - first)
+    return {"counted_flops": {"token": short / first - pair * first, "pair": pair}}
+
+
+def note(config: transformers.PretrainedConfig) -> str:
+    """Return the remark for the user that belongs to ``facts``."""
+    return f"FLOPs of model type {config.model_type} were counted by PyTorch on the meta device, windows of attention left aside."
+
+
+def _forward(config: transformers.PretrainedConfig, length: int) -> float:
+    config = copy.deepcopy(config)
+    # the other implementations need values
+    config._experts_implementation = "batched_mm"
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        ids = torch.zeros(1, length, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # without a cache transformers looks into the positions for packed documents, which have no values here
+        model(input_ids=ids)
+    counts = counter.get_flop_counts()["Global"]
+    return float(sum(number for name, number in counts.items() if "convolution" not in str(name)))
