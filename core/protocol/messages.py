@@ -72,9 +72,17 @@ class JobWorkload:
     lora_alpha: int
     lora_dropout: float
     target_modules: str
+    target_parameters: str
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16"]
+    use_dora: bool
+    use_rslora: bool
     num_virtual_tokens: int
     use_liger_kernel: bool
     torch_compile: bool
+    torch_compile_backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"]
+    torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+    activation_offloading: bool
+    loss_type: Literal["nll", "dft"]
     packing_strategy: Literal["bfd", "wrapped"]
     fms_hf_tuning_version: str
     fast_moe: int

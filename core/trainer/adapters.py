@@ -35,6 +35,33 @@ def targets(text: str) -> str | list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def options(workload: JobWorkload) -> dict[str, Any]:
+    """Return the arguments of PEFT's ``LoraConfig`` beside the modules to adapt; those with PEFT's default are left out."""
+    found: dict[str, Any] = {"r": workload.r, "lora_alpha": workload.lora_alpha, "lora_dropout": workload.lora_dropout}
+    if workload.init_lora_weights != "default":
+        found["init_lora_weights"] = workload.init_lora_weights
+    for name in ("use_dora", "use_rslora"):
+        if getattr(workload, name):
+            found[name] = True
+    names = [name.strip() for name in workload.target_parameters.split(",") if name.strip()]
+    return found | ({"target_parameters": names} if names else {})
+
+
+def check_parameters(network: torch.nn.Module, workload: JobWorkload) -> None:
+    """Check that each name in ``target_parameters`` is the end of a parameter's name.
+
+    Raises:
+        Refused: a name matches no parameter.
+    """
+    names = [name.strip() for name in workload.target_parameters.split(",") if name.strip()]
+    known = [name for name, _ in network.named_parameters()]
+    for name in names:
+        if not any(path == name or path.endswith(f".{name}") for path in known):
+            experts = sorted({path.rpartition(".mlp.")[2] for path in known if "expert" in path})
+            has = f"; it has {', '.join(experts)[:_SHOWN]}" if experts else ""
+            raise Refused(f"target_parameters {name[:_SHOWN]} names no parameter of this model{has}.")
+
+
 def resolved(network: torch.nn.Module, workload: JobWorkload, *, as_list: bool = False) -> tuple[Any, list[str]]:
     """Return PEFT's argument ``target_modules`` for a model, and notes for the user.
 

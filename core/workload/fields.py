@@ -243,6 +243,34 @@ class Workload(pydantic.BaseModel):
             ),
         ),
     ] = "all-linear"
+    target_parameters: Annotated[
+        str,
+        pydantic.Field(
+            max_length=4096,
+            description="Parameters LoRA adapts besides, such as those of fused experts: ends of names separated by commas; empty: none.",
+            json_schema_extra=_where(methods=ADAPTERS, examples=("", "experts.gate_up_proj,experts.down_proj")),
+        ),
+    ] = ""
+    init_lora_weights: Annotated[
+        Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16"],
+        pydantic.Field(
+            description="How LoRA's factors begin; olora and pissa decompose the weights first.",
+            json_schema_extra=_where(methods=ADAPTERS),
+        ),
+    ] = "default"
+    use_dora: Annotated[
+        bool,
+        pydantic.Field(
+            description="DoRA: adapters of direction and magnitude.", json_schema_extra=_where(methods=ADAPTERS)
+        ),
+    ] = False
+    use_rslora: Annotated[
+        bool,
+        pydantic.Field(
+            description="rsLoRA: divide lora_alpha by the square root of the rank.",
+            json_schema_extra=_where(methods=ADAPTERS),
+        ),
+    ] = False
     num_virtual_tokens: Annotated[
         int,
         pydantic.Field(
@@ -259,6 +287,27 @@ class Workload(pydantic.BaseModel):
     torch_compile: Annotated[
         bool, pydantic.Field(description="Compile the model with torch.compile.", json_schema_extra=_where(stacks=TRL))
     ] = False
+    torch_compile_backend: Annotated[
+        Literal["inductor", "aot_eager", "eager", "cudagraphs"],
+        pydantic.Field(description="Backend of torch_compile.", json_schema_extra=_where(stacks=TRL)),
+    ] = "inductor"
+    torch_compile_mode: Annotated[
+        Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+        pydantic.Field(description="Mode of torch_compile with inductor.", json_schema_extra=_where(stacks=TRL)),
+    ] = "default"
+    activation_offloading: Annotated[
+        bool,
+        pydantic.Field(
+            description="Keep activations for the backward pass in host memory.", json_schema_extra=_where(stacks=TRL)
+        ),
+    ] = False
+    loss_type: Annotated[
+        Literal["nll", "dft"],
+        pydantic.Field(
+            description="Cross-entropy, or that of dynamic fine-tuning, weighted by each token's probability.",
+            json_schema_extra=_where(stacks=TRL),
+        ),
+    ] = "nll"
     packing_strategy: Annotated[
         Literal["bfd", "wrapped"],
         pydantic.Field(

@@ -100,7 +100,49 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
         (w.enable_roce and nodes == 1, "enable_roce needs number_nodes of at least 2."),
         (w.enable_roce and cpu, "enable_roce needs GPUs: gloo does not use RDMA."),
         (bool(optimizer), optimizer),
+        *_adapter_rules(w),
+        *_compile_rules(w),
+        (
+            cpu and w.activation_offloading,
+            "activation_offloading needs a GPU: on CPU activations are in host memory already.",
+        ),
         *_image_rules(w),
+    ]
+
+
+def _adapter_rules(w: Workload) -> list[tuple[bool, str]]:
+    decomposes = w.init_lora_weights not in ("default", "gaussian", "orthogonal")
+    return [
+        (
+            decomposes and w.method in ("qlora", "gptq_lora"),
+            f"init_lora_weights {w.init_lora_weights} decomposes the weights, which method {w.method} quantises; use gaussian.",
+        ),
+        (
+            bool(w.target_parameters) and w.lora_dropout > 0,
+            f"target_parameters needs lora_dropout 0, not {w.lora_dropout:g}: PEFT applies no dropout to parameters.",
+        ),
+        (
+            bool(w.target_parameters) and w.use_dora,
+            "use_dora excludes target_parameters: PEFT has DoRA for modules only.",
+        ),
+    ]
+
+
+def _compile_rules(w: Workload) -> list[tuple[bool, str]]:
+    default_backend = w.torch_compile_backend == "inductor"
+    return [
+        (
+            not w.torch_compile and not default_backend,
+            f"torch_compile_backend {w.torch_compile_backend} needs torch_compile.",
+        ),
+        (
+            w.torch_compile_mode != "default" and not (w.torch_compile and default_backend),
+            f"torch_compile_mode {w.torch_compile_mode} needs torch_compile with torch_compile_backend inductor.",
+        ),
+        (
+            w.torch_compile_backend == "cudagraphs" and w.number_gpus == 0,
+            "torch_compile_backend cudagraphs needs a GPU; use inductor.",
+        ),
     ]
 
 

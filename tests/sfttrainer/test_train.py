@@ -50,3 +50,83 @@ def test_the_result_says_which_code_ran_recurrent_layers(train: Train) -> None:
         "The recurrent layers ran in PyTorch: the kernels of causal-conv1d and mamba-ssm need a GPU."
     ]
     assert "recurrent_layers" not in train().facts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        *({"init_lora_weights": name} for name in ("gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16")),
+    ],
+    ids=str,
+)
+def test_variants_of_lora_are_trained(train: Train, change: dict[str, Any]) -> None:
+    """PEFT's configuration has the value, and only adapters are trained; DoRA adds the magnitude of each output."""
+    trained = train(method="lora", r=4, **change)
+    config = trained.model.peft_config["default"]
+    for name, value in change.items():
+        assert getattr(config, name) == value
+    adapters = trained.facts["adapters"]
+    plain = sum(one["layers"] * one["rank"] * (one["inputs"] + one["outputs"]) for one in adapters)
+    magnitudes = sum(one["layers"] * one["outputs"] for one in adapters) if "use_dora" in change else 0
+    assert trained.record["trainable_parameters"] == plain + magnitudes
+
+
+EXPERTS = {
+    "model_type": "mixtral", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def test_adapters_of_experts_are_trained(train: Train) -> None:
+    """target_parameters adapts the fused weights of all experts, beside the modules."""
+    names = "experts.gate_up_proj,experts.down_proj"
+    trained = train(EXPERTS, method="lora", r=2, target_modules="q_proj", target_parameters=names)
+    found = {one["module"]: (one["experts"], one["layers"]) for one in trained.facts["adapters"]}
+    assert found == {"q_proj": (1, 2), "gate_up_proj": (4, 2), "down_proj": (4, 2)}
+
+
+def test_a_parameter_that_the_model_lacks_is_refused(train: Train) -> None:
+    """The message names the parameters of experts, or says that there is none of this name."""
+    from ado_actuators.sfttrainer.core.trainer.errors import Refused
+
+    with pytest.raises(
+        Refused, match=r"^target_parameters experts\.up names no parameter of this model; it has experts"
+    ):
+        train(EXPERTS, method="lora", target_parameters="experts.up")
+    with pytest.raises(Refused, match=r"^target_parameters experts\.up names no parameter of this model\.$"):
+        train(method="lora", target_parameters="experts.up")
+
+
+def test_the_loss_of_dynamic_fine_tuning_is_trained(train: Train) -> None:
+    """The gradients are others than those of cross-entropy; the loss of the result is the model's own, cross-entropy in both."""
+    torch = pytest.importorskip("torch")
+    weighted, plain = train(loss_type="dft", optim="sgd"), train(optim="sgd")
+    pairs = zip(weighted.model.parameters(), plain.model.parameters(), strict=True)
+    assert not all(torch.equal(one, other) for one, other in pairs)
+    assert weighted.loss_per_token == pytest.approx(plain.loss_per_token)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_backends_of_torch_compile_are_trained(train: Train, backend: str) -> None:
+    """The trainer has the backend; inductor is the default and compiles for half a minute."""
+    torch = pytest.importorskip("torch")
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert train(torch_compile=True, torch_compile_backend=backend).record["samples"] == [4, 4, 4]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    torch._dynamo.reset()
+
+
+def test_settings_for_gpus_reach_trl() -> None:
+    """They are constructed here, since CPUs cannot run them."""
+    from ado_actuators.sfttrainer import stack
+    from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
+    from ado_actuators.sfttrainer.core.workload.fields import Workload
+
+    given = {"torch_compile": True, "torch_compile_mode": "max-autotune"}
+    values = {"model_name": "m", "model_max_length": 8, "batch_size": 1, "number_gpus": 0, **given}
+    workload = JobWorkload(**Workload.model_validate({**values, "activation_offloading": True}).model_dump())
+    arguments = stack._arguments(Job(id="test", workload=workload, run_dir="/tmp"), object())
+    assert (arguments.torch_compile_backend, arguments.torch_compile_mode) == ("inductor", "max-autotune")
+    assert arguments.activation_offloading

@@ -78,6 +78,31 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         ({"enable_roce": True}, "enable_roce needs number_nodes of at least 2."),
         (
+            {"method": "qlora", "init_lora_weights": "pissa"},
+            "init_lora_weights pissa decomposes the weights, which method qlora quantises; use gaussian.",
+        ),
+        (
+            {"method": "lora", "target_parameters": "a.b", "lora_dropout": 0.1},
+            "target_parameters needs lora_dropout 0, not 0.1: PEFT applies no dropout to parameters.",
+        ),
+        (
+            {"method": "lora", "target_parameters": "a.b", "use_dora": True},
+            "use_dora excludes target_parameters: PEFT has DoRA for modules only.",
+        ),
+        ({"torch_compile_backend": "aot_eager"}, "torch_compile_backend aot_eager needs torch_compile."),
+        (
+            {"torch_compile": True, "torch_compile_backend": "eager", "torch_compile_mode": "max-autotune"},
+            "torch_compile_mode max-autotune needs torch_compile with torch_compile_backend inductor.",
+        ),
+        (
+            {"torch_compile": True, "torch_compile_backend": "cudagraphs"},
+            "torch_compile_backend cudagraphs needs a GPU; use inductor.",
+        ),
+        (
+            {"activation_offloading": True},
+            "activation_offloading needs a GPU: on CPU activations are in host memory already.",
+        ),
+        (
             {"dataset_id": "synthetic-image"},
             "dataset_id synthetic-image needs dataset_image_field, a property of the fms_hf_tuning actuator.",
         ),

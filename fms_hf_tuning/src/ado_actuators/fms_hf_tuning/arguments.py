@@ -128,11 +128,11 @@ def adapter(workload: JobWorkload, targets: list[str] | None = None) -> Any:
     """
     from tuning.config import peft_config
 
+    from .core.trainer import adapters
+
     if workload.method in ("lora", "qlora", "gptq_lora"):
         return peft_config.LoraConfig(
-            r=workload.r,
-            lora_alpha=workload.lora_alpha,
-            lora_dropout=workload.lora_dropout,
+            **adapters.options(workload),
             target_modules=targets or [name.strip() for name in workload.target_modules.split(",")],
         )
     if workload.method == "prompt_tuning":

@@ -126,6 +126,7 @@ def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
         network, facts = model.build(job)
         if job.workload.method in ("lora", "qlora", "gptq_lora"):
             found, notes = adapters.resolved(network, job.workload, as_list=True)
+            adapters.check_parameters(network, job.workload)
             targets = [found] if isinstance(found, str) else found
         # acceleration plugins read the model's class, which transformers stores only when it saves a model
         network.config.architectures = network.config.architectures or [type(network).__name__]

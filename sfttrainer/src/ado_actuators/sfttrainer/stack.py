@@ -120,7 +120,8 @@ def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
         max_steps=workload.max_steps if not workload.num_train_epochs else -1,
         num_train_epochs=epochs,
         use_liger_kernel=workload.use_liger_kernel,
-        torch_compile=workload.torch_compile,
+        **_compilation(workload),
+        **_newer(workload),
         seed=workload.seed,
         use_cpu=workload.number_gpus == 0,
         ddp_backend="gloo" if workload.number_gpus == 0 and job.world_size > 1 else None,
@@ -138,6 +139,39 @@ def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
         skip_memory_metrics=True,
     )
     return fsdp.complete(arguments, workload)
+
+
+def _compilation(workload: JobWorkload) -> dict[str, Any]:
+    """Return the arguments of torch.compile; a mode or a backend alone would turn it on."""
+    if not workload.torch_compile:
+        return {"torch_compile": False}
+    mode = workload.torch_compile_mode
+    return {
+        "torch_compile": True,
+        "torch_compile_backend": workload.torch_compile_backend,
+        "torch_compile_mode": None if mode == "default" else mode,
+    }
+
+
+def _newer(workload: JobWorkload) -> dict[str, Any]:
+    """Return the arguments that not every release of TRL has, if the workload uses them.
+
+    Raises:
+        BadInput: the installed release lacks one.
+    """
+    import trl
+
+    from .core.trainer.errors import BadInput
+
+    asked: dict[str, Any] = {}
+    if workload.loss_type != "nll":
+        asked["loss_type"] = workload.loss_type
+    if workload.activation_offloading:
+        asked["activation_offloading"] = True
+    for name, value in asked.items():
+        if name not in trl.SFTConfig.__dataclass_fields__:
+            raise BadInput(f"{name} {value} does not exist in trl {trl.__version__} of the training environment.")
+    return asked
 
 
 def _auxiliary_loss(config: Any) -> dict[str, Any]:
@@ -161,10 +195,9 @@ def _adapter(workload: JobWorkload, network: Any) -> tuple[Any, list[str]]:
 
     if workload.method in ("lora", "qlora"):
         targets, notes = adapters.resolved(network, workload)
+        adapters.check_parameters(network, workload)
         config = LoraConfig(
-            r=workload.r,
-            lora_alpha=workload.lora_alpha,
-            lora_dropout=workload.lora_dropout,
+            **adapters.options(workload),
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
