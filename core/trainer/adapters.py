@@ -40,9 +40,10 @@ def options(workload: JobWorkload) -> dict[str, Any]:
     found: dict[str, Any] = {"r": workload.r, "lora_alpha": workload.lora_alpha, "lora_dropout": workload.lora_dropout}
     if workload.init_lora_weights != "default":
         found["init_lora_weights"] = workload.init_lora_weights
-    for name in ("use_dora", "use_rslora"):
-        if getattr(workload, name):
-            found[name] = True
+    if workload.use_dora:
+        found["use_dora"] = True
+    if workload.use_rslora:
+        found["use_rslora"] = True
     names = [name.strip() for name in workload.target_parameters.split(",") if name.strip()]
     return found | ({"target_parameters": names} if names else {})
 
