@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from .core.protocol.messages import Job, JobWorkload
@@ -60,7 +62,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
             "model_parameters": built["model_parameters"],
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         }
-    with clock.phase("train"):
+    with clock.phase("train"), _explained_loss(network):
         trainer.train()
     notes += recurrence.notes(trainer.model)
     facts = {**_facts(trainer), **counts, **recurrence.facts(trainer.model), "notes": [*samples.notes, *notes]}
@@ -73,6 +75,24 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     # samples for packing are not truncated
     sample = samples.dataset[0]["input_ids"][: workload.model_max_length]
     return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)
+
+
+@contextlib.contextmanager
+def _explained_loss(network: Any) -> Iterator[None]:
+    """Turn the exception of TRL's loss about a model without hidden states, such as Llama 4, into one message."""
+    import trl
+
+    from .core.trainer.errors import Refused
+
+    try:
+        yield
+    except AttributeError as error:
+        if "last_hidden_state" not in str(error):
+            raise
+        kind = network.config.model_type
+        raise Refused(
+            f"TRL {trl.__version__} cannot compute its loss for models of type {kind}: they return no hidden states."
+        ) from error
 
 
 def _trainer(job: Job, network: Any, tokenizer: Any, samples: Any, peft_config: Any, callback: Any) -> Any:

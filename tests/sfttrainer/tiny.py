@@ -1,0 +1,52 @@
+"""Small configurations of any model type: the defaults of its class, with sizes cut down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+LAYERS = 4
+# sizes that every type accepts together; a name that a type lacks is not set
+SIZES: dict[str, Any] = {
+    "vocab_size": 300, "hidden_size": 64, "n_embd": 64, "d_model": 64, "intermediate_size": 96, "ffn_dim": 96, "n_inner": 96,
+    "num_hidden_layers": LAYERS, "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS, "num_attention_heads": 4, "n_head": 4,
+    "n_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "n_positions": 256, "word_embed_proj_dim": 64,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "shared_intermediate_size": 32, "moe_k": 2, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1, "moe_shared_expert_intermediate_size": 32, "intermediate_size_mlp": 96,
+    "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 8, "mamba_d_ssm": 128, "mamba_num_heads": 4, "mamba_head_dim": 32,
+    "mamba_chunk_size": 8, "chunk_size": 8, "ssm_state_size": 8, "state_size": 8, "n_groups": 1, "num_heads": 4,
+    "attention_hidden_size": 64,     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 16, "qk_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "lru_width": 64,
+    "d_ff": 96, "d_kv": 16, "sliding_window": 8, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300,
+    "rotary_dim": 8,
+}  # fmt: skip
+# one kind for each layer: a list of the class's default length would not fit
+PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")
+# what the sizes above leave without a layer of attention
+OF_A_TYPE: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+}
+
+
+def architecture(model_type: str) -> dict[str, Any]:
+    """Return a small configuration of a model type, with each kind of layer that its default has."""
+    blank = transformers.AutoConfig.for_model(model_type)
+    known = {**dict.fromkeys(blank.attribute_map), **blank.to_dict()}
+    sizes = {name: value for name, value in SIZES.items() if known.get(name) is not None}
+    if known.get("qk_rope_head_dim"):
+        # rotary embeddings have the size of a part of the head
+        sizes.pop("head_dim", None)
+    special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    lists = {name: _kinds(known[name]) for name in PER_LAYER if isinstance(known.get(name), list)}
+    chosen = {name: value for name, value in special.items() if name in known}
+    return {"model_type": model_type, **sizes, **chosen, **lists, **OF_A_TYPE.get(model_type, {})}
+
+
+def _kinds(layers: list[str]) -> list[str]:
+    distinct = list(dict.fromkeys(layers))
+    return [distinct[number % len(distinct)] for number in range(LAYERS)]
