@@ -16,6 +16,7 @@ from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..metrics import accelerators, roofline
 from ..metrics.accelerators import GIB
+from ..protocol.messages import ResultMetadata
 from ..workload.experiments import KINDS
 from ..workload.validation import parse
 from .console import show
@@ -218,7 +219,7 @@ def _estimated(
     return list(_read(plan, verdict.metadata, devices, cost))
 
 
-def _read(plan: Plan, metadata: Any, devices: Mapping[str, int], cost: Mapping[str, float]) -> Iterator[Row]:
+def _read(plan: Plan, metadata: ResultMetadata, devices: Mapping[str, int], cost: Mapping[str, float]) -> Iterator[Row]:
     for found in metadata["devices"]:
         name, count = found["gpu_model"], found["number_gpus"]
         batch = found["largest_batch_size"] or found["batch_size"]

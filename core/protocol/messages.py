@@ -227,14 +227,19 @@ class _Timed(TypedDict):
     phases: dict[str, float]
 
 
-class _Result(_Timed):
-    event: Literal["record"]
-    rank: int
-    world_size: int
+class ModelDescription(TypedDict):
+    """The model of a record: numbers of parameters, configuration, and settings as read back from what ran."""
+
     model_parameters: int
     trainable_parameters: int
     architecture: JsonObject
     facts: JsonObject
+
+
+class _Result(_Timed, ModelDescription):
+    event: Literal["record"]
+    rank: int
+    world_size: int
     versions: dict[str, str]
 
 
@@ -261,23 +266,58 @@ class Record(_Result, ClockRecord):
     """The measurement of one rank; docs/architecture.md explains each key."""
 
 
-class _EstimateRecord(_Result):
+class DeviceEstimate(TypedDict):
+    """The memory that a workload needs on one device type of ``Job.capacities``.
+
+    ``parts_bytes`` are the bytes of one device by kind of memory, and those ``unused`` between the allocator's blocks. Batch sizes are sums
+    over ``number_gpus`` devices; the largest is 0 if the workload does not fit.
+    """
+
+    gpu_model: str
+    number_gpus: int
+    batch_size: int
+    fits: bool
+    parts_bytes: dict[str, int]
+    largest_batch_size: int
+
+
+class Alternative(TypedDict):
+    """A change of ``Job.alternatives``, what a device needs with it, and whether that fits."""
+
+    change: JsonObject
+    needed_bytes: int
+    fits: bool
+
+
+class Comparison(TypedDict, total=False):
+    """Estimates of other workloads than that of the job.
+
+    ``alternatives`` is there if the workload does not fit. ``minimum_gpus`` is there if the job has ``counts``; None if it cannot be
+    estimated.
+    """
+
+    alternatives: list[Alternative]
+    minimum_gpus: int | None
+
+
+class _MemoryEstimate(_Timed, ModelDescription):
     peaks_bytes: dict[str, dict[str, int]]
     reserved_bytes: dict[str, int] | None
     largest_batch_size: int | None
     traced_batches: list[int]
 
 
-class EstimateRecord(_EstimateRecord, total=False):
+class MemoryEstimate(_MemoryEstimate, Comparison, total=False):
     """The result of a memory estimate: bytes by phase and kind of memory; batch sizes are sums over all devices.
 
-    ``devices`` is there if the job has ``capacities``: for each what the workload needs on it. ``alternatives`` is there if the workload
-    does not fit: what each change of it needs. ``minimum_gpus`` is there if the job has ``counts``; None if it cannot be estimated.
+    ``devices`` is there if the job has ``capacities``.
     """
 
-    devices: list[JsonObject]
-    alternatives: list[JsonObject]
-    minimum_gpus: int | None
+    devices: list[DeviceEstimate]
+
+
+class EstimateRecord(_Result, MemoryEstimate):
+    """A memory estimate as the message of its only rank."""
 
 
 Message = Union[Ready, Progress, Record, EstimateRecord, FailureMessage, Idle]  # noqa: UP007 - evaluated by Python 3.10
@@ -362,7 +402,7 @@ class ResultMetadata(TypedDict, total=False):
     notes: list[str]
     peaks_bytes: dict[str, dict[str, int]]
     traced_batches: list[int]
-    devices: list[JsonObject]
+    devices: list[DeviceEstimate]
     architecture: JsonObject
     model_parameters: int
     trainable_parameters: int

@@ -21,7 +21,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from ..protocol.messages import (
@@ -40,6 +39,7 @@ from ..protocol.messages import (
 from .errors import BadInput, Refused
 
 if TYPE_CHECKING:
+    from .stack import Stack
     from .timing import Clock
 
 BASE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
@@ -53,7 +53,7 @@ def main(stack_module: str) -> None:
     channel = _take_stdout()
     jobs = _follow_stdin()
     try:
-        stack = importlib.import_module(stack_module)
+        stack = cast("Stack", importlib.import_module(stack_module))
         stack.load()
         # otherwise the first measurement would import it within its time limit
         from . import timing  # noqa: F401
@@ -80,7 +80,7 @@ def main(stack_module: str) -> None:
 
 
 def _answer(
-    stack: ModuleType, job: Job, channel: IO[str], versions: dict[str, str]
+    stack: Stack, job: Job, channel: IO[str], versions: dict[str, str]
 ) -> Record | EstimateRecord | FailureMessage:
     """Measure one job. This frame holds all objects of the measurement: returning from it frees the model."""
     doing = ["starting"]
@@ -117,7 +117,7 @@ def _import_failure(error: ImportError) -> FailureMessage:
 # -- one job ---------------------------------------------------------------------------------------------------
 
 
-def _measure(stack: ModuleType, job: Job, progress: ProgressCallback, doing: list[str]) -> Record | EstimateRecord:
+def _measure(stack: Stack, job: Job, progress: ProgressCallback, doing: list[str]) -> Record | EstimateRecord:
     Path(job.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     begin = time.perf_counter()
     with _distributed(job):
@@ -129,16 +129,16 @@ def _measure(stack: ModuleType, job: Job, progress: ProgressCallback, doing: lis
         return record
 
 
-def _estimate(stack: ModuleType, job: Job, progress: ProgressCallback) -> EstimateRecord:
+def _estimate(stack: Stack, job: Job, progress: ProgressCallback) -> EstimateRecord:
     from .memory_estimate import estimate
 
     found = estimate.record(stack, job, progress)
-    architecture = _json_values(found["architecture"])
-    record = {"event": "record", **found, "rank": 0, "world_size": 1, "architecture": architecture}
-    return cast("EstimateRecord", record)
+    found["architecture"] = _json_values(found["architecture"])
+    # the caller adds the versions
+    return cast("EstimateRecord", {"event": "record", **found, "rank": 0, "world_size": 1})
 
 
-def _train(stack: ModuleType, job: Job, progress: ProgressCallback, doing: list[str]) -> Record:
+def _train(stack: Stack, job: Job, progress: ProgressCallback, doing: list[str]) -> Record:
     from .timing import Clock
 
     clock = Clock(job, progress)
@@ -253,7 +253,7 @@ def _json_values(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str), parse_constant=str)
 
 
-def _versions(stack: ModuleType) -> dict[str, str]:
+def _versions(stack: Stack) -> dict[str, str]:
     versions = {"python": sys.version.split()[0]}
     for name in (*BASE_PACKAGES, *stack.PACKAGES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

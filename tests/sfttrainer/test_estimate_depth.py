@@ -74,8 +74,8 @@ def test_two_depths_give_what_all_layers_do(
     whole = estimate.Estimator(stack, asked, lambda message: None)
     assert got == whole.peaks(2)
     for name in ("model_parameters", "trainable_parameters", "facts"):
-        assert quick.counts[name] == whole.counts[name]
-    assert quick.counts["architecture"]["num_hidden_layers"] == LAYERS
+        assert quick.description[name] == whole.description[name]
+    assert quick.description["architecture"]["num_hidden_layers"] == LAYERS
 
 
 def test_the_largest_batch_is_the_last_that_fits(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ...protocol.messages import Job, JsonObject
+from ...protocol.messages import Alternative, Job, JsonObject
 from ..errors import BadInput, Refused
 
 # changes that leave parameters, gradients and optimizer state as they are
@@ -15,7 +15,7 @@ ACTIVATIONS = {"gradient_checkpointing", "model_max_length", "batch_size"}
 EstimatorOf = Callable[[Job], Any]
 
 
-def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[JsonObject]:
+def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[Alternative]:
     """Return what each change of ``job.alternatives`` needs on a device; a group is tried if nothing of the groups before it fits.
 
     Args:
@@ -24,7 +24,7 @@ def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[JsonOb
         estimator_of: makes the estimator of a job.
     """
     assert job.capacity_bytes is not None
-    found: list[JsonObject] = []
+    found: list[Alternative] = []
     for group in job.alternatives:
         for change in group:
             if update_bytes > job.capacity_bytes and set(change) <= ACTIVATIONS:
@@ -39,18 +39,20 @@ def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[JsonOb
 
 
 def fewest(job: Job, *, fits: bool, estimator_of: EstimatorOf) -> int | None:
-    """Return the fewest of 1, 2, 4, ... devices that fit with the same samples on each; 0: none; None if that cannot be estimated.
+    """Return the smallest of 1, 2, 4, ... devices on which the workload fits with the same samples on each; 0 if none is enough.
+
+    None if that cannot be estimated.
 
     Args:
         job: a job with ``capacity_bytes`` and ``counts``.
         fits: whether the workload fits as it is.
         estimator_of: makes the estimator of a job.
     """
-    alone = job.workload.distributed_backend not in ("FSDP", "FSDP2") or job.workload.number_gpus == 1
-    if alone and fits:
+    unsharded = job.workload.distributed_backend not in ("FSDP", "FSDP2") or job.workload.number_gpus == 1
+    if unsharded and fits:
         return 1
     for change in job.counts:
-        if alone and change["number_gpus"] == job.workload.number_gpus:
+        if unsharded and change["number_gpus"] == job.workload.number_gpus:
             continue
         asked = changed(job, change)
         asked = dataclasses.replace(asked, capacities={job.workload.gpu_model: job.capacity_bytes or 0})

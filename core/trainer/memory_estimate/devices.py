@@ -8,9 +8,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-from ...protocol.messages import Job, JobWorkload
+from ...protocol.messages import DeviceEstimate, Job, JobWorkload
 from .accounts import Layered, Passes
 from .allocator import replay
 from .ledger import PASSES, UPDATE, Ledger, Sharing
@@ -43,17 +42,17 @@ class Traced:
     moments: Moments | None
 
 
-def answers(job: Job, traced: Traced, sharing_of: SharingOf) -> list[dict[str, Any]]:
+def estimates(job: Job, traced: Traced, sharing_of: SharingOf) -> list[DeviceEstimate]:
     """Return the memory that the workload needs on each device type of ``job.capacities``.
 
     Under FSDP the number of devices is the smallest of ``MOST_DEVICES`` with which the workload fits; else it is 1.
     """
     needs = _Needs(traced.ledger)
-    return [_answer(job.workload, name, usable, traced, sharing_of, needs) for name, usable in job.capacities.items()]
+    return [_estimate(job.workload, name, usable, traced, sharing_of, needs) for name, usable in job.capacities.items()]
 
 
 class _Needs:
-    """What the allocator cannot do without; device types with equal shares need the same."""
+    """The memory that the allocator needs at least, computed once for device types with equal shares."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -66,11 +65,10 @@ class _Needs:
         return self._known[key]
 
 
-def _answer(
+def _estimate(
     workload: JobWorkload, name: str, usable: int, traced: Traced, sharing_of: SharingOf, needs: _Needs
-) -> dict[str, Any]:
+) -> DeviceEstimate:
     sharded = workload.distributed_backend in ("FSDP", "FSDP2")
-    found: dict[str, Any] = {}
     for count in MOST_DEVICES[1:] if sharded else MOST_DEVICES[:1]:
         asked = dataclasses.replace(workload, number_gpus=count, gpu_model=name, batch_size=count * traced.batch)
         sharing = sharing_of(asked, traced.model)
@@ -80,9 +78,14 @@ def _answer(
         # replaying the allocator takes longer than the rest, so not where too much is allocated anyway
         unused = max(0, needs.bytes_of(sharing) - total) if total <= usable else 0
         fits = total + unused <= usable
-        parts |= {"unused": unused}
-        found = {"gpu_model": name, "number_gpus": count, "batch_size": count * traced.batch}
-        found |= {"fits": fits, "parts_bytes": parts, "largest_batch_size": 0}
+        found: DeviceEstimate = {
+            "gpu_model": name,
+            "number_gpus": count,
+            "batch_size": count * traced.batch,
+            "fits": fits,
+            "parts_bytes": {**parts, "unused": unused},
+            "largest_batch_size": 0,
+        }
         if fits:
             optimizer = phases[PASSES]["optimizer"]
             found["largest_batch_size"] = count * _largest(traced, sharing, optimizer, usable - unused, workload)

@@ -19,15 +19,25 @@ from typing import Any
 import torch
 
 from ...protocol import supported
-from ...protocol.messages import AUTOCAST_DTYPES, Job, JobWorkload, ProgressCallback
+from ...protocol.messages import (
+    AUTOCAST_DTYPES,
+    Comparison,
+    DeviceEstimate,
+    Job,
+    JobWorkload,
+    MemoryEstimate,
+    ModelDescription,
+    ProgressCallback,
+)
 from ...protocol.messages import progress as progress_message
 from .. import fsdp
 from ..errors import Refused
+from ..stack import Stack
 from . import alternatives, attention
 from . import largest_batch as batches
 from .accounts import Accounts, Layered, fixed
 from .allocator import Reserved, replay
-from .devices import Traced, answers, total_by_batch
+from .devices import Traced, estimates, total_by_batch
 from .extrapolation import Irregular
 from .fully_sharded import Wrapping
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
@@ -49,13 +59,13 @@ ACCELERATE_DIVIDES_OUTSIDE = (1, 14)
 MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
 
 
-def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
-    """Return the estimate's part of the record.
+def record(stack: Stack, job: Job, progress: ProgressCallback) -> MemoryEstimate:
+    """Return the memory estimate of a job.
 
     Args:
-        stack: the module that trains.
-        job: what to do, with ``capacity_bytes`` of a device, or None.
-        tell: called with progress messages.
+        stack: the stack that trains.
+        job: the job.
+        progress: called with progress messages.
 
     Raises:
         Refused: the workload cannot be traced.
@@ -67,24 +77,23 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
             "finetune_memory_estimate traces method qlora in sfttrainer only: this library quantises weights that it reads."
         )
     begin = time.perf_counter()
-    estimator = Estimator(stack, job, tell)
+    estimator = Estimator(stack, job, progress)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes
     capacity = job.capacity_bytes if estimator.cuda else None
-    further: dict[str, Any] = {}
+    compared: Comparison = {}
     largest = None
     with explained(job.workload.model_name):
         peaks = estimator.peaks(batch)
         reserved = estimator.reserved.get(batch)
         if capacity is not None:
-            further = _compared(stack, job, tell, estimator.needed(batch) <= capacity, peaks[UPDATE].total)
-            # what lies unused between blocks of this batch is taken to do so at any other
+            compared = _compared(stack, job, progress, estimator.needed(batch) <= capacity, peaks[UPDATE].total)
+            # the memory that is unused between blocks is assumed to be the same for each batch
             capacity -= estimator.needed(batch) - max(peak.total for peak in peaks.values())
             most = min(MOST_SAMPLES // processes, MOST_TOKENS // job.workload.model_max_length)
             largest = processes * estimator.largest(batch, capacity, max(most, batch))
-        if job.capacities:
-            further["devices"] = estimator.devices(batch)
-    end = time.perf_counter()
-    return {
+        devices = estimator.devices(batch) if job.capacities else None
+    end, description = time.perf_counter(), estimator.description
+    found: MemoryEstimate = {
         # the host reads these keys of every record
         "train_begin_s": begin,
         "step_end_s": [end],
@@ -94,18 +103,27 @@ def record(stack: Any, job: Job, tell: ProgressCallback) -> dict[str, Any]:
         "reserved_bytes": None if reserved is None else {"most": reserved.most, "needed": reserved.needed},
         "largest_batch_size": largest,
         "traced_batches": sorted(processes * size for size in estimator.traced),
-        **estimator.counts,
-        **further,
+        "model_parameters": description["model_parameters"],
+        "trainable_parameters": description["trainable_parameters"],
+        "architecture": description["architecture"],
+        "facts": description["facts"],
     }
+    if "alternatives" in compared:
+        found["alternatives"] = compared["alternatives"]
+    if "minimum_gpus" in compared:
+        found["minimum_gpus"] = compared["minimum_gpus"]
+    if devices is not None:
+        found["devices"] = devices
+    return found
 
 
-def _compared(stack: Any, job: Job, tell: ProgressCallback, fits: bool, update_bytes: int) -> dict[str, Any]:
-    """Return the parts of the record that other workloads answer: what makes this one fit, and the fewest devices."""
+def _compared(stack: Stack, job: Job, progress: ProgressCallback, fits: bool, update_bytes: int) -> Comparison:
+    """Estimate other workloads: the changes that make this one fit, and the fewest devices."""
 
     def estimator_of(asked: Job) -> Estimator:
-        return Estimator(stack, asked, tell)
+        return Estimator(stack, asked, progress)
 
-    found: dict[str, Any] = {}
+    found: Comparison = {}
     if job.alternatives and not fits:
         found["alternatives"] = alternatives.tried(job, update_bytes, estimator_of)
     if job.counts:
@@ -116,15 +134,16 @@ def _compared(stack: Any, job: Job, tell: ProgressCallback, fits: bool, update_b
 class Estimator:
     """Peaks of one workload by batch size per device, each traced once."""
 
-    def __init__(self, stack: Any, job: Job, tell: ProgressCallback) -> None:
+    def __init__(self, stack: Stack, job: Job, progress: ProgressCallback) -> None:
         workload = job.workload
         self._stack = stack
         self._job = job
-        self._tell = tell
+        self._progress = progress
         self.cuda = workload.number_gpus > 0
         self._peaks: dict[int, dict[str, Peak]] = {}
         self.processes = workload.number_gpus or workload.number_nodes
-        self.counts: dict[str, Any] = {}
+        # set by the first trace
+        self.description: ModelDescription
         self.reserved: dict[int, Reserved] = {}
         self._accounts = Accounts(job, self._trace)
 
@@ -147,12 +166,12 @@ class Estimator:
     def peaks(self, batch: int) -> dict[str, Peak]:
         """Return the peak of each phase with ``batch`` samples per device."""
         if batch not in self._peaks:
-            self._tell(progress_message(f"tracing a batch of {batch} per device"))
+            self._progress(progress_message(f"tracing a batch of {batch} per device"))
             self._peaks[batch] = self._further(batch) if self._peaks else self._first(batch)
         return self._peaks[batch]
 
     def needed(self, batch: int) -> int:
-        """Return the bytes that the allocator cannot do without, for the first batch whose peaks are asked for."""
+        """Return the bytes that the allocator needs at least; for all batches but the first traced one, those of the peak."""
         total = max(peak.total for peak in self.peaks(batch).values())
         reserved = self.reserved.get(batch)
         return total if reserved is None else max(total, reserved.needed)
@@ -161,7 +180,7 @@ class Estimator:
         ledger, model = self._accounts.traced(batch, update=True)
         self._sharing = sharing(self._job.workload, model)
         parameters = list(model.parameters())
-        self.counts = {
+        self.description = {
             "model_parameters": sum(parameter.numel() for parameter in parameters),
             "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             "architecture": model.architecture,
@@ -185,7 +204,7 @@ class Estimator:
         if self.peaks(batch)[UPDATE].total > capacity:
             return 0
         try:
-            self._tell(progress_message("tracing how memory grows with the batch"))
+            self._progress(progress_message("tracing how memory grows with the batch"))
             passes = self._accounts.passes()
         except Irregular:
             return batches.largest(batch, capacity, self.totals, most=most)
@@ -203,7 +222,7 @@ class Estimator:
             found -= 1
         return found
 
-    def devices(self, batch: int, *, with_largest: bool = True) -> list[dict[str, Any]]:
+    def devices(self, batch: int, *, with_largest: bool = True) -> list[DeviceEstimate]:
         """Return the memory that the workload needs on each device type of ``Job.capacities``, with ``batch`` samples per device."""
         ledger, model = self._accounts.traced(batch, update=True)
         block = self._sharing.block_bytes
@@ -213,7 +232,7 @@ class Estimator:
                 passes = self._accounts.passes()
         moments = Moments(passes.grown, block) if passes else None
         traced = Traced(batch, model, ledger, Moments(fixed(ledger), block), passes, moments)
-        return answers(self._job, traced, sharing)
+        return estimates(self._job, traced, sharing)
 
     def _named(self, traced_attention: str) -> str:
         requested: str = self._job.workload.attn_implementation

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from ...protocol.messages import Job
+from ..stack import Stack
 from .attention import kernels_of_cuda
 from .autocast import lists_of_cuda
 from .chunked_loss import loss_of_cuda
@@ -204,7 +205,7 @@ class QuietClock:
 
 
 def trace(
-    stack: Any,
+    stack: Stack,
     job: Job,
     *,
     cuda: bool,

@@ -42,43 +42,20 @@ def training(job: Job, directory: Path, epochs: int) -> Any:
     """
     from tuning.config import configs
 
-    from .core.trainer import optimizers
+    from .core.trainer import arguments
 
-    workload = job.workload
-    several, images = job.world_size > 1, bool(workload.dataset_image_field)
+    workload, images = job.workload, bool(job.workload.dataset_image_field)
     return configs.TrainingArguments(
+        **arguments.shared(job, epochs),
         output_dir=str(directory / "output"),
-        per_device_train_batch_size=workload.batch_size // job.world_size,
-        gradient_accumulation_steps=workload.gradient_accumulation_steps,
         max_seq_length=workload.model_max_length,
         packing=workload.packing,
-        gradient_checkpointing=workload.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": workload.gradient_checkpointing_use_reentrant},
-        bf16=workload.mixed_precision == "bf16",
-        fp16=workload.mixed_precision == "fp16",
-        **optimizers.arguments(workload),
-        learning_rate=2e-5,
-        lr_scheduler_type="constant",
-        max_steps=workload.max_steps if not workload.num_train_epochs else -1,
-        num_train_epochs=epochs,
-        seed=workload.seed,
-        use_cpu=workload.number_gpus == 0,
-        ddp_backend="gloo" if workload.number_gpus == 0 and several else None,
         # some layers of a vision tower may not contribute to the loss
-        ddp_find_unused_parameters=images if several else None,
+        ddp_find_unused_parameters=images if job.world_size > 1 else None,
         # the collator of images needs columns that are not arguments of the model
         remove_unused_columns=not images,
-        # no step waits for the device or writes a file
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
         resume_from_checkpoint="false",
-        report_to="none",
-        disable_tqdm=True,
         log_level="warning",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=workload.number_gpus > 0,
-        skip_memory_metrics=True,
     )
 
 

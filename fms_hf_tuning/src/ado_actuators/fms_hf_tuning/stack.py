@@ -26,11 +26,7 @@ PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "flash-a
 
 
 def load() -> None:
-    """Import the stack, which takes several seconds, once per process.
-
-    Raises:
-        ImportError: a package of the stack is not installed.
-    """
+    """See ``core.trainer.stack.Stack.load``."""
     import datasets
     import tuning.sft_trainer  # noqa: F401
 
@@ -38,16 +34,7 @@ def load() -> None:
 
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
-    """Train once with ``clock.callback`` in the library's trainer, and return facts about the trained model.
-
-    Args:
-        job: the job.
-        clock: the ``core.trainer.timing.Clock`` of the measurement, or one with the same methods.
-
-    Raises:
-        Refused: the workload is impossible in this environment.
-        BadInput: the model or the data cannot be used.
-    """
+    """See ``core.trainer.stack.Stack.train``."""
     from .core.trainer import adapters, fsdp, model, recurrence
     from .core.trainer.errors import BadInput
 

@@ -15,11 +15,7 @@ QUANTISES_MODELS = True
 
 
 def load() -> None:
-    """Import the stack, which takes several seconds, once per process.
-
-    Raises:
-        ImportError: a package of the stack is not installed.
-    """
+    """See ``core.trainer.stack.Stack.load``."""
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import peft  # noqa: F401
@@ -29,16 +25,7 @@ def load() -> None:
 
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
-    """Train once with ``clock.callback`` in the trainer, and return facts about the trained model.
-
-    Args:
-        job: the job.
-        clock: the ``core.trainer.timing.Clock`` of the measurement, or one with the same methods.
-
-    Raises:
-        Refused: the workload is impossible in this environment.
-        BadInput: the model or the data cannot be used.
-    """
+    """See ``core.trainer.stack.Stack.train``."""
     from .core.trainer import adapters, data, fsdp, model, quantise, recurrence
     from .core.trainer.errors import BadInput
 
@@ -115,14 +102,13 @@ def _trainer(job: Job, network: Any, tokenizer: Any, samples: Any, peft_config: 
 def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
     from trl import SFTConfig
 
-    from .core.trainer import fsdp, optimizers
+    from .core.trainer import arguments, fsdp
 
     workload = job.workload
-    arguments = SFTConfig(
-        output_dir=job.run_dir,
-        per_device_train_batch_size=workload.batch_size // job.world_size,
-        gradient_accumulation_steps=workload.gradient_accumulation_steps,
+    settings = SFTConfig(
         # TRL's defaults differ from those of Trainer and change between releases, so everything that affects time is set explicitly
+        **arguments.shared(job, epochs),
+        output_dir=job.run_dir,
         # without packing the samples are cut already, and TRL rejects a length together with padding_free
         max_length=workload.model_max_length if workload.packing or not workload.padding_free else None,
         packing=workload.packing,
@@ -130,35 +116,14 @@ def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
         padding_free=workload.padding_free,
         # without packing the samples are token ids of the right length already, and need no preparation
         dataset_kwargs={"skip_prepare_dataset": not workload.packing},
-        gradient_checkpointing=workload.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": workload.gradient_checkpointing_use_reentrant},
-        bf16=workload.mixed_precision == "bf16",
-        fp16=workload.mixed_precision == "fp16",
-        **optimizers.arguments(workload),
-        learning_rate=2e-5,
-        lr_scheduler_type="constant",
-        max_steps=workload.max_steps if not workload.num_train_epochs else -1,
-        num_train_epochs=epochs,
         use_liger_kernel=workload.use_liger_kernel,
         **_compilation(workload),
         **_newer(workload),
-        seed=workload.seed,
-        use_cpu=workload.number_gpus == 0,
-        ddp_backend="gloo" if workload.number_gpus == 0 and job.world_size > 1 else None,
         ddp_find_unused_parameters=False if job.world_size > 1 else None,
         **fsdp.options(workload),
         **_auxiliary_loss(config),
-        # no step waits for the device or writes a file
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=workload.number_gpus > 0,
-        skip_memory_metrics=True,
     )
-    return fsdp.complete(arguments, workload)
+    return fsdp.complete(settings, workload)
 
 
 def _compilation(workload: JobWorkload) -> dict[str, Any]:
