@@ -8,13 +8,11 @@ from ..protocol.messages import Job, JsonObject
 
 
 class Stack(Protocol):
-    """A training library.
+    """A training library."""
 
-    Attributes:
-        PACKAGES: distributions whose versions the metadata of a result have, besides ``serve.BASE_PACKAGES``.
-    """
-
-    PACKAGES: tuple[str, ...]
+    @property
+    def PACKAGES(self) -> tuple[str, ...]:
+        """Distributions whose versions the metadata of a result have, besides ``serve.BASE_PACKAGES``."""
 
     def load(self) -> None:
         """Import the library, which takes several seconds, once per process.
