@@ -246,7 +246,7 @@ def by_kind(results: Sequence[Result]) -> str:
         "| model | method | GPUs | kernels | measured, GiB | error | ran | out of memory | fits is right |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for key, rows_of in groups.items():
+    for group, rows_of in groups.items():
         sizes = [row.allocated or row.reserved for row in (result.row for result in rows_of) if row.ran]
         errors = [100 * result.error for result in rows_of if result.error is not None]
         known, wrong = verdicts(rows_of)
@@ -254,7 +254,7 @@ def by_kind(results: Sequence[Result]) -> str:
         spread = _range([f"{_gib(size)}" for size in sorted(filter(None, sizes))], "")
         found = _range([f"{error:+.2f}" for error in sorted(errors)], " %")
         lines.append(
-            f"| {' | '.join(key)} | {spread} | {found} | {ran} | {len(rows_of) - ran} | "
+            f"| {' | '.join(group)} | {spread} | {found} | {ran} | {len(rows_of) - ran} | "
             f"{len(known) - len(wrong)} of {len(known)} |"
         )
     return "\n".join(lines)

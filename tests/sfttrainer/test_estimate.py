@@ -95,7 +95,8 @@ def test_weights_in_four_bits(local: Local) -> None:
 def test_other_kernels_have_an_upper_bound(local: Local, name: str) -> None:
     """That of the model without them; an upper bound keeps no workload from being tried."""
     # without a type of GPU no largest batch is searched for
-    measured = [local.measure(plan(**{name: used}, gpu_model="any")) for used in (False, True)]
+    changes: list[dict[str, Any]] = [{name: used, "gpu_model": "any"} for used in (False, True)]
+    measured = [local.measure(plan(**change)) for change in changes]
     assert measured[0].properties["memory_estimate_gib"] == measured[1].properties["memory_estimate_gib"]
     benchmarks = [plan("finetune_full_benchmark", **{name: used}).estimate() for used in (False, True)]
     assert [one is None for one in benchmarks] == [False, True]

@@ -84,6 +84,7 @@ def test_optimizers_that_cannot_be_traced_say_so(name: str) -> None:
 
     class Asked:
         method, optim = "full", name
+        model_name, dataset_image_field = "m", ""
         fast_kernels = fast_moe = multipack = None
 
     message = supported.untraceable(Asked())
