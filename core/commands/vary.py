@@ -35,7 +35,7 @@ def parse(vary: str) -> tuple[str, list[str]]:
     """
     name, equals, listed = vary.partition("=")
     if name not in (*FIELDS, "method"):
-        raise BadVary(f"--vary {name:.60} is no property of a workload; use method, batch_size or another one.")
+        raise BadVary(f"--vary {name:.60} is not a property of a workload; use method, batch_size or another one.")
     if not equals:
         if name not in DOUBLED:
             raise BadVary(

@@ -82,7 +82,7 @@ def test_json_has_every_value(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("batch", "--vary batch is no property of a workload; use method, batch_size or another one."),
+        ("batch", "--vary batch is not a property of a workload; use method, batch_size or another one."),
         ("packing", "--vary packing needs values, such as --vary packing=V1,V2; batch_size and "),
         ("packing=true", "--vary packing=true has fewer than two values; expected packing=V1,V2."),
         ("batch_size=2,2,", "has fewer than two values"),
