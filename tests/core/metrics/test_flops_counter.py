@@ -188,7 +188,7 @@ def test_flops_agree_with_the_counter_of_torch_within_one_percent(case, capsys):
 
 
 # families without a formula: parallel attention and MLP, learned positions, ALiBi, one MLP product fewer
-COUNTED = {
+COUNTED: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("Cohere", {**GROUPED, "pad_token_id": 0}),
     "gemma": ("Gemma", {**GROUPED, "head_dim": 64}),
     "opt": ("OPT", {**SMALL, "ffn_dim": 512, "num_hidden_layers": 2, "word_embed_proj_dim": 256}),
