@@ -7,9 +7,11 @@ drawing fits both the light and the dark page.
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,20 +19,31 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from .figure_colours import SERIES
 from .rows import shown, yes_or_no
 
-# colours that colour-blind readers can tell apart (after Okabe and Ito); each series has a marker of its own as well
-SERIES = ("#0067a5", "#d55e00", "#00845f", "#b0468f", "#a67c00", "#454f59")
 MARKERS = "os^Dv*"
 INK, MUTED, GRID, SURFACE = "#1b1f25", "#5c6671", "#dfe3e8", "#fefefe"
 ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"} | {
     colour: f"s{index}" for index, colour in enumerate(SERIES, 1)
 }
+# a figure is as wide as a narrow screen, 353 pixels, and text has the same size on all screens
+FONT_PT = 11
+SIZE = (4.9, 3.0)
+# characters of this size in an inch
+PER_INCH = 10.8
+PNG_DPI = 200
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.labelsize": 9,
+    "font.size": FONT_PT,
+    "axes.labelsize": FONT_PT,
+    "axes.titlesize": FONT_PT,
+    "xtick.labelsize": FONT_PT,
+    "ytick.labelsize": FONT_PT,
+    "legend.fontsize": FONT_PT,
+    "legend.handlelength": 1.4,
+    "legend.columnspacing": 1.2,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": MUTED,
     "axes.linewidth": 0.7,
@@ -52,24 +65,38 @@ STYLE = {
     "lines.linewidth": 1.5,
     "lines.markersize": 5.5,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
     "svg.fonttype": "none",
 }
-SIZE = (6.4, 3.7)
 # least distance of two tick labels, as a fraction of the axis
-CLOSEST_LABELS = 0.08
+CLOSEST_LABELS = 0.13
+# characters that fit side by side below an axis, and labels that fit when they are turned
+MOST_LEVEL, MOST_LABELS = 40, 18
 # an axis is logarithmic if the largest value is more than this many times the smallest
 LOG_FROM = 20.0
 
 
+class Tips:
+    """What hovering over marks shows: texts by the identifier that a mark has in the SVG."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, list[str]] = {}
+
+    def add(self, artist: Any, texts: Sequence[str]) -> None:
+        """Give a line with markers one text for each marker, or another artist its only text."""
+        name = f"tip{len(self.texts)}"
+        artist.set_gid(name)
+        self.texts[name] = list(texts)
+
+
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure; ``name`` is used for its file and for its anchor on the page, ``caption`` explains it."""
+    """A figure; ``name`` is used for its file and for its anchor on the page, ``caption`` explains it, ``tips`` its marks."""
 
     name: str
     title: str
     caption: str
     figure: Figure
+    tips: Tips = dataclasses.field(default_factory=Tips)
 
 
 def render(drawing: Drawing, form: str) -> bytes:
@@ -77,7 +104,7 @@ def render(drawing: Drawing, form: str) -> bytes:
     buffer = io.BytesIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": drawing.name}):
         if form == "png":
-            drawing.figure.savefig(buffer, format="png", dpi=160)
+            drawing.figure.savefig(buffer, format="png", dpi=PNG_DPI)
             return buffer.getvalue()
         drawing.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _themed(buffer.getvalue().decode(), drawing).encode()
@@ -88,6 +115,7 @@ def _themed(svg: str, drawing: Drawing) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     for colour, role in ROLES.items():
         svg = svg.replace(colour, f"var(--{role})")
+    svg = _with_tips(svg, drawing.tips)
     # all figures are on one page: prefixes keep their identifiers unique
     svg = re.sub(r'\bid="', f'id="{drawing.name}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{drawing.name}-", svg)
@@ -99,6 +127,28 @@ def _themed(svg: str, drawing: Drawing) -> str:
         svg,
         count=1,
     )
+
+
+def _with_tips(svg: str, tips: Tips) -> str:
+    """Insert the texts that browsers show on hovering, as SVG titles."""
+    for name, texts in tips.texts.items():
+        head, start, rest = svg.partition(f'<g id="{name}">')
+        end = rest.find('<g id="') if '<g id="' in rest else len(rest)
+        mark, rest = rest[:end], rest[end:]
+        titles = [f"<title>{html.escape(text)}</title>" for text in texts]
+        if mark.count("<use ") == len(texts):
+            before, *uses = mark.split("<use ")
+            marks = (use.replace("/>", f">{title}</use>", 1) for use, title in zip(uses, titles, strict=True))
+            mark = "<use ".join([before, *marks])
+            # hundreds of equal styles are most of the file
+            styles = set(re.findall(r'<use [^>]*? style="([^"]*)">', mark))
+            if len(styles) == 1:
+                mark = re.sub(r'(<use [^>]*?) style="[^"]*">', r"\1>", mark)
+                start = f'<g id="{name}" style="{styles.pop()}">'
+        elif len(texts) == 1:
+            mark = titles[0] + mark
+        svg = head + start + mark + rest
+    return svg
 
 
 def plain_axes() -> tuple[Figure, Any]:
@@ -116,17 +166,16 @@ def style_of(index: int) -> dict[str, Any]:
 
 
 def legend(figure: Figure, axes: Any) -> None:
-    """Put a legend below the axes, unless the only series has no name."""
+    """Put a legend below the axes, which keep their height, unless the only series has no name."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1 or (labels and labels[0]):
-        widest = max(map(len, labels))
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower left",
-            ncols=max(1, min(len(labels), 84 // (widest + 8))),
-            borderaxespad=0.2,
-        )
+        width = int(figure.get_figwidth() * PER_INCH)
+        labels = [textwrap.fill(label, width - 8) for label in labels]
+        widest = max(len(line) for label in labels for line in label.splitlines())
+        columns = max(1, min(len(labels), width // (widest + 6)))
+        lines = -(-sum(label.count("\n") + 1 for label in labels) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.22 * lines)
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, borderaxespad=0.2)
 
 
 def tick(value: float) -> str:
@@ -173,11 +222,15 @@ def _place_numbers(axes: Any, ordered: Sequence[float]) -> dict[Any, float]:
 
 def _place_categories(axes: Any, ordered: Sequence[Any]) -> dict[Any, float]:
     labels = [yes_or_no(value) if isinstance(value, bool) else shown(value, 26) for value in ordered]
-    turned = sum(map(len, labels)) > 60
-    size = 9 if len(ordered) <= 10 else 7
+    turned = sum(map(len, labels)) > MOST_LEVEL
+    # where there are very many, hovering shows the others
+    every = -(-len(labels) // MOST_LABELS)
     axes.set_xticks(
-        range(len(ordered)), labels, rotation=25 * turned, ha="right" if turned else "center", fontsize=size
-    )
+        range(0, len(ordered), every), labels[::every], rotation=50 * turned, ha="right" if turned else "center",
+        rotation_mode="anchor" if turned else "default",
+    )  # fmt: skip
+    if turned:
+        axes.figure.set_figheight(axes.figure.get_figheight() + 0.07 * max(map(len, labels)))
     axes.set_xlim(-0.6, len(ordered) - 0.4)
     return {value: float(index) for index, value in enumerate(ordered)}
 

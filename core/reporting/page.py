@@ -1,4 +1,4 @@
-"""The HTML page of a report in one file, without scripts and external resources; all text is escaped. Imports jinja2."""
+"""The HTML page of a report in one file that loads nothing; all text is escaped. Imports jinja2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import jinja2
 from markupsafe import Markup
 
 from ..workload.outputs import OUTPUTS
-from . import answers, tables
+from . import answers, repeat, tables
+from .figure_colours import SERIES, colours_of
 from .page_style import SHEET
 from .rows import (
     CANNOT_RUN,
@@ -24,11 +25,12 @@ from .rows import (
     counted,
     differing,
     shown,
+    worded,
     workload_label,
     yes_or_no,
 )
 
-MOST_ROWS = 500
+MOST_ROWS = 5000
 MOST_NAMED = 6
 COLUMNS = (
     (THROUGHPUT, "real tokens / s"),
@@ -54,19 +56,33 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts; ``numbers`` are the indices of the right-aligned columns."""
+    """A table of texts.
+
+    Attributes:
+        heads: of the columns; all empty: the table has no heads.
+        lines: the texts of each line.
+        numbers: indices of the right-aligned columns.
+        long: index of a column whose cells scroll; None: there is none.
+        commands: for each line what its button copies; empty: the table has no buttons.
+    """
 
     heads: Sequence[str]
     lines: Sequence[Sequence[str]]
     numbers: frozenset[int] = frozenset()
+    long: int | None = None
+    commands: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page; its contents appear in the order of the fields."""
+    """A part of the page; its contents appear in the order of the fields.
+
+    ``key`` explains the colours: what they show, and the index and the text of each.
+    """
 
     name: str
     heading: str
+    key: tuple[str, Sequence[tuple[int, str]]] | None = None
     pictures: Sequence[Picture] = ()
     before: Sequence[str] = ()
     table: Table | None = None
@@ -98,7 +114,7 @@ def html(
     sources = ", ".join(dict.fromkeys(row.source for row in rows))
     sections = [
         _budget(rows, budget),
-        Section("figures", "Figures", pictures=pictures),
+        Section("figures", "Figures", key=_key(rows) if pictures else None, pictures=pictures),
         Section("stacks", "Both stacks", table=_pairs(rows)),
         Section("failures", "Workloads that cannot run or failed", table=_problems(rows)),
         _measurements(rows),
@@ -114,11 +130,30 @@ def html(
         sources=sources,
         sheet=SHEET,
         answers=answers.summary(rows),
+        repeat=_repeat(rows),
         tiles=_tiles(rows),
         sections=[section for section in sections if not section.empty],
         made=made,
         throughput=THROUGHPUT,
     )
+
+
+def _repeat(rows: Sequence[Row]) -> str:
+    """Return the command that measures the fastest workload again; empty without a throughput."""
+    measured = tables.with_throughput(rows)
+    return repeat.command(answers.best(measured, lambda row: row.throughput or 0.0)) if measured else ""
+
+
+def _key(rows: Sequence[Row]) -> tuple[str, Sequence[tuple[int, str]]] | None:
+    """Return what the colours of all figures show, or None if they show nothing."""
+    colours = colours_of(rows)
+    if colours.name is None:
+        return None
+    values = [worded(colours.name, value) for value in colours.values]
+    entries = list(enumerate(values[: len(SERIES)]))
+    if len(values) > len(SERIES):
+        entries[-1] = (len(SERIES) - 1, f"{entries[-1][1]} and others")
+    return f"Colours of all figures, by {colours.name}", entries
 
 
 def _tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -200,40 +235,45 @@ def _pairs(rows: Sequence[Row]) -> Table | None:
 def _problems(rows: Sequence[Row]) -> Table | None:
     lines = []
     for problem in tables.problems(rows):
-        named = "; ".join(filter(None, problem.workloads[:MOST_NAMED]))
-        more = len(problem.workloads) - MOST_NAMED
         lines.append(
             [
                 problem.state,
                 problem.kind,
                 problem.message or "The message is in the metadata, which an exported CSV file lacks.",
                 str(len(problem.workloads)),
-                named + (f"; and {more} more" if more > 0 else ""),
+                "; ".join(filter(None, problem.workloads)),
             ]
         )
-    return Table(["state", "failure", "why", "workloads", "which"], lines, frozenset([3])) if lines else None
+    return Table(["state", "failure", "why", "workloads", "which"], lines, frozenset([3]), long=4) if lines else None
 
 
 def _measurements(rows: Sequence[Row]) -> Section:
-    names = differing(rows) or ["model_name"]
-    outputs = [(name, head) for name, head in COLUMNS if any(row.output(name) is not None for row in rows)]
-    outputs += [(name, name) for name in _others(rows)]
+    """Return the table of the measured workloads; the others are in the table of failures."""
+    measured = tables.in_state(rows, MEASURED)
+    if not measured:
+        return Section("measurements", "Measurements", before=_constants(rows, differing(rows)))
+    names = differing(measured) or ["model_name"]
+    outputs = [(name, head) for name, head in COLUMNS if any(row.output(name) is not None for row in measured)]
+    outputs += [(name, name) for name in _others(measured)]
     # one column of memory is enough: the preferred metric
     kinds = [name for name, _ in outputs if name in MEMORY]
     outputs = [(name, head) for name, head in outputs if name not in kinds[1:]]
+    shown_rows = measured[:MOST_ROWS]
     lines = [
         [
             *(_shown(row.value(name)) for name in names),
             *(_number(row.output(name)) for name, _ in outputs),
             _state(row),
         ]
-        for row in rows[:MOST_ROWS]
+        for row in shown_rows
     ]
     heads = [*names, *(head for _, head in outputs), "state"]
-    table = Table(heads, lines, frozenset(range(len(names), len(names) + len(outputs))))
-    cut = f"The first {MOST_ROWS} of {len(rows)} measurements." if len(rows) > MOST_ROWS else ""
-    after = [text for text in (cut, _other_memory(rows, kinds), answers.replayed(rows)) if text]
-    return Section("measurements", "All measurements", before=_constants(rows, names), table=table, after=after)
+    numbers = frozenset(range(len(names), len(names) + len(outputs)))
+    commands = [repeat.command(row) for row in shown_rows]
+    table = Table(heads, lines, numbers, commands=commands if any(commands) else ())
+    cut = f"The first {MOST_ROWS} of {len(measured)} measurements." if len(measured) > MOST_ROWS else ""
+    after = [text for text in (cut, _other_memory(measured, kinds), answers.replayed(rows)) if text]
+    return Section("measurements", "Measurements", before=_constants(measured, names), table=table, after=after)
 
 
 def _state(row: Row) -> str:

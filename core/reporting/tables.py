@@ -23,12 +23,14 @@ class Frontier:
         length: model_max_length.
         fits: largest batch_size that ran, or None.
         too_large: smallest batch_size that ran out of memory or was predicted to, or None.
+        example: one of its measurements.
     """
 
     what: str
     length: int
     fits: int | None
     too_large: int | None
+    example: Row | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +41,13 @@ class Scaling:
         what: label of the other varied properties.
         kind: ``strong`` (constant total batch) or ``weak`` (constant batch per device).
         points: number of devices and efficiency, in ascending order.
+        example: one of its measurements.
     """
 
     what: str
     kind: str
     points: tuple[tuple[int, float], ...]
+    example: Row | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,9 @@ def frontiers(rows: Sequence[Row]) -> list[Frontier]:
                 too_large[row.value("model_max_length")].append(row.value("batch_size"))
         if too_large:
             found += [
-                Frontier(what, length, max(fitting[length], default=None), min(too_large[length], default=None))
+                Frontier(
+                    what, length, max(fitting[length], default=None), min(too_large[length], default=None), group[0]
+                )
                 for length in sorted({*fitting, *too_large})
             ]
     return found
@@ -125,7 +131,8 @@ def _scaling_of(rows: Sequence[Row], kind: str, unit: str, batch: Callable[[Row]
         for nodes, mine in _by_nodes(group).items():
             points = _efficiencies(mine)
             if len(points) > 1:
-                yield Scaling(", ".join(filter(None, (what, device, nodes, f"batch {size} {unit}"))), kind, points)
+                text = ", ".join(filter(None, (what, device, nodes, f"batch {size} {unit}")))
+                yield Scaling(text, kind, points, mine[0])
 
 
 def _efficiencies(rows: Sequence[Row]) -> tuple[tuple[int, float], ...]:
