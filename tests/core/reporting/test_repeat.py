@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ado_actuators.fms_hf_tuning.description import PLUGIN
 from ado_actuators.sfttrainer.core.commands.run import read_workload
 from ado_actuators.sfttrainer.core.reporting import page, repeat
 from ado_actuators.sfttrainer.core.reporting.rows import Row
+from ado_actuators.sfttrainer.description import PLUGIN
 
 Make = Callable[..., Row]
 
@@ -24,9 +24,9 @@ def test_the_command_has_the_workload(row: Make, tmp_path: Path, monkeypatch: py
         "model_name": "a b", "gradient_checkpointing": True, "target_ci_percent": 0.5, "dataset_id": "1e1",
         "gpu_model": "no", "target_modules": ["q_proj", "v_proj"],
     }  # fmt: skip
-    one = row(1.0, actuator="fms_hf_tuning", experiment="finetune_lora_benchmark", **given)
+    one = row(1.0, experiment="finetune_lora_benchmark", **given)
     program, command, *words = shlex.split(repeat.command(one))
-    assert (program, command) == ("ado-fms-hf-tuning", "run")
+    assert (program, command) == ("ado-sfttrainer", "run")
     assert words[:2] == ["--experiment", "finetune_lora_benchmark"]
     assert read_workload(words[2:], words[1], PLUGIN) == (one.workload, "finetune_lora_benchmark")
 
