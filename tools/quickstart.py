@@ -1,4 +1,4 @@
-"""The quickstart after its installation: measures the space of an example, reports it, and ends in what matters.
+"""The quickstart after its installation: measures the space of an example, writes a report, and prints the results.
 
 Run by `nox -s quickstart` in the example's directory, with the plugin installed. Arguments are passed on to `ado create operation`.
 """

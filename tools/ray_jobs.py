@@ -40,7 +40,7 @@ POLL_S = 0.5
 # retries bridge a broken port-forward or a restarting proxy
 ATTEMPTS = 10
 RETRY_S = 3.0
-# how often a job that has not started is mentioned
+# interval of the lines about a job that has not started
 HEARTBEAT_S = 15.0
 LONGEST_REASON = 150
 
@@ -86,7 +86,7 @@ def extras_of(wheel: Path) -> set[str]:
 
 @dataclasses.dataclass(frozen=True)
 class JobOptions:
-    """Additions to the environment of a job, beside the wheels.
+    """Additions to the environment of a job, besides the wheels.
 
     Attributes:
         extras: extras to install, of the wheels that have them.
@@ -204,7 +204,7 @@ async def _print_log(client: Any, job: str) -> None:
 
 
 async def _mention_waiting(client: Any, job: str) -> None:
-    """Say now and then that the nodes are installing the packages of a job, which has no log until then."""
+    """Print every ``HEARTBEAT_S`` that the nodes are installing the packages of a job, which has no log until then."""
     begin = time.monotonic()
     while True:
         await asyncio.sleep(HEARTBEAT_S)
@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace, into: Path) -> dict[str, Any]:
-    """Build the wheels, write the runtime environment beside them and return it."""
+    """Build the wheels, write the runtime environment to the same directory and return it."""
     plugins = options.plugin or list(PLUGINS)
     wheels = build(into, plugins)
     for name in not_added(plugins):

@@ -14,7 +14,7 @@ from .snapshot import Snapshot
 
 ADVICE = "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
 MOST_HOLDERS = 4
-# time limit for Ray's API server, which is asked for the names of tasks only
+# time limit of a request to Ray's API server, which is used for the names of tasks only
 TASKS_TIMEOUT_S = 5
 
 

@@ -207,7 +207,7 @@ def _convert_experiments(document: Document, choices: Choices) -> None:
         )
         document.step(f"{name} is {ours} {VERSION} of {choices.actuator}")
         if written:
-            document.step(f"written beside it: {written}")
+            document.step(f"also written: {written}")
         document.add(found.findings)
     if document.steps:
         _leave_out_copies(document)

@@ -41,7 +41,7 @@ START_RAY = "ray start --head   # prints the address to give"
 CONNECT_TIMEOUT_S = 5.0
 # the kernels of state spaces, short convolutions and linear attention; they need a GPU
 RECURRENT = ("mamba-ssm", "causal-conv1d", "flash-linear-attention")
-# IBM's actuator has the distribution's name and the package's; its entry point tells
+# IBM's actuator has the distribution's name and the package's; its entry point distinguishes them
 SHARED_NAME = "ado-sfttrainer"
 OF_IBM = f"ado_actuators.sfttrainer.actuators:{ibm_names.ACTUATOR}"
 
@@ -108,7 +108,7 @@ def _cpu() -> str:
 
 
 def _load() -> Finding:
-    """Tell whether other work takes CPU time: rates measured meanwhile are lower, and not steady on CPUs."""
+    """Check whether other work takes CPU time: rates measured meanwhile are lower, and not steady on CPUs."""
     busy, cores = os.getloadavg()[0], os.cpu_count() or 1
     text = f"{busy:.1f} of {cores} cores busy in the last minute"
     if busy <= QUIET_LOAD * cores:
@@ -224,7 +224,7 @@ def _actuator(subject: Subject) -> Finding:
 
 
 def _whose(installed: Iterable[importlib.metadata.Distribution], subject: Subject) -> Iterator[Finding]:
-    """Tell the distribution ado-sfttrainer of this project from IBM's, which has the same name and the same package."""
+    """Distinguish the distribution ado-sfttrainer of this project from IBM's, which has the same name and the same package."""
     of_ibm: list[str] = []
     ours: list[str] = []
     for one in installed:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EXPERIMENT = "finetune_full_benchmark"
 REPORT_EVERY_S = 30.0
-# a word of the command line beside the workload's properties, and the parameter that it sets
+# a word of the command line that is not a property of the workload, and the parameter that it sets
 PRICE, PRICE_PARAMETER = "price", "price_usd_per_device_hour"
 # without GPUs these repeat the rates of all devices
 PER_GPU = tuple(name for name in OUTPUTS if name.endswith("_per_gpu"))
@@ -177,7 +177,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
-    """Return the properties in a file; a point file of ado has them one level deeper, beside the experiment."""
+    """Return the properties in a file; a point file of ado has them one level deeper, and names the experiment."""
     content = _mapping(path)
     if "entity" not in content:
         return content

@@ -1,4 +1,4 @@
-"""The name, the version and the extras of a plugin's package as pip knows it. Standard library only, unless extras are asked for."""
+"""The name, the version and the extras of a plugin's package as pip knows it. Imports packaging when an extra is checked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What can be known of a data set from its name and the kind of its file. Imports the standard library only.
+"""Checks of a data set by its name and the kind of its file, without reading it. Imports the standard library only.
 
-The host asks before it starts trainers, which takes seconds to minutes, and the trainer asks again.
+The host checks before it starts trainers, which takes seconds to minutes, and the trainer checks again.
 """
 
 from __future__ import annotations

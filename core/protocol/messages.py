@@ -121,7 +121,7 @@ class Job:
         capacity_bytes: usable memory of one device, for the search for an estimate's largest batch; None: no search.
         capacities: usable memory, bytes, of each device that an estimate is also to answer about, by name.
         alternatives: groups of changes to the workload that an estimate tries if it does not fit, until something of a group fits.
-        counts: the changes to one GPU and to several under FSDP, for the fewest GPUs; empty: not asked for.
+        counts: the changes to one GPU and to several under FSDP, for the fewest GPUs; empty if these are not wanted.
     """
 
     id: str

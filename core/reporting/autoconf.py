@@ -32,7 +32,7 @@ class Export:
 
     Attributes:
         text: its content.
-        count: lines beside the header.
+        count: lines without the header.
         left_out: how many measurements are not in it, by reason.
     """
 
@@ -78,7 +78,7 @@ def _unusable(row: Row) -> str | None:
 
 
 def _gpu_model(row: Row) -> str:
-    """Return the GPU model that was asked for, else the one that was there, in the form of NVIDIA's node labels."""
+    """Return the requested GPU model, else the one that was used, in the form of NVIDIA's node labels."""
     asked = str(row.value("gpu_model"))
     if asked != "any":
         return asked

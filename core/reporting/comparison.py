@@ -112,7 +112,7 @@ def compare_by(rows: Sequence[Row], name: str, tolerance: Tolerance) -> Comparis
 
 
 def _key_without(row: Row, name: str) -> tuple[Any, ...]:
-    """Return a key that is equal for rows which differ only in ``name``; the experiment's name tells the method."""
+    """Return a key that is equal for rows which differ only in ``name``; the experiment's name contains the method."""
     asked = sorted((one, row.value(one)) for one in row.workload if one != name and not row.is_default(one))
     return ("" if name == "actuator" else row.actuator, "" if name == "method" else row.experiment, *asked)
 

@@ -80,7 +80,7 @@ def from_csv(path: Path) -> list[Row]:
             f"{path} is not an export of ado's measurements: the column experiment_id is missing; {HOW_TO_EXPORT}."
         )
     found = _of_fine_tuning([_from_cells(cells, path.name) for cells in table])
-    # with --property ado leaves out the workload, and nothing tells the rows apart
+    # with --property ado leaves out the workload, and the rows cannot be distinguished
     lacking = [name for name in REQUIRED if any(name not in row.workload for row in found)]
     if lacking:
         raise Unreadable(f"{path} has rows without {', '.join(lacking)}: export it again without --property.")

@@ -193,7 +193,7 @@ def differing(rows: Iterable[Row]) -> list[str]:
 
 
 def shown(value: Any, longest: int = 28) -> str:
-    """Return a value as a label of at most ``longest`` characters, cut at the front: the end of a path tells more."""
+    """Return a value as a label of at most ``longest`` characters, cut at the front, since the end of a path identifies it better."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = str(value)

@@ -1,4 +1,4 @@
-"""The modules that an adapter is to adapt, checked before, and read back after. Imports torch; PEFT is only looked at.
+"""The modules that an adapter adapts: checked before training, and read back afterwards. Imports torch, but not PEFT.
 
 ``target_modules`` takes every form that PEFT takes: all-linear; names separated by commas, each the end of a module's path in whole
 parts (``q_proj``, ``layers.0.self_attn.q_proj``); or one regular expression for whole paths.
@@ -36,7 +36,7 @@ def targets(text: str) -> str | list[str]:
 
 
 def options(workload: JobWorkload) -> dict[str, Any]:
-    """Return the arguments of PEFT's ``LoraConfig`` beside the modules to adapt; those with PEFT's default are left out."""
+    """Return the arguments of PEFT's ``LoraConfig`` except the modules to adapt; those with PEFT's default are left out."""
     found: dict[str, Any] = {"r": workload.r, "lora_alpha": workload.lora_alpha, "lora_dropout": workload.lora_dropout}
     if workload.init_lora_weights != "default":
         found["init_lora_weights"] = workload.init_lora_weights

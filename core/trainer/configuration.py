@@ -1,4 +1,4 @@
-"""The configuration of a job's model: read, without what would choose code to run, and checked. Imports transformers."""
+"""Reads and checks the configuration of a job's model, and removes the settings that would choose code to run. Imports transformers."""
 
 from __future__ import annotations
 

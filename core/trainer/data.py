@@ -252,7 +252,7 @@ def _from_file(workload: JobWorkload, tokenizer: Any, vocabulary: int | None) ->
 
 
 def _epochs(workload: JobWorkload, samples: _Samples) -> int:
-    """Return how many passes over the samples read have as many samples as the passes over the file that were asked for."""
+    """Return how many passes over the samples read have as many samples as the requested passes over the file."""
     if samples.complete:
         return workload.num_train_epochs
     read = len(samples.ids) + samples.dropped

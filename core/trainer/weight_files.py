@@ -1,4 +1,4 @@
-"""The files of a model directory, looked at before a library reads them. Standard library only."""
+"""Checks the files of a model directory before a library reads them. Standard library only."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_fidelity_compares_on_the_gpu_alone(bench: MadeUp, monkeypatch: pytest.M
 
 
 def test_fidelity_misses() -> None:
-    """A ratio of 1.013, another optimizer, dear hooks, a clock that is 2 % off and lost samples, each by itself."""
+    """A ratio of 1.013, another optimizer, slow hooks, a clock that is 2 % off and lost samples, each by itself."""
     wrong: list[dict[str, Any]] = [
         {"ratio": 1.013},
         {"differences": ["optimizer: bare 'SGD', ours 'AdamW'"]},

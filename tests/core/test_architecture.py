@@ -28,7 +28,7 @@ def section(heading: str) -> str:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_on_the_page_exists(path: str) -> None:
-    """Whoever reads where to change what finds the file."""
+    """Each file and folder that the page names is in the tree."""
     assert (ROOT / path).exists()
 
 

@@ -20,18 +20,7 @@ from ado_actuators.sfttrainer.core.measurement.verdict import Verdict, conclude
 from ado_actuators.sfttrainer.core.workload import models
 from ado_actuators.sfttrainer.parameters import SFTTrainerParameters
 
-EXPERTS = {
-    "model_type": "mixtral", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
-    "bos_token_id": 1, "eos_token_id": 1,
-}  # fmt: skip
-SMALL: dict[str, Any] = {
-    "model_name": "tiny-llama-5m",
-    "model_max_length": 32,
-    "batch_size": 2,
-    "number_gpus": 0,
-    "max_steps": 6,
-}
+from ..workloads import EXPERTS, SMALL
 
 pytestmark = [pytest.mark.torch, pytest.mark.ray, pytest.mark.timeout(300)]
 

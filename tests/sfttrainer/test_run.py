@@ -132,7 +132,7 @@ def test_the_method_chooses_the_experiment() -> None:
 
 
 def test_a_point_of_ado_brings_its_experiment(tmp_path: Path) -> None:
-    """The experiment beside the entity is measured, and only by its own actuator."""
+    """The experiment that the file names is measured, and only by its own actuator."""
     entity = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 1, "number_gpus": 0}
     point = {
         "entity": entity,

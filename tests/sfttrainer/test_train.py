@@ -80,7 +80,7 @@ EXPERTS = {
 
 
 def test_adapters_of_experts_are_trained(train: Train) -> None:
-    """target_parameters adapts the fused weights of all experts, beside the modules."""
+    """target_parameters adapts the fused weights of all experts, in addition to the modules."""
     names = "experts.gate_up_proj,experts.down_proj"
     trained = train(EXPERTS, method="lora", r=2, target_modules="q_proj", target_parameters=names)
     found = {one["module"]: (one["experts"], one["layers"]) for one in trained.facts["adapters"]}

@@ -192,7 +192,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
-    """Run all operations at once beside another user's job, which ends when all of them have said that they wait for it.
+    """Run all operations at once, together with another user's job, which ends when all of them have said that they wait for it.
 
     At that moment two of them are ended; they have 30 s.
     """
@@ -234,7 +234,7 @@ def test_optuna_finds_the_fastest_of_24_points(ran: dict[str, Ran]) -> None:
 
 
 def test_four_requests_at_once_for_two_actuators(ran: dict[str, Ran]) -> None:
-    """Each of them is served at its first attempt, beside another operation and the end of two more."""
+    """Each of them is served at its first attempt, during another operation and the end of two more."""
     walked = ran["walk"]
     assert walked.code == 0, walked.log
     assert [metadata["attempts"] for metadata in walked.measured.values()] == [1] * 4

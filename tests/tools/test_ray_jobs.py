@@ -71,7 +71,7 @@ def test_an_extra_that_nobody_offers_is_refused(tmp_path: Path, wheels: list[Pat
 
 
 def test_constraints_are_named_after_their_content(tmp_path: Path, wheels: list[Path]) -> None:
-    """Ray caches by line, so different constraints need different file names; the file is beside the wheels."""
+    """Ray caches by line, so different constraints need different file names; the file is in the directory of the wheels."""
     lines = []
     for content in ("torch==2.13.0\n", "torch==2.12.0\n", "torch==2.13.0\n"):
         (tmp_path / "given.txt").write_text(content)

@@ -73,7 +73,7 @@ def test_more_processes_than_cpus_fail_at_once() -> None:
 
 
 def test_more_cpus_than_a_node_with_gpus_has_fail_at_once() -> None:
-    """Two processes of eight CPUs each do not fit beside two GPUs on a node of two CPUs."""
+    """Two processes of eight CPUs each do not fit together with two GPUs on a node of two CPUs."""
     with pytest.raises(failures.Broken, match="No node with 2 GPUs and 16 CPUs; the cluster has: 2 CPUs"):
         cluster.check(parse({**SMALL, "number_gpus": 2, "cpus_per_process": 8}), autoscaling=False)
 

@@ -145,7 +145,7 @@ def test_idle_hosts_are_ended_for_another_pool(tmp_path: Path) -> None:
 
 
 def test_waiting_ends_after_pending_timeout_s(tmp_path: Path) -> None:
-    """The message says what was needed and who holds it."""
+    """The message says what was needed and what holds it."""
 
     async def scenario() -> str:
         pool = Pool(600)

@@ -1,4 +1,4 @@
-"""What long waits say, and who gives way to whom: on hand-written snapshots, without a running Ray."""
+"""Messages of long waits, and which leases end for which requests: on hand-written snapshots, without a running Ray."""
 
 from __future__ import annotations
 

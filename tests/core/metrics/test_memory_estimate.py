@@ -66,7 +66,7 @@ def test_memory_of_known_devices(name: str, gib: float) -> None:
     ("name", "seen_gib"), [("NVIDIA H200", 139.8), ("NVIDIA-H100-80GB-HBM3", 79.1), ("L40S", 44.4), ("Tesla-T4", 14.6)]
 )
 def test_no_device_has_more_than_torch_sees_of_it(name: str, seen_gib: float) -> None:
-    """A context of CUDA has to fit beside what training can use, and at most a twentieth goes unused."""
+    """CUDA's context has to fit together with what training can use, and at most a twentieth goes unused."""
     usable = accelerators.usable_bytes(name)
     assert usable is not None
     assert 0.95 * seen_gib * GIB < usable < (seen_gib - 0.25) * GIB

@@ -1,4 +1,4 @@
-"""Results of IBM's actuator beside ours, and the export for AutoConf."""
+"""Results of IBM's actuator together with ours, and the export for AutoConf."""
 
 from __future__ import annotations
 

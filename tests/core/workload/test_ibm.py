@@ -29,7 +29,7 @@ def differences(found: ibm.Translation) -> list[str]:
 
 
 def translated(given: dict[str, Any], *, choices: Choices = FMS, experiment: str = FULL) -> tuple[Any, list[str]]:
-    """Return our properties beside IBM's defaults, and the differences except the one of the library's release."""
+    """Return our properties that differ from IBM's defaults, and the differences except the one of the library's release."""
     here = {"fms_hf_tuning_version": "3.1.0"}
     found, plain = (ibm.translate(experiment, {**here, **one}, GPUS, choices) for one in (given, {}))
     changed = {name: value for name, value in found.fixed.items() if plain.fixed.get(name, Workload) != value}
