@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from ..workload.outputs import OUTPUTS
@@ -29,6 +27,7 @@ from .rows import (
     workload_label,
     yes_or_no,
 )
+from .templates import template
 
 MOST_ROWS = 5000
 MOST_NAMED = 6
@@ -121,12 +120,7 @@ def html(
         _environment(rows),
         Section("left-out", "Figures left out", items=[f"{title}: {reason}" for title, reason in left_out]),
     ]
-    # not resolved: the plugin's core is a symbolic link in the repository
-    templates = jinja2.FileSystemLoader(Path(__file__).absolute().parent)
-    environment = jinja2.Environment(
-        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
-    return environment.get_template("page.html.jinja").render(
+    return template("page.html.jinja").render(
         sources=sources,
         sheet=SHEET,
         answers=answers.summary(rows),

@@ -1,20 +1,23 @@
-"""What ``plan`` writes: a page, a picture, and ado's space and operation files. Imports matplotlib and yaml."""
+"""What ``plan`` writes: a page, a picture, and ado's space and operation files. Imports matplotlib, jinja2 and yaml."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import yaml
 
-from .figure_style import Drawing, legend, plain_axes, render, style_of
+from .figure_style import INK, SIZE, STYLE, Drawing, legend, plain_axes, render, style_of
 from .page_style import SHEET
+from .templates import template
 
 # a picture of more bars cannot be read
 MOST_BARS = 24
+# height of a bar, where one row has height 1
+BAR = 0.4
 OPERATION: Mapping[str, Any] = {
     "spaces": ["your-space"],
     "operation": {
@@ -64,9 +67,20 @@ def write(
         OSError: the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    drawing = _drawing(candidates)
+    with mpl.rc_context(STYLE):
+        drawing = _drawing(candidates)
+    filled = [index for index in range(len(head)) if any(one.cells[index] for one in candidates)]
     files: dict[str, bytes] = {"memory.png": render(drawing, "png")}
-    files["plan.html"] = _page(title, head, candidates, notes, render(drawing, "svg").decode()).encode()
+    page = template("plan.html.jinja").render(
+        title=title,
+        sheet=SHEET,
+        head=[head[index] for index in filled],
+        lines=[(one.best, [one.cells[index] for index in filled]) for one in candidates],
+        notes=[note for note in notes if note],
+        picture=drawing,
+        svg=render(drawing, "svg").decode(),
+    )
+    files["plan.html"] = page.encode()
     for name, space in spaces(actuator, candidates).items():
         files[f"space-{name}.yaml"] = yaml.safe_dump(space, sort_keys=False).encode()
     files["operation.yaml"] = yaml.safe_dump(dict(OPERATION), sort_keys=False).encode()
@@ -121,40 +135,27 @@ def _drawing(candidates: Sequence[Candidate]) -> Drawing:
     axes.grid(visible=False, axis="y")
     axes.grid(axis="x")
     axes.set_axisbelow(True)
-    figure.set_size_inches(8, max(2.5, 0.34 * len(shown) + 1.2))
+    figure.set_size_inches(SIZE[0], 0.5 * len(shown) + 1.4)
     rows = range(len(shown))
     left = [0.0] * len(shown)
     for index, kind in enumerate(shown[0].parts_gib if shown else ()):
         widths = [one.parts_gib[kind] for one in shown]
-        axes.barh(rows, widths, left=left, label=kind, color=style_of(index)["color"], height=0.7)
+        axes.barh(rows, widths, left=left, label=kind, color=style_of(index)["color"], height=BAR)
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
     for row, one in zip(rows, shown, strict=True):
-        axes.plot([one.usable_gib] * 2, [row - 0.42, row + 0.42], color="black", linewidth=1.6)
-    axes.set_yticks(list(rows), [_label(one) for one in shown])
-    axes.invert_yaxis()
-    axes.set_xlabel("GiB on each GPU, one sample each; black: what the GPU can give")
+        axes.plot([one.usable_gib] * 2, [row - BAR / 2, row + BAR / 2], color=INK, linewidth=1.6)
+        # above its bar, so that a narrow screen has room for both
+        axes.annotate(_label(one), (0, row - BAR / 2), xytext=(0, 2), textcoords="offset points")
+    axes.set_yticks([])
+    axes.set_ylim(len(shown) - 0.5, -0.9)
+    axes.set_xlabel("GiB on each GPU")
     legend(figure, axes)
     cut = f" The first {MOST_BARS} of {len(candidates)}." if len(candidates) > MOST_BARS else ""
-    return Drawing("memory", "Memory by part", f"Predicted memory of each GPU with one sample.{cut}", figure)
+    caption = f"Predicted memory of each GPU with one sample; the upright line is what the GPU can give.{cut}"
+    return Drawing("memory", "Memory by part", caption, figure)
 
 
 def _label(candidate: Candidate) -> str:
     values = candidate.values
     checkpointing = ", checkpointing" if values["gradient_checkpointing"] else ""
     return f"{values['number_gpus']} x {values['gpu_model']}, {values['method']}{checkpointing}"
-
-
-def _page(title: str, head: Sequence[str], candidates: Sequence[Candidate], notes: Sequence[str], picture: str) -> str:
-    names = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *head))
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in ('*' if one.best else '', *one.cells))}</tr>\n"
-        for one in candidates
-    )
-    said = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes if note)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{SHEET}</style></head><body><main>\n<h1>{html.escape(title)}</h1>\n"
-        "<p>Speeds and costs are bounds from data sheets, not predictions. * marks the cheapest that fits.</p>\n"
-        f"<table><thead><tr>{names}</tr></thead><tbody>\n{rows}</tbody></table>\n{said}<figure>{picture}</figure>\n"
-        "</main></body></html>\n"
-    )
