@@ -18,14 +18,18 @@ from ..protocol import supported
 LENGTHS = (64, 128)
 
 
-def facts(config: transformers.PretrainedConfig) -> dict[str, Any]:
+def facts(config: Any) -> dict[str, Any]:
     """Return the fact ``counted_flops`` of a model whose type has no formula; empty for other types, or if it cannot be counted.
+
+    A stack may train a model that is not one of transformers; nothing is counted then.
 
     It has the FLOP of a token's forward pass (``token``), and those of attention for each pair of positions (``pair``), without a mask.
     """
-    text = config.get_text_config()
+    if not isinstance(config, transformers.PretrainedConfig):
+        return {}
     if config.model_type in supported.FLOPS_KNOWN or hasattr(config, "vision_config"):
         return {}
+    text = config.get_text_config()
     try:
         short, long = (_forward(text, length) for length in LENGTHS)
     except Exception:  # code of any model can fail without values; the result says that the FLOPs are not known

@@ -25,7 +25,6 @@ from ado_actuators.sfttrainer.core.measurement.verdict import refusal
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
 from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data
 from ado_actuators.sfttrainer.core.trainer.errors import BadInput
-from ado_actuators.sfttrainer.core.workload.experiments import KINDS
 from ado_actuators.sfttrainer.core.workload.fields import Workload
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
@@ -121,7 +120,7 @@ def repeated(actuator: Any, plan: Plan) -> Workload:
     name, command, option, asked, *pairs = words
     assert (name, command, option) == (f"ado-{actuator.identifier.replace('_', '-')}", "run", "--experiment")
     values, experiment = run.read_workload(pairs, asked, actuator.plugin())
-    return parse({**values, **KINDS[experiment].sets})
+    return make_plan(actuator.identifier, experiment, values).workload
 
 
 @thorough
