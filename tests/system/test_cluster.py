@@ -124,7 +124,7 @@ def test_hosts_with_gpus_are_spread_over_nodes_of_their_type(submit: Callable[..
     assert len(asyncio.run(scenario())) == 2
     asked = parse({**SMALL, "number_gpus": 3, "number_nodes": 3, "batch_size": 3, "gpu_model": "TestGPU"})
     with pytest.raises(
-        failures.Broken, match="no 3 nodes with 1 GPUs of type TestGPU; the cluster has: 1 CPUs, 2 GPUs"
+        failures.Broken, match="No 3 nodes with 1 GPUs of type TestGPU; the cluster has: 1 CPUs, 2 GPUs"
     ):
         nodes.check(asked, autoscaling=False)
 
