@@ -95,6 +95,13 @@ def _vary(
     values, _ = read_workload(workload, experiment, plugin)
     devices = values.get("number_gpus") or values.get("number_nodes") or 1
     first = values.get(name) or (devices if name == "batch_size" else 1)
+    for value in listed:  # before the first is measured
+        asked, chosen = read_workload([*workload, f"{name}={value}"], experiment, plugin)
+        asked.pop(PRICE, None)
+        try:
+            make_plan(plugin.identifier, chosen, asked)
+        except failures.Failure as failure:
+            raise BadUse(f"--vary {name}: nothing was measured. {failure}") from None
     progress = Bar() if sys.stderr.isatty() else Changes()
     with (
         terminated_as_interrupted(),
@@ -109,6 +116,9 @@ def _vary(
                 verdict = local.measure(make_plan(plugin.identifier, chosen, asked))
             except failures.CannotRun as failure:
                 verdict = refusal(failure, plugin.identifier, chosen)
+            except failures.Failure as failure:
+                # the values measured so far are still compared
+                return Row("run", plugin.identifier, chosen, asked, {}, str(failure), {})
             message = verdict.message or str(verdict.metadata.get("reason", ""))
             return Row("run", plugin.identifier, chosen, asked, verdict.properties, message, verdict.metadata)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -35,7 +36,9 @@ def parse(vary: str) -> tuple[str, list[str]]:
     """
     name, equals, listed = vary.partition("=")
     if name not in (*FIELDS, "method"):
-        raise BadVary(f"--vary {name:.60} is not a property of a workload; use method, batch_size or another one.")
+        close = difflib.get_close_matches(name[:60], (*FIELDS, "method"), n=3, cutoff=0.6)
+        use = " or ".join(close) or "method, batch_size or another one"
+        raise BadVary(f"--vary {name:.60} is not a property of a workload; use {use}.")
     if not equals:
         if name not in DOUBLED:
             raise BadVary(
@@ -63,7 +66,8 @@ def main(name: str, values: list[str], first: int, measure: Measure, *, as_json:
         row = measure(f"{name}={value}")
         rows.append(row)
         text = headline(row.outputs) if row.state == MEASURED else row.message
-        print(f"{worded(name, row.value(name))}: {text}", file=sys.stderr, flush=True)
+        lines = [f"{worded(name, row.value(name))}: {text}", *(f"  {note}" for note in row.metadata.get("notes", ()))]
+        print("\n".join(lines), file=sys.stderr, flush=True)
     show(_json(rows) if as_json else _text(rows, name))
     return 0 if any(row.state == MEASURED for row in rows) else 1
 

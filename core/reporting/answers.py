@@ -125,7 +125,9 @@ def _may_be_faster(row: Row, fastest: Row) -> bool:
     ratio = tables.ratio(row, fastest)
     if ratio is None:
         return False
-    return ratio.value >= 1 if ratio.high is None or doubt(row) else ratio.high >= 1
+    # where none is steady, their intervals are the least that can be said
+    wide = doubt(row) and not doubt(fastest)
+    return ratio.value >= 1 if ratio.high is None or wide else ratio.high >= 1
 
 
 def replayed(rows: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ def compare_by(rows: Sequence[Row], name: str, tolerance: Tolerance) -> Comparis
     Args:
         rows: measurements; the last row of a repeated workload counts.
         name: a property of ``Workload``, ``method`` or ``actuator``.
-        tolerance: by how much a value may get worse.
+        tolerance: by how much a value may get worse; the memory of training may differ by any amount.
     """
     groups: dict[Any, dict[Any, Row]] = {}
     for row in rows:
@@ -107,8 +108,24 @@ def compare_by(rows: Sequence[Row], name: str, tolerance: Tolerance) -> Comparis
             alone.append(f"{label}: {worded(name, first.value(name))}".removeprefix(": "))
         for other in others:
             what = f"{worded(name, other.value(name))} against {worded(name, first.value(name))}"
-            pairs.append(_judge(f"{label}: {what}" if label else what, first, other, tolerance))
+            # another batch or method is expected to need other memory
+            limits = tolerance if first.throughput is None else dataclasses.replace(tolerance, memory=math.inf)
+            pair = _judge(f"{label}: {what}" if label else what, first, other, limits)
+            if not first.state == other.state == MEASURED:
+                pair = dataclasses.replace(pair, why=_states(name, first, other))
+            pairs.append(pair)
     return Comparison(pairs, alone, [])
+
+
+def _states(name: str, *rows: Row) -> str:
+    """Return which of two workloads of one set ran, and why the other did not."""
+    found = []
+    for row in rows:
+        failure = f" ({row.outputs['failure']})" if "failure" in row.outputs else ""
+        how = "failed" if row.state == FAILED else f"cannot run{failure}"
+        reason = f": {(row.message or NO_REASON).rstrip('.')}"
+        found.append(f"{worded(name, row.value(name))} {'runs' if row.state == MEASURED else how + reason}")
+    return f"{'; '.join(found)}."
 
 
 def _key_without(row: Row, name: str) -> tuple[Any, ...]:

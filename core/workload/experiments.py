@@ -123,11 +123,16 @@ def unknown_property(name: str, value: Any, experiment: str, actuator: str) -> s
     message = f"{name} is not a property of {experiment} in {actuator}."
     others = [other for other in KINDS if name in fields(actuator, KINDS[other])]
     if name == "method":
-        setting = [one for one in KINDS if KINDS[one].sets.get("method") == value and KINDS[one].task == "benchmark"]
-        return f"{message} The experiment sets it: use {setting[0]}." if setting else message
+        methods = {KINDS[one].sets["method"]: one for one in KINDS if KINDS[one].task == "benchmark"}
+        if isinstance(value, str) and value in methods:
+            return f"{message} The experiment sets it: use {methods[value]}."
+        near = difflib.get_close_matches(str(value)[:100], methods, n=2, cutoff=0.6) or methods
+        return f"method {value!r:.60} does not exist; use {' or '.join(near)}."
     if others:
         return f"{message} These have it: {', '.join(others)}."
     close = (
-        difflib.get_close_matches(name, fields(actuator, KINDS[experiment]), n=3, cutoff=0.6) if len(name) < 100 else []
+        difflib.get_close_matches(name, [*fields(actuator, KINDS[experiment]), "method"], n=3, cutoff=0.6)
+        if len(name) < 100
+        else []
     )
     return f"{message} Use {' or '.join(close)}." if close else message

@@ -20,6 +20,7 @@ class Machine:
     def __init__(self, rates: dict[str, float]) -> None:
         self.rates = rates
         self.asked: list[str] = []
+        self.busy = False
 
     def __call__(self, word: str) -> Row:
         """Return the row of a value."""
@@ -33,7 +34,8 @@ class Machine:
             failed: dict[str, Any] = {"is_valid": 0, "failure": "gpu_oom"}
             return Row("run", "sfttrainer", experiment, workload, failed, "The workload does not fit.")
         outputs: dict[str, Any] = {"is_valid": 1, "dataset_tokens_per_second": self.rates[value], "steady": 1}
-        return Row("run", "sfttrainer", experiment, workload, {**outputs, "throughput_ci95_percent": 2.0})
+        notes: Any = {"notes": ["The machine was busy."]} if self.busy else {}
+        return Row("run", "sfttrainer", experiment, workload, {**outputs, "throughput_ci95_percent": 2.0}, "", notes)
 
 
 def test_two_methods_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,6 +48,18 @@ def test_two_methods_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = [line for line in printed.out.splitlines() if line.startswith("+ ")]
     line = " ".join(line.split())
     assert "lora against full 100.0 150.0 1.500 1.458 to 1.543 improvement: faster by 50.0 %." in line
+
+
+def test_notes_follow_their_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """They say why a rate was not steady."""
+    machine = Machine({"full": 100.0})
+    machine.busy = True
+    assert vary.main("method", ["full", "lora"], 1, machine, as_json=False) == 0
+    printed = capsys.readouterr()
+    assert printed.err == (
+        "full: 100 tokens/s ± 2 %, steady\n  The machine was busy.\nlora: The workload does not fit.\n"
+    )
+    assert "regression: full runs; lora cannot run (gpu_oom): The workload does not fit." in printed.out
 
 
 @pytest.mark.parametrize(
@@ -82,10 +96,14 @@ def test_json_has_every_value(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("batch", "--vary batch is not a property of a workload; use method, batch_size or another one."),
+        ("colour", "--vary colour is not a property of a workload; use method, batch_size or another one."),
         ("packing", "--vary packing needs values, such as --vary packing=V1,V2; batch_size and "),
         ("packing=true", "--vary packing=true has fewer than two values; expected packing=V1,V2."),
         ("batch_size=2,2,", "has fewer than two values"),
+        ("batchsize=1,2", "--vary batchsize is not a property of a workload; use batch_size."),
+        ("batch_size=1,two", "--vary batch_size: nothing was measured. batch_size 'two' is impossible"),
+        ("method=full,nosuch", "--vary method: nothing was measured. method 'nosuch' does not exist; use full or "),
+        ("model_name=tiny-llama-5m,nosuch", "--vary model_name: nothing was measured. Model 'nosuch' is unknown; "),
     ],
 )
 def test_bad_use(given: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,11 @@ def test_a_single_step_is_never_the_fastest_without_a_word(row: Make) -> None:
         ("These may be faster: batch 2 (500 tokens/s, 1 step, not steady); batch 4 (400 tokens/s ± 30 %, not steady)."),
     ]
     assert answers.summary([short])[0].startswith("Fastest workload, none of them steady: ")
+    near = dataclasses.replace(shaky, workload={**shaky.workload, "batch_size": 16}, outputs={**shaky.outputs})
+    near.outputs["dataset_tokens_per_second"] = 350.0
+    assert answers.summary([shaky, near])[1].startswith(
+        "These may be faster: batch 16 (350 tokens/s ± 30 %, not steady)"
+    )
 
 
 def test_nothing_is_said_without_a_rate(row: Make) -> None:

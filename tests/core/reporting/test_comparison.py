@@ -197,6 +197,17 @@ def test_values_of_a_property_are_compared_within_one_set(row: Make) -> None:
     ]  # fmt: skip
 
 
+def test_within_one_set_nothing_is_before_or_after(row: Make) -> None:
+    """A batch that does not fit says so; a larger batch may need more memory and still be faster."""
+    by = compare_by([row(100.0), row(oom=True, batch_size=16)], "batch_size", Tolerance()).pairs
+    assert [(pair.verdict, pair.why) for pair in by] == [
+        ("regression", "batch 8 runs; batch 16 cannot run (gpu_oom): the reason is not known.")
+    ]
+    one, two = ({"torch_peak_allocated_gib": gib} for gib in (1.0, 2.0))
+    rows = [row(100.0, outputs=one), row(150.0, batch_size=16, outputs=two)]
+    assert [pair.why for pair in compare_by(rows, "batch_size", Tolerance()).pairs] == ["faster by 50.0 %."]
+
+
 def test_bad_use_of_by(capsys: pytest.CaptureFixture[str]) -> None:
     """Two sources with it, none of both, and a property that does not exist: one message and status 2."""
     operation = str(RECORDINGS / "operation.yaml")

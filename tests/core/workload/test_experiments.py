@@ -16,7 +16,9 @@ FULL = "is not a property of finetune_full_benchmark in sfttrainer."
     [
         ("batchsize", 2, f"batchsize {FULL} Use batch_size."),
         ("method", "lora", f"method {FULL} The experiment sets it: use finetune_lora_benchmark."),
-        ("method", "loraa", f"method {FULL}"),
+        ("method", "loraa", "method 'loraa' does not exist; use lora or qlora."),
+        ("method", ["x"], "method ['x'] does not exist; use full or lora or qlora or gptq_lora or prompt_tuning."),
+        ("metod", "lora", f"metod {FULL} Use method."),
         (
             "num_virtual_tokens",
             4,
