@@ -28,6 +28,10 @@ class TemplateTimeoutError(Exception):
     """A chat template did not end in ``TEMPLATE_LIMIT_S``."""
 
 
+class _TimeoutInBlock(BaseException):
+    """As ``TemplateTimeoutError``; no ``Exception``, which Jinja ignores while it evaluates constants of a template."""
+
+
 class TemplateMemoryError(Exception):
     """A chat template needs more than ``TEMPLATE_LIMIT_BYTES``."""
 
@@ -56,7 +60,7 @@ def first_ids(tokenizer: Any, text: str, most: int | None, **options: Any) -> li
     return ids(None)[:most]
 
 
-def chat_ids(tokenizer: Any, messages: list[Any], most: int | None, **options: Any) -> list[int]:
+def chat_ids(tokenizer: Any, messages: list[Any], most: int | None, /, **options: Any) -> list[int]:
     """Return the first ``most`` token ids of a conversation.
 
     Args:
@@ -87,12 +91,14 @@ def _time_limit(seconds: float) -> Iterator[None]:
         return
 
     def stop(number: int, frame: Any) -> None:
-        raise TemplateTimeoutError(f"it did not end in {seconds:.0f} s")
+        raise _TimeoutInBlock
 
     former = signal.signal(signal.SIGALRM, stop)
     remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _TimeoutInBlock:
+        raise TemplateTimeoutError(f"it did not end in {seconds:.0f} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, remaining, interval)
         signal.signal(signal.SIGALRM, former)
