@@ -49,7 +49,7 @@ def unusable(name: str, *, images: bool) -> str | None:
             return f"Data set {quoted(name)} is unknown; synthetic ones are {', '.join(SYNTHETIC)}."
         return f"Data set {quoted(name)} does not exist; use {', '.join(SYNTHETIC)}, or a .jsonl or .parquet file."
     if not name.endswith((".jsonl", ".parquet")):
-        return f"Data set {quoted(name)} is neither a .jsonl nor a .parquet file."
+        return f"Data set {quoted(name)} is neither a .jsonl nor a .parquet file; convert or unpack it."
     return irregular(name)
 
 

@@ -103,6 +103,7 @@ class _Samples:
         labels: labels of each sample.
         tokens: sum of the lengths, each counted up to the most tokens per sample.
         dropped: samples left out because no label remained after truncation.
+        cut: whether truncation may have removed the labels of a sample that was left out.
         complete: False if reading stopped at the last sample that is needed.
     """
 
@@ -110,6 +111,7 @@ class _Samples:
     labels: list[list[int]] = dataclasses.field(default_factory=list)
     tokens: int = 0
     dropped: int = 0
+    cut: bool = False
     complete: bool = True
 
     def add(self, ids: list[int], labels: list[int], longest: int) -> None:
@@ -117,6 +119,7 @@ class _Samples:
         # the first label is never predicted
         if all(label == formats.IGNORED for label in labels[1:]):
             self.dropped += 1
+            self.cut = self.cut or len(ids) >= longest
             return
         self.ids.append(ids)
         self.labels.append(labels)
@@ -279,6 +282,11 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
             break
     if samples.ids:
         return samples
+    if samples.dropped and not samples.cut:
+        raise DataError(
+            f"Data set {quoted(path)} has no token to train: "
+            "every sample has one token or none, or no label other than -100."
+        )
     if samples.dropped:
         raise DataError(
             f"Data set {quoted(path)} has no sample with a label within {demand.longest} tokens; raise model_max_length."

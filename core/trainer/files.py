@@ -21,6 +21,20 @@ from .errors import DataError
 Row = tuple[str, dict[str, Any]]
 # most bytes of a line, which is read as a whole
 MOST_ROW_BYTES = 128 * 2**20
+# what a file can be that is named .jsonl, by its first bytes
+_OTHER_KINDS = {
+    b"\x1f\x8b": "compressed with gzip; unpack it",
+    b"BZh": "compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "compressed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"PAR1": "a parquet file; name it .parquet",
+    b"version https://git-lfs": "a pointer of git-lfs; run git lfs pull",
+}
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+_ONE_EACH = "expected one JSON object on each line"
+# most characters of a key in a message
+_LONGEST_KEY = 40
 # what a batch of parquet rows may unpack to, if each row is as large as all values that its row group stores
 _MOST_BATCH_BYTES = 256 * 2**20
 # A row group that unpacks to more than this, and to this many times its size in the file, holds no text or images
@@ -47,7 +61,8 @@ def json_lines(path: str) -> Iterator[Row]:
     """Yield the JSON objects of a file with one object per line. Blank lines are skipped.
 
     Raises:
-        DataError: the file cannot be read, or a line is not a JSON object or has more than ``MOST_ROW_BYTES`` bytes.
+        DataError: the file cannot be read, or a line is not a JSON object in UTF-8, has a key twice, or has more than
+            ``MOST_ROW_BYTES`` bytes.
     """
     check_regular(path)
     try:
@@ -66,12 +81,47 @@ def json_lines(path: str) -> Iterator[Row]:
 
 def _json_object(line: bytes, position: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):  # ValueError includes UnicodeDecodeError
-        raise DataError(f"{position} is not valid JSON.") from None
+        row = _JSON.decode(line.decode("utf-8-sig"))
+    except _RepeatedKeyError as error:
+        raise DataError(f"{position} has the key {str(error)[:_LONGEST_KEY]!r} twice in one object.") from None
+    except (ValueError, RecursionError) as error:  # ValueError includes UnicodeDecodeError
+        raise DataError(f"{position} {_not_json(line, error)}.") from None
     if not isinstance(row, dict):
-        raise DataError(f"{position} is not a JSON object.")
+        raise DataError(f"{position} is not a JSON object; {_ONE_EACH}.")
     return row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+    return made
+
+
+class _RepeatedKeyError(Exception):
+    """An object of JSON has a key twice."""
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _not_json(line: bytes, error: Exception) -> str:
+    """Return what a line is instead of JSON."""
+    for start, kind in _OTHER_KINDS.items():
+        if line.startswith(start):
+            return f"is not valid JSON: the file is {kind}"
+    if not line.strip(b"\0\r\n"):
+        return "is not valid JSON: it has zero bytes only; the file is damaged"
+    if line.startswith(_WIDE_MARKS) or b"\0" in line[:4]:
+        return "is not valid JSON: the file looks like UTF-16 or UTF-32; save it as UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not valid JSON: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}; {_ONE_EACH}"
+    if isinstance(error, RecursionError):
+        return "is not valid JSON: its values are nested too deeply"
+    return "is not valid JSON: it has a number of too many digits"
 
 
 def parquet_rows(path: str, select: Callable[[list[str]], list[str]], *, batch_size: int = 256) -> Iterator[Row]:
@@ -89,7 +139,10 @@ def parquet_rows(path: str, select: Callable[[list[str]], list[str]], *, batch_s
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = select(file.schema_arrow.names)
+            names = file.schema_arrow.names
+            columns = select(names)
+            if twice := [name for name in columns if names.count(name) > 1]:
+                raise DataError(f"Data set {quoted(path)} has the column {twice[0][:_LONGEST_KEY]!r} twice.")
             for group in range(file.metadata.num_row_groups):
                 unpacked = _unpacked_bytes(file, group, columns, path)
                 rows = max(1, min(batch_size, _MOST_BATCH_BYTES // max(1, unpacked)))
@@ -98,7 +151,12 @@ def parquet_rows(path: str, select: Callable[[list[str]], list[str]], *, batch_s
                         number += 1
                         yield f"Row {number} of data set {quoted(path)}", row
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"Data set {quoted(path)} cannot be read as parquet after row {number}.") from error
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"Data set {quoted(path)} cannot be read: {error.strerror}.") from error
+        raise DataError(
+            f"Data set {quoted(path)} cannot be read as parquet after row {number}: "
+            "it is another kind of file, cut short or damaged; write or download it again."
+        ) from error
 
 
 def _unpacked_bytes(file: pyarrow.parquet.ParquetFile, group: int, columns: list[str], path: str) -> int:

@@ -41,7 +41,7 @@ def test_other_names_are_not(tmp_path: Path) -> None:
     for name, images, expected in [
         ("nowhere.jsonl", False, "'nowhere.jsonl' does not exist; use synthetic-fixed, "),
         ("synthetic-fixd", False, "'synthetic-fixd' is unknown; synthetic ones are synthetic-fixed, "),
-        (written(tmp_path, name="rows.csv"), False, "is neither a .jsonl nor a .parquet file."),
+        (written(tmp_path, name="rows.csv"), False, "is neither a .jsonl nor a .parquet file; convert or unpack it."),
         (str(tmp_path / "pipe.jsonl"), False, "is a pipe, socket or device; expected a regular file."),
         (str(tmp_path / "folder.jsonl"), False, "Is a directory; give a .jsonl or .parquet file in it."),
         (written(tmp_path), True, "is not a .parquet file, which dataset_image_field needs; or use synthetic-image."),

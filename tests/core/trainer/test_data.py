@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import time
@@ -216,7 +217,9 @@ def test_parquet_equals_json_lines(tmp_path: Path) -> None:
 
 def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
     """Line numbers in messages are those that an editor shows."""
-    with pytest.raises(DataError, match=r"^Line 4 of data set .*d\.jsonl' is not valid JSON\.$"):
+    with pytest.raises(
+        DataError, match=r"^Line 4 of data set .*d\.jsonl' is not valid JSON: .* at character \d+; .*\.$"
+    ):
         build(dataset_id=write(tmp_path / "d.jsonl", {"text": "a"}, "", {"text": "b"}, '{"text": '))
 
 
@@ -232,7 +235,25 @@ def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
         ("d.jsonl", b'{"text": "\xff"}\n', "Line 1"),
         ("d.jsonl", b"[" * 100_000 + b"\n", "Line 1"),
         ("d.jsonl", b'{"messages": [{"role": "user", "content": "hi"}]}\n', "no chat template"),
-        ("d.parquet", b"no parquet", "cannot be read as parquet"),
+        ("d.jsonl", b'{"text": "a"}\n{"text": "b\n', "Line 2"),
+        ("d.jsonl", b'[\n{"text": "a"}\n]\n', "expected one JSON object on each line"),
+        ("d.jsonl", b'["text"]\n', "expected one JSON object on each line"),
+        ("d.jsonl", b'{"text": "\xff"}\n', "byte 11 is not UTF-8; save the file as UTF-8"),
+        ("d.jsonl", '{"text": "a"}\n'.encode("utf-16"), "looks like UTF-16"),
+        ("d.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), "looks like UTF-16"),
+        ("d.jsonl", '{"text": "a"}\n'.encode("utf-32-le"), "looks like UTF-16 or UTF-32"),
+        ("d.jsonl", gzip.compress(b'{"text": "a"}\n'), "the file is compressed with gzip; unpack it"),
+        ("d.jsonl", b'{"text": "a"}\n\0\0\0\0\0\0', "zero bytes only; the file is damaged"),
+        ("d.jsonl", b"PAR1\x15\x04", "the file is a parquet file; name it .parquet"),
+        ("d.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+        ("d.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"),
+        ("d.jsonl", b'{"text": "a", "x": ' + b"9" * 5000 + b"}\n", "a number of too many digits"),
+        ("d.jsonl", b'{"text": "a", "text": "b"}\n', "has the key 'text' twice in one object"),
+        (
+            "d.parquet",
+            b"no parquet",
+            "cannot be read as parquet after row 0: it is another kind of file, cut short or damaged",
+        ),
         ("d.csv", b"text\na\n", "neither a .jsonl nor a .parquet"),
     ],
 )
@@ -255,6 +276,20 @@ def test_parquet_with_other_columns(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"words": ["a"]}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match="it has words"):
         build(dataset_id=str(tmp_path / "d.parquet"))
+
+
+def test_a_parquet_column_that_exists_twice(tmp_path: Path) -> None:
+    """Which of both is meant is not known; TRL refuses it too."""
+    table = pyarrow.table([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d\.parquet' has the column 'text' twice\.$"):
+        build(dataset_id=str(tmp_path / "d.parquet"))
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_no_text(tmp_path: Path) -> None:
+    """Editors on Windows write both."""
+    (tmp_path / "d.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "ab"}\r\n{"text": "cd"}\r\n\r\n')
+    assert build(dataset_id=str(tmp_path / "d.jsonl"), num_train_epochs=1).lengths == [3, 3]
 
 
 def test_an_empty_parquet_file(tmp_path: Path) -> None:
