@@ -28,6 +28,15 @@ IGNORED = -100
 _COLUMNS = (
     *("input_ids", "labels", "assistant_masks", "completion_mask", "prompt", "completion", "messages", "conversations"),
     *("tools", "chat_template_kwargs"),
+    *("image", "images"),
+)
+_IMAGES = ("image", "images")
+# arguments of apply_chat_template that do not choose the text of a conversation
+_FIXED_OPTIONS = frozenset(
+    {
+        *("self", "conversation", "messages", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
+        *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+    }
 )
 _CONVERSATIONS = ("prompt", "completion", "messages", "conversations")
 # columns without which a row has no sample
@@ -37,6 +46,8 @@ _LONGEST = 198
 _SHOWN = 30
 _FEW = 10
 _RENAMED = {"from": "role", "value": "content"}
+# what values of JSON and Parquet are called in messages
+_KINDS = {str: "text", dict: "object", bool: "boolean", int: "number", float: "number", bytes: "bytes"}
 
 
 def columns(names: Sequence[str], text_field: str) -> list[str]:
@@ -77,9 +88,15 @@ class Reader:
         Raises:
             DataError: the row has none of the formats, or a value that does not fit.
         """
-        row = {name: value for name, value in row.items() if value is not None}
+        given, row = row, {name: value for name, value in row.items() if value is not None}
+        if image := next((name for name in _IMAGES if row.get(name)), None):
+            raise DataError(
+                f"{position} has {image}, but the model takes text only; leave this column out of the file."
+            )
         if "input_ids" in row:
             return self._ids(row, position)
+        if _from_value(row.get("conversations")):  # TRL then puts them into the place of messages
+            row["messages"] = row["conversations"]
         row |= {name: _messages(row[name]) for name in _CONVERSATIONS if isinstance(row.get(name), list)}
         try:
             found = self._prompt(row, position) if "prompt" in row else self._whole(row, position)
@@ -87,7 +104,10 @@ class Reader:
             raise DataError(f"{position} contains text that is not valid Unicode.") from None
         if found is None:
             head = f"{position} needs valid {expected(self._text_field)}; it has "
-            raise DataError(f"{head}{files.listed(sorted(map(str, row)))[: max(_FEW, _LONGEST - len(head))]}.")
+            read = (self._text_field, *_CONVERSATIONS)
+            odd = {name for name in read if not isinstance(given.get(name), str) or name in _CONVERSATIONS[2:]}
+            names = [f"{name} ({_kind(part)})" if name in odd else str(name) for name, part in given.items()]
+            raise DataError(f"{head}{files.listed(sorted(names))[: max(_FEW, _LONGEST - len(head))]}.")
         return found
 
     def _prompt(self, row: dict[str, Any], position: str) -> tuple[list[int], list[int]] | None:
@@ -125,8 +145,8 @@ class Reader:
             raise DataError(f"{position} contains text that is not valid Unicode.") from None
 
     def _chat(self, row: Mapping[str, Any], messages: list[Any], position: str, **options: Any) -> list[int]:
-        if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
-            raise DataError(f"{position} needs messages that are objects with role and content; it has another value.")
+        if fault := _fault(messages):
+            raise DataError(f"{position} needs messages that are objects with role and content; {fault}.")
         if not getattr(self._tokenizer, "chat_template", None):
             raise DataError(no_template(position))
         options |= {"tools": _tools(row, position), **_template_options(row, position)}
@@ -157,8 +177,10 @@ class Reader:
         return [name for name in (*names, "assistant_masks") if name in row]
 
     def _numbers(self, values: Any, name: str, position: str, *, least: int) -> list[int]:
-        if not isinstance(values, list) or not values or not all(type(one) is int for one in values):
-            raise DataError(f"{position} needs {name} that are a list of whole numbers.")
+        wrong = next((one for one in values if type(one) is not int), None) if isinstance(values, list) else values
+        if wrong is not None or not isinstance(values, list) or None in values:
+            shown = f"{_kind(wrong)} {str(wrong)[:_FEW]}" if isinstance(wrong, (str, int, float)) else _kind(wrong)
+            raise DataError(f"{position} needs {name} that are a list of whole numbers; it has {shown}.")
         for one in values:
             if one == IGNORED and name == "labels":
                 continue
@@ -168,6 +190,31 @@ class Reader:
                     f"{position} has {name} with the token {str(one)[:20]}; expected 0 or more, and less than {limit}."
                 )
         return values
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is called in a message."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "list" if value else "empty list"
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+def _fault(messages: list[Any]) -> str | None:
+    """Return what is wrong with a conversation; None if all its messages are objects with a role."""
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            return f"message {number} is: {_kind(message)}"
+        if "role" not in message:
+            return f"message {number} has no role"
+    return None if messages else "it has none"
+
+
+def _from_value(messages: Any) -> bool:
+    """Whether the first message is written with from and value."""
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return isinstance(first, dict) and "from" in first and "value" in first
 
 
 def _messages(values: list[Any]) -> list[Any]:
@@ -207,11 +254,19 @@ def _tools(row: Mapping[str, Any], position: str) -> list[Any] | None:
             raise DataError(f"{position} has tools that are not valid JSON; expected a list of tools.") from None
     if tools is not None and not isinstance(tools, list):
         raise DataError(f"{position} has tools that are not a list.")
-    return None if tools is None else [_decoded(tool) for tool in tools]
+    decoded = [_decoded(tool) for tool in tools or ()]
+    for number, tool in enumerate(decoded, start=1):
+        if not isinstance(tool, dict):
+            raise DataError(f"{position} has tools of which number {number} is no object, but: {_kind(tool)}.")
+    return None if tools is None else decoded
 
 
 def _template_options(row: Mapping[str, Any], position: str) -> dict[str, Any]:
     options = row.get("chat_template_kwargs", {})
     if not isinstance(options, dict):
-        raise DataError(f"{position} has chat_template_kwargs that are not an object.")
+        raise DataError(f"{position} has chat_template_kwargs that are not an object, but: {_kind(options)}.")
+    if fixed := sorted(_FIXED_OPTIONS & options.keys()):
+        raise DataError(
+            f"{position} has chat_template_kwargs with {fixed[0]}, which is no variable of a chat template."
+        )
     return options

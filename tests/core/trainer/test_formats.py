@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ FORMATS: dict[str, list[dict[str, Any]]] = {
         {"prompt": CALLING[:3], "completion": CALLING[3:], "tools": []},
     ],
     "from-value": [{"conversations": [{"from": "user", "value": "hi"}, {"from": "gpt", "value": "hello"}]}],
+    "messages-and-from-value": [{"messages": HI, "conversations": [{"from": "user", "value": "this"}]}],
+    "template-variables": [{"messages": HI, "chat_template_kwargs": {"style": "a", "tokenizer": 1, "most": 1}}],
+    "no-ids": [{"input_ids": [4, 5]}, {"input_ids": []}],
     "input-ids": [{"input_ids": [4, 5, 6, 7]}, {"input_ids": list(range(3, 290))}],
     "labels": [{"input_ids": [4, 5, 6, 7], "labels": [-100, -100, 6, 7]}],
     "masks": [{"input_ids": [4, 5, 6], "assistant_masks": [0, 1, 1], "completion_mask": [0, 0, 1]}],
@@ -157,9 +161,24 @@ def test_samples_left_out_are_noted(tmp_path: Path) -> None:
         ({"input_ids": [4, 5], "labels": [4]}, "has 1 labels for 2 input_ids"),
         ({"input_ids": "4 5"}, "needs input_ids that are a list of whole numbers"),
         ({"input_ids": [4, 5], "assistant_masks": [1]}, "needs a mask as long as its 2 input_ids"),
-        ({"prompt": "a", "completion": HI}, "needs valid text, prompt and completion, .*; it has completion, prompt"),
+        ({"prompt": "a", "completion": HI}, r"needs valid text, prompt and completion, .*; it has completion \(list\), prompt\."),
         ({"messages": []}, "needs messages that are objects with role and content"),
-        ({"messages": ["hi"]}, "needs messages that are objects with role and content"),
+        ({"messages": ["hi"]}, "needs messages that are objects with role and content; message 1 is: text"),
+        ({"messages": [*HI, {"content": "x"}]}, "message 3 has no role"),
+        ({"messages": HI, "tools": ["weather"]}, "has tools of which number 1 is no object, but: text"),
+        ({"messages": HI, "chat_template_kwargs": {"max_length": 3}}, "kwargs with max_length, which is no variable of a chat"),
+        ({"messages": HI, "images": ["a.png"]}, "has images, but the model takes text only"),
+        ({"image": "a.png", "text": "a"}, "has image, but the model takes text only"),
+        ({"text": float("nan")}, r"it has text \(number\)"),
+        ({"text": None, "score": 1}, r"it has score, text \(null\)"),
+        ({"input_ids": [4, float("nan")]}, "a list of whole numbers; it has number nan"),
+        ({"input_ids": [4, None]}, "a list of whole numbers; it has null"),
+        ({"messages": json.dumps(HI)}, r"it has messages \(text\)"),
+        ({"input_ids": None, "labels": [4]}, "it has input_ids, labels"),
+        ({"input_ids": []}, "has no token to train: "),
+        ({"input_ids": [4, 5], "labels": []}, "has 0 labels for 2 input_ids"),
+        ({"input_ids": [4, 5], "labels": [-100, -100]}, "no label other than -100"),
+        ({"text": ""}, "every sample has one token or none"),
         ({"messages": HI, "tools": "{"}, "has tools that are not valid JSON"),
         ({"messages": HI, "chat_template_kwargs": "short"}, "has chat_template_kwargs that are not an object"),
     ],
@@ -211,6 +230,20 @@ def test_an_endless_template_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
         match=r"Line 1 .*: the chat template fails on these messages: TemplateTimeoutError: it did not end in",
     ):
         build(path, made)
+
+
+@pytest.mark.parametrize("template", ["{{ 10 ** 10000000 }}", "{{ (10 ** 1000000000) % 7 }}"])
+def test_an_endless_constant_is_ended(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jinja computes constants twice, first with all exceptions ignored; neither takes longer than the limit."""
+    monkeypatch.setattr(tokens, "TEMPLATE_LIMIT_S", 0.5)
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": HI}) + "\n")
+    made = tokenizer()
+    made.chat_template = template
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="TemplateTimeoutError: it did not end in"):
+        build(path, made)
+    assert time.monotonic() - begin < 10
 
 
 def test_what_a_template_raises_is_not_cut_in_a_word(tmp_path: Path) -> None:
