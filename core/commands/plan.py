@@ -101,7 +101,7 @@ def main(
             if rows and not any(row.fits for row in rows):
                 notes += _suggestions(local, plugin.identifier, values, devices, cost)
     except (failures.Failure, BadUse) as failure:
-        print(failures.plain_message(str(failure)), file=sys.stderr)
+        print(failures.plain_message(str(failure), failures.LONGEST_ON_TERMINAL), file=sys.stderr)
         return 1 if isinstance(failure, failures.CannotRun) else 2
     except KeyboardInterrupt as interruption:
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)

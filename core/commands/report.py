@@ -58,7 +58,7 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str, budget: Bu
             [
                 *answers.summary(rows),
                 *_spent(rows, budget),
-                *filter(None, [answers.replayed(rows)]),
+                *filter(None, [answers.replayed(rows), answers.busy(rows)]),
                 *map(str, written),
                 *(f"{title}: left out; {reason}" for title, reason in left_out),
             ]

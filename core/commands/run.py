@@ -73,7 +73,7 @@ def main(
     except failures.CannotRun as failure:
         verdict = refusal(failure, plugin.identifier, chosen)
     except (failures.Failure, BadUse) as failure:
-        print(failures.plain_message(str(failure)), file=sys.stderr)
+        print(failures.plain_message(str(failure), failures.LONGEST_ON_TERMINAL), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print("Interrupted. Nothing of this measurement is kept.", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Any
 from ..protocol.messages import AUTOCAST_DTYPES, COUNTS, Record
 from ..protocol.stopping import LEAST_MEASURED
 from ..workload.fields import Workload
-from ..workload.outputs import DEVICE_OUTPUTS, OUTPUTS
+from ..workload.outputs import DEVICE_OUTPUTS, LEAST_CPU_SHARE_PERCENT, OUTPUTS
 from . import accelerators, flops, roofline, throughput
 from .accelerators import GIB
 from .report import Report
@@ -27,8 +27,6 @@ MORE_STEPS = {
     "stop_after_seconds": " Raise min_steps or stop_after_seconds.",
     "data": " Raise num_train_epochs, or use more data.",
 }
-# share of the CPU time that training could use; below it, other work on the machine determines the rate
-LEAST_CPU_SHARE_PERCENT = 90.0
 SHARE_OF_LIMIT = "limit_percent"
 SPEEDS = ("tflops_per_device", "mfu_percent", SHARE_OF_LIMIT)
 # mean length over model_max_length from which on the bound for full samples applies

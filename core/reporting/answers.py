@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from ..protocol.stopping import LEAST_MEASURED
+from ..workload.outputs import LEAST_CPU_SHARE_PERCENT
 from ..workload.wording import plus_minus, rounded
 from . import tables
 from .rows import MEMORY, Row, counted, differing, workload_label
@@ -138,4 +139,18 @@ def replayed(rows: Sequence[Row]) -> str:
     return (
         f"{count} of {counted(len(rows), 'workload')} {'is' if count == 1 else 'are'} replayed: measured by an earlier operation, "
         "stored, and shown again by ado. To measure anew: ado create operation … --set operation.parameters.singleMeasurement=false"
+    )
+
+
+def busy(rows: Sequence[Row]) -> str:
+    """Return a sentence on the rows that were measured while other work took CPU time from training; empty where there are none."""
+    known = [share for row in tables.with_throughput(rows) if (share := row.output("cpu_share_percent")) is not None]
+    low = [share for share in known if share < LEAST_CPU_SHARE_PERCENT]
+    if not low:
+        return ""
+    least, most = f"{min(low):.0f}", f"{max(low):.0f}"
+    got = least if least == most else f"{least} to {most}"
+    return (
+        f"The machine was busy during {len(low)} of {counted(len(known), 'workload')}: the training processes got {got} % of the CPU time "
+        "that they could have used. Measure again without other work."
     )

@@ -266,7 +266,7 @@ def _measurements(rows: Sequence[Row]) -> Section:
     commands = [repeat.command(row) for row in shown_rows]
     table = Table(heads, lines, numbers, commands=commands if any(commands) else ())
     cut = f"The first {MOST_ROWS} of {len(measured)} measurements." if len(measured) > MOST_ROWS else ""
-    after = [text for text in (cut, _other_memory(measured, kinds), answers.replayed(rows)) if text]
+    after = [text for text in (cut, _other_memory(measured, kinds), answers.replayed(rows), answers.busy(rows)) if text]
     return Section("measurements", "Measurements", before=_constants(measured, names), table=table, after=after)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# share of the CPU time that training could use; below it, other work on the machine determines the rate
+LEAST_CPU_SHARE_PERCENT = 90.0
+
 OUTPUTS: Mapping[str, str] = {
     "is_valid": "1: the workload ran; 0: it cannot run on this hardware.",
     "failure": "none, gpu_oom, host_oom, predicted_oom or invalid_configuration.",

@@ -68,6 +68,7 @@ def test_bad_use_is_answered_before_anything_is_traced(
     status, said = run(capsys, *words, prices=prices)
     assert status == 2
     assert message in said
+    assert "…" not in said, "lists are complete"
     assert "tracing" not in said
 
 

@@ -93,3 +93,16 @@ def test_replayed_rows_are_counted(row: Make) -> None:
     assert answers.replayed(rows).startswith("1 of 2 workloads is replayed: measured by an earlier operation, ")
     assert answers.replayed(rows[1:]) == ""
     assert "measured, replayed" in page.html(rows, [], [], "")
+
+
+def test_a_busy_machine_is_named(row: Make) -> None:
+    """With the share of the CPU time that training got, in the page too; not where the share is high or not known."""
+    rows = [
+        row(1.0, batch_size=at, outputs={"cpu_share_percent": share}) for at, share in ((1, 41.2), (2, 60.0), (4, 99.0))
+    ]
+    assert answers.busy([*rows, row(5.0)]).startswith(
+        "The machine was busy during 2 of 3 workloads: the training processes got 41 to 60 % of the CPU time "
+    )
+    assert "got 41 % of" in answers.busy(rows[:1])
+    assert answers.busy([rows[2], row(5.0)]) == ""
+    assert "The machine was busy during 2 of 3 workloads" in page.html(rows, [], [], "")
