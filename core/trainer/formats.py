@@ -108,6 +108,11 @@ class Reader:
             odd = {name for name in read if not isinstance(given.get(name), str) or name in _CONVERSATIONS[2:]}
             names = [f"{name} ({_kind(part)})" if name in odd else str(name) for name, part in given.items()]
             raise DataError(f"{head}{files.listed(sorted(names))[: max(_FEW, _LONGEST - len(head))]}.")
+        highest = max(found[0], default=0)
+        if self._vocabulary is not None and highest >= self._vocabulary:
+            raise DataError(
+                f"{position} has the token {highest} by the tokenizer, but the model has {self._vocabulary} tokens only."
+            )
         return found
 
     def _prompt(self, row: dict[str, Any], position: str) -> tuple[list[int], list[int]] | None:
@@ -142,6 +147,8 @@ class Reader:
         try:
             return tokens.first_ids(self._tokenizer, text, self._most)
         except TypeError:  # what the tokenizers library makes of an unpaired surrogate
+            if not any("\ud800" <= character <= "\udfff" for character in text):
+                raise
             raise DataError(f"{position} contains text that is not valid Unicode.") from None
 
     def _chat(self, row: Mapping[str, Any], messages: list[Any], position: str, **options: Any) -> list[int]:

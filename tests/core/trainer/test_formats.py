@@ -16,7 +16,7 @@ datasets = pytest.importorskip("datasets")
 transformers = pytest.importorskip("transformers")
 trl = pytest.importorskip("trl")
 
-from tokenizers import processors  # noqa: E402
+from tokenizers import Tokenizer, models, processors  # noqa: E402
 
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data, tokens  # noqa: E402
@@ -229,6 +229,31 @@ def test_an_endless_template_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
         DataError,
         match=r"Line 1 .*: the chat template fails on these messages: TemplateTimeoutError: it did not end in",
     ):
+        build(path, made)
+
+
+def test_a_token_that_the_model_lacks_is_one_message(tmp_path: Path) -> None:
+    """A tokenizer of few tokens can give high ids; on a GPU such an id would look like a broken kernel."""
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "ab"}\n{"text": "a"}\n')
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "ab": 700}, unk_token="<unk>")),
+        unk_token="<unk>",
+        eos_token="<eos>",
+    )
+    with pytest.raises(
+        DataError, match=r"^Line 1 .* has the token 700 by the tokenizer, but the model has 300 tokens only\.$"
+    ):
+        build(path, made)
+
+
+def test_an_error_of_the_tokenizer_is_not_taken_for_bad_text(tmp_path: Path) -> None:
+    """Its type and text are in the message; only an unpaired surrogate is not valid Unicode."""
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "ab"}\n')
+    made = tokenizer()
+    made.model_max_length = "x"
+    with pytest.raises(DataError, match=r"^Line 1 .* cannot be tokenised: TypeError: "):
         build(path, made)
 
 
