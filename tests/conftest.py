@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,6 +10,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+# setuptools replaces distutils, and fails if another library has imported the old one first; torch.compile needs setuptools
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 
 KEY = pytest.StashKey[Path]()
 
