@@ -160,7 +160,7 @@ def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> t
     chosen = experiment or values.pop("experiment", None) or _of_method(values, plugin) or DEFAULT_EXPERIMENT
     values.pop("experiment", None)
     if not isinstance(chosen, str) or chosen not in plugin.kinds:
-        answer = ibm_names.hint(str(chosen)) or f" Use one of: {', '.join(sorted(plugin.kinds))}."
+        answer = ibm_names.hint(str(chosen)) or f" Use {', '.join(sorted(plugin.kinds))}."
         raise BadUse(f"Experiment {chosen!r:.60} does not exist.{answer}")
     return values, chosen
 
