@@ -194,7 +194,7 @@ class Ran:
 def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
     """Run all operations at once, together with another user's job, which ends when all of them have said that they wait for it.
 
-    At that moment two of them are ended. Alone they have 30 s; four operations that start and end at once keep all CPUs busy.
+    At that moment two of them are ended; they have 30 s.
     """
     root = tmp_path_factory.mktemp("operations")
     begun, done = root / "begun", root / "done"
@@ -219,7 +219,7 @@ def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
         for name, how in ENDED_BY.items():
             running[name].send_signal(how)
         done.touch()
-        assert wait_for(lambda: not unended(ENDED_BY), 90), unended(ENDED_BY)
+        assert wait_for(lambda: not unended(ENDED_BY), 30), unended(ENDED_BY)
         assert wait_for(lambda: not unended(places), 240), unended(places)
     return {name: Ran(running[name].returncode, log(name), measured(place)) for name, place in places.items()}
 
