@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..measurement.distribution import distribution
+from ..workload.command import distribution
 from .console import in_no_directory, open_closed_streams
 from .options import SOURCE, Actuator, Format, Samples, Seed, Weights, Words, experiments, percent, properties
 

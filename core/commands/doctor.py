@@ -24,10 +24,11 @@ from .. import failures
 from ..host import environment, nvml
 from ..host.node import cpu_count
 from ..host.state_dir import state_dir
-from ..measurement.distribution import asked_by, distribution
+from ..measurement.distribution import asked_by
 from ..measurement.plugin import ENVIRONMENTS
 from ..metrics.accelerators import GIB
 from ..workload import ibm_names
+from ..workload.command import distribution
 from .console import show
 
 State = Literal["ok", "note", "missing"]

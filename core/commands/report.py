@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..measurement.distribution import distribution, installed_version
+from ..measurement.distribution import installed_version
 from ..reporting import answers, autoconf, read
 from ..reporting.answers import Budget
 from ..reporting.rows import Row, counted, differing, workload_label
+from ..workload.command import distribution
 from .console import show
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The name, the version and the extras of a plugin's package as pip knows it. Imports packaging when an extra is checked."""
+"""The version and the extras of a plugin's package as pip knows it. Imports packaging when an extra is checked."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..workload.command import distribution
+
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 # a longer path would leave too few characters for the rest of a message
 _LONGEST_PATH = 70
-
-
-def distribution(plugin: str) -> str:
-    """Return the name of a plugin's package, which is also its command: ``ado-fms-hf-tuning`` for ``fms_hf_tuning``."""
-    return f"ado-{plugin.replace('_', '-')}"
 
 
 def installed_version(plugin: str) -> str | None:

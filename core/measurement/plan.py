@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import uuid
 from typing import Any
-
-import yaml
 
 from .. import failures
 from ..metrics import accelerators
 from ..protocol import supported
 from ..protocol.messages import Job, JobWorkload
-from ..workload import ibm_names, models, yaml_input
+from ..workload import ibm_names, models
+from ..workload.command import run_command
 from ..workload.experiments import KINDS, Kind, fields, unknown_property
 from ..workload.fields import Workload
 from ..workload.validation import parse
 from . import alternatives
-from .distribution import distribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +99,7 @@ class Plan:
 
     def command(self) -> str:
         """Return the command that repeats the measurement without ado's store and without Ray."""
-        values = (f"{name}={_quoted(value)}" for name, value in sorted(self.given.items()))
-        return shlex.join([distribution(self.actuator), "run", "--experiment", self.experiment, *values])
+        return run_command(self.actuator, self.experiment, dict(sorted(self.given.items())))
 
 
 def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
@@ -158,17 +154,3 @@ def _located(dataset: str) -> str:
     # os.path returns False for names that no file system allows; pathlib raises
     here = not dataset.startswith("synthetic-") and os.path.exists(path)  # noqa: PTH110
     return path if here else dataset
-
-
-def _quoted(value: Any) -> str:
-    """Return ``value`` quoted so that the ``run`` command, which reads YAML, gets the same value: the string no needs quotes."""
-    if isinstance(value, bytes):
-        value = value.decode()
-    text = str(value)
-    if not isinstance(value, str):
-        return text
-    try:
-        plain = yaml_input.load(text) == text
-    except yaml_input.InvalidYAML:
-        plain = False
-    return text if plain else yaml.safe_dump(value, default_style='"', width=10**6).strip()

@@ -8,8 +8,9 @@ from typing import Any, cast
 from .. import failures
 from ..metrics import benchmark, device_samples, memory_estimate, stability
 from ..protocol.messages import EstimateRecord, Record, ResultMetadata
+from ..workload.command import distribution
 from ..workload.experiments import KINDS
-from .distribution import distribution, installed_version
+from .distribution import installed_version
 from .outcome import Outcome, Run
 from .plan import Plan
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import ibm, tables
+from . import answers, ibm, tables
 from .rows import FAILED, MEASURED, Row, differing, worded, workload_label
 
 REGRESSION, IMPROVEMENT, SAME, UNCLEAR, UNKNOWN = "regression", "improvement", "same", "unclear", "unknown"
@@ -39,8 +39,8 @@ class Pair:
         before: the earlier row.
         after: the later row.
         ratio: throughput after over before, or None.
-        verdict: ``regression``, ``improvement``, ``same``, ``unclear`` where the interval of the ratio is wider than the tolerance, or
-            ``unknown`` where a side lacks the numbers.
+        verdict: ``regression``, ``improvement``, ``same``, ``unclear`` where the interval of the ratio is wider than the tolerance or a
+            rate was not steady, or ``unknown`` where a side lacks the numbers.
         why: the reason of the verdict; empty where the throughput is the same.
     """
 
@@ -173,11 +173,18 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
             what, before, after, None, UNCLEAR, "both are the same stored measurement; measure again to compare."
         )
     slack = tolerance.throughput / 100
-    if high < 1 - slack:
+    unsteady = [side for side, row in (("first", before), ("second", after)) if answers.doubt(row)]
+    if high < 1 - slack and not unsteady:
         return Pair(what, before, after, ratio, REGRESSION, f"slower by {100 * (1 - ratio.value):.1f} %.")
     memory = _growth(before, after, STABLE_MEMORY)
     if memory is not None and memory > tolerance.memory:
         return Pair(what, before, after, ratio, REGRESSION, f"allocates {memory:.1f} % more memory.")
+    if unsteady:
+        # its interval covers the variation while it was measured, not the drift or other work that made it unsteady
+        which = f"the {unsteady[0]} rate was" if len(unsteady) == 1 else "both rates were"
+        return Pair(
+            what, before, after, ratio, UNCLEAR, f"{which} not steady; measure again without other work, or longer."
+        )
     if low > 1 + slack:
         return Pair(what, before, after, ratio, IMPROVEMENT, f"faster by {100 * (ratio.value - 1):.1f} %.")
     seen = (high - low) / 2 + slack

@@ -45,6 +45,24 @@ def test_faster_beyond_noise_is_an_improvement(row: Make) -> None:
     assert verdict(row(100.0, 2.0), row(110.0, 2.0)) == ("improvement", "faster by 10.0 %.")
 
 
+@pytest.mark.parametrize("rate", [60.0, 100.0, 160.0])
+def test_a_rate_that_was_not_steady_decides_nothing(row: Make, rate: float) -> None:
+    """On a busy machine the same code was once 70 % faster: its interval does not cover the change of the other work."""
+    steady, other = row(100.0, 2.0), row(rate, 2.0, outputs={"steady": 0})
+    few = row(rate, 2.0, outputs={"steady": 1, "measured_steps": 4})
+    advice = "not steady; measure again without other work, or longer."
+    assert verdict(steady, other) == ("unclear", f"the second rate was {advice}")
+    assert verdict(few, steady) == ("unclear", f"the first rate was {advice}")
+    assert verdict(other, few) == ("unclear", f"both rates were {advice}")
+
+
+def test_more_allocated_memory_counts_where_the_rate_does_not(row: Make) -> None:
+    """Memory does not vary with other work on the machine."""
+    before = row(100.0, 2.0, outputs={"steady": 0, "torch_peak_allocated_gib": 50.0})
+    after = row(60.0, 2.0, outputs={"steady": 0, "torch_peak_allocated_gib": 53.0})
+    assert verdict(before, after) == ("regression", "allocates 6.0 % more memory.")
+
+
 def test_what_ran_and_cannot_run_now_is_a_regression(row: Make) -> None:
     """A workload that ran before and runs out of memory or fails now, and the reverse."""
     assert verdict(row(100.0), row(oom=True)) == (
@@ -91,15 +109,17 @@ def test_workloads_in_one_set_only_are_listed(row: Make) -> None:
 
 
 def slowed(factor: float, directory: Path) -> str:
-    """Write the recorded operation with another throughput in every row; return the file's name."""
+    """Write the recorded operation as if its rates were steady, with another throughput in every row; return the file's name."""
     lines = (RECORDINGS / "operation.csv").read_text().splitlines()
     heads = lines[0].split(",")
     rate, interval = heads.index("dataset_tokens_per_second"), heads.index("throughput_ci95_percent")
+    steady, steps = heads.index("steady"), heads.index("measured_steps")
     changed = [lines[0]]
     for line in lines[1:]:
         cells = line.split(",")
         if cells[rate] != "not_measured":
             cells[rate], cells[interval] = str(float(cells[rate]) * factor), "1.0"
+            cells[steady], cells[steps] = "1", "50"
         changed.append(",".join(cells))
     (directory / f"{factor}.csv").write_text("\n".join(changed))
     return str(directory / f"{factor}.csv")
