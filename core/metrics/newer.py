@@ -21,6 +21,7 @@ from .products import (
     gated_mlp,
     heads,
     lm_head,
+    mamba2,
 )
 
 Configuration = Mapping[str, Any]
@@ -138,20 +139,10 @@ def _llama4(c: Configuration) -> Model:
 # -- layers with a state ---------------------------------------------------------------------------------------
 
 
-def _mamba2(
-    c: Configuration, layers: int, inner: int, state: int, groups: int, number: int
-) -> tuple[list[Product], float]:
-    """Return the products of Mamba 2 layers, and the FLOP of their recurrence: it writes B·x into the state and reads C·state."""
-    hidden = c["hidden_size"]
-    projected = 2 * inner + 2 * groups * state + number
-    products = [Product("in_proj", hidden, projected, layers), Product("out_proj", inner, hidden, layers)]
-    return products, 4.0 * inner * state * layers
-
-
 def _falcon_h1(c: Configuration) -> Model:
     layers = c["num_hidden_layers"]
     inner = c.get("mamba_d_ssm") or int(c["mamba_expand"] * c["hidden_size"])
-    mamba, scan = _mamba2(c, layers, inner, c["mamba_d_state"], c["mamba_n_groups"], c["mamba_n_heads"])
+    mamba, scan = mamba2(c, layers, inner, c["mamba_d_state"], c["mamba_n_groups"], c["mamba_n_heads"])
     both = dense(c)
     return dataclasses.replace(both, products=(*both.products, *mamba), scan_flops=scan)
 
@@ -161,7 +152,7 @@ def _nemotron_h(c: Configuration) -> Model:
     attention, plain, sparse = (kinds.count(kind) for kind in ("attention", "mlp", "moe"))
     inner = c["mamba_num_heads"] * c["mamba_head_dim"]
     groups, number = c["n_groups"], c["mamba_num_heads"]
-    mamba, scan = _mamba2(c, kinds.count("mamba"), inner, c["ssm_state_size"], groups, number)
+    mamba, scan = mamba2(c, kinds.count("mamba"), inner, c["ssm_state_size"], groups, number)
     products = [
         *attention_products(c, attention),
         *mamba,

@@ -166,8 +166,18 @@ def _granite_moe(c: Mapping[str, Any]) -> Model:
     return Model((*attention_products(c, layers), *sparse, *_shared_mlp(c, layers), lm_head(c)), attentions(c, layers))
 
 
+def mamba2(
+    c: Mapping[str, Any], layers: int, inner: int, state: int, groups: int, number: int
+) -> tuple[list[Product], float]:
+    """Return the products of Mamba 2 layers, and the FLOP of their recurrence: it writes B·x into the state and reads C·state."""
+    hidden = c["hidden_size"]
+    projected = 2 * inner + 2 * groups * state + number
+    products = [Product("in_proj", hidden, projected, layers), Product("out_proj", inner, hidden, layers)]
+    return products, 4.0 * inner * state * layers
+
+
 def _granite_hybrid(c: Mapping[str, Any]) -> Model:
-    layers, hidden = c["num_hidden_layers"], c["hidden_size"]
+    layers = c["num_hidden_layers"]
     # transformers 4 and 5 name the kinds of layers differently
     kinds = c.get("layer_types") or c.get("layers_block_type") or ["mamba"] * layers
     attention = sum(kind in ("attention", "full_attention") for kind in kinds)
@@ -180,11 +190,9 @@ def _granite_hybrid(c: Mapping[str, Any]) -> Model:
     ]
     if not mamba:
         return Model(tuple(products), attentions(c, attention))
-    inner, state = c["mamba_expand"] * hidden, c["mamba_d_state"]
-    projected = 2 * inner + 2 * c["mamba_n_groups"] * state + c["mamba_n_heads"]
-    products += [Product("in_proj", hidden, projected, mamba), Product("out_proj", inner, hidden, mamba)]
-    # the recurrence: write B·x into the state and read C·state, each an outer product of inner by state
-    return Model(tuple(products), attentions(c, attention), scan_flops=4.0 * inner * state * mamba)
+    inner = c["mamba_expand"] * c["hidden_size"]
+    recurrent, scan = mamba2(c, mamba, inner, c["mamba_d_state"], c["mamba_n_groups"], c["mamba_n_heads"])
+    return Model((*products, *recurrent), attentions(c, attention), scan_flops=scan)
 
 
 def _gpt2(c: Mapping[str, Any]) -> Model:
