@@ -29,8 +29,8 @@ DOCTOR_TIMEOUT_S = 90.0
 # in a separate process, because it imports ado if that is installed
 DOCTOR = """
 import dataclasses, json
-from ado_actuators.sfttrainer.core.commands import doctor
-print(json.dumps([dataclasses.asdict(one) for one in doctor.examine(doctor.Subject("sfttrainer", "current"))]))
+from ado_actuators.sfttrainer.core.commands import machine
+print(json.dumps([dataclasses.asdict(one) for one in machine.examine(machine.Subject("sfttrainer", "current"))]))
 """
 
 

@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from ray.cluster_utils import Cluster
 
 from ado_actuators.sfttrainer.__main__ import main
-from ado_actuators.sfttrainer.core.commands import doctor
-from ado_actuators.sfttrainer.core.commands.doctor import Finding, Subject
+from ado_actuators.sfttrainer.core.commands import doctor, machine
+from ado_actuators.sfttrainer.core.commands.machine import Finding, Subject
 from ado_actuators.sfttrainer.core.host.state_dir import state_dir
 
 from ..host.test_sampler import Replay
@@ -39,7 +39,7 @@ def found(findings: list[Finding], what: str) -> list[tuple[str, str]]:
 
 def test_installed_packages_are_listed(subject: Subject) -> None:
     """The training stack with its versions, and ado's entry point."""
-    findings = doctor.examine(subject)
+    findings = machine.examine(subject)
     ((state, text),) = found(findings, "training stack")
     assert state == "ok"
     assert f"trl {importlib.metadata.version('trl')}" in text.split(", ")
@@ -52,7 +52,7 @@ def test_the_load_is_shown(subject: Subject, monkeypatch: pytest.MonkeyPatch, bu
     """A busy machine gives rates that are not steady."""
     monkeypatch.setattr(os, "getloadavg", lambda: (busy, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    ((shown, text),) = found(doctor.examine(subject), "load")
+    ((shown, text),) = found(machine.examine(subject), "load")
     assert shown == state
     assert text.startswith(f"{busy} of 2 cores busy in the last minute")
 
@@ -61,10 +61,10 @@ def test_a_missing_pip_is_noted(subject: Subject, monkeypatch: pytest.MonkeyPatc
     """Ray needs it on a node for the packages of a job."""
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else known(name))
-    ((state, text),) = found(doctor.examine(subject), "pip")
+    ((state, text),) = found(machine.examine(subject), "pip")
     assert (state, text.partition(":")[0]) == ("note", "pip is not installed")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: known("os") if name == "pip" else known(name))
-    assert found(doctor.examine(subject), "pip") == []
+    assert found(machine.examine(subject), "pip") == []
 
 
 OURS = "ado_actuators.sfttrainer.actuator:SFTTrainer"
@@ -74,9 +74,9 @@ OURS = "ado_actuators.sfttrainer.actuator:SFTTrainer"
     ("plugin", "entries", "states"),
     [
         ("sfttrainer", [OURS], ["ok"]),
-        ("sfttrainer", [doctor.OF_IBM], ["missing"]),
-        ("fms_hf_tuning", [doctor.OF_IBM], ["note"]),
-        ("fms_hf_tuning", [OURS, doctor.OF_IBM], ["missing"]),
+        ("sfttrainer", [machine.OF_IBM], ["missing"]),
+        ("fms_hf_tuning", [machine.OF_IBM], ["note"]),
+        ("fms_hf_tuning", [OURS, machine.OF_IBM], ["missing"]),
         ("fms_hf_tuning", [], []),
     ],
 )
@@ -91,14 +91,14 @@ def test_ibms_distribution_of_the_same_name_is_recognised(
         (metadata / "entry_points.txt").write_text(f"[ado.actuators]\nsfttrainer = {entry}\n")
     paths = [str(path) for path in sorted(tmp_path.iterdir())]
     installed = list(importlib.metadata.distributions(name="ado-sfttrainer", path=paths))
-    findings = list(doctor._whose(installed, Subject(plugin, "current", "")))
+    findings = list(machine._whose(installed, Subject(plugin, "current", "")))
     assert [one.state for one in findings] == states
     assert [bool(one.remedy) for one in findings] == [state == "missing" for state in states]
 
 
 def test_this_distribution_is_this_projects(subject: Subject) -> None:
     """The one that the tests have installed."""
-    ((state, text),) = found(doctor.examine(subject), "distribution")
+    ((state, text),) = found(machine.examine(subject), "distribution")
     assert state == "ok"
     assert importlib.metadata.version("ado-sfttrainer") in text
 
@@ -107,7 +107,7 @@ def test_gpus_are_listed_as_the_driver_gives_them(subject: Subject, monkeypatch:
     """A replay of four H100."""
     monkeypatch.setitem(sys.modules, "pynvml", Replay("h100-four"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    gpus = found(doctor.examine(subject), "GPU")
+    gpus = found(machine.examine(subject), "GPU")
     assert gpus == [("ok", "NVIDIA H100 80GB HBM3, 79.6 GiB, limit 700 W, driver 570.86.15")] * 4
 
 
@@ -115,7 +115,7 @@ def test_a_gpu_in_mig_mode_is_reported_as_missing(subject: Subject, monkeypatch:
     """A replay of an A100 in MIG mode; the text is the message of a measurement on it."""
     monkeypatch.setitem(sys.modules, "pynvml", Replay("a100-mig"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    ((state, text),) = found(doctor.examine(subject), "GPU")
+    ((state, text),) = found(machine.examine(subject), "GPU")
     assert (state, "MIG mode" in text) == ("missing", True)
     assert pynvml is not sys.modules["pynvml"]
 
@@ -137,7 +137,7 @@ def test_the_state_directory_is_resolved_on_each_node(
     monkeypatch.setenv("HOME", str(tmp_path))
     place = state_dir(given[-1] if given else "")
     assert shipped[0].state_dir == place
-    assert found(doctor.examine(shipped[0]), "disk")[0][1].endswith(f"GiB free at {place}")
+    assert found(machine.examine(shipped[0]), "disk")[0][1].endswith(f"GiB free at {place}")
 
 
 def test_a_home_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,20 +156,20 @@ def test_a_home_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixtu
 )
 def test_packages_are_compared_with_the_requirements(requirement: str, problem: str) -> None:
     """Right, absent, and of a wrong version."""
-    assert doctor.problem(Requirement(requirement)) == problem
+    assert machine.problem(Requirement(requirement)) == problem
 
 
 def test_missing_packages_of_the_extra_qlora_are_a_note(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one experiment needs them; the command that installs them is shown."""
-    installed = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "bitsandbytes" else installed(name))
-    notes = [one for one in doctor.examine(subject) if one.what == "qlora"]
+    installed = machine._version
+    monkeypatch.setattr(machine, "_version", lambda name: None if name == "bitsandbytes" else installed(name))
+    notes = [one for one in machine.examine(subject) if one.what == "qlora"]
     assert notes == [Finding("qlora", "note", "bitsandbytes is not installed", "pip install './sfttrainer[qlora]'")]
 
 
 def test_a_missing_package_has_the_command_that_installs_it(tmp_path: Path) -> None:
     """A plugin that is not installed; the last line is a conclusion."""
-    findings = doctor.examine(Subject("other", "current", str(tmp_path)))
+    findings = machine.examine(Subject("other", "current", str(tmp_path)))
     missing = [one for one in findings if one.what == "ado-other"]
     assert missing == [Finding("ado-other", "missing", "the plugin is not installed", "pip install ./other")]
     lines = doctor.text(missing).splitlines()

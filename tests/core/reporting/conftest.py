@@ -15,6 +15,11 @@ from ado_actuators.sfttrainer.core.reporting import read
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
 RECORDINGS = Path(__file__).parents[2] / "recordings"
+# those of a report on ``everything``
+FIGURES = [
+    *("throughput-actuator", "throughput-batch-size", "throughput-model-max-length", "throughput-number-gpus"),
+    *("stacks", "memory", "frontier", "pareto", "scaling-strong", "scaling-weak", "cost", "energy", "traces"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +62,40 @@ def row() -> Callable[..., Row]:
         return Row(source, actuator, experiment, workload, outputs, "", metadata)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def everything(row: Callable[..., Row]) -> list[Row]:
+    """Rows for every figure: two actuators, lengths, batches and numbers of GPUs, some out of memory."""
+    rows = []
+    for actuator, factor in (("sfttrainer", 1.0), ("fms_hf_tuning", 0.9)):
+        for length in (512, 2048):
+            for gpus in (1, 2):
+                for batch in (4, 8, 16):
+                    fits = batch * length <= 16384 * gpus
+                    given = {"actuator": actuator, "model_max_length": length, "batch_size": batch, "number_gpus": gpus}
+                    outputs = {"energy_joules_per_token": 0.2, "usd_per_million_tokens": 0.1 / factor}
+                    metadata = {"step_s": [2.0, 1.1, 1.0, 1.2], "steps": {"warmup": 1}}
+                    rows.append(
+                        row(1e4 * factor * gpus**0.9 * batch**0.1, 1.5, memory=4 + batch * length / 512, outputs=outputs,
+                            metadata=metadata, **given)
+                        if fits else row(oom=True, **given)
+                    )  # fmt: skip
+    return rows
+
+
+def html_of(rows: list[Row]) -> str:
+    """Return the HTML page for these rows."""
+    from ado_actuators.sfttrainer.core.reporting import figure_style, figures, page
+
+    drawn, left_out = figures.draw(rows)
+    pictures = [
+        page.Picture(one.name, one.title, one.caption, figure_style.render(one, "svg").decode()) for one in drawn
+    ]
+    return page.html(rows, pictures, left_out, "Made by a test.")
+
+
+@pytest.fixture(scope="session")
+def full_page(everything: list[Row], row: Callable[..., Row]) -> str:
+    """The page with every figure, and a table of failures."""
+    return html_of([*everything, row(failed="the disk is full.", batch_size=32)])
