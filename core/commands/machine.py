@@ -22,6 +22,7 @@ from ..host.state_dir import state_dir
 from ..measurement.distribution import asked_by
 from ..measurement.plugin import ENVIRONMENTS
 from ..metrics.accelerators import GIB
+from ..protocol.supported import RECURRENT_PACKAGES
 from ..workload import ibm_names
 from ..workload.command import distribution
 
@@ -31,8 +32,6 @@ SPACE_FOR_CUDA_GIB = 12.0
 SPACE_FOR_CPU_GIB = 3.0
 # share of all cores in use up to which a machine counts as quiet
 QUIET_LOAD = 0.3
-# the kernels of state spaces, short convolutions and linear attention; they need a GPU
-RECURRENT = ("mamba-ssm", "causal-conv1d", "flash-linear-attention")
 # IBM's actuator has the distribution's name and the package's; its entry point distinguishes them
 SHARED_NAME = "ado-sfttrainer"
 OF_IBM = f"ado_actuators.sfttrainer.actuators:{ibm_names.ACTUATOR}"
@@ -253,17 +252,17 @@ def _recurrent(subject: Subject) -> Iterator[Finding]:
     what = "recurrent layers"
     if subject.environment == "managed":
         lists = [one.read_text(encoding="utf-8") for one in sorted(ENVIRONMENTS.glob("*-cuda.txt"))]
-        missing = [name for name in RECURRENT if not any(f"\n{name}==" in text for text in lists)]
+        missing = [name for name in RECURRENT_PACKAGES.values() if not any(f"\n{name}==" in text for text in lists)]
         remedy = "name an environment with these packages as environment in the actuator configuration"
         where = "in the managed environments"
     else:
-        missing = [name for name in RECURRENT if _version(name) is None]
+        missing = [name for name in RECURRENT_PACKAGES.values() if _version(name) is None]
         remedy, where = f"pip install --no-build-isolation {' '.join(missing)}", "installed"
     if missing:
         text = f"{', '.join(missing)} not {where}: on a GPU Granite 4 hybrids and Qwen3-Next run in PyTorch's slow path"
         yield Finding(what, "note", text, remedy)
     else:
-        yield Finding(what, "ok", ", ".join(RECURRENT))
+        yield Finding(what, "ok", ", ".join(RECURRENT_PACKAGES.values()))
 
 
 def _disk(subject: Subject) -> Finding:

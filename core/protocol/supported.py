@@ -55,8 +55,20 @@ FLOPS_KNOWN = frozenset(
 )
 # names of attention implementations; a kernel of the hub is org/name, with a revision after @ and a function after a colon
 PLAIN_ATTENTION = ("auto", "eager", "sdpa")
-FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+# the package of each, as pip and as Python name it
+FLASH_PACKAGES = {
+    "flash_attention_2": ("flash-attn", "flash_attn"),
+    "flash_attention_3": ("flash-attn-3", "flash_attn_interface"),
+    "flash_attention_4": ("flash-attn-4", "flash_attn.cute"),
+}
+FLASH_ATTENTION = tuple(FLASH_PACKAGES)
 FLEX_ATTENTION = "flex_attention"
+# modules and packages with the kernels of state spaces, short convolutions and linear attention; they need a GPU
+RECURRENT_PACKAGES = {
+    "mamba_ssm": "mamba-ssm",
+    "causal_conv1d": "causal-conv1d",
+    "fla": "flash-linear-attention",
+}
 _HUB_KERNEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(:\w+)?")
 
 # the largest published configuration has less than 100 kB

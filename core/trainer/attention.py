@@ -16,13 +16,6 @@ from ..protocol import supported
 from ..protocol.messages import JobWorkload
 from .errors import BadInput
 
-# the package of each implementation, as pip and as Python name it
-PACKAGES = {
-    "flash_attention_2": ("flash-attn", "flash_attn"),
-    "flash_attention_3": ("flash-attn-3", "flash_attn_interface"),
-    "flash_attention_4": ("flash-attn-4", "flash_attn.cute"),
-}
-
 
 def argument(workload: JobWorkload) -> dict[str, str]:
     """Return the model's argument for the workload's attention; empty for ``auto``.
@@ -33,7 +26,7 @@ def argument(workload: JobWorkload) -> dict[str, str]:
     name = workload.attn_implementation
     if name == "auto":
         return {}
-    if name in PACKAGES and not _has_package(name):
+    if name in supported.FLASH_PACKAGES and not _has_package(name):
         _check_fallback(name)
     if supported.is_hub_kernel(name) and not _has_kernels():
         raise BadInput(f"attn_implementation {name[:60]} needs {_kernels()} in the training environment.")
@@ -58,7 +51,7 @@ def check(workload: JobWorkload, model: Any) -> None:
 
 
 def _check_fallback(name: str) -> None:
-    package = PACKAGES[name][0]
+    package = supported.FLASH_PACKAGES[name][0]
     if not hasattr(flash, "FLASH_ATTN_KERNEL_FALLBACK"):
         raise BadInput(
             f"attn_implementation {name} needs the package {package} in the training environment; "
@@ -71,7 +64,7 @@ def _check_fallback(name: str) -> None:
 
 
 def _has_package(name: str) -> bool:
-    module = PACKAGES[name][1]
+    module = supported.FLASH_PACKAGES[name][1]
     root = module.partition(".")[0]
     return importlib.util.find_spec(root) is not None and importlib.util.find_spec(module) is not None
 

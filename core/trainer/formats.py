@@ -264,16 +264,16 @@ def _tools(row: Mapping[str, Any], position: str) -> list[Any] | None:
     decoded = [_decoded(tool) for tool in tools or ()]
     for number, tool in enumerate(decoded, start=1):
         if not isinstance(tool, dict):
-            raise DataError(f"{position} has tools of which number {number} is no object, but: {_kind(tool)}.")
+            raise DataError(f"{position} has tools of which number {number} is not an object but: {_kind(tool)}.")
     return None if tools is None else decoded
 
 
 def _template_options(row: Mapping[str, Any], position: str) -> dict[str, Any]:
     options = row.get("chat_template_kwargs", {})
     if not isinstance(options, dict):
-        raise DataError(f"{position} has chat_template_kwargs that are not an object, but: {_kind(options)}.")
+        raise DataError(f"{position} has chat_template_kwargs that are not an object but: {_kind(options)}.")
     if fixed := sorted(_FIXED_OPTIONS & options.keys()):
         raise DataError(
-            f"{position} has chat_template_kwargs with {fixed[0]}, which is no variable of a chat template."
+            f"{position} has chat_template_kwargs with {fixed[0]}, which is not a variable of a chat template."
         )
     return options

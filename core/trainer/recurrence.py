@@ -12,11 +12,7 @@ from typing import Any
 
 import torch
 
-DISTRIBUTIONS = {
-    "mamba_ssm": "mamba-ssm",
-    "causal_conv1d": "causal-conv1d",
-    "fla": "flash-linear-attention",
-}
+from ..protocol.supported import RECURRENT_PACKAGES
 
 
 def facts(model: torch.nn.Module) -> dict[str, Any]:
@@ -44,7 +40,7 @@ def _packages(model: torch.nn.Module) -> tuple[list[str], list[str]]:
     found: dict[str, bool] = {}
     for module in _modules(model):
         for package, used in _functions(module):
-            name = DISTRIBUTIONS.get(package, package)
+            name = RECURRENT_PACKAGES.get(package, package)
             found[name] = found.get(name, True) and used
     return [name for name, used in found.items() if used], [name for name, used in found.items() if not used]
 

@@ -148,6 +148,7 @@ def _train(stack: Stack, job: Job, progress: ProgressCallback, doing: list[str])
         doing.append(clock.doing)
     if clock.model is None:
         raise BadInput("The training library ended without training.")
+    doing.append("reading back what was trained")
     return _record(job, clock, facts)
 
 

@@ -31,6 +31,12 @@ def test_a_quiet_measurement(faulty: SimpleNamespace, tmp_path: Path, make_host:
     assert len(outcome.records[0]["step_end_s"]) == 25
 
 
+def test_an_error_after_training_says_so(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+    """Reading the trained model back is a part of its own; the message does not name the last step."""
+    outcome, _ = measure(faulty, tmp_path, make_host, "error while reporting")
+    assert outcome.cause.message.startswith("While reading back what was trained: ValueError: no configuration; log: ")
+
+
 # the injected fault; the expected group of its cause; its name in docs/reliability.md
 FAULTS = {
     "kill while loading": ("transient", "trainer killed while it loads the model"),

@@ -28,7 +28,8 @@ NEEDS = {
     "attn_implementation flash_attention_3": ("flash_attn_interface",),
     "attn_implementation flex_attention": (),
 }
-DISTRIBUTIONS = {"flash_attn": "flash-attn", "flash_attn_interface": "flash-attn-3", "PIL": "pillow"}
+DISTRIBUTIONS = {"PIL": "pillow"}
+DISTRIBUTIONS |= {module: distribution for distribution, module in supported.FLASH_PACKAGES.values()}
 DISTRIBUTIONS |= {package.module: package.distribution for package in optimizers.PACKAGES.values()}
 # model types for which an acceleration has kernels: restricted_model_archs of fms-acceleration-moe 0.4.6 and -foak 0.7.4
 EXPERTS = ("granitemoe", "granitemoehybrid", "granitemoeshared", "mixtral")

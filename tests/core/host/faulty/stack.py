@@ -51,6 +51,8 @@ class Config:
         """Return the configuration, or end the process if the test requests it."""
         if self.what == "kill while reporting":
             die()
+        if self.what == "error while reporting":
+            raise ValueError("no configuration")
         return {"model_type": "linear"}
 
 
