@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -12,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from ado_actuators.sfttrainer.core.reporting import read
 
 from ..processes import RAY_TOO_SLOW, limit_s, marked, run, started, wait_for
 
@@ -53,9 +52,22 @@ def rows(tmp_path: Path, suffix: str, columns: str, store: str = "config") -> li
     return []
 
 
-def test_a_killed_operation_is_started_again(
-    tmp_path: Path, record_property: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def replayed(tmp_path: Path) -> list[bool]:
+    """Return of each row of the newest operation whether ado has replayed it.
+
+    A process of its own reads them: ado keeps the path of its store from the time when it is imported.
+    """
+    code = (
+        "import json; from ado_actuators.sfttrainer.core.reporting.read import rows; "
+        "print(json.dumps([row.replayed for row in rows('latest')]))"
+    )
+    environ = operation(tmp_path)["env"]
+    done = run([sys.executable, "-c", code], cwd=tmp_path, env=environ, timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout))
+
+
+def test_a_killed_operation_is_started_again(tmp_path: Path, record_property: Any) -> None:
     """Killed after its first result: the second run measures the other three and repeats none, unless it is asked to measure anew."""
 
     def results() -> list[tuple[Any, ...]]:
@@ -79,15 +91,14 @@ def test_a_killed_operation_is_started_again(
         ("seconds", round(time.monotonic() - begin, 1)), ("left", "nothing"),
     ):  # fmt: skip
         record_property(name, value)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    assert Counter(row.replayed for row in read.rows("latest")) == {True: len(kept), False: 4 - len(kept)}
+    assert Counter(replayed(tmp_path)) == {True: len(kept), False: 4 - len(kept)}
     # as docs/report.md says
     again = operation(tmp_path, "[16]")
     again["command"] += ["--set", "operation.parameters.singleMeasurement=false"]
     third = run(**again, timeout_s=300)
     assert third.returncode == 0, third.stdout + third.stderr
     assert sorted(Counter(entity for _, entity in results()).values()) == [1, 1, 2, 2]
-    assert [row.replayed for row in read.rows("latest")] == [False, False]
+    assert replayed(tmp_path) == [False, False]
 
 
 @pytest.mark.parametrize("stores", [("one", "one"), ("one", "other")], ids=["one-store", "two-stores"])
