@@ -230,6 +230,7 @@ def _put_flops(
             num_virtual_tokens=workload.num_virtual_tokens,
             adapters=(record.get("facts") or {}).get("adapters"),
             counted=(record.get("facts") or {}).get("counted_flops"),
+            output_share=_output_share(totals, record),
         )
     except flops.UnknownArchitecture as unknown:
         found.omit(str(unknown), "model_flops_per_token", *SPEEDS)
@@ -249,10 +250,20 @@ def _put_flops(
     _put_share_of_limit(found, totals, record, workload.model_copy(update={"gpu_model": device_name}))
 
 
+def _output_share(totals: dict[str, int], record: Record) -> float:
+    """Return the share of the token slots that pass through the output layer: a kernel may leave out those without loss."""
+    only_trained = (record.get("facts") or {}).get("output_layer") == "trained tokens"
+    return totals["trained_tokens"] / totals["token_slots"] if only_trained else 1.0
+
+
 def _put_share_of_limit(found: _Findings, totals: dict[str, int], record: Record, workload: Workload) -> None:
     """Relate the rate to the bound that the device's peak rates set, for samples as long as the bound takes them to be."""
     if totals["squared_lengths"] < LEAST_LENGTH * totals["token_slots"] * workload.model_max_length:
         found.omit("The bound is that of samples of model_max_length; these are shorter.", SHARE_OF_LIMIT)
+        return
+    predicted = totals["token_slots"] - totals["samples"]
+    if _output_share(totals, record) < 1 and totals["trained_tokens"] < LEAST_LENGTH * predicted:
+        found.omit("The bound is that of loss on all tokens; here only a part carries loss.", SHARE_OF_LIMIT)
         return
     bound, reason = roofline.limit(
         workload,

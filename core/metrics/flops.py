@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import newer
-from .products import BUILDERS, Attention, Model, Product, UnknownArchitecture
+from .products import BUILDERS, OUTPUT_LAYER, Attention, Model, Product, UnknownArchitecture
 
 # names of the number of experts that a token is sent to, and of all routed experts
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "num_selected_experts")
@@ -36,6 +36,7 @@ def per_token(
     num_virtual_tokens: int = 0,
     adapters: Sequence[Mapping[str, Any]] | None = None,
     counted: Mapping[str, float] | None = None,
+    output_share: float = 1.0,
 ) -> float:
     """Return the FLOP of forward and backward pass per token slot. The FLOP of virtual tokens are divided among the token slots.
 
@@ -51,6 +52,7 @@ def per_token(
         adapters: the adapters as read back from the model that was trained (``core.trainer.adapters.adapted``); None: those that ``r``
             and ``target_modules`` give linear layers.
         counted: what the trainer has counted for a type without a count here (``core.trainer.flop_counter``), or None.
+        output_share: share of the token slots that pass through the output layer.
 
     Raises:
         UnknownArchitecture: this model type has no count.
@@ -62,7 +64,7 @@ def per_token(
     squared = squared_lengths + 2 * virtual * token_slots + samples * virtual**2
     # attention costs Σ len²/2, which for one position is half of the length-weighted mean length
     activations = sum(a.flops(squared / positions) for a in found.attention) + found.scan_flops
-    weights = sum(p.flops for p in found.products)
+    weights = sum(p.flops * (output_share if p.module == OUTPUT_LAYER else 1) for p in found.products)
     if method == "full":
         each = 3 * (weights + activations)
     else:

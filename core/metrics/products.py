@@ -9,6 +9,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+# name of the output layer's product
+OUTPUT_LAYER = "lm_head"
+
 
 class UnknownArchitecture(Exception):
     """The FLOPs of this model type are unknown; the message names it."""
@@ -98,7 +101,7 @@ def attention_products(c: Mapping[str, Any], layers: int) -> list[Product]:
 def lm_head(c: Mapping[str, Any]) -> Product:
     """Return the product of the output layer."""
     # tied or not: the weight may be shared with the embedding, the product is computed once either way
-    return Product("lm_head", c["hidden_size"], c["vocab_size"], 1, linear=False)
+    return Product(OUTPUT_LAYER, c["hidden_size"], c["vocab_size"], 1, linear=False)
 
 
 def gated_mlp(hidden: int, width: int, times: float, *, linear: bool = True) -> list[Product]:
@@ -203,7 +206,7 @@ def _gpt2(c: Mapping[str, Any]) -> Model:
         Product("c_proj", hidden, hidden, layers),
         Product("c_fc", hidden, inner, layers),
         Product("c_proj", inner, hidden, layers),
-        Product("lm_head", hidden, c["vocab_size"], 1, linear=False),
+        Product(OUTPUT_LAYER, hidden, c["vocab_size"], 1, linear=False),
     )
     return Model(products, (Attention(hidden, layers),))
 

@@ -46,6 +46,12 @@ class JobWorkload:
     cpus_per_process: int
     weights: Literal["random", "pretrained"]
     dataset_id: str
+    dataset_text_field: str
+    dataset_image_field: str
+    synthetic_prompt_share: float
+    completion_only_loss: Literal["auto", True, False]
+    assistant_only_loss: bool
+    loss_type: Literal["nll", "dft"]
     torch_dtype: Literal["float32", "bfloat16", "float16"]
     mixed_precision: Literal["no", "bf16", "fp16"]
     gradient_accumulation_steps: int
@@ -82,13 +88,10 @@ class JobWorkload:
     torch_compile_backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"]
     torch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
     activation_offloading: bool
-    loss_type: Literal["nll", "dft"]
     packing_strategy: Literal["bfd", "wrapped"]
     fms_hf_tuning_version: str
     fast_moe: int
     fast_kernels: bool
-    dataset_text_field: str
-    dataset_image_field: str
     multipack: bool
 
     @property

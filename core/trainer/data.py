@@ -4,8 +4,8 @@ Every data set has the same form, so that every stack trains on the same tokens:
 label -100 excludes a token from the loss. Samples are truncated to ``model_max_length``, except with packing, which splits them
 itself. The data set is in memory; nothing is cached on disk.
 
-Synthetic data sets draw token ids uniformly from the vocabulary. Lengths and ids depend only on the workload's seed, and every
-token has a label. With L for ``model_max_length``:
+Synthetic data sets draw token ids uniformly from the vocabulary. Lengths and ids depend only on the workload's seed. Every token has a
+label, except the first ones of each sample that ``synthetic_prompt_share`` makes a prompt. With L for ``model_max_length``:
 
 - ``synthetic-fixed``: every sample has L tokens.
 - ``synthetic-uniform``: lengths are integers, uniform from 2 to L.
@@ -156,7 +156,7 @@ def build(job: Job, tokenizer: Any, model_config: Any) -> DataSet:
     if longest < 2:
         raise Refused(f"model_max_length {longest} leaves no token to predict; use at least 2.")
     if name in SYNTHETIC:
-        made = _synthetic(name, _demand(workload), workload.seed, model_config.get_text_config().vocab_size)
+        made = _synthetic(workload, model_config.get_text_config().vocab_size)
         return dataclasses.replace(made, epochs=workload.num_train_epochs or 1)
     vocabulary = model_config.get_text_config().vocab_size if model_config is not None else None
     return _from_file(workload, tokenizer, vocabulary)
@@ -180,15 +180,25 @@ def _affordable(step: int, longest: int, samples: int) -> int:
 # -- synthetic data --------------------------------------------------------------------------------------------
 
 
-def _synthetic(name: str, demand: _Demand, seed: int, vocabulary: int) -> DataSet:
-    random = numpy.random.default_rng(seed)
+def _synthetic(workload: JobWorkload, vocabulary: int) -> DataSet:
+    name, demand = workload.dataset_id, _demand(workload)
+    random = numpy.random.default_rng(workload.seed)
     if demand.packs is None:
         count = min(demand.samples, _affordable(demand.step, demand.longest, MOST_SAMPLES))
         lengths = _lengths(name, count, demand.longest, random)
     else:
         lengths = _lengths_for_packs(name, demand, random)
     ids = random.integers(min(FIRST_ID, vocabulary - 1), vocabulary, size=int(lengths.sum()), dtype=numpy.int32)
-    return DataSet(_dataset(lengths, ids, ids), lengths.tolist(), distinct=len(lengths))
+    share = 0.0 if workload.completion_only_loss is False else workload.synthetic_prompt_share
+    labels = _without_prompts(ids, lengths, share) if share else ids
+    return DataSet(_dataset(lengths, ids, labels), lengths.tolist(), distinct=len(lengths))
+
+
+def _without_prompts(ids: numpy.ndarray, lengths: numpy.ndarray, share: float) -> numpy.ndarray:
+    """Return ids with -100 in place of each sample's prompt: its first tokens, rounded, at most all but one."""
+    prompts = numpy.minimum(numpy.rint(share * lengths).astype(numpy.int64), lengths - 1)
+    position = numpy.arange(len(ids)) - numpy.repeat(numpy.cumsum(lengths) - lengths, lengths)
+    return numpy.where(position < numpy.repeat(prompts, lengths), formats.IGNORED, ids).astype(ids.dtype)
 
 
 def _lengths_for_packs(name: str, demand: _Demand, random: numpy.random.Generator) -> numpy.ndarray:
@@ -266,7 +276,15 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
     """Read and tokenise as many samples of a file as the workload can use."""
     path = workload.dataset_id
     most = demand.longest if demand.packs is None else demand.pack_tokens
-    reader = formats.Reader(tokenizer, workload.dataset_text_field, most, vocabulary)
+    only = workload.completion_only_loss
+    reader = formats.Reader(
+        tokenizer,
+        workload.dataset_text_field,
+        most,
+        vocabulary,
+        completion_only=None if only == "auto" else only,
+        assistant_only=workload.assistant_only_loss,
+    )
     samples = _Samples()
     for position, row in _rows(path, workload.dataset_text_field):
         try:

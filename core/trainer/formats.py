@@ -3,9 +3,12 @@
 A row is read as TRL 1.16 reads it; the first format of this list that it has is taken:
 
 - token ids: ``input_ids``, with ``labels``, or with ``assistant_masks`` of the tokens to train;
-- ``prompt`` and ``completion``, both texts or both conversations: the prompt's tokens are not trained;
+- ``prompt`` and ``completion``, both texts or both conversations: the prompt's tokens are not trained, except with
+  ``completion_only_loss`` false;
 - ``messages``, or ``conversations`` with from and value: a conversation; all its tokens are trained;
 - text, in the column that ``dataset_text_field`` names.
+
+With ``assistant_only_loss`` only conversations are read, and only the assistant's tokens of them are trained.
 
 Conversations may come with ``tools`` (a list, or its JSON) and ``chat_template_kwargs``. Their messages are rendered by the tokenizer's
 chat template with all keys they have, such as tool_calls or thinking, except those that are null. Rows of parquet files are given to
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..protocol.data_files import no_template
@@ -70,13 +73,26 @@ class Reader:
         text_field: column with the text.
         most: most tokens of a sample; longer ones are cut. None: no limit.
         vocabulary: size of the model's vocabulary, which ids in the data must not exceed; None: not known.
+        completion_only: whether a prompt's tokens are not trained; None: as TRL's default.
+        assistant_only: whether only the assistant's tokens of conversations are trained.
     """
 
-    def __init__(self, tokenizer: Any, text_field: str, most: int | None, vocabulary: int | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_field: str,
+        most: int | None,
+        vocabulary: int | None,
+        *,
+        completion_only: bool | None = None,
+        assistant_only: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._text_field = text_field
         self._most = most
         self._vocabulary = vocabulary
+        self._completion_only = completion_only
+        self._assistant_only = assistant_only
 
     def __call__(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
         """Return token ids and labels of a row; a label of ``IGNORED`` excludes a token from the loss.
@@ -93,6 +109,8 @@ class Reader:
             raise DataError(
                 f"{position} has {image}, but the model takes text only; leave this column out of the file."
             )
+        if self._assistant_only and not any(isinstance(row.get(name), list) for name in _CONVERSATIONS):
+            raise DataError(f"{position} is no chat, which assistant_only_loss needs; it has {_listed(given)}.")
         if "input_ids" in row:
             return self._ids(row, position)
         if _from_value(row.get("conversations")):  # TRL then puts them into the place of messages
@@ -117,27 +135,43 @@ class Reader:
 
     def _prompt(self, row: dict[str, Any], position: str) -> tuple[list[int], list[int]] | None:
         prompt, completion = row["prompt"], row.get("completion")
+        trained: list[int] | None = None
         if isinstance(prompt, str) and isinstance(completion, str):
             before = self._text(prompt, position)
             ids = self._text(prompt + self._ended(completion), position)
         elif isinstance(prompt, list) and isinstance(completion, list) and prompt:
             before = self._chat(row, prompt, position, add_generation_prompt=True)
-            ids = self._chat(row, prompt + completion, position)
+            ids, trained = self._whole_chat(row, prompt + completion, position)
         else:
             return None
+        labels = trained or ids
+        if self._completion_only is False:
+            return ids, labels
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False)))
-        return ids, [IGNORED] * shared + ids[shared:]
+        return ids, [IGNORED] * shared + labels[shared:]
 
     def _whole(self, row: dict[str, Any], position: str) -> tuple[list[int], list[int]] | None:
         messages = row.get("messages", row.get("conversations"))
         text = row.get(self._text_field)
         if isinstance(messages, list):
-            ids = self._chat(row, messages, position)
-        elif isinstance(text, str):
+            return self._whole_chat(row, messages, position)
+        if isinstance(text, str):
             ids = self._text(self._ended(text), position)
-        else:
-            return None
-        return ids, ids
+            return ids, ids
+        return None
+
+    def _whole_chat(self, row: Mapping[str, Any], messages: list[Any], position: str) -> tuple[list[int], list[int]]:
+        """Return token ids and labels of a conversation."""
+        if not self._assistant_only:
+            ids = self._chat(row, messages, position)
+            return ids, ids
+        ids, mask = self._chat(row, messages, position, tokens.assistant_ids)
+        if mask is None:
+            raise DataError(
+                f"{position} has no token of the assistant; assistant_only_loss needs a chat template that marks them with "
+                "{% generation %}."
+            )
+        return ids, [one if bit else IGNORED for one, bit in zip(ids, mask, strict=True)]
 
     def _ended(self, text: str) -> str:
         end = self._tokenizer.eos_token
@@ -151,14 +185,23 @@ class Reader:
                 raise
             raise DataError(f"{position} contains text that is not valid Unicode.") from None
 
-    def _chat(self, row: Mapping[str, Any], messages: list[Any], position: str, **options: Any) -> list[int]:
+    def _chat(
+        self,
+        row: Mapping[str, Any],
+        messages: list[Any],
+        position: str,
+        tokenise: Callable[..., Any] = tokens.chat_ids,
+        **options: Any,
+    ) -> Any:
         if fault := _fault(messages):
             raise DataError(f"{position} needs messages that are objects with role and content; {fault}.")
         if not getattr(self._tokenizer, "chat_template", None):
             raise DataError(no_template(position))
         options |= {"tools": _tools(row, position), **_template_options(row, position)}
         try:
-            return tokens.chat_ids(self._tokenizer, messages, self._most, **options)
+            return tokenise(self._tokenizer, messages, self._most, **options)
+        except tokens.ConversationTooLongError as error:
+            raise DataError(f"{position} is a chat of {error} for assistant_only_loss; divide it.") from None
         except Exception as error:  # a template is a program and can raise anything; the cause is this sample
             head = f"{position}: the chat template fails on these messages: "
             raise DataError(f"{head}{described(error, _LONGEST - len(head))}.") from error
@@ -177,10 +220,11 @@ class Reader:
             raise DataError(f"{position} has {len(labels)} labels for {len(ids)} input_ids; expected as many.")
         return ids[: self._most], labels[: self._most]
 
-    @staticmethod
-    def _masks(row: Mapping[str, Any]) -> list[str]:
-        # TRL trains a completion alone only if the data set has the columns prompt and completion
-        names = ["completion_mask"] if "prompt" in row and "completion" in row else []
+    def _masks(self, row: Mapping[str, Any]) -> list[str]:
+        only = self._completion_only
+        # by default TRL trains a completion alone only if the data set has the columns prompt and completion
+        only = "prompt" in row and "completion" in row if only is None else only
+        names = ["completion_mask"] if only else []
         return [name for name in (*names, "assistant_masks") if name in row]
 
     def _numbers(self, values: Any, name: str, position: str, *, least: int) -> list[int]:
@@ -216,6 +260,10 @@ def _fault(messages: list[Any]) -> str | None:
         if "role" not in message:
             return f"message {number} has no role"
     return None if messages else "it has none"
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    return files.listed(sorted(str(name) for name in row))[:_SHOWN]
 
 
 def _from_value(messages: Any) -> bool:

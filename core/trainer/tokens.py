@@ -23,6 +23,13 @@ TEMPLATE_LIMIT_S = 30.0
 # address space that it may take in addition, bytes; a row has at most 128 MiB
 TEMPLATE_LIMIT_BYTES = 2**30
 
+# longest text of a conversation whose assistant's tokens are wanted, characters; more than a million tokens
+MOST_MASKED_CHARACTERS = 2**22
+
+
+class ConversationTooLongError(Exception):
+    """The text of a conversation has more than ``MOST_MASKED_CHARACTERS``."""
+
 
 class TemplateTimeoutError(Exception):
     """A chat template did not end in ``TEMPLATE_LIMIT_S``."""
@@ -74,13 +81,46 @@ def chat_ids(tokenizer: Any, messages: list[Any], most: int | None, /, **options
         TemplateMemoryError: the template makes too long a text, or other large values.
         Exception: the template fails; it is a program and can raise anything.
     """
+    # as apply_chat_template tokenises: the template writes the special tokens itself
+    return first_ids(tokenizer, _rendered(tokenizer, messages, options), most, add_special_tokens=False)
+
+
+def _rendered(tokenizer: Any, messages: list[Any], options: dict[str, Any]) -> str:
+    """Return the text that the chat template makes of a conversation; ``chat_ids`` describes the errors."""
     try:
         with _time_limit(TEMPLATE_LIMIT_S), _memory_limit(TEMPLATE_LIMIT_BYTES):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except MemoryError:
         raise TemplateMemoryError(f"it needs more than {TEMPLATE_LIMIT_BYTES >> 20} MiB") from None
-    # as apply_chat_template tokenises: the template writes the special tokens itself
-    return first_ids(tokenizer, text, most, add_special_tokens=False)
+
+
+def assistant_ids(
+    tokenizer: Any, messages: list[Any], most: int | None, /, **options: Any
+) -> tuple[list[int], list[int] | None]:
+    """Return the first ``most`` token ids of a conversation, and a mask that has 1 for each token of the assistant.
+
+    The mask is None if the template marks no token of this conversation as the assistant's.
+
+    Args:
+        tokenizer: a tokenizer that knows which characters a token has, with a chat template.
+        messages: the conversation.
+        most: most ids to return; None: all.
+        options: arguments of ``apply_chat_template``, such as ``tools``.
+
+    Raises:
+        ConversationTooLongError: the text has more than ``MOST_MASKED_CHARACTERS``; it is tokenised as a whole.
+        TemplateTimeoutError: the template does not end.
+        TemplateMemoryError: the template makes too long a text, or other large values.
+        Exception: the template fails; it is a program and can raise anything.
+    """
+    length = len(_rendered(tokenizer, messages, options))
+    if length > MOST_MASKED_CHARACTERS:
+        raise ConversationTooLongError(f"{length} characters, more than {MOST_MASKED_CHARACTERS}")
+    made = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
+    )
+    mask = list(made["assistant_masks"])
+    return list(made["input_ids"])[:most], mask[:most] if 1 in mask else None
 
 
 @contextlib.contextmanager

@@ -12,24 +12,15 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ..protocol import optimizers, supported
+from .data_fields import DataFields
+from .where import ADAPTERS, FMS, TRL
+from .where import where as _where
 
 Method = Literal["full", "lora", "qlora", "prompt_tuning", "gptq_lora"]
-ADAPTERS = ("lora", "qlora", "gptq_lora")
-TRL = ("sfttrainer",)
-FMS = ("fms_hf_tuning",)
 HUB_KERNEL = "kernels-community/flash-attn2"
 
 
-def _where(
-    methods: tuple[str, ...] = (),
-    stacks: tuple[str, ...] = (),
-    examples: tuple[str, ...] = (),
-    tasks: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    return {"methods": list(methods), "stacks": list(stacks), "values": list(examples), "tasks": list(tasks)}
-
-
-class Workload(pydantic.BaseModel):
+class Workload(DataFields):
     """One fine-tuning run, independent of where it runs. Construct it with ``validation.parse``."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
@@ -106,15 +97,6 @@ class Workload(pydantic.BaseModel):
             description="random builds the architecture with its own initialiser and downloads nothing; pretrained loads weights."
         ),
     ] = "random"
-    dataset_id: Annotated[
-        str,
-        pydantic.Field(
-            min_length=1,
-            max_length=4096,
-            description="Synthetic tokens by name of a length distribution, or the path of a .jsonl or .parquet file on every node.",
-            json_schema_extra=_where(examples=("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")),
-        ),
-    ] = "synthetic-fixed"
     torch_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], pydantic.Field(description="Type of the model's weights.")
     ] = "float32"
@@ -301,13 +283,6 @@ class Workload(pydantic.BaseModel):
             description="Keep activations for the backward pass in host memory.", json_schema_extra=_where(stacks=TRL)
         ),
     ] = False
-    loss_type: Annotated[
-        Literal["nll", "dft"],
-        pydantic.Field(
-            description="Cross-entropy, or that of dynamic fine-tuning, weighted by each token's probability.",
-            json_schema_extra=_where(stacks=TRL),
-        ),
-    ] = "nll"
     packing_strategy: Annotated[
         Literal["bfd", "wrapped"],
         pydantic.Field(
@@ -341,23 +316,6 @@ class Workload(pydantic.BaseModel):
             json_schema_extra=_where(stacks=FMS),
         ),
     ] = False
-    dataset_text_field: Annotated[
-        str,
-        pydantic.Field(
-            min_length=1,
-            max_length=256,
-            description="Column of the data set that holds the text.",
-            json_schema_extra=_where(examples=("text",)),
-        ),
-    ] = "text"
-    dataset_image_field: Annotated[
-        str,
-        pydantic.Field(
-            max_length=256,
-            description="Column of the .parquet data set that holds the image; any name for synthetic-image; empty: no images.",
-            json_schema_extra=_where(methods=("full", "lora"), stacks=FMS, examples=("", "image")),
-        ),
-    ] = ""
     multipack: Annotated[
         bool,
         pydantic.Field(

@@ -106,6 +106,7 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
             cpu and w.activation_offloading,
             "activation_offloading needs a GPU: on CPU activations are in host memory already.",
         ),
+        *_loss_rules(w),
         *_image_rules(w),
     ]
 
@@ -146,6 +147,24 @@ def _compile_rules(w: Workload) -> list[tuple[bool, str]]:
     ]
 
 
+def _loss_rules(w: Workload) -> list[tuple[bool, str]]:
+    synthetic = w.dataset_id.startswith("synthetic-")
+    return [
+        (
+            w.assistant_only_loss and synthetic,
+            f"assistant_only_loss needs a file of chats, not {w.dataset_id[:60]}, which synthetic_prompt_share is for.",
+        ),
+        (
+            w.synthetic_prompt_share > 0 and (not synthetic or w.dataset_id == "synthetic-image"),
+            f"synthetic_prompt_share {w.synthetic_prompt_share:g} needs synthetic text, such as dataset_id synthetic-fixed.",
+        ),
+        (
+            w.completion_only_loss is True and synthetic and w.synthetic_prompt_share == 0,
+            "completion_only_loss needs completions: set synthetic_prompt_share, or use a file with prompt and completion.",
+        ),
+    ]
+
+
 def _image_rules(w: Workload) -> list[tuple[bool, str]]:
     if not w.dataset_image_field:
         return [
@@ -155,7 +174,14 @@ def _image_rules(w: Workload) -> list[tuple[bool, str]]:
             )
         ]
     # with images the library supports only padding, and it loads vision models without its acceleration plugins
-    conflict = next((name for name in ("packing", "padding_free", "fast_kernels", "fast_moe") if getattr(w, name)), "")
+    conflict = next(
+        (
+            name
+            for name in ("packing", "padding_free", "fast_kernels", "fast_moe", "assistant_only_loss")
+            if getattr(w, name)
+        ),
+        "",
+    )
     synthetic = w.dataset_id.startswith("synthetic-") and w.dataset_id != "synthetic-image"
     return [
         (bool(conflict), f"{conflict} excludes dataset_image_field: fms-hf-tuning does not support it with images."),

@@ -108,6 +108,34 @@ def test_the_loss_of_dynamic_fine_tuning_is_trained(train: Train) -> None:
     assert weighted.loss_per_token == pytest.approx(plain.loss_per_token)
 
 
+def test_published_chat_templates_get_marks_at_the_answers() -> None:
+    """TRL's copy of the template has them; a template with marks, or one that TRL does not know, stays as it is."""
+    templates = pytest.importorskip("trl.chat_template_utils")
+    from ado_actuators.sfttrainer import stack
+    from ado_actuators.sfttrainer.core.trainer import byte_tokenizer
+
+    tokenizer = byte_tokenizer.build(16)
+    for given, expected in (
+        (templates.qwen3_chat_template, templates.qwen3_training_chat_template),
+        (templates.qwen3_training_chat_template, templates.qwen3_training_chat_template),
+        ("{% if add_generation_prompt %}a{% endif %}", "{% if add_generation_prompt %}a{% endif %}"),
+    ):
+        tokenizer.chat_template = given
+        stack._mark_answers(tokenizer)
+        assert tokenizer.chat_template == expected
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_prompts_of_synthetic_data_carry_no_loss(train: Train, packing: bool) -> None:
+    """12 of 16 tokens are the prompt, so 4 carry loss; with 0.03 it has half a token, and the first one is never predicted."""
+    trained = train(synthetic_prompt_share=0.75, packing=packing)
+    assert trained.record["trained_tokens"] == [4 * 4] * 3
+    assert trained.record["real_tokens"] == [4 * 16] * 3
+    assert trained.loss_per_token == pytest.approx(math.log(300), abs=0.5)
+    if not packing:
+        assert train(synthetic_prompt_share=0.03).record["trained_tokens"] == [4 * 15] * 3
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_backends_of_torch_compile_are_trained(train: Train, backend: str) -> None:
     """The trainer has the backend; inductor is the default and compiles for half a minute."""

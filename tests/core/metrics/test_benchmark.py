@@ -353,3 +353,12 @@ def test_the_rate_of_a_cpu_second_counts_only_the_time_that_training_got() -> No
     assert report(record(), device={"cpu_compute_utilization": 40.0}, number_gpus=1).omitted[name] == (
         "It is given for training on CPUs."
     )
+
+
+def test_the_output_layer_counts_for_the_tokens_that_it_computes() -> None:
+    """12 of 20 slots carry loss: a kernel that leaves the others out computes 0.6 of 3·2·hidden_size·vocab_size per slot."""
+    each = [
+        float(report(record(facts={"dtype": "float32", "output_layer": tokens})).properties["model_flops_per_token"])
+        for tokens in ("all tokens", "trained tokens")
+    ]
+    assert each[0] - each[1] == pytest.approx(0.4 * 3 * 2 * 8 * 10)

@@ -172,6 +172,18 @@ def test_a_prompt_has_no_labels(tmp_path: Path) -> None:
     assert built.dataset[0] == {"input_ids": [*encode("abcd"), END], "labels": [-100, -100, *encode("cd"), END]}
 
 
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_a_share_of_each_synthetic_sample_is_its_prompt(name: str) -> None:
+    """Its first tokens have no label, at least one token has; completion_only_loss false gives them labels. The tokens are the same."""
+    plain, built = build(dataset_id=name).dataset, build(dataset_id=name, synthetic_prompt_share=0.75).dataset
+    assert plain["input_ids"][:] == built["input_ids"][:] == plain["labels"][:]
+    for ids, labels in zip(built["input_ids"], built["labels"], strict=True):
+        prompt = min(round(0.75 * len(ids)), len(ids) - 1)
+        assert labels == [-100] * prompt + ids[prompt:]
+    whole = build(dataset_id=name, synthetic_prompt_share=0.75, completion_only_loss=False).dataset
+    assert whole["labels"][:] == plain["labels"][:]
+
+
 def test_the_text_may_have_another_column(tmp_path: Path) -> None:
     """``dataset_text_field`` names the column; the message for a file without it lists the file's columns."""
     path = write(tmp_path / "d.jsonl", {"text": "no", "story": "yes"})
@@ -242,7 +254,7 @@ def test_blank_lines_count_but_are_no_samples(tmp_path: Path) -> None:
         ("d.jsonl", '{"text": "a"}\n'.encode("utf-16"), "looks like UTF-16"),
         ("d.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), "looks like UTF-16"),
         ("d.jsonl", '{"text": "a"}\n'.encode("utf-32-le"), "looks like UTF-16 or UTF-32"),
-        ("d.jsonl", gzip.compress(b'{"text": "a"}\n'), "the file is compressed with gzip; unpack it"),
+        ("d.jsonl", gzip.compress(b'{"text": "a"}\n', mtime=0), "the file is compressed with gzip; unpack it"),
         ("d.jsonl", b'{"text": "a"}\n\0\0\0\0\0\0', "zero bytes only; the file is damaged"),
         ("d.jsonl", b"PAR1\x15\x04", "the file is a parquet file; name it .parquet"),
         ("d.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),

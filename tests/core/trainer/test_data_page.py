@@ -35,12 +35,12 @@ def tokenizer() -> Any:
     return made
 
 
-def read(rows: list[str], directory: Path) -> list[str]:
+def read(rows: list[str], directory: Path, **loss: Any) -> list[str]:
     """Return the text that carries loss in each row of a file, after the first token, which nothing predicts."""
     path = directory / "rows.jsonl"
     path.write_text("".join(f"{row}\n" for row in rows))
     values = {"model_name": "m", "number_gpus": 0, "model_max_length": 200, "batch_size": 1, "num_train_epochs": 1}
-    workload = JobWorkload(**Workload.model_construct(**values, dataset_id=str(path)).model_dump())  # type: ignore[arg-type]
+    workload = JobWorkload(**Workload.model_construct(**values, dataset_id=str(path), **loss).model_dump())  # type: ignore[arg-type]
     config = transformers.LlamaConfig(vocab_size=300)
     made = tokenizer()
     built = data.build(Job(id="t", workload=workload), made, config)
@@ -63,13 +63,9 @@ def test_a_file_may_mix_kinds(tmp_path: Path) -> None:
     assert len(read([row for block in BLOCKS for row in block], tmp_path)) == sum(map(len, BLOCKS)) == 9
 
 
-def test_the_script_of_the_page_masks_all_but_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs as it stands, for a tokenizer whose template marks the answers; only these carry loss."""
-    monkeypatch.chdir(tmp_path)
-    tokenizer().save_pretrained("my-model")
+def test_properties_of_the_page_choose_the_tokens_with_loss(tmp_path: Path) -> None:
+    """Only the assistant's tokens of a chat with several answers; prompts, too, where completion_only_loss is false."""
     turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you")]
-    messages = [{"role": role, "content": text} for role, text in turns]
-    Path("chats.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
-    (script,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    exec(script, {})
-    assert read(Path("masked.jsonl").read_text().splitlines(), tmp_path) == ["Hello<eos>See you<eos>"]
+    chat = json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert read([chat], tmp_path, assistant_only_loss=True) == ["Hello<eos>See you<eos>"]
+    assert read(BLOCKS[1][:1], tmp_path, completion_only_loss=False) == ["The capital of France is Paris.<eos>"]

@@ -101,7 +101,7 @@ def build(path: Path, made: Any, **change: Any) -> data.DataSet:
     return data.build(Job(id="test", workload=workload), made, CONFIG)
 
 
-def prepared_by_trl(path: Path, made: Any, tmp_path: Path, text_field: str) -> list[dict[str, Any]]:
+def prepared_by_trl(path: Path, made: Any, tmp_path: Path, text_field: str, **loss: Any) -> list[dict[str, Any]]:
     """Return the samples that TRL's trainer trains on."""
     kind = "json" if path.suffix == ".jsonl" else "parquet"
     read = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
@@ -115,6 +115,7 @@ def prepared_by_trl(path: Path, made: Any, tmp_path: Path, text_field: str) -> l
             report_to="none",
             dataset_text_field=text_field,
             num_train_epochs=1,
+            **loss,
         ),
         train_dataset=read,
         processing_class=made,
@@ -131,6 +132,68 @@ def test_json_lines_give_the_tokens_of_trl(tmp_path: Path, kind: str) -> None:
     for begins in (False, True):
         built = build(path, tokenizer(begins=begins), dataset_text_field=field)
         assert list(built.dataset) == prepared_by_trl(path, tokenizer(begins=begins), tmp_path, field)
+
+
+# a template that marks the assistant's tokens, their end included
+MARKED = TEMPLATE.replace("{% if 'content' in m %}{{ m['content'] }}{% endif %}", "{{ m['content'] }}").replace(
+    "{{ m['content'] }}",
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}!{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}",
+)
+LONG = [HI[0], {"role": "assistant", "content": "l" * 200}, *HI]
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "whole"),
+    [
+        ("prompt-completion", {"completion_only_loss": True}, False),
+        ("prompt-completion", {"completion_only_loss": False}, True),
+        ("conversational-prompt", {"completion_only_loss": False}, True),
+        ("masks", {"completion_only_loss": True}, False),
+        ("masks", {"completion_only_loss": False}, False),
+        ("text", {"completion_only_loss": True}, True),
+        ("messages", {"assistant_only_loss": True}, False),
+        ("long", {"assistant_only_loss": True}, False),
+        ("answered", {"assistant_only_loss": True}, False),
+        ("answered", {"assistant_only_loss": True, "completion_only_loss": False}, False),
+    ],
+    ids=str,
+)
+def test_the_tokens_that_carry_loss_are_those_of_trl(
+    tmp_path: Path, kind: str, loss: dict[str, Any], whole: bool
+) -> None:
+    """With completion_only_loss and assistant_only_loss; a sample whose answer lies behind the cut is left out."""
+    more = {
+        "long": [{"messages": LONG}, {"messages": [{"role": "user", "content": "u" * 200}, HI[1]]}],
+        # an answer in the prompt, which only completion_only_loss takes out
+        "answered": [{"prompt": [*HI, HI[0]], "completion": HI[1:]}],
+    }
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in {**FORMATS, **more}[kind]))
+    made, same = tokenizer(), tokenizer()
+    made.chat_template = same.chat_template = MARKED
+    built = list(build(path, made, **loss).dataset)
+    assert built == prepared_by_trl(path, same, tmp_path, "text", **loss)
+    assert all(row["labels"] == row["input_ids"] for row in built) == whole
+
+
+def test_a_chat_without_marked_answers_is_refused(tmp_path: Path) -> None:
+    """The template has no marks, the row is no chat, or the chat is too long to be tokenised as a whole."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": HI}) + "\n")
+    with pytest.raises(
+        DataError, match=r"^Line 1 .* has no token of the assistant; assistant_only_loss needs a chat temp"
+    ):
+        build(path, tokenizer(), assistant_only_loss=True)
+    path.write_text(json.dumps({"messages": [HI[0], {"role": "assistant", "content": "a" * 2**22}]}) + "\n")
+    marked = tokenizer()
+    marked.chat_template = MARKED
+    with pytest.raises(
+        DataError, match=r"is a chat of 4194\d+ characters, more than 4194304 for assistant_only_loss; divide it\.$"
+    ):
+        build(path, marked, assistant_only_loss=True)
+    path.write_text(json.dumps({"text": "a"}) + "\n")
+    with pytest.raises(DataError, match=r"^Line 1 .* is no chat, which assistant_only_loss needs; it has text\.$"):
+        build(path, tokenizer(), assistant_only_loss=True)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "tools"])

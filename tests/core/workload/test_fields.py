@@ -44,6 +44,22 @@ def test_workloads_with_equal_values_are_equal() -> None:
             {"number_gpus": 2, "distributed_backend": "None"},
             "2 devices need distributed_backend DDP, FSDP or FSDP2, not None.",
         ),
+        (
+            {"assistant_only_loss": True},
+            "assistant_only_loss needs a file of chats, not synthetic-fixed, which synthetic_prompt_share is for.",
+        ),
+        (
+            {"completion_only_loss": 1.0},
+            "completion_only_loss needs completions: set synthetic_prompt_share, or use a file with prompt and completion.",
+        ),
+        (
+            {"synthetic_prompt_share": 0.5, "dataset_id": "a.jsonl"},
+            "synthetic_prompt_share 0.5 needs synthetic text, such as dataset_id synthetic-fixed.",
+        ),
+        (
+            {"completion_only_loss": "yes"},
+            "completion_only_loss 'yes' is impossible: input should be 'auto', True or False.",
+        ),
         ({"mixed_precision": "fp16"}, "mixed_precision fp16 needs a GPU; use bf16 or no."),
         (
             {"mixed_precision": "fp16", "torch_dtype": "bfloat16", "number_gpus": 1},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from .core.protocol.messages import Job, JobWorkload
 PACKAGES = ("trl", "bitsandbytes", "liger-kernel")
 # models are quantised by core/trainer/quantise.py, which memory estimates can trace
 QUANTISES_MODELS = True
+# a chat template puts it before the assistant's tokens
+_ANSWER_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def load() -> None:
@@ -36,6 +39,8 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     with clock.phase("model_load"):
         network, built = model.build(job, quantised=quantised)
         tokenizer = model.tokenizer(job, network)
+        if workload.assistant_only_loss:
+            _mark_answers(tokenizer)
     with clock.phase("data"):
         samples = data.build(job, tokenizer, network.config)
     # with these accelerate adds a gloo process group for shards in host memory; ``serve`` resets them after the measurement
@@ -62,6 +67,19 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     # samples for packing are not truncated
     sample = samples.dataset[0]["input_ids"][: workload.model_max_length]
     return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)
+
+
+def _mark_answers(tokenizer: Any) -> None:
+    """Replace a published chat template by TRL's copy of it with marks at the assistant's tokens, as TRL does for this loss."""
+    from trl import chat_template_utils
+
+    template = tokenizer.chat_template
+    known = getattr(chat_template_utils, "get_training_chat_template", None)
+    if known is None or not template or _ANSWER_MARK.search(str(template)):
+        return
+    # TRL raises it for a template of which it has no copy; a row then says what the template lacks
+    with contextlib.suppress(ValueError):
+        tokenizer.chat_template = known(tokenizer) or template
 
 
 @contextlib.contextmanager
@@ -201,4 +219,13 @@ def _facts(trainer: Any) -> dict[str, Any]:
         "attn_implementation": getattr(config, "_attn_implementation", None),
         "wrapped_by": wrapper(trainer),
         "optimizer": optimizers.used(trainer),
+        "output_layer": _output_layer(trainer.accelerator.device),
     }
+
+
+def _output_layer(device: Any) -> str:
+    """Return which tokens the output layer computes: with Triton, TRL leaves out those without loss."""
+    from trl.trainer import utils
+
+    compact = getattr(utils, "_use_triton", None) if hasattr(utils, "add_fused_lm_head") else None
+    return "trained tokens" if compact is not None and compact(device) else "all tokens"
