@@ -206,7 +206,10 @@ def end_marked(variable: str, value: str) -> None:
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(found, timeout=2.0)
+        # one that its new parent has not reaped yet has ended
+        deadline = time.monotonic() + 2.0
+        while any(_has(process, variable, value) for process in found) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def _command_line(process: psutil.Process) -> str:

@@ -65,6 +65,7 @@ class Plan:
         """Return the job for the host whose first process has ``rank``; the host adds its own directories."""
         values = self.workload.model_dump() | {"dataset_id": _located(self.workload.dataset_id)}
         usable = accelerators.usable_bytes(self.workload.gpu_model, self.workload.gpu_memory_gib)
+        devices = {*self.capacities, self.workload.gpu_model} if self.workload.number_gpus else set()
         asks = self.kind.task == "memory_estimate" and usable is not None and not self.quick
         return Job(
             id=uuid.uuid4().hex[:12],
@@ -82,6 +83,7 @@ class Plan:
             fresh_trainers=self.kind.runs > 1 or self.workload.patches_libraries,
             capacity_bytes=None if self.quick else usable,
             capacities=self.capacities,
+            workspaces={name: accelerators.workspace_bytes(name) for name in devices},
             alternatives=alternatives.groups(self.workload, self.experiment) if asks else [],
             counts=alternatives.counts(self.workload) if asks else [],
         )

@@ -10,7 +10,6 @@ A step cannot be faster than each of three things that it must do, each at the p
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,18 +22,6 @@ UPDATE_ACCESSES = {"adamw_torch": 7, "adamw_torch_fused": 7, "lomo": 2, "adalomo
 LEAST_ACCESSES = 3
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED_WIDTH = 0.5
-
-# bytes a second to a device, 10^9: half of what data sheets name for both directions. NVLink of B200, B300 and GB200 1800, of Hopper 900,
-# of H800 400, of A100 600 (SXM); Infinity Fabric of MI300 and MI350 seven links of 128; else PCI Express x16, generation 5 or 4
-LINKS = (
-    (r"\bG?B[23]00\b", 900.0),
-    (r"\bH800\b(?!.*PCIe)", 200.0),
-    (r"\b(H100|H200)[ -](PCIe|NVL)\b|\bH800\b|\bPRO[ -]6000\b|\b5090\b", 63.0),
-    (r"\b(GH200|H200|H100|H20)\b", 450.0),
-    (r"\bA100\b(?!.*PCIe)", 300.0),
-    (r"\bMI3\d\d", 448.0),
-)
-PCIE_4_GB_S = 31.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +89,11 @@ def limit(
         "compute": work / (peak * 1e12),
         "memory bandwidth": moved / (row.bandwidth_gb_s * 1e9),
         "link": _linked_bytes(workload, model_parameters * weight, trainable_parameters * width)
-        / (link_gb_s(workload.gpu_model) * 1e9),
+        / (row.link_gb_s * 1e9),
     }
     resource = max(times, key=lambda name: times[name])
     tokens = workload.batch_size * workload.model_max_length * micro
     return Limit(times[resource], resource, tokens / times[resource]), ""
-
-
-def link_gb_s(gpu_model: str) -> float:
-    """Return the rate of the fastest link between devices of one node, 10^9 bytes/s to a device."""
-    found = (rate for pattern, rate in LINKS if re.search(pattern, gpu_model, re.IGNORECASE))
-    return next(found, PCIE_4_GB_S)
 
 
 def _flops(workload: Workload, architecture: Mapping[str, Any]) -> float:

@@ -123,6 +123,7 @@ class Job:
         fresh_trainers: whether trainers are started for this job alone and ended after it.
         capacity_bytes: usable memory of one device, for the search for an estimate's largest batch; None: no search.
         capacities: usable memory, bytes, of each device that an estimate is also to answer about, by name.
+        workspaces: bytes of cuBLAS's workspaces on the workload's device and on each of ``capacities``, by name.
         alternatives: groups of changes to the workload that an estimate tries if it does not fit, until something of a group fits.
         counts: the changes to one GPU and to several under FSDP, for the fewest GPUs; empty if these are not wanted.
     """
@@ -145,6 +146,7 @@ class Job:
     fresh_trainers: bool = False
     capacity_bytes: int | None = None
     capacities: dict[str, int] = dataclasses.field(default_factory=dict)
+    workspaces: dict[str, int] = dataclasses.field(default_factory=dict)
     alternatives: list[list[JsonObject]] = dataclasses.field(default_factory=list)
     counts: list[JsonObject] = dataclasses.field(default_factory=list)
 

@@ -12,7 +12,6 @@ import bisect
 import contextlib
 import dataclasses
 import importlib.metadata
-import re
 import time
 from typing import Any
 
@@ -46,13 +45,6 @@ from .optimizer_states import follows_parameters
 from .untraced import explained
 
 CUDA_BLOCK_BYTES = 512
-# cuBLAS's workspace, which torch's allocator provides to each thread that multiplies: those of the forward and the backward pass.
-# torch's defaults: 32 MiB from Hopper on, 4096 KiB twice and 16 KiB eight times on older devices
-CUDA_WORKSPACE_BYTES = 2 * 32 * 2**20
-OLDER_WORKSPACE_BYTES = 2 * (2 * 4096 + 8 * 16) * 2**10
-OLDER_DEVICES = re.compile(
-    r"\b(A100|A40|A30|A10G?|A6000|RTX[ -]?30\d\d|L40S?|L4|RTX[ -]?40\d\d|6000[ -]Ada|V100S?|T4)\b", re.IGNORECASE
-)
 # the first release that makes embedding and output layer units of their own under FSDP2
 ACCELERATE_DIVIDES_OUTSIDE = (1, 14)
 # the upper bound of the property batch_size, and the most tokens of a batch whose padding a trace knows
@@ -178,7 +170,7 @@ class Estimator:
 
     def _first(self, batch: int) -> dict[str, Peak]:
         ledger, model = self._accounts.traced(batch, update=True)
-        self._sharing = sharing(self._job.workload, model)
+        self._sharing = self._sharing_of(self._job.workload, model)
         parameters = list(model.parameters())
         self.description = {
             "model_parameters": sum(parameter.numel() for parameter in parameters),
@@ -232,7 +224,7 @@ class Estimator:
                 passes = self._accounts.passes()
         moments = Moments(passes.grown, block) if passes else None
         traced = Traced(batch, model, ledger, Moments(fixed(ledger), block), passes, moments)
-        return estimates(self._job, traced, sharing)
+        return estimates(self._job, traced, self._sharing_of)
 
     def _named(self, traced_attention: str) -> str:
         requested: str = self._job.workload.attn_implementation
@@ -248,6 +240,9 @@ class Estimator:
         first = next(iter(self._peaks.values()))
         parts = {**peak.parts, "optimizer": first[PASSES].parts["optimizer"]}
         return {PASSES: Peak(parts, peak.passing), UPDATE: first[UPDATE]}
+
+    def _sharing_of(self, workload: JobWorkload, model: torch.nn.Module | Layered) -> Sharing:
+        return sharing(workload, model, self._job.workspaces.get(workload.gpu_model, 0))
 
     def _trace(self, job: Job, batch: int, update: bool) -> tuple[Ledger, torch.nn.Module]:
         from .tracing import trace
@@ -288,13 +283,19 @@ def single_process_job(job: Job, batch: int) -> Job:
     return dataclasses.replace(job, workload=traced, world_size=1, rank=0, local_rank=0, local_world_size=1)
 
 
-def sharing(workload: JobWorkload, model: torch.nn.Module | Layered) -> Sharing:
-    """Return the share of the traced memory that one device holds."""
+def sharing(workload: JobWorkload, model: torch.nn.Module | Layered, workspaces: int = 0) -> Sharing:
+    """Return the share of the traced memory that one device holds.
+
+    Args:
+        workload: what to train.
+        model: the traced model.
+        workspaces: bytes of cuBLAS's workspaces on one device.
+    """
     cuda = workload.number_gpus > 0
     block = CUDA_BLOCK_BYTES if cuda else 1
-    workspace = workspace_bytes(workload.gpu_model) if cuda else 0
-    extra: dict[str, dict[str, int]] = {phase: {"temporaries": workspace} for phase in (PASSES, UPDATE)}
-    constant: tuple[int, ...] = (workspace // 2, workspace // 2) if cuda else ()
+    extra: dict[str, dict[str, int]] = {phase: {"temporaries": workspaces} for phase in (PASSES, UPDATE)}
+    # one of the forward and one of the backward pass
+    constant: tuple[int, ...] = (workspaces // 2, workspaces // 2) if workspaces else ()
     if _is_sharded(workload):
         return dataclasses.replace(_sharded(workload, *_both(model), block, extra), constant_blocks=constant)
     if (workload.number_gpus or workload.number_nodes) > 1 and workload.distributed_backend == "DDP":
@@ -316,11 +317,6 @@ def bucket_bytes(model: torch.nn.Module | Layered) -> list[int]:
         shapes, [2**20, 25 * 2**20], [False] * len(shapes)
     )
     return [sum(_bytes(trained[index]) for index in bucket) for bucket in buckets]
-
-
-def workspace_bytes(gpu_model: str) -> int:
-    """Return the bytes of cuBLAS's workspaces on a device; the larger size if the device is not known."""
-    return OLDER_WORKSPACE_BYTES if OLDER_DEVICES.search(gpu_model) else CUDA_WORKSPACE_BYTES
 
 
 def wrapping(workload: JobWorkload, model: torch.nn.Module, accelerate: str) -> Wrapping:

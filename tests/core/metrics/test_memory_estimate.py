@@ -255,3 +255,12 @@ def test_only_what_exceeds_the_known_error_is_certain(gib: float, certain: bool)
     message = memory_report.certainly_too_large(record(1, gib), made())
     assert (message is not None) == certain
     assert message is None or len(message) <= 200
+
+
+@pytest.mark.parametrize(
+    ("gpu_model", "mib"),
+    [("NVIDIA-A100-SXM4-80GB", 16.25), ("RTX-4090", 16.25), ("NVIDIA-H100-80GB-HBM3", 64.0), ("any", 64.0)],
+)
+def test_each_thread_that_multiplies_has_a_workspace(gpu_model: str, mib: float) -> None:
+    """Two threads; torch gives each 8.125 MiB before Hopper, 32 MiB from then on."""
+    assert accelerators.workspace_bytes(gpu_model) == mib * 2**20

@@ -89,3 +89,18 @@ def test_every_device_that_plan_names_has_all_that_a_bound_needs(name: str) -> N
     assert accelerators.usable_bytes(name)
     assert row.bandwidth_gb_s
     assert row.tflops.get("bfloat16") or row.tflops.get("float16")
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        *(("NVIDIA H100 80GB HBM3", 450.0), ("NVIDIA H100 PCIe", 63.0), ("NVIDIA H800", 200.0), ("H200-NVL", 63.0)),
+        *(("NVIDIA A100-SXM4-40GB", 300.0), ("NVIDIA A100-PCIE-40GB", 31.5), ("A100-80GB-PCIe", 31.5)),
+        *(("V100-SXM2-32GB", 150.0), ("L40S", 31.5), ("RTX-5090", 63.0), ("B300", 900.0), ("MI300X", 448.0)),
+    ],
+)
+def test_a_device_has_the_rate_of_its_link(name: str, rate: float) -> None:
+    """NVLink or Infinity Fabric where the form of the device has it, else its generation of PCI Express."""
+    device = accelerators.find(name)
+    assert device is not None
+    assert device.link_gb_s == rate
