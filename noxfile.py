@@ -247,7 +247,8 @@ def unit(session: nox.Session) -> None:
     """Run the tests of the layers that need neither torch, Ray nor ado; arguments after -- are passed to pytest."""
     install(session, *tools("unit"))
     sources = os.pathsep.join(str(ROOT / plugin / "src") for plugin in PLUGINS)
-    selected = ["-m", "not ray and not torch", "--numprocesses=2", "--dist=worksteal"]
+    # the tests of a file share what takes long to make
+    selected = ["-m", "not ray and not torch", "--numprocesses=2", "--dist=loadfile"]
     # compiling all modules takes longer than the tests: keep the result, outside the sources, also where the user's Python keeps none
     bytecode = {"PYTHONPYCACHEPREFIX": str(session.cache_dir / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
     session.run("pytest", "--quiet", *(session.posargs or selected), env={"PYTHONPATH": sources, **bytecode})

@@ -268,7 +268,25 @@ class ClockRecord(_ClockRecord, total=False):
 
 
 class Record(_Result, ClockRecord):
-    """The measurement of one rank; docs/architecture.md explains each key."""
+    """The measurement of one rank. Lists have one value per step of this rank; index 0 is the first step.
+
+    - ``rank``, ``world_size``: rank of this process, and number of processes.
+    - ``train_begin_s``: ``time.perf_counter()`` when training began; the processes of a node share this clock.
+    - ``step_end_s``: the same clock at the end of each optimizer step.
+    - ``samples``, ``token_slots``, ``real_tokens``, ``trained_tokens``: counts of each step.
+    - ``squared_lengths``: sums of the squared lengths of sequences: of documents if packed, of the slots if padded.
+    - ``losses``: sums over the trained tokens; None where not finite.
+    - ``warmup_steps``: leading steps that are not measured: at least 3, fewer only if the run ended before.
+    - ``stopped_by``: ``confidence``, ``max_steps``, ``stop_after_seconds`` or ``data``.
+    - ``steady``: whether the rate had converged.
+    - ``phases``: seconds of ``startup_s``, ``model_load_s``, ``data_s``, ``setup_s`` and ``train_s``.
+    - ``torch_peak_allocated_bytes``, ``torch_peak_reserved_bytes``: of the measured phase; absent without an accelerator.
+    - ``rss_peak_bytes``: peak resident set of this process in the measured phase.
+    - ``model_parameters``, ``trainable_parameters``: counts.
+    - ``architecture``: the model's configuration (``config.to_dict()``).
+    - ``facts``: settings read back from what ran, such as ``device``, ``dtype``, ``attn_implementation`` and ``wrapped_by``.
+    - ``versions``: of torch and the training libraries.
+    """
 
 
 class DeviceEstimate(TypedDict):
