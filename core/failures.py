@@ -244,6 +244,11 @@ def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
         return (
             OutOfMemory("host") if oom_killed else Transient("The trainer process was killed from outside (SIGKILL).")
         )
+    if number == signal.SIGPROF:  # set by trainer.tokens only
+        return BadInput(
+            "The chat template did not end, and could not be interrupted, so the trainer was ended; "
+            "use another template in the model's tokenizer, or rows of text."
+        )
     if number:
         aborted = NATIVE_ABORT.search(tail) if number == signal.SIGABRT else None
         reason = _by_text(aborted.group(0)) if aborted else None

@@ -21,6 +21,23 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
     *("sentencepiece.bpe.model", "tekken.json"),
 )
+# what values of JSON and Parquet are called in messages
+_KINDS = {
+    str: "text",
+    dict: "object",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    bytes: "bytes",
+    type(None): "null",
+}
+
+
+def kind(value: object) -> str:
+    """Return what a value of JSON or Parquet is called in a message."""
+    if isinstance(value, list):
+        return "list" if value else "empty list"
+    return _KINDS.get(type(value), type(value).__name__)
 
 
 def exists(path: str) -> bool:

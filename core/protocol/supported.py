@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import optimizers
+from .data_files import kind
 
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
@@ -189,10 +190,7 @@ def _inconsistent(name: str, configuration: Mapping[str, Any]) -> str | None:
 
 
 def unusable_configuration(model_name: str, file: Path) -> str | None:
-    """Return an error message if a model's config.json is not a regular file, is too large to be one, or has an implausible number.
-
-    Invalid JSON is left to transformers.
-    """
+    """Return an error message if a model's config.json is not a regular file, is too large, is no object, or has an implausible number."""
     name = model_name[-_SHOWN:]
     if not file.is_file():
         return f"Model {name} has a config.json that is not a regular file."
@@ -201,9 +199,15 @@ def unusable_configuration(model_name: str, file: Path) -> str | None:
         return f"Model {name} has a config.json of {size} bytes; expected at most {LARGEST_CONFIGURATION_BYTES}."
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return implausible(model_name, content) if isinstance(content, dict) else None
+    except OSError as error:
+        return f"Model {name} has a config.json that cannot be read: {error.strerror}."
+    except RecursionError:
+        return f"Model {name} has a config.json that is nested too deeply; download it again."
+    except ValueError:  # includes UnicodeDecodeError
+        return f"Model {name} has a config.json that is not valid JSON; download it again."
+    if not isinstance(content, dict):
+        return f"Model {name} has a config.json with: {kind(content)}; expected an object with model_type. Download it again."
+    return implausible(model_name, content)
 
 
 def is_bounded(workload: Workload) -> bool:

@@ -318,7 +318,7 @@ def _rows(path: str, text_field: str) -> Iterator[files.Row]:
     if path.endswith(".jsonl"):
         return files.json_lines(path)
     rows = files.parquet_rows(path, lambda names: _usable_columns(names, path, text_field))
-    return ((position, formats.without_nulls(row)) for position, row in rows)
+    return ((position, {name: formats.without_nulls(value) for name, value in row.items()}) for position, row in rows)
 
 
 def _usable_columns(names: list[str], path: str, text_field: str) -> list[str]:

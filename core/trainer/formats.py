@@ -10,6 +10,8 @@ A row is read as TRL 1.16 reads it; the first format of this list that it has is
 
 With ``assistant_only_loss`` only conversations are read, and only the assistant's tokens of them are trained.
 
+TRL prepares all rows of a file in one way and fails on others, so all rows have the columns of the first one.
+
 Conversations may come with ``tools`` (a list, or its JSON) and ``chat_template_kwargs``. Their messages are rendered by the tokenizer's
 chat template with all keys they have, such as tool_calls or thinking, except those that are null. Rows of parquet files are given to
 ``without_nulls`` before: such files store a null for each key that only other rows or messages have.
@@ -22,7 +24,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..protocol.data_files import no_template
+from ..protocol.data_files import kind, no_template
 from . import files, tokens
 from .errors import DataError, described
 
@@ -49,8 +51,8 @@ _LONGEST = 198
 _SHOWN = 30
 _FEW = 10
 _RENAMED = {"from": "role", "value": "content"}
-# what values of JSON and Parquet are called in messages
-_KINDS = {str: "text", dict: "object", bool: "boolean", int: "number", float: "number", bytes: "bytes"}
+# columns of rows with input_ids that choose the tokens to train
+_CHOICES = ("labels", "assistant_masks")
 
 
 def columns(names: Sequence[str], text_field: str) -> list[str]:
@@ -93,6 +95,9 @@ class Reader:
         self._vocabulary = vocabulary
         self._completion_only = completion_only
         self._assistant_only = assistant_only
+        # of the first row: the columns that decide how it is read, and whether its conversations have from and value
+        self._columns: list[str] = []
+        self._from_value = False
 
     def __call__(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
         """Return token ids and labels of a row; a label of ``IGNORED`` excludes a token from the loss.
@@ -109,13 +114,18 @@ class Reader:
             raise DataError(
                 f"{position} has {image}, but the model takes text only; leave this column out of the file."
             )
+        self._check_columns(row, given, position)
         if self._assistant_only and not any(isinstance(row.get(name), list) for name in _CONVERSATIONS):
             raise DataError(f"{position} is no chat, which assistant_only_loss needs; it has {_listed(given)}.")
         if "input_ids" in row:
             return self._ids(row, position)
-        if _from_value(row.get("conversations")):  # TRL then puts them into the place of messages
-            row["messages"] = row["conversations"]
-        row |= {name: _messages(row[name]) for name in _CONVERSATIONS if isinstance(row.get(name), list)}
+        if self._from_value:  # TRL then puts them into the place of messages
+            row["messages"] = row.pop("conversations", None)
+        row |= {
+            name: _messages(row[name], renamed=self._from_value)
+            for name in _CONVERSATIONS
+            if isinstance(row.get(name), list)
+        }
         try:
             found = self._prompt(row, position) if "prompt" in row else self._whole(row, position)
         except UnicodeError:  # raised by tokenizers for an unpaired surrogate, which JSON can contain
@@ -124,7 +134,7 @@ class Reader:
             head = f"{position} needs valid {expected(self._text_field)}; it has "
             read = (self._text_field, *_CONVERSATIONS)
             odd = {name for name in read if not isinstance(given.get(name), str) or name in _CONVERSATIONS[2:]}
-            names = [f"{name} ({_kind(part)})" if name in odd else str(name) for name, part in given.items()]
+            names = [f"{name} ({kind(part)})" if name in odd else str(name) for name, part in given.items()]
             raise DataError(f"{head}{files.listed(sorted(names))[: max(_FEW, _LONGEST - len(head))]}.")
         highest = max(found[0], default=0)
         if self._vocabulary is not None and highest >= self._vocabulary:
@@ -133,12 +143,34 @@ class Reader:
             )
         return found
 
+    def _check_columns(self, row: Mapping[str, Any], given: Mapping[str, Any], position: str) -> None:
+        """Check that a row is read in the same way as the first one."""
+        if wrong := next(
+            (name for name in _CHOICES if name in given and not ("input_ids" in row and name in row)), None
+        ):
+            if "input_ids" in row:
+                raise DataError(
+                    f"{position} has {wrong} that are null; give a list of numbers in every row, or leave this column out."
+                )
+            raise DataError(
+                f"{position} has {wrong} without input_ids; leave this column out, or give input_ids in every row."
+            )
+        names = _decisive(row, self._text_field)
+        if not self._columns:
+            self._columns = names
+            self._from_value = _from_value(row.get("conversations"))
+        elif names and names != self._columns:
+            raise DataError(f"{position} has {_difference(names, self._columns)}; expected the same in all rows.")
+
     def _prompt(self, row: dict[str, Any], position: str) -> tuple[list[int], list[int]] | None:
         prompt, completion = row["prompt"], row.get("completion")
         trained: list[int] | None = None
         if isinstance(prompt, str) and isinstance(completion, str):
             before = self._text(prompt, position)
-            ids = self._text(prompt + self._ended(completion), position)
+            # TRL ends the text in place of the completion where a row has both
+            text = row.get(self._text_field)
+            kept = isinstance(text, str) and self._ended(text) != text
+            ids = self._text(prompt + (completion if kept else self._ended(completion)), position)
         elif isinstance(prompt, list) and isinstance(completion, list) and prompt:
             before = self._chat(row, prompt, position, add_generation_prompt=True)
             ids, trained = self._whole_chat(row, prompt + completion, position)
@@ -151,13 +183,15 @@ class Reader:
         return ids, [IGNORED] * shared + labels[shared:]
 
     def _whole(self, row: dict[str, Any], position: str) -> tuple[list[int], list[int]] | None:
-        messages = row.get("messages", row.get("conversations"))
+        messages = row.get("messages")
         text = row.get(self._text_field)
         if isinstance(messages, list):
             return self._whole_chat(row, messages, position)
         if isinstance(text, str):
             ids = self._text(self._ended(text), position)
             return ids, ids
+        if isinstance(row.get("conversations"), list) and row["conversations"]:
+            raise DataError(f"{position} has conversations without from and value; rename the column to messages.")
         return None
 
     def _whole_chat(self, row: Mapping[str, Any], messages: list[Any], position: str) -> tuple[list[int], list[int]]:
@@ -230,7 +264,7 @@ class Reader:
     def _numbers(self, values: Any, name: str, position: str, *, least: int) -> list[int]:
         wrong = next((one for one in values if type(one) is not int), None) if isinstance(values, list) else values
         if wrong is not None or not isinstance(values, list) or None in values:
-            shown = f"{_kind(wrong)} {str(wrong)[:_FEW]}" if isinstance(wrong, (str, int, float)) else _kind(wrong)
+            shown = f"{kind(wrong)} {str(wrong)[:_FEW]}" if isinstance(wrong, (str, int, float)) else kind(wrong)
             raise DataError(f"{position} needs {name} that are a list of whole numbers; it has {shown}.")
         for one in values:
             if one == IGNORED and name == "labels":
@@ -243,22 +277,32 @@ class Reader:
         return values
 
 
-def _kind(value: Any) -> str:
-    """Return what a value is called in a message."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return "list" if value else "empty list"
-    return _KINDS.get(type(value), type(value).__name__)
+def _decisive(row: Mapping[str, Any], text_field: str) -> list[str]:
+    """Return the columns that decide how a row is read, with their kinds where there is a choice; empty for no format."""
+    if "input_ids" in row:
+        return [name for name in ("input_ids", *_CHOICES) if name in row]
+    options = [name for name in ("chat_template_kwargs",) if name in row]
+    if "prompt" in row:
+        columns = ("prompt", "completion", text_field)
+        return [f"{name} ({kind(row[name])})" for name in columns if name in row] + options
+    return next(([name, *options] for name in ("messages", "conversations", text_field) if name in row), [])
+
+
+def _difference(names: list[str], first: list[str]) -> str:
+    """Return for a message how the columns of a row differ from those of the first row."""
+    added = next((name for name in names if name not in first), None)
+    missing = next((name for name in first if name not in names), None)
+    return f"{(added or f'no {missing}')[:_SHOWN]}, where the first row has {(missing or f'no {added}')[:_SHOWN]}"
 
 
 def _fault(messages: list[Any]) -> str | None:
     """Return what is wrong with a conversation; None if all its messages are objects with a role."""
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
-            return f"message {number} is: {_kind(message)}"
+            return f"message {number} is: {kind(message)}"
         if "role" not in message:
-            return f"message {number} has no role"
+            hint = "; from and value: conversations only" if "from" in message else ""
+            return f"message {number} has no role{hint}"
     return None if messages else "it has none"
 
 
@@ -272,9 +316,12 @@ def _from_value(messages: Any) -> bool:
     return isinstance(first, dict) and "from" in first and "value" in first
 
 
-def _messages(values: list[Any]) -> list[Any]:
-    """Return messages with role and content, without keys of null; the datasets library stores messages of mixed types as JSON."""
-    return [_message(value) for value in values]
+def _messages(values: list[Any], *, renamed: bool) -> list[Any]:
+    """Return messages without keys of null, ``renamed`` from from and value to role and content.
+
+    The datasets library stores messages of mixed types as JSON.
+    """
+    return [_message(value, renamed=renamed) for value in values]
 
 
 def _decoded(value: Any) -> Any:
@@ -284,11 +331,16 @@ def _decoded(value: Any) -> Any:
         return value
 
 
-def _message(value: Any) -> Any:
+def _message(value: Any, *, renamed: bool) -> Any:
     value = _decoded(value)
     if not isinstance(value, dict):
         return value
-    return {_RENAMED.get(key, key): part for key, part in value.items() if part is not None}
+    message = {key: part for key, part in value.items() if part is not None}
+    # as in TRL, from and value replace role and content that the message has too
+    for old, new in _RENAMED.items():
+        if renamed and old in message:
+            message[new] = message.pop(old)
+    return message
 
 
 def without_nulls(value: Any) -> Any:
@@ -312,14 +364,14 @@ def _tools(row: Mapping[str, Any], position: str) -> list[Any] | None:
     decoded = [_decoded(tool) for tool in tools or ()]
     for number, tool in enumerate(decoded, start=1):
         if not isinstance(tool, dict):
-            raise DataError(f"{position} has tools of which number {number} is not an object but: {_kind(tool)}.")
+            raise DataError(f"{position} has tools of which number {number} is not an object but: {kind(tool)}.")
     return None if tools is None else decoded
 
 
 def _template_options(row: Mapping[str, Any], position: str) -> dict[str, Any]:
     options = row.get("chat_template_kwargs", {})
     if not isinstance(options, dict):
-        raise DataError(f"{position} has chat_template_kwargs that are not an object but: {_kind(options)}.")
+        raise DataError(f"{position} has chat_template_kwargs that are not an object but: {kind(options)}.")
     if fixed := sorted(_FIXED_OPTIONS & options.keys()):
         raise DataError(
             f"{position} has chat_template_kwargs with {fixed[0]}, which is not a variable of a chat template."

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
 import re
 import textwrap
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol import supported
 from ..protocol.messages import Job
-from . import attention, byte_tokenizer, configuration, initialise, positions, quantise, weight_files
+from . import attention, byte_tokenizer, configuration, initialise, json_files, positions, quantise, weight_files
 from .errors import BadInput, Refused, described
 from .fsdp import is_whole
 
@@ -25,12 +25,16 @@ from .fsdp import is_whole
 _DTYPE = "dtype" if tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
 
 
-# characters of a library's text in a message
+# characters of a message, and of a library's text in one
+LONGEST_MESSAGE = 198
 LONGEST_REASON = 130
 # what a file of weights raises that is damaged or holds more than tensors
 _NO_WEIGHTS = (pickle.UnpicklingError, EOFError)
 # what a value in config.json raises that no check of transformers finds
-_NO_MODEL = (KeyError, AttributeError, TypeError, AssertionError, IndexError, ZeroDivisionError, NotImplementedError)
+_NO_MODEL = (
+    *(KeyError, AttributeError, TypeError, AssertionError, IndexError, ZeroDivisionError, NotImplementedError),
+    RecursionError,
+)
 
 
 def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
@@ -155,11 +159,15 @@ def _explained(job: Job) -> Iterator[None]:
             "other objects; use safetensors."
         ) from error
     except _NO_MODEL as error:
-        raise BadInput(
-            _message(f"Model {name} cannot be built", job.source, described(error, LONGEST_REASON))
-        ) from error
+        if fault := _file_fault(job):
+            raise BadInput(f"Model {name[-60:]}: {fault}.") from error
+        what = (
+            f"Model {name[-60:]} cannot be built as its {'configuration' if job.source is None else 'config.json'} says"
+        )
+        raise BadInput(_message(what, job.source, described(error, LONGEST_REASON))) from error
     except (OSError, ValueError, ImportError, StrictDataclassError) as error:
         text = re.sub(r"^Class validation error for validator \S+ (\w+: )?", "", " ".join(str(error).split()))
+        text = re.sub(r"^Validation error for field '\w+': (\w+: )?Field", "config.json:", text)
         if "trust_remote_code" in text:
             raise BadInput(
                 f"Model {name} needs its own code; allow that with trust_remote_code in the actuator configuration."
@@ -171,12 +179,29 @@ def _explained(job: Job) -> Iterator[None]:
         asked = job.workload.attn_implementation
         if asked not in supported.PLAIN_ATTENTION and ("trying to load from" in text or "flash_attn" in text):
             raise BadInput(_message(f"attn_implementation {asked[:60]} cannot be loaded", None, text)) from error
-        if isinstance(error, json.JSONDecodeError) and (file := weight_files.invalid_json(Path(job.source or ""))):
-            raise BadInput(f"Model {name[-80:]}: {file[-60:]} is not valid JSON; download it again.") from error
+        if fault := _file_fault(job):
+            raise BadInput(f"Model {name[-60:]}: {fault}.") from error
+        if "Unrecognized model in" in text:
+            raise BadInput(
+                f"Model {name[-60:]}: its config.json has no model_type; expected one that transformers {transformers.__version__} knows."
+            ) from error
+        if any(
+            frame.filename.endswith("generation/configuration_utils.py")
+            for frame in traceback.extract_tb(error.__traceback__)
+        ):
+            raise BadInput(
+                _message(f"Model {name[-60:]}: generation_config.json has a value that cannot be used", None, text)
+            ) from error
         kind = getattr(error, "name", None) if isinstance(error, ImportError) else None
         if kind:
             raise BadInput(f"Model {name} needs the package {kind} in the training environment.") from error
         raise BadInput(_message(f"Model {name} cannot be read", job.source, text)) from error
+
+
+def _file_fault(job: Job) -> str | None:
+    """Return which JSON file of the model's directory cannot be used, and what to do; None if the cause is another."""
+    found = json_files.fault(Path(job.source)) if job.source else None
+    return found and f"{found}; correct or download it again"
 
 
 def _message(what: str, source: str | None, text: str) -> str:
@@ -203,7 +228,12 @@ def tokenizer(job: Job, model: transformers.PreTrainedModel) -> transformers.Pre
     with _explained_tokenizer(job):
         loaded = transformers.AutoTokenizer.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
     if loaded.eos_token is None:
-        raise BadInput(f"The tokenizer of model {job.workload.model_name} has no end-of-sequence token.")
+        raise BadInput(
+            f"The tokenizer of model {job.workload.model_name[-60:]} has no end-of-sequence token; "
+            "set eos_token in its tokenizer_config.json."
+        )
+    if not isinstance(loaded.model_max_length, (int, float)) and (fault := _file_fault(job)):
+        raise BadInput(f"The tokenizer of model {job.workload.model_name[-60:]} cannot be used: {fault}.")
     if loaded.pad_token is None:
         loaded.pad_token = loaded.eos_token
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -219,7 +249,7 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the tokenizer's files can make the libraries raise anything
-        name = job.workload.model_name
+        name = job.workload.model_name[-60:]
         # the class that transformers 5 writes for every tokenizer of the tokenizers library
         if "TokenizersBackend" in str(error) and int(transformers.__version__.split(".")[0]) < 5:
             raise BadInput(
@@ -231,8 +261,13 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
             raise BadInput(
                 f"{head}: it has no tokenizer.json, or needs the package sentencepiece or tiktoken."
             ) from error
-        if isinstance(error, json.JSONDecodeError) and (file := weight_files.invalid_json(Path(job.source or ""))):
-            raise BadInput(f"{head}: {file} is not valid JSON; download it again.") from error
+        if fault := _file_fault(job):
+            raise BadInput(f"The tokenizer of model {name[-40:]} cannot be read: {fault}.") from error
+        if type(error) is Exception:  # the tokenizers library raises no other for its own file
+            head = f"The tokenizer of model {name[-40:]} cannot be read: tokenizer.json is not as the tokenizers library writes it"
+            raise BadInput(
+                f"{head}: {described(error, LONGEST_MESSAGE - len(head) - 2).removeprefix('Exception: ')}."
+            ) from error
         raise BadInput(_message(head, job.source, described(error, LONGEST_REASON))) from error
 
 

@@ -20,6 +20,8 @@ _CHARACTERS = 8
 _MARGIN = 64
 # what a chat template may take for one conversation, s; it is a program, and may run endlessly
 TEMPLATE_LIMIT_S = 30.0
+# what it may take of CPU time where Python cannot interrupt it, s
+TEMPLATE_CPU_LIMIT_S = 60.0
 # address space that it may take in addition, bytes; a row has at most 128 MiB
 TEMPLATE_LIMIT_BYTES = 2**30
 
@@ -125,7 +127,11 @@ def assistant_ids(
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise ``TemplateTimeoutError`` in the block after some time; without effect in another thread than the main one."""
+    """Raise ``TemplateTimeoutError`` in the block after some time; without effect in another thread than the main one.
+
+    Python's signal handlers wait for the end of a function in C, such as the sum of a long list. ``SIGPROF`` has no handler: the kernel
+    ends the process, and ``failures.from_exit`` explains it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -135,11 +141,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
     former = signal.signal(signal.SIGALRM, stop)
     remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, TEMPLATE_CPU_LIMIT_S)
     try:
         yield
     except _TimeoutInBlock:
         raise TemplateTimeoutError(f"it did not end in {seconds:.0f} s") from None
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, remaining, interval)
         signal.signal(signal.SIGALRM, former)
 

@@ -74,18 +74,6 @@ def _damaged_archive(file: Path) -> str | None:
     return None if begin.startswith(_PICKLE) else f"of {size} bytes is not a file of PyTorch"
 
 
-def invalid_json(directory: Path) -> str | None:
-    """Return the name of the first file of a directory, by name, that ends in .json and is not valid JSON; None if there is none."""
-    for file in sorted(directory.glob("*.json")):
-        try:
-            json.loads(file.read_bytes())
-        except (ValueError, RecursionError):
-            return file.name
-        except OSError:
-            continue
-    return None
-
-
 def _header(file: Path) -> tuple[int, Mapping[str, dict]] | None:  # type: ignore[type-arg]
     """Return where the tensors of a safetensors file begin, and their descriptions; None if it has no valid header."""
     with file.open("rb") as content:

@@ -213,7 +213,7 @@ def test_long_samples_are_cut(tmp_path: Path) -> None:
 def test_samples_without_loss_after_the_cut_are_dropped(tmp_path: Path) -> None:
     """A prompt as long as the sample leaves no label."""
     long = {"prompt": "a" * 16, "completion": "b"}
-    built = build(dataset_id=write(tmp_path / "d.jsonl", long, {"text": "ab"}))
+    built = build(dataset_id=write(tmp_path / "d.jsonl", long, {"prompt": "a", "completion": "b"}))
     assert (built.dropped, built.distinct) == (1, 1)
     with pytest.raises(DataError, match="no sample with a label within 16 tokens"):
         build(dataset_id=write(tmp_path / "e.jsonl", long))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.errors import DataError  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.formats import IGNORED  # noqa: E402
 from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
 
@@ -49,7 +51,8 @@ def read(rows: list[str], directory: Path, **loss: Any) -> list[str]:
 
 def test_the_rows_of_the_page(tmp_path: Path) -> None:
     """Nine rows in four blocks: ids, prompts, chats, text."""
-    ids, prompts, chats, texts = (read(block, tmp_path) for block in BLOCKS)
+    # all rows of a file have one format
+    ids, prompts, chats, texts = ([read([row], tmp_path)[0] for row in block] for block in BLOCKS)
     hello = tokenizer().decode([108, 108, 111])
     assert ids[:2] == [hello, hello]
     assert len(ids[2]) == 5
@@ -58,9 +61,11 @@ def test_the_rows_of_the_page(tmp_path: Path) -> None:
     assert texts == ["Rain falls on the hills.<eos>"]
 
 
-def test_a_file_may_mix_kinds(tmp_path: Path) -> None:
-    """All rows of the page in one file."""
-    assert len(read([row for block in BLOCKS for row in block], tmp_path)) == sum(map(len, BLOCKS)) == 9
+def test_a_file_has_one_format(tmp_path: Path) -> None:
+    """As the page says, for every pair of blocks that follow each other."""
+    for first, second in itertools.pairwise(BLOCKS):
+        with pytest.raises(DataError, match="expected the same in all rows"):
+            read([first[0], second[0]], tmp_path)
 
 
 def test_properties_of_the_page_choose_the_tokens_with_loss(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ trl = pytest.importorskip("trl")
 
 from tokenizers import Tokenizer, models, processors  # noqa: E402
 
+from ado_actuators.sfttrainer.core import failures  # noqa: E402
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data, tokens  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import DataError  # noqa: E402
@@ -69,6 +72,15 @@ FORMATS: dict[str, list[dict[str, Any]]] = {
     ],
     "from-value": [{"conversations": [{"from": "user", "value": "hi"}, {"from": "gpt", "value": "hello"}]}],
     "messages-and-from-value": [{"messages": HI, "conversations": [{"from": "user", "value": "this"}]}],
+    "role-and-from": [{"conversations": [{"from": "user", "value": "hi", "role": "assistant", "content": "other"}]}],
+    "role-after-from": [{"conversations": [{"from": "user", "value": "hi"}, {"role": "gpt", "content": "yo"}]}],
+    "role-and-from-in-messages": [
+        {"messages": [{"from": "user", "value": "hi", "role": "assistant", "content": "other"}]}
+    ],
+    "text-and-completion": [
+        {"prompt": "ab", "completion": "c", "text": "d"},
+        {"prompt": "ab", "completion": "c", "text": "d<eos>"},
+    ],
     "template-variables": [{"messages": HI, "chat_template_kwargs": {"style": "a", "tokenizer": 1, "most": 1}}],
     "no-ids": [{"input_ids": [4, 5]}, {"input_ids": []}],
     "input-ids": [{"input_ids": [4, 5, 6, 7]}, {"input_ids": list(range(3, 290))}],
@@ -237,13 +249,17 @@ def test_samples_left_out_are_noted(tmp_path: Path) -> None:
         ({"input_ids": [4, float("nan")]}, "a list of whole numbers; it has number nan"),
         ({"input_ids": [4, None]}, "a list of whole numbers; it has null"),
         ({"messages": json.dumps(HI)}, r"it has messages \(text\)"),
-        ({"input_ids": None, "labels": [4]}, "it has input_ids, labels"),
+        ({"input_ids": None, "labels": [4]}, "has labels without input_ids"),
         ({"input_ids": []}, "has no token to train: "),
         ({"input_ids": [4, 5], "labels": []}, "has 0 labels for 2 input_ids"),
         ({"input_ids": [4, 5], "labels": [-100, -100]}, "no label other than -100"),
         ({"text": ""}, "every sample has one token or none"),
         ({"messages": HI, "tools": "{"}, "has tools that are not valid JSON"),
         ({"messages": HI, "chat_template_kwargs": "short"}, "has chat_template_kwargs that are not an object"),
+        ({"input_ids": [4, 5], "labels": None}, "has labels that are null; give a list of numbers in every row"),
+        ({"text": "a", "labels": [4, 5]}, "has labels without input_ids; leave this column out"),
+        ({"messages": [{"from": "user", "value": "hi"}]}, "message 1 has no role; from and value: conversations only"),
+        ({"conversations": HI}, "has conversations without from and value; rename the column to messages"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_one_message(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
@@ -253,6 +269,52 @@ def test_bad_rows_are_one_message(tmp_path: Path, row: dict[str, Any], expected:
     with pytest.raises(DataError, match=expected) as raised:
         build(path, tokenizer())
     assert len(str(raised.value)) <= 200
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ({"input_ids": [4, 5], "labels": [4, 5]}, {"input_ids": [6, 7], "labels": None}, "has labels that are null"),
+        (
+            {"input_ids": [4, 5], "labels": [4, 5]},
+            {"input_ids": [6, 7]},
+            "has no labels, where the first row has labels",
+        ),
+        (
+            {"input_ids": [4, 5]},
+            {"input_ids": [6, 7], "assistant_masks": [0, 1]},
+            "where the first row has no assistant_masks",
+        ),
+        (
+            {"text": "abc"},
+            {"messages": HI},
+            "has messages, where the first row has text; expected the same in all rows",
+        ),
+        ({"prompt": "a", "completion": "b"}, {"text": "abc"}, r"has text, where the first row has prompt \(text\)"),
+        (
+            {"prompt": "a", "completion": "b"},
+            {"prompt": HI[:1], "completion": HI[1:]},
+            r"has prompt \(list\), where the first row has",
+        ),
+        ({"messages": HI, "chat_template_kwargs": {"style": "a"}}, {"messages": HI}, "has no chat_template_kwargs"),
+    ],
+)
+def test_rows_of_several_formats_are_refused(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], expected: str
+) -> None:
+    """TRL prepares all rows of a file in one way, and fails on the second of these."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    with pytest.raises(DataError, match=rf"^Line 2 of .* {expected}"):
+        build(path, tokenizer())
+
+
+def test_null_labels_of_a_parquet_file_are_refused(tmp_path: Path) -> None:
+    """A null is what a column has where a row has no value."""
+    path = tmp_path / "d.parquet"
+    datasets.Dataset.from_list([{"input_ids": [4, 5], "labels": [4, 5]}, {"input_ids": [6, 7]}]).to_parquet(str(path))
+    with pytest.raises(DataError, match=r"^Row 2 of .* has labels that are null"):
+        build(path, tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -332,6 +394,22 @@ def test_an_endless_constant_is_ended(tmp_path: Path, template: str, monkeypatch
     with pytest.raises(DataError, match="TemplateTimeoutError: it did not end in"):
         build(path, made)
     assert time.monotonic() - begin < 10
+
+
+def test_work_that_cannot_be_interrupted_ends_the_trainer() -> None:
+    """A long loop in C runs no signal handler; the kernel ends the process, and the failure names the template."""
+    script = (
+        "import ado_actuators.sfttrainer.core.trainer.tokens as tokens\n"
+        "tokens.TEMPLATE_LIMIT_S, tokens.TEMPLATE_CPU_LIMIT_S = 0.1, 0.2\n"
+        "class Endless:\n"
+        "    def apply_chat_template(self, messages, **options):\n"
+        "        sum(range(10**12))\n"
+        "tokens.chat_ids(Endless(), [], None)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    failure = failures.from_exit(ended.returncode, "", oom_killed=False)
+    assert isinstance(failure, failures.BadInput)
+    assert "The chat template did not end" in str(failure)
 
 
 def test_what_a_template_raises_is_not_cut_in_a_word(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_pretrained_weights_are_the_saved_ones(saved: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [("{", "config.json"), ('{"model_type": "no-such-type"}', "cannot be read"), ("{}", "cannot be read")],
+    [("{", "config.json"), ('{"model_type": "no-such-type"}', "cannot be read"), ("{}", "has no model_type")],
 )
 def test_a_bad_configuration_is_one_message(tmp_path: Path, content: str, expected: str) -> None:
     """A long text of transformers becomes a short message that names the model."""

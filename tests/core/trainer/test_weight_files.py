@@ -154,25 +154,105 @@ def test_tied_weights_are_not_missing(saved: Path) -> None:
         ("tokenizer.json", "{", "tokenizer.json is not valid JSON"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not valid JSON"),
         ("tokenizer.json", None, "it has no tokenizer.json, or needs the package sentencepiece or tiktoken"),
-        ("tokenizer_config.json", "[1]", "cannot be read: AttributeError: 'list' object"),
+        (
+            "tokenizer_config.json",
+            "[1]",
+            "tokenizer_config.json is a list; expected an object; correct or download it again.",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": 3}',
+            "tokenizer_config.json has eos_token 3; expected text, or an object with content",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<eos>", "padding_side": null}',
+            "has padding_side null; expected left or right",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<eos>", "model_max_length": "x"}',
+            'has model_max_length "x"; expected a number',
+        ),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"1": 2}}', "an object; expected an object of objects"),
+        ("tokenizer_config.json", "{}", "has no end-of-sequence token; set eos_token in its tokenizer_config.json"),
+        ("tokenizer.json", '"x"', "tokenizer.json is text; expected an object"),
+        ("tokenizer.json", "{}", "tokenizer.json has no model"),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "x"}, "added_tokens": []}',
+            "tokenizer.json is not as the tokenizers library writes it: ",
+        ),
+        ("tokenizer.json", "[" * 100_000, "tokenizer.json is nested too deeply"),
+        ("special_tokens_map.json", "[]", "special_tokens_map.json is an empty list; expected an object"),
+        ("special_tokens_map.json", '{"additional_special_tokens": [3]}', "a list; expected a list of tokens"),
+        ("added_tokens.json", "null", "added_tokens.json is null; expected an object"),
+        ("chat_template.jinja", "\udcff", "chat_template.jinja is not UTF-8"),
     ],
 )
 def test_a_broken_tokenizer(saved: Path, file: str, content: str | None, expected: str) -> None:
-    """The file, or the type and text of the exception."""
+    """The file, what it should hold, and what to do."""
     network, _ = model.build(job(saved))
     if content is None:
         (saved / file).unlink()
     else:
-        (saved / file).write_text(content)
-    with pytest.raises(BadInput, match=expected.replace(".", r"\.")):
+        (saved / file).write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(BadInput) as raised:
         model.tokenizer(job(saved, dataset_id="d.jsonl"), network)
+    assert expected in str(raised.value)
+    assert len(str(raised.value)) <= 200
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("generation_config.json", "[]", "generation_config.json is an empty list; expected an object"),
+        (
+            "generation_config.json",
+            '{"cache_implementation": "x"}',
+            "generation_config.json has a value that cannot be used: Invalid ",
+        ),
+        ("generation_config.json", "[" * 100_000, "generation_config.json is nested too deeply"),
+        ("model.safetensors.index.json", "{}", "model.safetensors.index.json has no weight_map"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": 1}}',
+            "has weight_map an object; expected an object of file names",
+        ),
+        ("config.json", "{}", "its config.json has no model_type; expected one that transformers"),
+        ("config.json", "3", "has a config.json with: number; expected an object with model_type"),
+        ("config.json", "[" * 100_000, "has a config.json that is nested too deeply"),
+        (
+            "config.json",
+            '{"model_type": "llama", "architectures": 3}',
+            "config.json has architectures 3; expected a list of text",
+        ),
+        (
+            "config.json",
+            '{"model_type": "llama", "use_cache": "x"}',
+            "cannot be read: config.json: 'use_cache' expected bool, got str",
+        ),
+    ],
+)
+def test_a_broken_file_beside_the_weights(saved: Path, file: str, content: str, expected: str) -> None:
+    """The message names the file, and what it should hold."""
+    (saved / file).write_text(content)
+    if "index" in file:
+        (saved / "model.safetensors").unlink()
+    with pytest.raises(BadInput) as raised:
+        model.build(job(saved))
+    assert expected in str(raised.value)
+    assert len(str(raised.value)) <= 200
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"hidden_act": "nosuch"}, "Model m cannot be built: KeyError: 'nosuch'."),
-        ({"pad_token_id": 9999}, "Model m cannot be built: AssertionError: Padding_idx must be within num_embeddings."),
+        ({"hidden_act": "nosuch"}, "Model m cannot be built as its config.json says: KeyError: 'nosuch'."),
+        (
+            {"pad_token_id": 9999},
+            "Model m cannot be built as its config.json says: AssertionError: Padding_idx must be within num_embeddings.",
+        ),
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "3 num_key_value_heads do not divide"),
         ({"quantization_config": "awq"}, "has quantization_config 'awq' in its configuration; expected a mapping."),
     ],
