@@ -17,6 +17,7 @@ ABOVE = 1.1
 MEASURING_S = 25.0
 # memory that the driver may keep after a process has ended
 BASE_LINE_BYTES = 256 * 2**20
+BASE_LINE_WAIT_S = 1.0
 WHATS = (
     "the largest batch that is predicted to fit runs",
     f"{ABOVE:g} times that batch does not",
@@ -47,7 +48,7 @@ def run(bench: Bench, found: Found) -> None:
     found["largest"] = largest
     found["above"] = max(largest + 1, math.ceil(ABOVE * largest))
     bench.release()
-    base = bench.settled_bytes(0, wait_s=1.0)
+    base = bench.settled_bytes(0, wait_s=BASE_LINE_WAIT_S)
     found["base_bytes"] = base
     found["fits"] = attempt(bench, {**values, "batch_size": largest})
     bench.say(f"batch {largest}: {found['fits']['text']}")

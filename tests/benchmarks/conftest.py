@@ -19,9 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu  # noqa: E402
-
-gpu.use_source_tree()
-
+from gpu_checks import device, edge  # noqa: E402
 from gpu_checks.bench import Bench, Failed, Run  # noqa: E402
 from gpu_checks.workloads import Choice  # noqa: E402
 
@@ -210,9 +208,18 @@ def found_by_without_blocks(part: Any, bench: MadeUp) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _installed_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a run from putting the source tree before the installed plugin, in this process and in those of later tests."""
+    monkeypatch.setattr(gpu, "use_source_tree", lambda: None)
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> MadeUp:
-    """A bench on an H100 on which everything is as it should be."""
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    """A bench on an H100 on which everything is as it should be, without waiting for a device to become idle."""
+    monkeypatch.setattr(edge, "BASE_LINE_WAIT_S", 0.0)
+    monkeypatch.setattr(device, "SETTLE_S", 0.0)
+    monkeypatch.setattr(device, "APART_S", 0.0)
     return MadeUp(tmp_path, h100(), lambda values: None)
 
 

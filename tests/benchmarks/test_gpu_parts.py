@@ -83,8 +83,6 @@ def doctor_line(text: str) -> Callable[[], list[dict[str, str]]]:
 def test_device_is_recorded_idle_and_busy_without_its_uuid(bench: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recordings replay, say which GPU it was by a number, and hold no UUID of the machine."""
     monkeypatch.setattr(device, "doctor", doctor_line("NVIDIA H100 80GB HBM3, 79.6 GiB"))
-    monkeypatch.setattr(device, "SETTLE_S", 0.0)
-    monkeypatch.setattr(device, "APART_S", 0.0)
     bench.recordings = bench.state_dir / "gpu-made-up.json"
     real = bench.device
     assert real is not None
@@ -110,8 +108,6 @@ def test_device_is_recorded_idle_and_busy_without_its_uuid(bench: MadeUp, monkey
 def test_device_says_what_is_wrong(bench: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another device for torch, memory that is not the table's, silent counters, a doctor that finds nothing."""
     monkeypatch.setattr(device, "doctor", doctor_line("nothing"))
-    monkeypatch.setattr(device, "SETTLE_S", 0.0)
-    monkeypatch.setattr(device, "APART_S", 0.0)
     found = found_by(device, bench)
     found["matrix_product"]["name"] = "NVIDIA T4"
     found["device"]["memory_total_gib"] = 94.0
