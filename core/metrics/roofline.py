@@ -21,7 +21,9 @@ from . import accelerators, flops
 UPDATE_ACCESSES = {"adamw_torch": 7, "adamw_torch_fused": 7, "lomo": 2, "adalomo": 2}
 LEAST_ACCESSES = 3
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTISED_WIDTH = 0.5
+# bytes of a quantised weight, without its scale
+QUANTISED_WIDTH = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
+GPTQ_WIDTH = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def limit(
     except flops.UnknownArchitecture as unknown:
         return None, str(unknown)
     width = WIDTH[workload.torch_dtype]
-    weight = QUANTISED_WIDTH if workload.method in ("qlora", "gptq_lora") else width
+    weight = {"qlora": QUANTISED_WIDTH[workload.quantisation], "gptq_lora": GPTQ_WIDTH}.get(workload.method, width)
     micro = workload.gradient_accumulation_steps
     passes = (3 if workload.gradient_checkpointing else 2) * micro
     sharded = workload.distributed_backend in ("FSDP", "FSDP2") and workload.processes > 1

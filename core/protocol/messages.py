@@ -82,6 +82,8 @@ class JobWorkload:
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16"]
     use_dora: bool
     use_rslora: bool
+    quantisation: Literal["nf4", "fp4", "int8"]
+    double_quantisation: bool
     num_virtual_tokens: int
     use_liger_kernel: bool
     torch_compile: bool

@@ -223,6 +223,11 @@ def untraceable(workload: Workload) -> str | None:
     """
     if workload.method == "gptq_lora":
         return "finetune_memory_estimate cannot trace method gptq_lora: its library reads quantised weights from files."
+    if workload.method == "qlora" and getattr(workload, "quantisation", "") == "int8":
+        return (
+            "finetune_memory_estimate cannot trace quantisation int8: "
+            "what its products allocate depends on the outliers among the activations."
+        )
     found = next((name for name in UNTRACEABLE if getattr(workload, name)), None)
     if getattr(workload, "attn_implementation", "") == FLEX_ATTENTION:
         found = f"attn_implementation {FLEX_ATTENTION}"

@@ -45,7 +45,7 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
 
     Args:
         job: the job.
-        quantised: whether linear layers get 4-bit weights (NF4).
+        quantised: whether linear layers get the weights of few bits that the workload asks for.
 
     Returns:
         The model, and facts about it: ``model_parameters`` (shared parameters count once, two parameters packed into a byte count as
@@ -63,7 +63,8 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
         if pretrained:
             weight_files.check(job.workload.model_name, Path(job.source or ""), weights=True)
             if quantised:
-                arguments |= {"quantization_config": quantise.configuration(dtype), "device_map": {"": _target(job)}}
+                arguments["quantization_config"] = quantise.configuration(quantise.scheme(job.workload))
+                arguments["device_map"] = {"": _target(job)}
             model = _load(job, config, arguments)
         else:
             with contextlib.nullcontext() if quantised or _is_sharded(job) else _target(job):
@@ -74,7 +75,7 @@ def build(job: Job, *, quantised: bool = False) -> tuple[transformers.PreTrained
     # of a model that transformers has quantised, this counts both parameters in each byte
     parameters = model.num_parameters()
     if quantised and not pretrained:
-        model = quantise.in_place(model, dtype, _target(job))
+        model = quantise.in_place(model, quantise.scheme(job.workload), _target(job))
     return model, {
         "model_parameters": parameters,
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -1,4 +1,4 @@
-"""Quantises the frozen model of QLoRA with bitsandbytes: weights of linear layers as 4-bit NormalFloat (NF4). Imports torch.
+"""Quantises the frozen model of QLoRA with bitsandbytes: weights of linear layers in 4 bits (NF4, FP4) or in 8 (LLM.int8). Imports torch.
 
 transformers quantises pretrained weights while it loads them. This module quantises models with random weights, one layer at a time,
 so that a GPU never holds the whole model in its original data type. As in transformers, the output layer is not quantised.
@@ -6,12 +6,42 @@ so that a GPU never holds the whole model in its original data type. As in trans
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from typing import Any
 
 import torch
 
+from ..protocol.messages import JobWorkload
 from .errors import BadInput
+
+# activations above it are multiplied in 16 bits; the default of transformers
+OUTLIERS_FROM = 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """How linear layers are stored.
+
+    Attributes:
+        kind: ``nf4``, ``fp4`` or ``int8``.
+        double: whether the scales of 4-bit weights are quantised, too.
+        dtype: type of matrix products with 4-bit weights.
+    """
+
+    kind: str
+    double: bool
+    dtype: torch.dtype
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether weights have 8 bits."""
+        return self.kind == "int8"
+
+
+def scheme(workload: JobWorkload) -> Scheme:
+    """Return how a workload's linear layers are stored."""
+    return Scheme(workload.quantisation, workload.double_quantisation, getattr(torch, workload.torch_dtype))
 
 
 def check_installed() -> None:
@@ -26,47 +56,81 @@ def check_installed() -> None:
         )
 
 
-def configuration(dtype: torch.dtype) -> Any:
-    """Return the configuration with which transformers quantises weights while it loads them; ``dtype`` is that of matrix products."""
+def configuration(asked: Scheme) -> Any:
+    """Return the configuration with which transformers quantises weights while it loads them."""
     import transformers
 
+    if asked.is_int8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIERS_FROM)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_type=asked.kind,
+        bnb_4bit_use_double_quant=asked.double,
+        bnb_4bit_compute_dtype=asked.dtype,
     )
 
 
-def in_place(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def in_place(model: Any, asked: Scheme, device: torch.device) -> Any:
     """Quantise the linear layers of ``model``, move it to ``device``, and mark it as quantised as transformers does; return it."""
     output = model.get_output_embeddings()
+    made = _in_eight_bits if asked.is_int8 else _in_four_bits
     for name, layer in list(model.named_modules()):
         if type(layer) is torch.nn.Linear and layer is not output:
             parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _quantised(layer, dtype, device))
+            setattr(parent, name.rpartition(".")[2], made(layer, asked, device))
     model.to(device)
-    model.is_loaded_in_4bit = True
-    model.config.quantization_config = configuration(dtype)
+    mark(model, asked)
     return model
 
 
-def layers(model: torch.nn.Module) -> int:
-    """Return the number of quantised layers of a model."""
+def mark(model: Any, asked: Scheme) -> None:
+    """Mark a model as quantised, as transformers does."""
+    setattr(model, "is_loaded_in_8bit" if asked.is_int8 else "is_loaded_in_4bit", True)
+    model.config.quantization_config = configuration(asked)
+
+
+def facts(model: torch.nn.Module) -> dict[str, Any]:
+    """Return how the layers of a model are stored, as read back from them: their number, the kind, and whether scales are quantised."""
     import bitsandbytes
 
-    return sum(isinstance(layer, bitsandbytes.nn.Linear4bit) for layer in model.modules())
+    four = [one for one in model.modules() if isinstance(one, bitsandbytes.nn.Linear4bit)]
+    eight = [one for one in model.modules() if isinstance(one, bitsandbytes.nn.Linear8bitLt)]
+    found: dict[str, Any] = {"quantised_layers": len(four) + len(eight)}
+    if eight:
+        found["quantisation"] = "int8"
+    if four:
+        state = four[0].weight.quant_state
+        found |= {"quantisation": state.quant_type, "double_quantisation": bool(state.nested)}
+    return found
 
 
-def _quantised(layer: torch.nn.Linear, dtype: torch.dtype, device: torch.device) -> Any:
+def _in_four_bits(layer: torch.nn.Linear, asked: Scheme, device: torch.device) -> Any:
     import bitsandbytes
 
+    options = {"compress_statistics": asked.double, "quant_type": asked.kind}
     with torch.device("meta"):
         quantised = bitsandbytes.nn.Linear4bit(
-            layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=dtype, quant_type="nf4"
+            layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=asked.dtype, **options
         )
     quantised.bias = layer.bias
     # bitsandbytes quantises a parameter when it is moved to its device
-    weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+    weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, **options)
+    quantised.weight = weight.to(device)
+    return quantised
+
+
+def _in_eight_bits(layer: torch.nn.Linear, asked: Scheme, device: torch.device) -> Any:
+    import bitsandbytes
+
+    with torch.device("meta"):
+        quantised = bitsandbytes.nn.Linear8bitLt(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            has_fp16_weights=False,
+            threshold=OUTLIERS_FROM,
+        )
+    quantised.bias = layer.bias
+    weight = bitsandbytes.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
     quantised.weight = weight.to(device)
     return quantised

@@ -50,7 +50,7 @@ KINDS: Mapping[str, Kind] = {
         {"method": "lora"},
     ),
     "finetune_qlora_benchmark": Kind(
-        "Fine-tunes low-rank adapters over weights quantised to 4 bits (NF4) and measures throughput and memory.",
+        "Fine-tunes low-rank adapters over weights quantised to 4 or 8 bits and measures throughput and memory.",
         {"method": "qlora"},
     ),
     "finetune_gptq_lora_benchmark": Kind(

@@ -253,6 +253,20 @@ class Workload(DataFields):
             json_schema_extra=_where(methods=ADAPTERS),
         ),
     ] = False
+    quantisation: Annotated[
+        Literal["nf4", "fp4", "int8"],
+        pydantic.Field(
+            description="How qlora stores linear layers: 4 bits as NF4 or FP4, or LLM.int8.",
+            json_schema_extra=_where(methods=("qlora",)),
+        ),
+    ] = "nf4"
+    double_quantisation: Annotated[
+        bool,
+        pydantic.Field(
+            description="Quantise the scales of 4-bit weights, too.",
+            json_schema_extra=_where(methods=("qlora",), stacks=TRL),
+        ),
+    ] = True
     num_virtual_tokens: Annotated[
         int,
         pydantic.Field(

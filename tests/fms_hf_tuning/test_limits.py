@@ -197,6 +197,7 @@ def test_prompt_tuning_fails_with_the_pins() -> None:
         ({"padding_free": True, "packing": True}, "fms-hf-tuning does not support padding_free together with packing"),
         ({"method": "gptq_lora"}, "method gptq_lora needs weights pretrained"),
         ({"method": "gptq_lora", "weights": "pretrained"}, "method gptq_lora needs torch_dtype float16"),
+        ({"method": "qlora", "quantisation": "int8"}, "quantisation int8 does not exist in fms-hf-tuning"),
         ({"method": "qlora"}, "method qlora needs mixed_precision bf16 or fp16"),
     ],
 )

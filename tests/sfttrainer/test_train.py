@@ -125,6 +125,25 @@ def test_published_chat_templates_get_marks_at_the_answers() -> None:
         assert tokenizer.chat_template == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "double"), [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False), ("int8", None)]
+)
+def test_quantised_weights_are_trained(train: Train, kind: str, double: bool | None) -> None:
+    """bitsandbytes has kernels for CPUs. What is stored is read back from the layers, seven in each of two."""
+    pytest.importorskip("bitsandbytes")
+    trained = train(
+        method="qlora", r=4, quantisation=kind, **({} if double is None else {"double_quantisation": double})
+    )
+    facts = trained.facts
+    assert (facts["quantised_layers"], facts["quantisation"], facts.get("double_quantisation")) == (14, kind, double)
+    weight = trained.model.get_submodule("base_model.model.model.layers.0.mlp.up_proj.base_layer").weight
+    # of 64·32 numbers
+    assert (weight.nbytes, str(weight.dtype)) == ((2048, "torch.int8") if kind == "int8" else (1024, "torch.uint8"))
+    assert trained.record["trainable_parameters"] < trained.record["model_parameters"] == 39_840
+    assert trained.loss_per_token == pytest.approx(math.log(300), abs=0.5)
+    assert {one["layers"] for one in facts["adapters"]} == {2}
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_prompts_of_synthetic_data_carry_no_loss(train: Train, packing: bool) -> None:
     """12 of 16 tokens are the prompt, so 4 carry loss; with 0.03 it has half a token, and the first one is never predicted."""

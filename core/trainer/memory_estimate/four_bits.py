@@ -1,8 +1,8 @@
 """Simulates weights of four bits in a trace: what bitsandbytes and GPTQ store and allocate, without their kernels. Imports torch.
 
-A frozen linear layer stores two numbers per byte, and scales. NF4 of bitsandbytes has one scale per block of 64 numbers: one byte with
-double quantisation, else float32. GPTQ has a float16 scale and a zero point per output and 128 inputs. Each matrix product first converts
-the whole weight to the type of the computation, in the forward and in the backward pass.
+A frozen linear layer stores two numbers per byte, and scales. NF4 and FP4 of bitsandbytes have one scale per block of 64 numbers: one
+byte with double quantisation, else float32. GPTQ has a float16 scale and a zero point per output and 128 inputs. Each matrix product
+first converts the whole weight to the type of the computation, in the forward and in the backward pass.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def kernels_of_four_bits() -> Iterator[None]:
         bitsandbytes.matmul_4bit = product
 
 
-def _quantised(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    return quantised(model, dtype)
+def _quantised(model: Any, asked: quantise.Scheme, device: torch.device) -> Any:
+    return quantised(model, asked.dtype, kind=asked.kind, double=asked.double)
 
 
 def quantised(model: Any, dtype: torch.dtype, *, kind: str = "nf4", double: bool = True) -> Any:
@@ -49,16 +49,15 @@ def quantised(model: Any, dtype: torch.dtype, *, kind: str = "nf4", double: bool
     Args:
         model: a model with fake tensors.
         dtype: type of the computation.
-        kind: ``nf4`` or ``gptq``.
-        double: whether the scales of NF4 are quantised, too.
+        kind: ``nf4``, ``fp4`` or ``gptq``.
+        double: whether the scales of NF4 and FP4 are quantised, too.
     """
     output = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         if type(layer) is torch.nn.Linear and layer is not output:
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], _layer(layer, dtype, kind, double=double))
-    model.is_loaded_in_4bit = True
-    model.config.quantization_config = quantise.configuration(dtype)
+    quantise.mark(model, quantise.Scheme("nf4" if kind == "gptq" else kind, double, dtype))
     return model
 
 
@@ -72,7 +71,7 @@ def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: boo
     made.bias = layer.bias
     count = layer.weight.numel()
     packed = torch.nn.Parameter(torch.empty((-(-count // 2), 1), dtype=torch.uint8), requires_grad=False)
-    scales = count // NF4_BLOCK if kind == "nf4" else 0
+    scales = 0 if kind == "gptq" else count // NF4_BLOCK
     attributes = {
         "compress_statistics": double,
         "quant_type": "nf4",

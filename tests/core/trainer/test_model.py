@@ -196,6 +196,23 @@ def test_a_directory_gives_its_architecture(saved: Path) -> None:
     assert not torch.equal(loaded.get_input_embeddings().weight, drawn.get_input_embeddings().weight)
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_pretrained_weights_are_quantised_as_random_ones_are(saved: Path, kind: str) -> None:
+    """transformers quantises the former while it loads them, this project the latter: the same layers hold the same bytes."""
+    pytest.importorskip("bitsandbytes")
+    from ado_actuators.sfttrainer.core.trainer import quantise
+
+    asked: dict[str, Any] = {"method": "qlora", "quantisation": kind, "double_quantisation": False}
+    loaded, facts = model.build(job(source=str(saved), weights="pretrained", **asked), quantised=True)
+    drawn, same = model.build(job(SMALL, **asked), quantised=True)
+    assert facts == same
+    found = quantise.facts(loaded)
+    assert found == quantise.facts(drawn)
+    assert found["quantisation"] == kind
+    pairs = zip(loaded.parameters(), drawn.parameters(), strict=True)
+    assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
+
+
 def test_pretrained_weights_are_the_saved_ones(saved: Path) -> None:
     """Loaded values are equal to the saved ones."""
     built, _ = model.build(job(SMALL))

@@ -130,7 +130,7 @@ def acceleration(workload: JobWorkload) -> dict[str, Any]:
     configurations: dict[str, Any] = {}
     if workload.method == "qlora":
         configurations["quantized_lora_config"] = plugins.QuantizedLoraConfig(
-            bnb_qlora=BNBQLoraConfig(quant_type="nf4")
+            bnb_qlora=BNBQLoraConfig(quant_type=workload.quantisation)
         )
     if workload.method == "gptq_lora":
         configurations["quantized_lora_config"] = plugins.QuantizedLoraConfig(auto_gptq=AutoGPTQLoraConfig())

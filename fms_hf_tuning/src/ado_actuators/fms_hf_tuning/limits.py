@@ -138,6 +138,8 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
         yield "method gptq_lora needs weights pretrained, and a model quantised with GPTQ."
     if workload.method == "gptq_lora" and workload.torch_dtype != "float16" and workload.mixed_precision != "fp16":
         yield "method gptq_lora needs torch_dtype float16 or mixed_precision fp16: fms-hf-tuning has no other kernels for GPTQ."
+    if workload.method == "qlora" and workload.quantisation == "int8":
+        yield "quantisation int8 does not exist in fms-hf-tuning, which has nf4 and fp4; use the sfttrainer actuator."
     if workload.method == "qlora" and workload.mixed_precision == "no":
         yield "method qlora needs mixed_precision bf16 or fp16 in fms-hf-tuning; with no use the sfttrainer actuator."
     if workload.dataset_image_field:

@@ -35,7 +35,7 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
-    from .core.trainer import adapters, fsdp, model, recurrence
+    from .core.trainer import adapters, fsdp, model, quantise, recurrence
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -54,6 +54,8 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     facts |= recurrence.facts(trainer.model)
     if workload.method in ("lora", "qlora", "gptq_lora") and (adapted := adapters.adapted(trainer.model)):
         facts["adapters"] = adapted
+    if workload.method == "qlora":
+        facts |= quantise.facts(trainer.model)
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
         raise BadInput(message)
     if not fsdp.is_whole(facts["wrapped_by"]):

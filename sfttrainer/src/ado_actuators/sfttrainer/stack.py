@@ -61,7 +61,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     if workload.method in ("lora", "qlora"):
         facts["adapters"] = adapters.adapted(trainer.model)
     if quantised:
-        facts["quantised_layers"] = quantise.layers(trainer.model)
+        facts |= quantise.facts(trainer.model)
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
         raise BadInput(message)
     # samples for packing are not truncated

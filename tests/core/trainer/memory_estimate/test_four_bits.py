@@ -12,10 +12,12 @@ pytest.importorskip("bitsandbytes")
 
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
+from ado_actuators.sfttrainer.core.protocol.supported import untraceable  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import four_bits  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, Ledger, Sharing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.tracing import Watch  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import Values  # noqa: E402
+from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -46,6 +48,7 @@ def stored(layer: torch.nn.Module) -> int:
         # a scale for each 64 numbers; of those one for each 256; tables of 256 and 16 numbers, and an offset
         ("nf4", True, 2048 + 4 * 8 + 4 * 256 + 4 + 4 * 16),
         ("nf4", False, 4 * 2048 + 4 * 16),
+        ("fp4", False, 4 * 2048 + 4 * 16),
         # two groups of 128 inputs: a scale of two bytes, a zero of four bits; the group of each input
         ("gptq", True, 2 * 2 * ROWS + 2 * ROWS // 2 + 4 * COLUMNS),
     ],
@@ -56,6 +59,22 @@ def test_two_numbers_a_byte_and_scales(kind: str, double: bool, beside: int) -> 
         model = four_bits.quantised(Model(), torch.bfloat16, kind=kind, double=double)
         assert stored(model.layer) == ROWS * COLUMNS // 2 + beside
         assert stored(model.output) == 2 * 8 * ROWS
+
+
+def test_weights_of_eight_bits_are_refused() -> None:
+    """What LLM.int8 allocates depends on the values of activations; the other kinds are traced."""
+    values = {"model_name": "m", "model_max_length": 8, "batch_size": 1, "number_gpus": 1, "method": "qlora"}
+    found = {
+        kind: untraceable(Workload.model_validate({**values, "quantisation": kind})) for kind in ("nf4", "fp4", "int8")
+    }
+    assert found == {
+        "nf4": None,
+        "fp4": None,
+        "int8": (
+            "finetune_memory_estimate cannot trace quantisation int8: "
+            "what its products allocate depends on the outliers among the activations."
+        ),
+    }
 
 
 def test_a_product_makes_the_whole_weight() -> None:
