@@ -73,6 +73,9 @@ def _remove_code(config: transformers.PretrainedConfig) -> None:
             setattr(config, name, None)
     for name in _OTHER_CODE:
         vars(config).pop(name, None)
+    # transformers 4.55 fails on a null, which means the same as no such key
+    if vars(config).get("quantization_config", {}) is None:
+        del config.quantization_config
 
 
 def _check_use(job: Job, config: transformers.PretrainedConfig) -> None:

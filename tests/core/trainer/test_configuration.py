@@ -116,6 +116,12 @@ def test_a_bert_that_is_a_decoder_and_a_bare_decoder_are_trained(tmp_path: Path)
     assert model.build(directory(tmp_path, {**LLAMA, "architectures": ["LlamaModel"]}))
 
 
+def test_a_null_is_no_quantisation(tmp_path: Path) -> None:
+    """The configuration has no such attribute, for which transformers 4.55 calls a method."""
+    built, _ = model.build(directory(tmp_path, {**LLAMA, "quantization_config": None}))
+    assert "quantization_config" not in vars(built.config)
+
+
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     """transformers would load the adapter, and leave nothing to train."""
     job = directory(tmp_path, LLAMA)
