@@ -81,6 +81,7 @@ def _add_run(app: typer.Typer, name: str, plugin: str, load: Load) -> None:
       {name} run workload.yaml method=lora
       {name} run workload.yaml --vary method=full,lora
       {name} run workload.yaml --vary batch_size
+      {name} run w.yaml --vary actuator=sfttrainer,fms_hf_tuning
       {name} run workload.yaml batch_size=8 price=2.5 --json
     """
 
@@ -110,7 +111,7 @@ def _add_run(app: typer.Typer, name: str, plugin: str, load: Load) -> None:
             typer.Option(
                 metavar="NAME=V1,V2",
                 help="Measure each of these values of a property and compare them; batch_size without values is doubled as long as "
-                "that is faster and fits.",
+                "that is faster and fits; actuator=sfttrainer,fms_hf_tuning compares both stacks.",
             ),
         ] = None,
         json: Annotated[bool, typer.Option("--json", help="Print properties and metadata as JSON.")] = False,

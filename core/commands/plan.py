@@ -106,7 +106,7 @@ def main(
     except KeyboardInterrupt as interruption:
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
     show(table(rows))
-    show("\n".join(["", *notes]))
+    show("\n".join(["", *legend(rows), *notes]))
     if output is not None:
         try:
             files = _write(output, plugin.identifier, values, rows, notes)
@@ -280,6 +280,16 @@ def best(rows: list[Row]) -> Row | None:
     if priced:
         return min(priced, key=lambda row: row.usd_per_million_tokens or 0.0)
     return min(fitting, key=lambda row: (row.values["number_gpus"], row.usable_bytes), default=None)
+
+
+def legend(rows: list[Row]) -> list[str]:
+    """Return what the star of ``table`` means; empty where nothing fits."""
+    chosen = best(rows)
+    if chosen is None:
+        return []
+    if chosen.usd_per_million_tokens is not None:
+        return ["* the cheapest that fits"]
+    return ["* of what fits, the fewest GPUs with the least memory; --price NAME=USD gives the cheapest"]
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
 from ..protocol.messages import Progress, describe
-from ..reporting.rows import Row
 from ..workload import ibm_names, yaml_input
 from ..workload.experiments import KINDS
 from ..workload.outputs import OUTPUTS
@@ -58,10 +57,14 @@ def main(
         as_json: print JSON.
     """
     try:
+        if vary is not None:
+            from . import vary as command
+
+            return command.run(
+                vary, plugin, parameters_class, workload, experiment=experiment, config=config, as_json=as_json
+            )
         values, chosen = read_workload(workload, experiment, plugin)
         settings = read_settings(config, parameters_class, price=values.pop(PRICE, None))
-        if vary is not None:
-            return _vary(vary, plugin, workload, experiment, settings, as_json=as_json)
         plan = make_plan(plugin.identifier, chosen, values)
         progress = Bar() if sys.stderr.isatty() else Changes()
         with (
@@ -80,49 +83,6 @@ def main(
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
     _show(verdict, as_json, without=() if values.get("number_gpus") else PER_GPU)
     return 0 if verdict.properties.get("is_valid") else 1
-
-
-def _vary(
-    vary: str, plugin: Plugin, workload: list[str], experiment: str | None, settings: Any, *, as_json: bool
-) -> int:
-    """Measure the workload with each value of a property on one host; return the exit status."""
-    from . import vary as command
-
-    try:
-        name, listed = command.parse(vary)
-    except command.BadVary as error:
-        raise BadUse(str(error)) from None
-    values, _ = read_workload(workload, experiment, plugin)
-    devices = values.get("number_gpus") or values.get("number_nodes") or 1
-    first = values.get(name) or (devices if name == "batch_size" else 1)
-    for value in listed:  # before the first is measured
-        asked, chosen = read_workload([*workload, f"{name}={value}"], experiment, plugin)
-        asked.pop(PRICE, None)
-        try:
-            make_plan(plugin.identifier, chosen, asked)
-        except failures.Failure as failure:
-            raise BadUse(f"--vary {name}: nothing was measured. {failure}") from None
-    progress = Bar() if sys.stderr.isatty() else Changes()
-    with (
-        terminated_as_interrupted(),
-        progress,
-        Local(plugin, settings, state_dir(settings.state_dir), progress) as local,
-    ):
-
-        def measure(word: str) -> Row:
-            asked, chosen = read_workload([*workload, word], experiment, plugin)
-            asked.pop(PRICE, None)
-            try:
-                verdict = local.measure(make_plan(plugin.identifier, chosen, asked))
-            except failures.CannotRun as failure:
-                verdict = refusal(failure, plugin.identifier, chosen)
-            except failures.Failure as failure:
-                # the values measured so far are still compared
-                return Row("run", plugin.identifier, chosen, asked, {}, str(failure), {})
-            message = verdict.message or str(verdict.metadata.get("reason", ""))
-            return Row("run", plugin.identifier, chosen, asked, verdict.properties, message, verdict.metadata)
-
-        return command.main(name, listed, first if isinstance(first, int) else 1, measure, as_json=as_json)
 
 
 @contextlib.contextmanager

@@ -92,12 +92,17 @@ def best(rows: Sequence[Row], value: Callable[[Row], float]) -> Row:
     return max([row for row in rows if not doubt(row)] or rows, key=value)
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
-    """Return sentences about the fastest workloads, the least memory and the lowest cost; empty without a throughput."""
+def summary(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[str]:
+    """Return sentences about the fastest workloads, the least memory and the lowest cost; empty without a throughput.
+
+    Args:
+        rows: the measurements.
+        varied: properties that name a workload; empty: those in which the measured ones differ, or all of them, where one was measured.
+    """
     measured = tables.with_throughput(rows)
     if not measured:
         return []
-    varied = differing(measured)
+    varied = varied or differing(measured) or [name for name in differing(rows) if name != "source"]
     fastest = best(measured, lambda row: row.throughput or 0.0)
     kind = "workload, none of them steady" if doubt(fastest) else "steady workload"
     found = [f"Fastest {kind}: {workload_label(fastest, varied)}, with {rate(fastest)}."]

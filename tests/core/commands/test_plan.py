@@ -48,6 +48,13 @@ def test_without_prices_the_fewest_and_smallest_gpus_are_best() -> None:
     assert plan.best([row(fits=False)]) is None
 
 
+def test_the_star_is_explained() -> None:
+    """By price where there is one; not at all where nothing fits."""
+    assert plan.legend([row(usd=2.0)]) == ["* the cheapest that fits"]
+    assert plan.legend([row()])[0].startswith("* of what fits, the fewest GPUs with the least memory; --price")
+    assert plan.legend([row(fits=False)]) == []
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("words", "prices", "message"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import signal
 from typing import Any
 
 import pytest
 
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.commands import vary
+from ado_actuators.sfttrainer.core.host import preflight
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
 METHODS = {"full": "finetune_full_benchmark", "lora": "finetune_lora_benchmark"}
@@ -104,13 +107,94 @@ def test_json_has_every_value(capsys: pytest.CaptureFixture[str]) -> None:
         ("batch_size=1,two", "--vary batch_size: nothing was measured. batch_size 'two' is impossible"),
         ("method=full,nosuch", "--vary method: nothing was measured. method 'nosuch' does not exist; use full or "),
         ("model_name=tiny-llama-5m,nosuch", "--vary model_name: nothing was measured. Model 'nosuch' is unknown; "),
+        (
+            "dataset_id=synthetic-fixed,nosuch.jsonl",
+            "nothing was measured. Data set 'nosuch.jsonl' does not exist; use ",
+        ),
+        ("actuator=sfttrainer,nosuch", "--vary actuator: 'nosuch' does not exist; use fms_hf_tuning or sfttrainer."),
+        ("actuator=sfttrainer", "--vary actuator=sfttrainer has fewer than two values"),
     ],
 )
-def test_bad_use(given: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_use(
+    given: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit status 2 and one message; nothing is started."""
+    # the training stack need not be installed for this test
+    monkeypatch.setattr(preflight, "lacking", lambda *unused: [])
     words = ["model_name=tiny-llama-5m", "model_max_length=8", "batch_size=1", "number_gpus=0"]
     assert main(["run", *words, "--vary", given]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signalled", [(), (signal.SIGTERM,)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interruption_keeps_what_was_measured(
+    capsys: pytest.CaptureFixture[str], signalled: tuple[int, ...]
+) -> None:
+    """It is compared; the exit status is that of the signal. Before the first value there is nothing to keep."""
+    machine = Machine({"1": 5.0, "2": 9.0})
+
+    def measure(word: str) -> Row:
+        if word == "batch_size=4":
+            raise KeyboardInterrupt(*signalled)
+        return machine(word)
+
+    assert (
+        vary.main("batch_size", ["1", "2", "4"], 1, measure, as_json=False) == 128 + (signalled or (signal.SIGINT,))[0]
+    )
+    printed = capsys.readouterr()
+    assert printed.err.endswith("Interrupted. What was measured before is compared.\n")
+    assert "batch 2 against batch 1" in printed.out
+    with pytest.raises(KeyboardInterrupt):
+        vary.main("batch_size", ["4", "1"], 1, measure, as_json=False)
+
+
+def test_the_only_one_that_ran_is_named_by_what_was_varied(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its model and length are those of all the others, too."""
+    assert vary.main("batch_size", ["1", "2"], 1, Machine({"2": 9.0}), as_json=False) == 0
+    assert capsys.readouterr().out.startswith("Fastest steady workload: batch 2, with 9 tokens/s ± 2 %.\n")
+
+
+def test_both_actuators_are_compared(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each measures with its own copy of the core, and its trainers end before the other's start."""
+    order: list[str] = []
+
+    def add(name: str, rate: float) -> None:
+        core = f"ado_actuators.{name}.core"
+        local = importlib.import_module(f"{core}.host.local").Local
+        verdict = importlib.import_module(f"{core}.measurement.verdict").Verdict
+        outputs = {"is_valid": 1, "dataset_tokens_per_second": rate, "steady": 1, "throughput_ci95_percent": 1.0}
+
+        def measure(self: Any, plan: Any) -> Any:
+            order.append(f"{plan.actuator} {plan.workload.batch_size}")
+            return verdict(outputs, "", {})
+
+        monkeypatch.setattr(local, "measure", measure)
+        monkeypatch.setattr(local, "_end", lambda self: order.append(f"{name} ends"))
+        monkeypatch.setattr(importlib.import_module(f"{core}.host.preflight"), "check", lambda *unused: None)
+
+    add("sfttrainer", 100.0)
+    add("fms_hf_tuning", 80.0)
+    words = ["model_name=tiny-llama-5m", "model_max_length=8", "batch_size=3", "number_gpus=0"]
+    assert main(["run", *words, "--vary", "actuator=sfttrainer,fms_hf_tuning"]) == 0
+    assert order[:4] == ["sfttrainer 3", "sfttrainer ends", "fms_hf_tuning 3", "fms_hf_tuning ends"]
+    printed = capsys.readouterr().out
+    assert printed.startswith("Fastest steady workload: sfttrainer, with 100 tokens/s ± 1 %.\n")
+    assert "fms_hf_tuning against sfttrainer" in printed
+
+
+def test_the_other_actuator_checks_the_workload_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is measured; its message is shown as it is."""
+    words = [
+        "model_name=tiny-llama-5m",
+        "model_max_length=8",
+        "batch_size=3",
+        "number_gpus=0",
+        "dataset_id=nosuch.jsonl",
+    ]
+    assert main(["run", *words, "--vary", "actuator=fms_hf_tuning,sfttrainer"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "--vary actuator: nothing was measured. Data set 'nosuch.jsonl' does not exist; "
+    )
 
 
 def test_values_keep_their_order_and_count_once() -> None:
