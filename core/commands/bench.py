@@ -19,12 +19,12 @@ from ..host.state_dir import state_dir
 from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import refusal
-from ..protocol.messages import ProgressCallback
+from ..protocol.messages import ProgressCallback, ResultMetadata
 from ..workload.command import distribution
 from .run import PRICE, BadUse, read_settings, read_workload
 
 # the arguments of ``reporting.rows.Row``, in its order
-RowValues = tuple[str, str, str, dict[str, Any], dict[str, Any], str, dict[str, Any]]
+RowValues = tuple[str, str, str, dict[str, Any], dict[str, Any], str, ResultMetadata]
 
 
 class Bench:
@@ -93,7 +93,7 @@ class Bench:
             # the values measured so far are still compared
             return "run", actuator, experiment, asked, {}, str(failure), {}
         message = verdict.message or str(verdict.metadata.get("reason", ""))
-        return "run", actuator, experiment, asked, verdict.properties, message, dict(verdict.metadata)
+        return "run", actuator, experiment, asked, verdict.properties, message, verdict.metadata
 
     def _plan(self, word: str) -> tuple[Plan, dict[str, Any], str]:
         asked, experiment = read_workload([*self._words, *([word] if word else [])], self._experiment, self._plugin)
