@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..protocol.messages import JobWorkload
+from . import deepspeed
 
 EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
 # FSDP version 2 has no wrapper module: it adds ``FSDPModule`` to the bases of the model's class
@@ -82,24 +83,30 @@ def complete(arguments: Any, workload: JobWorkload) -> Any:
 
 
 def wrapper(trainer: Any) -> str:
-    """Return what wraps a trainer's model: ``none``, ``DistributedDataParallel``, ``FullyShardedDataParallel`` or ``FSDP2``.
+    """Return what wraps a trainer's model: ``none``, ``DistributedDataParallel``, ``FullyShardedDataParallel``, ``FSDP2``, ``DeepSpeed ZeRO 2``.
 
     The wrapper is identified by the type of ``model_wrapped``, below the wrapper of torch.compile. Comparing it with ``model`` is not
     enough, because under FSDP both are the wrapped model.
     """
     wrapped = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
+    if type(wrapped).__name__ == "DeepSpeedEngine":
+        return deepspeed.wrapper(wrapped)
     names = [kind.__name__ for kind in type(wrapped).__mro__]
     return next((wrapper for name, wrapper in WRAPPERS.items() if name in names), "none")
 
 
 def is_whole(wrapped_by: str) -> bool:
     """Return whether each rank holds the whole model under this wrapper, and can therefore run it without the other ranks."""
-    return wrapped_by not in (EXPECTED["FSDP"], EXPECTED["FSDP2"])
+    return wrapped_by not in (EXPECTED["FSDP"], EXPECTED["FSDP2"], f"{deepspeed.WRAPPER} 3")
 
 
 def mismatch(workload: JobWorkload, world_size: int, wrapped_by: str) -> str | None:
     """Return an error message if the model was trained with another wrapper than the workload's, else None."""
-    expected = EXPECTED.get(workload.distributed_backend)
-    if world_size == 1 or wrapped_by == expected:
+    if deepspeed.is_used(workload):
+        expected = f"{deepspeed.WRAPPER} {workload.deepspeed_stage}"
+        if wrapped_by == expected:
+            return None
+        return f"distributed_backend is {expected}, but the model was trained with the wrapper {wrapped_by}."
+    if world_size == 1 or wrapped_by == EXPECTED.get(workload.distributed_backend):
         return None
     return f"distributed_backend is {workload.distributed_backend}, but the model was trained with the wrapper {wrapped_by}."

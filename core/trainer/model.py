@@ -17,7 +17,17 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol import supported
 from ..protocol.messages import Job
-from . import attention, byte_tokenizer, configuration, initialise, json_files, positions, quantise, weight_files
+from . import (
+    attention,
+    byte_tokenizer,
+    configuration,
+    deepspeed,
+    initialise,
+    json_files,
+    positions,
+    quantise,
+    weight_files,
+)
 from .errors import BadInput, Refused, described
 from .fsdp import is_whole
 
@@ -144,7 +154,9 @@ def _target(job: Job) -> torch.device:
 
 
 def _is_sharded(job: Job) -> bool:
-    return job.workload.distributed_backend in ("FSDP", "FSDP2") and job.world_size > 1
+    return deepspeed.partitions_parameters(job.workload) or (
+        job.workload.distributed_backend in ("FSDP", "FSDP2") and job.world_size > 1
+    )
 
 
 @contextlib.contextmanager

@@ -32,6 +32,10 @@ def arguments(workload: JobWorkload) -> dict[str, Any]:
 
 def used(trainer: Any) -> str:
     """Return the class of a trainer's optimizer, with its package unless it is PyTorch's or transformers' own."""
-    kind = type(getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    # DeepSpeed's optimizers of ZeRO contain one that updates the parts
+    while type(inner).__module__.startswith("deepspeed.runtime") and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    kind = type(inner)
     package = kind.__module__.partition(".")[0]
     return kind.__name__ if package in ("torch", "transformers") else f"{package}.{kind.__name__}"

@@ -36,6 +36,7 @@ from ..protocol.messages import (
     Ready,
     Record,
 )
+from . import deepspeed
 from .errors import BadInput, Refused
 
 if TYPE_CHECKING:
@@ -208,7 +209,8 @@ def _distributed(job: Job) -> Iterator[None]:
     if job.threads:
         torch.set_num_threads(job.threads)
     before = dict(os.environ)
-    if job.world_size > 1:
+    if job.world_size > 1 or deepspeed.is_used(job.workload):
+        os.environ.update(deepspeed.variables(job.workload))
         os.environ.update(_rank_variables(job) | _nccl_variables(job.workload))
     try:
         yield

@@ -13,6 +13,7 @@ import pydantic
 
 from ..protocol import optimizers, supported
 from .data_fields import DataFields
+from .parallel_fields import ParallelFields
 from .where import ADAPTERS, FMS, TRL
 from .where import where as _where
 
@@ -20,7 +21,7 @@ Method = Literal["full", "lora", "qlora", "prompt_tuning", "gptq_lora"]
 HUB_KERNEL = "kernels-community/flash-attn2"
 
 
-class Workload(DataFields):
+class Workload(ParallelFields, DataFields):
     """One fine-tuning run, independent of where it runs. Construct it with ``validation.parse``."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False)
@@ -164,37 +165,6 @@ class Workload(DataFields):
             description="Stop when the 95 % confidence interval of the mean step time is this narrow (half-width, %); 0 never.",
         ),
     ] = 2.0
-    distributed_backend: Annotated[
-        Literal["None", "DDP", "FSDP", "FSDP2"],
-        pydantic.Field(
-            description="How several devices share the work; DDP has no effect on one device.",
-        ),
-    ] = "DDP"
-    fsdp_sharding_strategy: Annotated[
-        Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"],
-        pydantic.Field(
-            description="What FSDP shards; FSDP2 has FULL_SHARD and SHARD_GRAD_OP.",
-        ),
-    ] = "FULL_SHARD"
-    fsdp_state_dict_type: Annotated[
-        Literal["FULL_STATE_DICT", "LOCAL_STATE_DICT", "SHARDED_STATE_DICT"],
-        pydantic.Field(description="State dictionary form of FSDP."),
-    ] = "FULL_STATE_DICT"
-    fsdp_use_orig_params: Annotated[
-        bool,
-        pydantic.Field(description="Keep original parameters under FSDP (v1)."),
-    ] = True
-    fsdp_transformer_layer_cls_to_wrap: Annotated[
-        str,
-        pydantic.Field(
-            min_length=1,
-            max_length=256,
-            description="Layer class FSDP wraps; auto uses the model's own.",
-            json_schema_extra=_where(examples=("auto",)),
-        ),
-    ] = "auto"
-    fsdp_cpu_offload: Annotated[bool, pydantic.Field(description="Keep FSDP's shards in host memory.")] = False
-    enable_roce: Annotated[bool, pydantic.Field(description="RDMA over Converged Ethernet between nodes.")] = False
     # ado lists every value of a discrete domain when a space has the property: 2**31 of them would take all memory
     seed: Annotated[int, pydantic.Field(ge=0, le=65_535, description="Seed of weights and data.")] = 42
 
@@ -388,6 +358,8 @@ class Workload(DataFields):
         """Whether training patches the libraries, so that its process cannot measure another workload afterwards."""
         # the results and counters of torch.compile are kept for the whole process
         compiles = self.torch_compile or self.attn_implementation == supported.FLEX_ATTENTION
+        # DeepSpeed keeps its communication for the whole process
+        compiles = compiles or self.distributed_backend == "DeepSpeed"
         # torchao compiles the update, and layer-wise optimizers stay in hooks on the model
         compiles = compiles or optimizers.PACKAGES.get(self.optim) == optimizers.TORCHAO
         return compiles or self.use_liger_kernel or self.fast_kernels or self.fast_moe > 0

@@ -14,6 +14,9 @@ from ..protocol import optimizers, supported
 from . import ibm_names
 from .fields import Workload
 
+# those that accelerate replaces by DeepSpeed's own for CPUs
+DEEPSPEED_OFFLOADS = ("adamw_torch", "adamw_torch_fused", "adagrad")
+
 
 def parse(values: dict[str, Any]) -> Workload:
     """Make a ``Workload`` of property values.
@@ -55,7 +58,7 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
         ),
         (
             processes > 1 and w.distributed_backend == "None",
-            f"{devices} need distributed_backend DDP, FSDP or FSDP2, not None.",
+            f"{devices} need distributed_backend DDP, FSDP, FSDP2 or DeepSpeed, not None.",
         ),
         (
             w.distributed_backend == "FSDP2" and w.fsdp_sharding_strategy not in ("FULL_SHARD", "SHARD_GRAD_OP"),
@@ -102,6 +105,7 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
         (bool(optimizer), optimizer),
         *_adapter_rules(w),
         *_compile_rules(w),
+        *_deepspeed_rules(w),
         (
             cpu and w.activation_offloading,
             "activation_offloading needs a GPU: on CPU activations are in host memory already.",
@@ -125,6 +129,43 @@ def _adapter_rules(w: Workload) -> list[tuple[bool, str]]:
         (
             bool(w.target_parameters) and w.use_dora,
             "use_dora excludes target_parameters: PEFT has DoRA for modules only.",
+        ),
+    ]
+
+
+def _deepspeed_rules(w: Workload) -> list[tuple[bool, str]]:
+    if w.distributed_backend != "DeepSpeed":
+        return [
+            (w.deepspeed_stage != 2, f"deepspeed_stage {w.deepspeed_stage} needs distributed_backend DeepSpeed."),
+            (
+                w.deepspeed_offload != "none",
+                f"deepspeed_offload {w.deepspeed_offload} needs distributed_backend DeepSpeed.",
+            ),
+        ]
+    return [
+        (
+            w.deepspeed_offload != "none" and w.number_gpus == 0,
+            f"deepspeed_offload {w.deepspeed_offload} needs a GPU: on CPU everything is in host memory already.",
+        ),
+        (
+            w.deepspeed_offload == "optimizer_and_parameters" and w.deepspeed_stage != 3,
+            f"deepspeed_offload {w.deepspeed_offload} needs deepspeed_stage 3, not {w.deepspeed_stage}.",
+        ),
+        (
+            w.deepspeed_offload != "none" and w.optim not in DEEPSPEED_OFFLOADS,
+            f"deepspeed_offload needs optim {' or '.join(DEEPSPEED_OFFLOADS)}, which DeepSpeed has for CPUs, not {w.optim}.",
+        ),
+        (
+            w.mixed_precision == "no" and w.torch_dtype != "float32",
+            f"distributed_backend DeepSpeed needs mixed_precision bf16 or fp16 with torch_dtype {w.torch_dtype}.",
+        ),
+        (
+            w.method in ("qlora", "gptq_lora") and w.deepspeed_stage == 3,
+            f"method {w.method} is not supported with deepspeed_stage 3, which divides its packed weights; use 1 or 2.",
+        ),
+        (
+            optimizers.is_low_rank(w.optim) or optimizers.PACKAGES.get(w.optim) == optimizers.LOMO,
+            f"optim {w.optim} is not supported with DeepSpeed, which gives optimizers flat parts of the parameters.",
         ),
     ]
 

@@ -42,11 +42,11 @@ def training(job: Job, directory: Path, epochs: int) -> Any:
     """
     from tuning.config import configs
 
-    from .core.trainer import arguments
+    from .core.trainer import arguments, deepspeed
 
     workload, images = job.workload, bool(job.workload.dataset_image_field)
     return configs.TrainingArguments(
-        **arguments.shared(job, epochs),
+        **(arguments.shared(job, epochs) | deepspeed.options(workload)),
         output_dir=str(directory / "output"),
         max_seq_length=workload.model_max_length,
         packing=workload.packing,

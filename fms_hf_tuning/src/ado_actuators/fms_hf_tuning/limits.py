@@ -109,6 +109,8 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
     package = optimizers.PACKAGES.get(workload.optim)
     if package is not None and not has(package.module):
         yield f"optim {workload.optim} needs the package {package.distribution} in the training environment."
+    if workload.distributed_backend == "DeepSpeed" and not has("deepspeed"):
+        yield "distributed_backend DeepSpeed needs the package deepspeed in the training environment."
     if workload.method == "prompt_tuning":
         trl = release.get("trl", "")
         # before 0.20 TRL compares the logits of virtual tokens with labels, and fails

@@ -22,7 +22,7 @@ from typing import Any
 
 from .core.protocol.messages import Job, JobWorkload
 
-PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "flash-attn")
+PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "deepspeed", "flash-attn")
 
 
 def load() -> None:
@@ -35,7 +35,11 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
+<<<<<<< HEAD
     from .core.trainer import adapters, fsdp, model, quantise, recurrence
+=======
+    from .core.trainer import adapters, deepspeed, fsdp, model, recurrence
+>>>>>>> 4753999 (trainer/deepspeed: distributed_backend DeepSpeed with deepspeed_stage and deepspeed_offload in both stacks)
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -45,13 +49,14 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     prepared = (_prepare_images if images else _prepare_text)(job, clock, directory)
     # ``serve`` resets them after the measurement
     os.environ.update(fsdp.variables(workload))
-    phases = _Phases(clock)
+    phases = _Phases(clock, workload)
     provided = _model_provided(prepared.model, images=images)
-    with phases, provided, _private_cache(directory), adapters.explained(workload):
+    patched = deepspeed.forgotten(workload)
+    with phases, provided, _private_cache(directory), patched, adapters.explained(workload):
         trainer = _train(job, prepared, directory, [phases.trainer_callback(), clock.callback])
     notes = [*prepared.notes, *recurrence.notes(trainer.model)]
     facts = {**_facts(trainer), "model_parameters": prepared.model_parameters, "notes": notes}
-    facts |= recurrence.facts(trainer.model)
+    facts |= recurrence.facts(trainer.model) | deepspeed.facts(trainer)
     if workload.method in ("lora", "qlora", "gptq_lora") and (adapted := adapters.adapted(trainer.model)):
         facts["adapters"] = adapted
     if workload.method == "qlora":
@@ -293,9 +298,10 @@ class _Phases(contextlib.ExitStack):
         trainable: number of trainable parameters, before they are sharded.
     """
 
-    def __init__(self, clock: Any) -> None:
+    def __init__(self, clock: Any, workload: JobWorkload) -> None:
         super().__init__()
         self._clock = clock
+        self._workload = workload
         self.trainable = 0
 
     def __enter__(self) -> _Phases:
@@ -306,11 +312,14 @@ class _Phases(contextlib.ExitStack):
         """Return the callback for the trainer that ends the set-up. It must come before the clock's."""
         import transformers
 
+        from .core.trainer import deepspeed
+
         phases = self
 
         class TrainingBegins(transformers.TrainerCallback):
             def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 phases.trainable = sum(p.numel() for p in kwargs["model"].parameters() if p.requires_grad)
+                deepspeed.partition(kwargs["model"], args, phases._workload)
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 phases.close()

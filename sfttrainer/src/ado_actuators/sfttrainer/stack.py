@@ -10,7 +10,7 @@ from typing import Any
 
 from .core.protocol.messages import Job, JobWorkload
 
-PACKAGES = ("trl", "bitsandbytes", "liger-kernel")
+PACKAGES = ("trl", "bitsandbytes", "deepspeed", "liger-kernel")
 # models are quantised by core/trainer/quantise.py, which memory estimates can trace
 QUANTISES_MODELS = True
 # a chat template puts it before the assistant's tokens
@@ -29,7 +29,7 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
-    from .core.trainer import adapters, data, fsdp, model, quantise, recurrence
+    from .core.trainer import adapters, data, deepspeed, fsdp, model, quantise, recurrence
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -54,10 +54,11 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
             "model_parameters": built["model_parameters"],
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         }
-    with clock.phase("train"), _explained_loss(network):
+        deepspeed.partition(trainer.model, trainer.args, workload)
+    with deepspeed.forgotten(workload), clock.phase("train"), _explained_loss(network):
         trainer.train()
     notes += recurrence.notes(trainer.model)
-    facts = {**_facts(trainer), **counts, **recurrence.facts(trainer.model), "notes": [*samples.notes, *notes]}
+    facts = {**_facts(trainer), **deepspeed.facts(trainer), **counts, **recurrence.facts(trainer.model), "notes": [*samples.notes, *notes]}
     if workload.method in ("lora", "qlora"):
         facts["adapters"] = adapters.adapted(trainer.model)
     if quantised:
@@ -120,12 +121,12 @@ def _trainer(job: Job, network: Any, tokenizer: Any, samples: Any, peft_config: 
 def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
     from trl import SFTConfig
 
-    from .core.trainer import arguments, fsdp
+    from .core.trainer import arguments, deepspeed, fsdp
 
     workload = job.workload
     settings = SFTConfig(
         # TRL's defaults differ from those of Trainer and change between releases, so everything that affects time is set explicitly
-        **arguments.shared(job, epochs),
+        **(arguments.shared(job, epochs) | deepspeed.options(workload)),
         output_dir=job.run_dir,
         # without packing the samples are cut already, and TRL rejects a length together with padding_free
         max_length=workload.model_max_length if workload.packing or not workload.padding_free else None,
