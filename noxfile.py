@@ -23,6 +23,10 @@ import nox
 import nox.project
 from nox.command import CommandFailed
 
+# nox imports this file by its path
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from tools import nox_checks
+
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
@@ -41,21 +45,6 @@ PROGRAMS = {
     ("chromium",): ("chromium",),
 }
 HEARTBEAT_S = 15.0
-IMPORTABLE = """
-import importlib, sys
-for name in sys.argv[1:]:
-    try:
-        importlib.import_module(f"ado_actuators.{name}.actuator")
-    except ModuleNotFoundError as error:
-        if error.name not in ("ado_actuators", f"ado_actuators.{name}"):
-            raise
-    else:
-        print(name)
-"""
-WITHOUT_TORCH = """
-import importlib.util, sys
-sys.exit("torch is installed" if importlib.util.find_spec("torch") else 0)
-"""
 each_plugin = nox.parametrize("plugin", list(PLUGINS), ids=list(PLUGINS))
 
 nox.options.sessions = ["lint", "tests", "install", "wheel", "version"]
@@ -135,48 +124,16 @@ def directories(**extras: str) -> list[str]:
     return [f"./{name}{extras.get(name, '')}" for name in PLUGINS]
 
 
-def own_state(session: nox.Session) -> dict[str, str]:
-    """Return settings that keep ado's state in the session's own directory."""
-    home = Path(session.create_tmp()) / "home"
-    shutil.rmtree(home, ignore_errors=True)
-    return {
-        "HOME": str(home),
-        "XDG_CONFIG_HOME": str(home / ".config"),
-        "XDG_CACHE_HOME": str(home / ".cache"),
-        "COLUMNS": "200",
-        "NO_COLOR": "1",
-    }
-
-
-def actuators(session: nox.Session) -> set[str]:
-    """Return the actuators that ado lists, called in a directory without sources."""
-    with session.chdir(session.create_tmp()):
-        printed = session.run("ado", "get", "actuators", silent=True, log=False, env=own_state(session)) or ""
-    return {plugin for plugin in PLUGINS if re.search(rf"\b{plugin}\b", printed)}
-
-
-def importable(session: nox.Session) -> set[str]:
-    """Return the plugins that can be imported, called in a directory without sources."""
-    with session.chdir(session.create_tmp()):
-        printed = session.run("python", "-c", IMPORTABLE, *PLUGINS, silent=True, log=False) or ""
-    return set(str(printed).split())
-
-
-def check_installed(session: nox.Session, expected: set[str]) -> None:
-    """Fail unless exactly the ``expected`` plugins can be imported and ado lists them."""
-    if (found := importable(session)) != expected:
-        session.error(f"The plugins {sorted(expected)} are installed, but {sorted(found)} can be imported.")
-    if (found := actuators(session)) != expected:
-        session.error(f"The plugins {sorted(expected)} are installed, but ado lists {sorted(found)}.")
-    session.log(f"Python imports and ado lists exactly {', '.join(sorted(expected))}.")
-
-
 def measure_alone(session: nox.Session) -> None:
     """Measure with fms_hf_tuning as the only plugin; it builds its training environment, since ado's has no torch."""
-    session.run("python", "-c", WITHOUT_TORCH)
+    session.run("python", "-c", nox_checks.WITHOUT_TORCH)
     # the cache of downloaded packages is shared
     packages = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "uv"
-    settings = {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(packages)), **uv_settings(), **own_state(session)}
+    settings = {
+        "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(packages)),
+        **uv_settings(),
+        **nox_checks.own_state(session),
+    }
     workload = ["model_name=tiny-llama-5m", "model_max_length=16", "batch_size=1", "number_gpus=0", "max_steps=3"]
     with session.chdir(session.create_tmp()):
         session.run("ado-fms-hf-tuning", "run", *workload, env=settings)
@@ -191,18 +148,6 @@ def dependencies_first(session: nox.Session) -> None:
         python = f"{session.virtualenv.location}/bin/python"
         lists += INDEXES["options"](package_settings())
         session.run(uv, "pip", "install", "--quiet", "--python", python, *lists, env=uv_settings(), external=True)
-
-
-def rounds(lists: list[str]) -> list[list[str]]:
-    """Return the pins of all lists, grouped so that each group has one version per package, as pip-audit requires."""
-    versions: dict[str, list[str]] = {}
-    for text in lists:
-        # without torch's CPU build, which advisory services do not list
-        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)(?![\w.+])", text, re.MULTILINE):
-            if version not in versions.setdefault(name, []):
-                versions[name].append(version)
-    count = max(map(len, versions.values()))
-    return [[f"{name}=={known[i]}" for name, known in versions.items() if len(known) > i] for i in range(count)]
 
 
 def install_programs(session: nox.Session) -> None:
@@ -295,15 +240,15 @@ def install_and_uninstall(session: nox.Session, plugin: str) -> None:
     """Install both plugins with pip, uninstall one, use the other, then install the first again, also as editable."""
     dependencies_first(session)
     session.install(*directories())
-    check_installed(session, set(PLUGINS))
+    nox_checks.check_installed(session, PLUGINS, set(PLUGINS))
     session.run("pip", "uninstall", "--yes", "--quiet", PLUGINS[plugin])
-    check_installed(session, set(PLUGINS) - {plugin})
+    nox_checks.check_installed(session, PLUGINS, set(PLUGINS) - {plugin})
     if plugin == "sfttrainer":
         measure_alone(session)
     session.install(f"./{plugin}")
-    check_installed(session, set(PLUGINS))
+    nox_checks.check_installed(session, PLUGINS, set(PLUGINS))
     session.install("--editable", f"./{plugin}")
-    check_installed(session, set(PLUGINS))
+    nox_checks.check_installed(session, PLUGINS, set(PLUGINS))
 
 
 @nox.session
@@ -320,6 +265,13 @@ def version(session: nox.Session, plugin: str) -> None:
     """Change temporary copies of the repository, and check the version or the build error."""
     install(session, *tools("build"))
     session.run("pytest", "tests/packaging/test_version.py", "-k", plugin, *session.posargs)
+
+
+@nox.session(default=False)
+def deepspeed(session: nox.Session) -> None:
+    """Train with DeepSpeed on CPUs; the package compiles an operator on first use, which takes minutes."""
+    install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,deepspeed]"), *tools("test"))
+    session.run("pytest", "tests/optional/test_deepspeed.py", *session.posargs)
 
 
 @nox.session(default=False)
@@ -397,7 +349,7 @@ def audit(session: nox.Session) -> None:
     lists += [path.read_text(encoding="utf-8") for path in sorted(pinned)]
     copy = Path(session.create_tmp()) / "pins.txt"
     found = []
-    for pins in rounds(lists):
+    for pins in nox_checks.rounds(lists):
         copy.write_text("\n".join(pins) + "\n", encoding="utf-8")
         command = ("pip-audit", "--disable-pip", "--no-deps", "--progress-spinner", "off", "--requirement", str(copy))
         printed = str(session.run(*command, silent=True, success_codes=[0, 1]))

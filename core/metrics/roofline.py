@@ -83,9 +83,12 @@ def limit(
     weight = {"qlora": QUANTISED_WIDTH[workload.quantisation], "gptq_lora": GPTQ_WIDTH}.get(workload.method, width)
     micro = workload.gradient_accumulation_steps
     passes = (3 if workload.gradient_checkpointing else 2) * micro
-    sharded = workload.distributed_backend in ("FSDP", "FSDP2") and workload.processes > 1
+    sharded = workload.distributed_backend in ("FSDP", "FSDP2", "DeepSpeed") and workload.processes > 1
     trained_here = trainable_parameters / (workload.processes if sharded else 1)
     accesses = UPDATE_ACCESSES.get(workload.optim, LEAST_ACCESSES)
+    if workload.deepspeed_offload != "none":
+        # the host updates
+        accesses = 0
     moved = passes * used * weight + accesses * trained_here * width
     times = {
         "compute": work / (peak * 1e12),
@@ -121,7 +124,8 @@ def _linked_bytes(workload: Workload, parameters: float, gradients: float) -> fl
     """Return the bytes that reach one device in an optimizer step."""
     count = workload.processes
     others = (count - 1) / count
-    if workload.distributed_backend in ("FSDP", "FSDP2"):
+    zero3 = workload.distributed_backend == "DeepSpeed" and workload.deepspeed_stage == 3
+    if workload.distributed_backend in ("FSDP", "FSDP2") or zero3:
         gathers = 1 if workload.fsdp_sharding_strategy in ("SHARD_GRAD_OP", "HYBRID_SHARD_ZERO2") else 2
         return others * (gathers * parameters + gradients) * workload.gradient_accumulation_steps
     return others * 2 * gradients

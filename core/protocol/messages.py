@@ -67,7 +67,7 @@ class JobWorkload:
     min_steps: int
     target_ci_percent: float
     distributed_backend: Literal["None", "DDP", "FSDP", "FSDP2", "DeepSpeed"]
-    deepspeed_stage: Literal[1, 2, 3]
+    deepspeed_stage: int
     deepspeed_offload: Literal["none", "optimizer", "optimizer_and_parameters"]
     fsdp_sharding_strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2"]
     fsdp_state_dict_type: Literal["FULL_STATE_DICT", "LOCAL_STATE_DICT", "SHARDED_STATE_DICT"]

@@ -229,7 +229,9 @@ def untraceable(workload: Workload) -> str | None:
             "what its products allocate depends on the outliers among the activations."
         )
     if getattr(workload, "distributed_backend", "") == "DeepSpeed":
-        return "finetune_memory_estimate cannot trace distributed_backend DeepSpeed: its buffers are not known; use FSDP2."
+        return (
+            "finetune_memory_estimate cannot trace distributed_backend DeepSpeed: its buffers are not known; use FSDP2."
+        )
     found = next((name for name in UNTRACEABLE if getattr(workload, name)), None)
     if getattr(workload, "attn_implementation", "") == FLEX_ATTENTION:
         found = f"attn_implementation {FLEX_ATTENTION}"

@@ -83,7 +83,7 @@ def complete(arguments: Any, workload: JobWorkload) -> Any:
 
 
 def wrapper(trainer: Any) -> str:
-    """Return what wraps a trainer's model: ``none``, ``DistributedDataParallel``, ``FullyShardedDataParallel``, ``FSDP2``, ``DeepSpeed ZeRO 2``.
+    """Return what wraps a trainer's model: ``none``, or a wrapper such as ``DistributedDataParallel``, ``FSDP2`` or ``DeepSpeed ZeRO 2``.
 
     The wrapper is identified by the type of ``model_wrapped``, below the wrapper of torch.compile. Comparing it with ``model`` is not
     enough, because under FSDP both are the wrapped model.

@@ -17,9 +17,11 @@ class ParallelFields(pydantic.BaseModel):
         pydantic.Field(description="How several devices share the work; DDP has no effect on one device."),
     ] = "DDP"
     deepspeed_stage: Annotated[
-        Literal[1, 2, 3],
+        int,
         pydantic.Field(
-            description="What DeepSpeed's ZeRO divides: 1 the optimizer's state, 2 also gradients, 3 also parameters."
+            ge=1,
+            le=3,
+            description="What DeepSpeed's ZeRO divides: 1 the optimizer's state, 2 also gradients, 3 also parameters.",
         ),
     ] = 2
     deepspeed_offload: Annotated[

@@ -222,6 +222,16 @@ def test_lora_with_fsdp2_is_rejected() -> None:
     assert say({**change, "distributed_backend": "FSDP"}, cuda=True) is None
 
 
+def test_deepspeed_needs_its_package_and_no_adapters() -> None:
+    """The managed environments lack the package; the pinned transformers breaks with adapters."""
+    change = {"distributed_backend": "DeepSpeed"}
+    assert say(change, lacks="deepspeed") == (
+        "distributed_backend DeepSpeed needs the package deepspeed in the training environment."
+    )
+    assert say(change) is None
+    assert str(say({**change, "method": "lora"})).startswith("LoRA with DeepSpeed fails in the transformers")
+
+
 def test_quantised_weights_are_not_sharded() -> None:
     """The combination is rejected before any GPU is requested."""
     values = {"model_name": "tiny-llama-5m", "model_max_length": 8, "batch_size": 2, "number_gpus": 2}

@@ -71,6 +71,18 @@ def test_fsdp_is_limited_by_a_slow_link() -> None:
     assert got.step_s == pytest.approx(3 / 4 * 3 * PARAMETERS * 2 / 31.5e9)
 
 
+def test_deepspeed_moves_what_its_stage_divides() -> None:
+    """Stage 3 moves what FSDP moves, the others what DDP moves; offloaded updates use no bandwidth of the device."""
+    asked = {"number_gpus": 4, "batch_size": 4, "mixed_precision": "bf16", "model_max_length": 64}
+    fsdp, ddp = limit(**asked, distributed_backend="FSDP2"), limit(**asked, gpu_model="RTX-4090")
+    zero = {**asked, "distributed_backend": "DeepSpeed"}
+    assert limit(**zero, deepspeed_stage=3) == fsdp
+    assert ddp.resource == "link"
+    assert limit(**zero, gpu_model="RTX-4090") == ddp
+    few = {**zero, "model_max_length": 8}
+    assert limit(**few, deepspeed_offload="optimizer").step_s < limit(**few).step_s
+
+
 def test_unknown_devices_and_models_have_no_bound() -> None:
     """One message says why."""
     workload = parse({"model_name": "llama3.1-8b", "model_max_length": 8, "batch_size": 1, "number_gpus": 1})

@@ -42,7 +42,7 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         (
             {"number_gpus": 2, "distributed_backend": "None"},
-            "2 devices need distributed_backend DDP, FSDP or FSDP2, not None.",
+            "2 devices need distributed_backend DDP, FSDP, FSDP2 or DeepSpeed, not None.",
         ),
         (
             {"assistant_only_loss": True},
@@ -72,6 +72,46 @@ def test_workloads_with_equal_values_are_equal() -> None:
         (
             {"fsdp_cpu_offload": True, "number_gpus": 1, "distributed_backend": "FSDP"},
             "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
+        ),
+        (
+            {"deepspeed_stage": 3},
+            "deepspeed_stage 3 needs distributed_backend DeepSpeed.",
+        ),
+        (
+            {"deepspeed_offload": "optimizer", "number_gpus": 1},
+            "deepspeed_offload optimizer needs distributed_backend DeepSpeed.",
+        ),
+        (
+            {"distributed_backend": "DeepSpeed", "deepspeed_offload": "optimizer"},
+            "deepspeed_offload optimizer needs a GPU: on CPU everything is in host memory already.",
+        ),
+        (
+            {
+                "distributed_backend": "DeepSpeed",
+                "deepspeed_offload": "optimizer_and_parameters",
+                "number_gpus": 1,
+                "batch_size": 2,
+            },
+            "deepspeed_offload optimizer_and_parameters needs deepspeed_stage 3, not 2.",
+        ),
+        (
+            {"distributed_backend": "DeepSpeed", "deepspeed_offload": "optimizer", "number_gpus": 1, "optim": "sgd"},
+            (
+                "deepspeed_offload needs optim adamw_torch or adamw_torch_fused or adagrad, which DeepSpeed has for CPUs, "
+                "not sgd."
+            ),
+        ),
+        (
+            {"distributed_backend": "DeepSpeed", "torch_dtype": "bfloat16"},
+            "distributed_backend DeepSpeed needs mixed_precision bf16 or fp16 with torch_dtype bfloat16.",
+        ),
+        (
+            {"distributed_backend": "DeepSpeed", "deepspeed_stage": 3, "method": "qlora"},
+            "method qlora is not supported with deepspeed_stage 3, which divides its packed weights; use 1 or 2.",
+        ),
+        (
+            {"distributed_backend": "DeepSpeed", "optim": "galore_adamw"},
+            "optim galore_adamw is not supported with DeepSpeed, which gives optimizers flat parts of the parameters.",
         ),
         (
             {"padding_free": True},

@@ -111,6 +111,9 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
         yield f"optim {workload.optim} needs the package {package.distribution} in the training environment."
     if workload.distributed_backend == "DeepSpeed" and not has("deepspeed"):
         yield "distributed_backend DeepSpeed needs the package deepspeed in the training environment."
+    if workload.distributed_backend == "DeepSpeed" and workload.method in ("lora", "qlora", "gptq_lora"):
+        # it passes a group of no parameters, which DeepSpeed removes, and then sets the learning rate of each group
+        yield "LoRA with DeepSpeed fails in the transformers that fms-hf-tuning pins; use the sfttrainer actuator."
     if workload.method == "prompt_tuning":
         trl = release.get("trl", "")
         # before 0.20 TRL compares the logits of virtual tokens with labels, and fails

@@ -58,7 +58,13 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     with deepspeed.forgotten(workload), clock.phase("train"), _explained_loss(network):
         trainer.train()
     notes += recurrence.notes(trainer.model)
-    facts = {**_facts(trainer), **deepspeed.facts(trainer), **counts, **recurrence.facts(trainer.model), "notes": [*samples.notes, *notes]}
+    facts = {
+        **_facts(trainer),
+        **deepspeed.facts(trainer),
+        **counts,
+        **recurrence.facts(trainer.model),
+        "notes": [*samples.notes, *notes],
+    }
     if workload.method in ("lora", "qlora"):
         facts["adapters"] = adapters.adapted(trainer.model)
     if quantised:
