@@ -54,14 +54,22 @@ def test_each_stage_trains_as_ddp_does(local: Local, ddp: dict[str, Any], stage:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_mixed_precision_computes_in_that_type(local: Local, stage: int) -> None:
     """DeepSpeed converts the parameters; the loss differs a little from that of float32."""
-    change = {"torch_dtype": "bfloat16", "mixed_precision": "bf16", "gradient_accumulation_steps": 2}
+    change: dict[str, Any] = {
+        "torch_dtype": "bfloat16",
+        "mixed_precision": "bf16",
+        "gradient_accumulation_steps": 2,
+    }
     _, facts = measured(local, distributed_backend="DeepSpeed", deepspeed_stage=stage, **change)
     assert facts["dtype"] == "bfloat16"
 
 
 def test_adapters_train_in_stage_3(local: Local) -> None:
     """Numbers of parameters are those before they are divided."""
-    change = {"distributed_backend": "DeepSpeed", "deepspeed_stage": 3, "gradient_checkpointing": True}
+    change: dict[str, Any] = {
+        "distributed_backend": "DeepSpeed",
+        "deepspeed_stage": 3,
+        "gradient_checkpointing": True,
+    }
     got, facts = measured(local, "finetune_lora_benchmark", **change)
     assert facts["wrapped_by"] == "DeepSpeed ZeRO 3"
     assert 0 < got["trainable_parameters"] < 0.1 * got["model_parameters"]

@@ -79,7 +79,7 @@ def test_deepspeed_moves_what_its_stage_divides() -> None:
     assert limit(**zero, deepspeed_stage=3) == fsdp
     assert ddp.resource == "link"
     assert limit(**zero, gpu_model="RTX-4090") == ddp
-    few = {**zero, "model_max_length": 8}
+    few = {**zero, "number_gpus": 1, "batch_size": 1, "model_max_length": 16}
     assert limit(**few, deepspeed_offload="optimizer").step_s < limit(**few).step_s
 
 
