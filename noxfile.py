@@ -269,7 +269,7 @@ def version(session: nox.Session, plugin: str) -> None:
 
 @nox.session(default=False)
 def deepspeed(session: nox.Session) -> None:
-    """Train with DeepSpeed on CPUs; the package compiles an operator on first use, which takes minutes."""
+    """Train with every stage of DeepSpeed on CPUs."""
     install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,deepspeed]"), *tools("test"))
     session.run("pytest", "tests/optional/test_deepspeed.py", *session.posargs)
 

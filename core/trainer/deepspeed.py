@@ -73,10 +73,15 @@ def options(workload: JobWorkload) -> dict[str, Any]:
 
 
 def _use_on_cpu() -> None:
-    """Initialise accelerate's state as for training on CPUs, and declare DeepSpeed, which accelerate (1.15) has for GPUs only."""
+    """Initialise accelerate's state as for training on CPUs, and declare DeepSpeed, which accelerate (1.15) has for GPUs only.
+
+    Ranks communicate over gloo: DeepSpeed's operator in shared memory would need a compiler, and minutes on first use.
+    """
+    import deepspeed
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=True, backend="gloo")
     PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
