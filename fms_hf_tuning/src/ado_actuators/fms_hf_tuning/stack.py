@@ -35,11 +35,7 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
-<<<<<<< HEAD
-    from .core.trainer import adapters, fsdp, model, quantise, recurrence
-=======
-    from .core.trainer import adapters, deepspeed, fsdp, model, recurrence
->>>>>>> 4753999 (trainer/deepspeed: distributed_backend DeepSpeed with deepspeed_stage and deepspeed_offload in both stacks)
+    from .core.trainer import adapters, deepspeed, fsdp, model, quantise, recurrence
     from .core.trainer.errors import BadInput
 
     workload = job.workload
