@@ -24,9 +24,9 @@ from .protocol.messages import FailureMessage
 Group = Literal["cannot run", "broken", "transient"]
 What = Literal["gpu_oom", "host_oom", "predicted_oom", "invalid_configuration", "bad_input", "transient", "broken"]
 LONGEST_MESSAGE = 200
-# of a message that is only printed: lists of what is accepted are longer
+# longest message on a terminal, which may list all accepted values
 LONGEST_ON_TERMINAL = 1000
-# of an exception that no rule explains: what it says in full, up to a limit, and the path of its log
+# an exception that no rule explains: its text, and that with the path of its log
 LONGEST_TEXT = 1000
 LONGEST_EXCEPTION = 1500
 # an abort writes its reason last; earlier errors in the log did not end the process

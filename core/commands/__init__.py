@@ -1,1 +1,1 @@
-"""The commands run, report, compare, doctor and dataset. May import all folders."""
+"""The commands run, plan, report, compare, doctor, dataset and convert. May import all folders."""

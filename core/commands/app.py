@@ -1,6 +1,6 @@
 """The command line of a plugin: run, plan, report, compare, doctor, dataset and convert.
 
-Imports typer only. Each command imports its module when it is called, so that ``--help`` and completion are fast and
+Of packages it imports typer and yaml. Each command imports its module when it is called, so that ``--help`` and completion are fast and
 ``doctor`` works where ado does not.
 """
 
@@ -198,7 +198,7 @@ def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
                 metavar="USD",
                 min=0,
                 max=1e6,
-                help="Price of one GPU (on CPU: one node) for an hour, with --tokens. Default: that of the measurements.",
+                help="Price of one GPU (on CPU: one process) for an hour, with --tokens. Default: that of the measurements.",
             ),
         ] = None,
     ) -> None:

@@ -176,7 +176,7 @@ def _prices(given: list[str], devices: Mapping[str, int]) -> dict[str, float]:
 def _rows(
     local: Local, actuator: str, values: dict[str, Any], devices: dict[str, int], cost: Mapping[str, float]
 ) -> tuple[list[Row], list[str]]:
-    """Return a row for each GPU, method and way to check-point, and those of several GPUs where one is too small."""
+    """Return a row for each GPU, method, with and without checkpointing, and those of several GPUs where one is too small."""
     rows: list[Row] = []
     notes: list[str] = []
     for method in METHODS:

@@ -3,8 +3,8 @@
 Data sheets' figures with sparsity are halved. ``float32`` is the rate without TF32, which is torch's default; ``tf32`` that of the
 tensor cores on float32 numbers. Tensor rates accumulate in float32, as training does.
 
-Makers' GB of device memory are GiB. Data center cards with GDDR6 keep their error correction in it, which takes a sixteenth: the
-driver of an L40S of 48 GB says 46068 MiB, that of a T4 of 16 GB 15360 MiB. Of all of it torch sees up to 1.2 % less: 79.1 of 80 GiB
+Data sheets write GB for GiB of device memory. Data center cards with GDDR6 keep their error correction in it, which takes a sixteenth: the
+driver of an L40S of 48 GB says 46068 MiB, that of a T4 of 16 GB 15360 MiB. torch can use up to 1.2 % less of it: 79.1 of 80 GiB
 on an H100, 139.8 of 141 on an H200, 44.4 of 45 on an L40S, 14.6 of 15 on a T4.
 """
 

@@ -47,11 +47,11 @@ def make(
     """Return the report of a measurement that ran.
 
     Args:
-        records: one record of docs/architecture.md per rank, in any order.
+        records: one ``protocol.messages.Record`` per rank, in any order.
         workload: what was trained.
         device: properties summarised from the samples of the devices, or None.
         device_names: names of the GPUs as the driver gives them, or ``cpu``.
-        price_usd_per_device_hour: price of a GPU-hour, or of a node-hour without GPUs, or None.
+        price_usd_per_device_hour: price of a GPU-hour, or of the hour of a process without GPUs, or None.
         total_s: wall time of the whole measurement, seconds.
         startup_s: wall time until the training processes were ready, seconds.
         omitted: reasons for device properties that are missing.
@@ -78,8 +78,6 @@ def make(
     _put_cost(found, measured, workload, price_usd_per_device_hour)
     _put_losses(found, ranks, workload)
     found.put(total_s=total_s, model_load_s=_phase(ranks, "model_load_s"), startup_s=startup_s)
-    if startup_s is None:
-        found.put(startup_s=_phase(ranks, "startup_s"))
     found.put(
         model_parameters=ranks[0].get("model_parameters"), trainable_parameters=ranks[0].get("trainable_parameters")
     )

@@ -38,7 +38,7 @@ def make(
     """Return the report of an estimate.
 
     Args:
-        record: as ``trainer.estimate`` makes it.
+        record: as ``trainer.memory_estimate.estimate`` makes it.
         workload: what it was made for.
         total_s: wall time, seconds.
         price_usd_per_device_hour: price of a GPU-hour, or None.

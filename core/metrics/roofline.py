@@ -1,4 +1,4 @@
-"""The least time of a training step on a device: a bound from its peaks, never a prediction. Standard library only.
+"""The least time of a training step on a device: a bound from its peaks, never a prediction.
 
 A step cannot be faster than each of three things that it must do, each at the peak rate of the data sheet:
 

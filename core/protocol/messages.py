@@ -283,7 +283,7 @@ class Record(_Result, ClockRecord):
     - ``warmup_steps``: leading steps that are not measured: at least 3, fewer only if the run ended before.
     - ``stopped_by``: ``confidence``, ``max_steps``, ``stop_after_seconds`` or ``data``.
     - ``steady``: whether the rate had converged.
-    - ``phases``: seconds of ``startup_s``, ``model_load_s``, ``data_s``, ``setup_s`` and ``train_s``.
+    - ``phases``: seconds of ``model_load_s``, ``data_s``, ``setup_s``, ``train_s`` and, for all of them, ``measurement_s``.
     - ``torch_peak_allocated_bytes``, ``torch_peak_reserved_bytes``: of the measured phase; absent without an accelerator.
     - ``rss_peak_bytes``: peak resident set of this process in the measured phase.
     - ``model_parameters``, ``trainable_parameters``: counts.

@@ -21,7 +21,7 @@ LEAST_WARMUP = 3
 LEAST_MEASURED = 10
 SETTLED = 0.03
 WARMUP_SHARE = 0.4
-# up to this step checks are as close together as ``checks_apart`` allows, then a tenth apart
+# up to this step checks are as close together as ``checks_apart`` allows, then each is 10 % of the steps so far after the last
 DENSE_CHECKS = 12
 # fewest steps between two checks if the ranks have to communicate at each
 APART_FOR_RANKS = 4
@@ -140,7 +140,7 @@ class Protocol:
 
 
 def is_check(step: int, apart: int = 1) -> bool:
-    """Return whether ``step``, counted from 1, is a check: every ``apart`` steps up to 12, then each check a tenth after the last."""
+    """Return whether ``step``, counted from 1, is a check: every ``apart`` steps up to 12, then each 10 % later than the last."""
     if step <= DENSE_CHECKS:
         return step % apart == 0
     check = DENSE_CHECKS

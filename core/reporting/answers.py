@@ -21,7 +21,7 @@ class Budget:
 
     Attributes:
         tokens: real tokens.
-        price_usd: price of one GPU (on CPU: one node) for an hour; None: the price that the measurements were given.
+        price_usd: price of one GPU (on CPU: one process) for an hour; None: the price that the measurements were given.
     """
 
     tokens: float

@@ -42,7 +42,7 @@ def facts(config: Any) -> dict[str, Any]:
 
 def note(config: transformers.PretrainedConfig) -> str:
     """Return the remark for the user that belongs to ``facts``."""
-    return f"FLOPs of model type {config.model_type} were counted by PyTorch on the meta device, windows of attention left aside."
+    return f"FLOPs of model type {config.model_type} were counted by PyTorch on the meta device, sliding windows as full attention."
 
 
 def _forward(config: transformers.PretrainedConfig, length: int) -> float:

@@ -1,4 +1,4 @@
-"""The formats of rows that TRL documents for supervised fine-tuning, as token ids and labels. Imports the standard library only.
+"""The formats of rows that TRL documents for supervised fine-tuning, as token ids and labels.
 
 A row is read as TRL 1.16 reads it; the first format of this list that it has is taken:
 

@@ -199,7 +199,7 @@ class Workload(ParallelFields, DataFields):
         str,
         pydantic.Field(
             max_length=4096,
-            description="Parameters LoRA adapts besides, such as those of fused experts: ends of names separated by commas; empty: none.",
+            description="Further parameters that LoRA adapts, such as fused experts: ends of names separated by commas; empty: none.",
             json_schema_extra=_where(methods=ADAPTERS, examples=("", "experts.gate_up_proj,experts.down_proj")),
         ),
     ] = ""

@@ -44,7 +44,7 @@ def record(**change: Any) -> Any:
         "warmup_steps": 1,
         "steady": False,
         "stopped_by": "max_steps",
-        "phases": {"model_load_s": 0.5, "startup_s": 3.0},
+        "phases": {"model_load_s": 0.5},
         "rss_peak_bytes": 2**30,
         "model_parameters": 100,
         "trainable_parameters": 100,
@@ -118,7 +118,7 @@ def test_utilisation_of_a_known_device_is_exact() -> None:
 
 def test_two_gpus_under_lora_with_everything_known() -> None:
     """Each property, with numbers that distinguish the rules for joining ranks and devices."""
-    phases = {"model_load_s": 0.5, "startup_s": 3.0}
+    phases = {"model_load_s": 0.5}
     one = record(
         world_size=2, architecture={**LLAMA, "num_hidden_layers": 2}, trainable_parameters=5, steady=True, phases=phases,
         torch_peak_allocated_bytes=2**30, torch_peak_reserved_bytes=2**31, real_tokens=[10] * 5, warmup_steps=0,
@@ -126,7 +126,7 @@ def test_two_gpus_under_lora_with_everything_known() -> None:
     )  # fmt: skip
     other = one | {
         "rank": 1, "torch_peak_allocated_bytes": 3 * 2**30, "torch_peak_reserved_bytes": 2**32, "rss_peak_bytes": 2**31,
-        "phases": {"model_load_s": 0.7, "startup_s": 2.0}, "losses": [30.0] * 5, "trained_tokens": [15] * 5,
+        "phases": {"model_load_s": 0.7}, "losses": [30.0] * 5, "trained_tokens": [15] * 5,
     }  # fmt: skip
     asked = parse(
         {"model_name": "m", "model_max_length": 10, "batch_size": 4, "number_gpus": 2, "method": "lora", "r": 4,
@@ -134,7 +134,7 @@ def test_two_gpus_under_lora_with_everything_known() -> None:
     )  # fmt: skip
     got = make(
         [other, one], asked, device={"energy_joules": 22.0}, device_names=["NVIDIA A100-SXM4-80GB"],
-        price_usd_per_device_hour=3.6, total_s=20.0,
+        price_usd_per_device_hour=3.6, total_s=20.0, startup_s=3.0,
     ).properties  # fmt: skip
     # steps of 5, 1, 1, 2 and 2 s
     assert (got["train_runtime_s"], got["step_time_median_s"], got["step_time_p95_s"]) == (
