@@ -62,6 +62,8 @@ def limit(
         trainable_parameters: those that are trained.
         computed: type of the matrix products as read back from a run; None: that of the workload.
     """
+    if workload.replicas != workload.processes:
+        return None, "no bound is known for devices that share samples (tensor_parallel_size, context_parallel_size)."
     asked = {"bf16": "bfloat16", "fp16": "float16"}.get(workload.mixed_precision, workload.torch_dtype)
     row = accelerators.find(workload.gpu_model)
     if computed is None:

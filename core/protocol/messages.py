@@ -73,6 +73,8 @@ class JobWorkload:
     fsdp_state_dict_type: Literal["FULL_STATE_DICT", "LOCAL_STATE_DICT", "SHARDED_STATE_DICT"]
     fsdp_use_orig_params: bool
     fsdp_transformer_layer_cls_to_wrap: str
+    tensor_parallel_size: int
+    context_parallel_size: int
     fsdp_cpu_offload: bool
     enable_roce: bool
     seed: int
@@ -102,6 +104,11 @@ class JobWorkload:
     def processes(self) -> int:
         """Training processes over all nodes: one per GPU, or one per node without GPUs."""
         return self.number_gpus or self.number_nodes
+
+    @property
+    def sharers(self) -> int:
+        """Processes that share each sample, with tensor and context parallelism."""
+        return self.tensor_parallel_size * self.context_parallel_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

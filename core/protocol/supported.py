@@ -228,6 +228,9 @@ def untraceable(workload: Workload) -> str | None:
             "finetune_memory_estimate cannot trace quantisation int8: "
             "what its products allocate depends on the outliers among the activations."
         )
+    for name in ("tensor_parallel_size", "context_parallel_size"):
+        if (size := getattr(workload, name, 1)) > 1:
+            return f"finetune_memory_estimate cannot trace {name} {size}: what each device gathers is not known."
     if getattr(workload, "distributed_backend", "") == "DeepSpeed":
         return (
             "finetune_memory_estimate cannot trace distributed_backend DeepSpeed: its buffers are not known; use FSDP2."

@@ -23,7 +23,7 @@ def shared(job: Job, epochs: int) -> dict[str, Any]:
     workload = job.workload
     cpu = workload.number_gpus == 0
     return {
-        "per_device_train_batch_size": workload.batch_size // job.world_size,
+        "per_device_train_batch_size": workload.batch_size * workload.sharers // job.world_size,
         "gradient_accumulation_steps": workload.gradient_accumulation_steps,
         "gradient_checkpointing": workload.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": workload.gradient_checkpointing_use_reentrant},

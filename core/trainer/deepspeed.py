@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..protocol.messages import AUTOCAST_DTYPES, JobWorkload
+from . import accelerate_state
 from .errors import BadInput
 
 BACKEND = "DeepSpeed"
@@ -67,24 +68,13 @@ def options(workload: JobWorkload) -> dict[str, Any]:
         raise BadInput("distributed_backend DeepSpeed needs the package deepspeed in the training environment.")
     found: dict[str, Any] = {"deepspeed": configuration(workload), "ddp_backend": None}
     if not workload.number_gpus:
-        _use_on_cpu()
-        found["accelerator_config"] = {"use_configured_state": True}
+        # DeepSpeed's operator in shared memory would need a compiler, and minutes on first use
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        accelerate_state.declare_on_cpu("DEEPSPEED")
+        found |= accelerate_state.DECLARED
     return found
-
-
-def _use_on_cpu() -> None:
-    """Initialise accelerate's state as for training on CPUs, and declare DeepSpeed, which accelerate (1.15) has for GPUs only.
-
-    Ranks communicate over gloo: DeepSpeed's operator in shared memory would need a compiler, and minutes on first use.
-    """
-    import deepspeed
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=True, backend="gloo")
-    PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
 
 
 def variables(workload: JobWorkload) -> dict[str, str]:

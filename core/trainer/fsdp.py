@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..protocol.messages import JobWorkload
-from . import deepspeed
+from . import deepspeed, parallel
 
 EXPECTED = {"DDP": "DistributedDataParallel", "FSDP": "FullyShardedDataParallel", "FSDP2": "FSDP2"}
 # FSDP version 2 has no wrapper module: it adds ``FSDPModule`` to the bases of the model's class
@@ -15,7 +15,7 @@ WRAPPERS = {name: name for name in ("DistributedDataParallel", "FullyShardedData
 def options(workload: JobWorkload) -> dict[str, Any]:
     """Return the arguments of ``TrainingArguments`` (transformers 5) for a workload's distributed backend; empty without FSDP."""
     backend = workload.distributed_backend
-    if backend not in ("FSDP", "FSDP2") or workload.number_gpus < 2:
+    if backend not in ("FSDP", "FSDP2") or workload.number_gpus < 2 or parallel.divides_layers(workload):
         return {}
     strategy = workload.fsdp_sharding_strategy
     config: dict[str, Any] = {
@@ -92,21 +92,24 @@ def wrapper(trainer: Any) -> str:
     if type(wrapped).__name__ == "DeepSpeedEngine":
         return deepspeed.wrapper(wrapped)
     names = [kind.__name__ for kind in type(wrapped).__mro__]
-    return next((wrapper for name, wrapper in WRAPPERS.items() if name in names), "none")
+    found = next((wrapper for name, wrapper in WRAPPERS.items() if name in names), "none")
+    return parallel.wrapper(trainer, found)
 
 
 def is_whole(wrapped_by: str) -> bool:
     """Return whether each rank holds the whole model under this wrapper, and can therefore run it without the other ranks."""
-    return wrapped_by not in (EXPECTED["FSDP"], EXPECTED["FSDP2"], f"{deepspeed.WRAPPER} 3")
+    return not wrapped_by.startswith((EXPECTED["FSDP"], EXPECTED["FSDP2"], parallel.TENSOR, f"{deepspeed.WRAPPER} 3"))
 
 
 def mismatch(workload: JobWorkload, world_size: int, wrapped_by: str) -> str | None:
     """Return an error message if the model was trained with another wrapper than the workload's, else None."""
+    asked, expected = workload.distributed_backend, parallel.expected(workload, world_size)
     if deepspeed.is_used(workload):
-        expected = f"{deepspeed.WRAPPER} {workload.deepspeed_stage}"
-        if wrapped_by == expected:
-            return None
-        return f"distributed_backend is {expected}, but the model was trained with the wrapper {wrapped_by}."
-    if world_size == 1 or wrapped_by == EXPECTED.get(workload.distributed_backend):
+        asked = expected = f"{deepspeed.WRAPPER} {workload.deepspeed_stage}"
+    elif expected is not None:
+        asked = expected
+    elif world_size == 1:
         return None
-    return f"distributed_backend is {workload.distributed_backend}, but the model was trained with the wrapper {wrapped_by}."
+    if wrapped_by == (expected or EXPECTED.get(asked)):
+        return None
+    return f"distributed_backend is {asked}, but the model was trained with the wrapper {wrapped_by}."

@@ -75,15 +75,23 @@ class Counts:
     """Counts the input of the model in each optimizer step: samples, token slots, tokens, squared lengths and losses.
 
     The shape of ``input_ids`` is known on the host. Sums over masks and labels stay tensors on the device until ``read``.
+
+    Args:
+        sharers: ranks that share each sample; only the first of them counts, so that no sample counts twice.
+        rank: this rank.
+        divided: whether each of them gets a part of the tokens, not all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sharers: int = 1, rank: int = 0, *, divided: bool = False) -> None:
         self.slots = 0
+        # ranks that share samples are consecutive
+        self._counts_samples = rank % sharers == 0
+        self._divided = divided
         self._steps: list[list[tuple[Any, ...]]] = [[]]
         self._losses: list[list[Any]] = [[]]
         self._trained: Any = 0
         # samples of the batches that are loaded but have not reached the model; data loaders are one batch ahead
-        self._loaded: collections.deque[int] = collections.deque()
+        self._loaded: collections.deque[tuple[int, Any]] = collections.deque()
 
     def watch(self, loader: Any) -> None:
         """Count the samples of each batch in a trainer's data loader: with packing or without padding, a whole batch is one row."""
@@ -91,8 +99,9 @@ class Counts:
         collate = loader.collate_fn
 
         def counted(samples: list[Any]) -> Any:
-            self._loaded.append(len(samples))
-            return collate(samples)
+            batch = collate(samples)
+            self._loaded.append((len(samples), dict(batch) if self._divided else None))
+            return batch
 
         loader.collate_fn = counted
 
@@ -100,6 +109,9 @@ class Counts:
         """Forward pre-hook: counts a batch."""
         if not module.training:
             return
+        loaded, whole = self._loaded.popleft() if self._loaded else (0, None)
+        if whole is not None:
+            kwargs = whole
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         rows, slots = ids.shape
         mask, labels, positions = (kwargs.get(key) for key in ("attention_mask", "labels", "position_ids"))
@@ -108,8 +120,7 @@ class Counts:
         trained: Any = (labels[:, 1:] != -100).sum() if labels is not None else real - rows
         # summed over the positions p of a document, 2p+1 gives the square of its length, so packed documents need not be separated
         squared: Any = (2 * positions + 1).sum() if positions is not None else rows * slots * slots
-        loaded = self._loaded.popleft() if self._loaded else rows
-        samples = loaded if rows == 1 else rows
+        samples = loaded if rows == 1 and loaded else rows
         self.slots += rows * slots
         self._steps[-1].append((samples, rows * slots, real, trained, squared))
         self._trained = trained
@@ -134,9 +145,12 @@ class Counts:
         columns: dict[str, list[Any]] = {field: [] for field in COUNTS}
         for passes in self._steps[:-1]:
             for i, field in enumerate(COUNTS):
-                columns[field].append(sum(int(one[i]) for one in passes))
+                columns[field].append(sum(int(one[i]) for one in passes) if self._counts_samples else 0)
         # an empty list means that the model returns no loss, None in the list that a loss is not finite
         columns["losses"] = [_sum(losses) for losses in self._losses[:-1]] if any(self._losses) else []
+        if not self._counts_samples and not self._divided:
+            # of the same tokens
+            columns["losses"] = [0.0 for _ in columns["losses"]]
         return columns
 
 
@@ -172,7 +186,8 @@ class Clock:
         self.stopped_by = ""
         self.model: torch.nn.Module | None = None
         self._ends: StepEnds | None = None
-        self._counts = Counts()
+        self._counts = Counts(workload.sharers, job.rank, divided=workload.context_parallel_size > 1)
+        self._groups = job.world_size // workload.sharers
         self._hooks: list[Any] = []
         self._added = 0
         self._steps = 0
@@ -292,7 +307,7 @@ class Clock:
         if now - self._last_progress_s < 0.5:
             return
         self._last_progress_s = now
-        rate = self._world_size * self._counts.slots / (now - self._ends.begin_s)
+        rate = self._groups * self._counts.slots / (now - self._ends.begin_s)
         self._progress(
             {
                 "event": "progress",

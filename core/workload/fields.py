@@ -351,7 +351,12 @@ class Workload(ParallelFields, DataFields):
     @property
     def device_batch_size(self) -> int:
         """Samples of one pass on one device (the micro-batch)."""
-        return self.batch_size // self.processes
+        return self.batch_size // self.replicas
+
+    @property
+    def replicas(self) -> int:
+        """Groups of devices with data of their own; those of a group share each sample."""
+        return self.processes // (self.tensor_parallel_size * self.context_parallel_size)
 
     @property
     def patches_libraries(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from .where import where
+from .where import TRL, where
 
 
 class ParallelFields(pydantic.BaseModel):
@@ -48,5 +48,23 @@ class ParallelFields(pydantic.BaseModel):
             json_schema_extra=where(examples=("auto",)),
         ),
     ] = "auto"
+    tensor_parallel_size: Annotated[
+        int,
+        pydantic.Field(
+            ge=1,
+            le=64,
+            description="Devices that share the products of each layer, with distributed_backend FSDP2.",
+            json_schema_extra=where(stacks=TRL, methods=("full",)),
+        ),
+    ] = 1
+    context_parallel_size: Annotated[
+        int,
+        pydantic.Field(
+            ge=1,
+            le=64,
+            description="Devices that share the tokens of each sample, with distributed_backend FSDP2.",
+            json_schema_extra=where(stacks=TRL, methods=("full", "lora")),
+        ),
+    ] = 1
     fsdp_cpu_offload: Annotated[bool, pydantic.Field(description="Keep FSDP's shards in host memory.")] = False
     enable_roce: Annotated[bool, pydantic.Field(description="RDMA over Converged Ethernet between nodes.")] = False

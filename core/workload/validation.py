@@ -50,10 +50,11 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
     devices = f"{processes} devices" if gpus else f"{processes} processes"
     return [
         (gpus > 0 and gpus % nodes != 0, f"number_gpus {gpus} is not divisible by number_nodes {nodes}."),
-        (w.batch_size % processes != 0, f"batch_size {w.batch_size} is not divisible by {devices}."),
+        *_sharing_rules(w, devices),
         (cpu and w.gpu_model != "any", f"gpu_model {w.gpu_model!r} needs number_gpus of at least 1."),
         (
-            cpu and fsdp,
+            # transformers, not accelerate, divides a model with tensor parallelism
+            cpu and fsdp and w.tensor_parallel_size == 1,
             f"distributed_backend {w.distributed_backend} needs GPUs: on CPU the trainer would run DDP instead.",
         ),
         (
@@ -129,6 +130,43 @@ def _adapter_rules(w: Workload) -> list[tuple[bool, str]]:
         (
             bool(w.target_parameters) and w.use_dora,
             "use_dora excludes target_parameters: PEFT has DoRA for modules only.",
+        ),
+    ]
+
+
+def _sharing_rules(w: Workload, devices: str) -> list[tuple[bool, str]]:
+    """Return the rules about samples and the devices that share them."""
+    tensor, context = w.tensor_parallel_size, w.context_parallel_size
+    name, size = ("tensor_parallel_size", tensor) if tensor > 1 else ("context_parallel_size", context)
+    if tensor * context == 1:
+        return [(w.batch_size % w.processes != 0, f"batch_size {w.batch_size} is not divisible by {devices}.")]
+    return [
+        (tensor > 1 and context > 1, "tensor_parallel_size excludes context_parallel_size: no library combines them."),
+        (w.processes % size != 0, f"{name} {size} does not divide {devices}."),
+        (
+            w.batch_size * size % w.processes != 0,
+            f"batch_size {w.batch_size} is not divisible by {w.processes // size} groups of {size} devices ({name}).",
+        ),
+        (w.distributed_backend != "FSDP2", f"{name} {size} needs distributed_backend FSDP2."),
+        (
+            context > 1 and w.number_gpus == 0,
+            f"context_parallel_size {context} needs GPUs: PyTorch's ring attention has no kernel for CPUs.",
+        ),
+        (
+            context > 1 and w.attn_implementation not in ("auto", "sdpa"),
+            f"context_parallel_size {context} needs attn_implementation sdpa.",
+        ),
+        (
+            context > 1 and w.model_max_length % (2 * context) != 0,
+            f"model_max_length {w.model_max_length} is not divisible by {2 * context}, twice the context_parallel_size.",
+        ),
+        (
+            context > 1 and (w.packing or w.padding_free),
+            "context_parallel_size excludes packing and padding_free: its attention knows one document a sample.",
+        ),
+        (
+            tensor > 1 and (w.fsdp_sharding_strategy != "FULL_SHARD" or w.fsdp_transformer_layer_cls_to_wrap != "auto"),
+            "tensor_parallel_size needs fsdp_sharding_strategy FULL_SHARD and fsdp_transformer_layer_cls_to_wrap auto.",
         ),
     ]
 

@@ -177,6 +177,20 @@ def test_ranks_agree_and_add_up(local: Local) -> None:
     assert got["measured_steps"] == 8 - warmup
 
 
+def test_tensor_parallelism_trains_the_same_and_counts_each_token_once(local: Local) -> None:
+    """Both processes see the same samples; loss and tokens are those of one process with all of them."""
+    change = {"number_nodes": 2, "batch_size": 2, "max_steps": 4}
+    shared = measure(local, distributed_backend="FSDP2", tensor_parallel_size=2, **change)
+    apart = measure(local, **change)
+    assert shared.metadata["facts"]["wrapped_by"] == "tensor parallel 2"
+    got, expected = shared.properties, apart.properties
+    for name in ("loss_first", "loss_last"):
+        assert got[name] == pytest.approx(expected[name], rel=1e-5)
+    for name in ("model_parameters", "trainable_parameters", "model_flops_per_token"):
+        assert got[name] == expected[name]
+    assert got["dataset_tokens_per_second"] * got["train_runtime_s"] == pytest.approx(got["measured_steps"] * 2 * 32)
+
+
 def test_ranks_stop_at_the_same_step(local: Local) -> None:
     """Rank 0 decides to stop long before max_steps, and both ranks have the same number of steps."""
     values = {**SMALL, "number_nodes": 2, "batch_size": 4, "max_steps": 400, "target_ci_percent": 50}

@@ -73,6 +73,40 @@ def test_workloads_with_equal_values_are_equal() -> None:
             {"fsdp_cpu_offload": True, "number_gpus": 1, "distributed_backend": "FSDP"},
             "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
         ),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 does not divide 1 processes."),
+        (
+            {"tensor_parallel_size": 2, "number_nodes": 2},
+            "tensor_parallel_size 2 needs distributed_backend FSDP2.",
+        ),
+        (
+            {"tensor_parallel_size": 2, "number_nodes": 4, "batch_size": 3, "distributed_backend": "FSDP2"},
+            "batch_size 3 is not divisible by 2 groups of 2 devices (tensor_parallel_size).",
+        ),
+        (
+            {"tensor_parallel_size": 2, "context_parallel_size": 2, "number_gpus": 4},
+            "tensor_parallel_size excludes context_parallel_size: no library combines them.",
+        ),
+        (
+            {"context_parallel_size": 2, "number_nodes": 2, "distributed_backend": "FSDP2"},
+            "context_parallel_size 2 needs GPUs: PyTorch's ring attention has no kernel for CPUs.",
+        ),
+        (
+            {"context_parallel_size": 2, "number_gpus": 2, "distributed_backend": "FSDP2", "model_max_length": 30},
+            "model_max_length 30 is not divisible by 4, twice the context_parallel_size.",
+        ),
+        (
+            {"context_parallel_size": 2, "number_gpus": 2, "distributed_backend": "FSDP2", "packing": True},
+            "context_parallel_size excludes packing and padding_free: its attention knows one document a sample.",
+        ),
+        (
+            {
+                "context_parallel_size": 2,
+                "number_gpus": 2,
+                "distributed_backend": "FSDP2",
+                "attn_implementation": "eager",
+            },
+            "context_parallel_size 2 needs attn_implementation sdpa.",
+        ),
         (
             {"deepspeed_stage": 3},
             "deepspeed_stage 3 needs distributed_backend DeepSpeed.",

@@ -29,7 +29,7 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
-    from .core.trainer import adapters, data, deepspeed, fsdp, model, quantise, recurrence
+    from .core.trainer import adapters, data, deepspeed, fsdp, model, parallel, quantise, recurrence
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -38,6 +38,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         quantise.check_installed()
     with clock.phase("model_load"):
         network, built = model.build(job, quantised=quantised)
+        network = parallel.distribute(network, job)
         tokenizer = model.tokenizer(job, network)
         if workload.assistant_only_loss:
             _mark_answers(tokenizer)
@@ -127,12 +128,12 @@ def _trainer(job: Job, network: Any, tokenizer: Any, samples: Any, peft_config: 
 def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
     from trl import SFTConfig
 
-    from .core.trainer import arguments, deepspeed, fsdp
+    from .core.trainer import arguments, deepspeed, fsdp, parallel
 
     workload = job.workload
     settings = SFTConfig(
         # TRL's defaults differ from those of Trainer and change between releases, so everything that affects time is set explicitly
-        **(arguments.shared(job, epochs) | deepspeed.options(workload)),
+        **(arguments.shared(job, epochs) | deepspeed.options(workload) | parallel.options(workload)),
         output_dir=job.run_dir,
         # without packing the samples are cut already, and TRL rejects a length together with padding_free
         max_length=workload.model_max_length if workload.packing or not workload.padding_free else None,
