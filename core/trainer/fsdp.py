@@ -103,7 +103,8 @@ def is_whole(wrapped_by: str) -> bool:
 
 def mismatch(workload: JobWorkload, world_size: int, wrapped_by: str) -> str | None:
     """Return an error message if the model was trained with another wrapper than the workload's, else None."""
-    asked, expected = workload.distributed_backend, parallel.expected(workload, world_size)
+    asked: str = workload.distributed_backend
+    expected = parallel.expected(workload, world_size)
     if deepspeed.is_used(workload):
         asked = expected = f"{deepspeed.WRAPPER} {workload.deepspeed_stage}"
     elif expected is not None:

@@ -81,7 +81,7 @@ def options(workload: JobWorkload) -> dict[str, Any]:
     try:
         from accelerate import ParallelismConfig
     except ImportError:
-        ParallelismConfig = None  # type: ignore[misc]
+        ParallelismConfig = None
     if ParallelismConfig is None or "parallelism_config" not in transformers.TrainingArguments.__dataclass_fields__:
         raise BadInput(
             f"context_parallel_size {size} needs transformers 4.57 and accelerate 1.12 or newer; "

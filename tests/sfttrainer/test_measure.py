@@ -179,7 +179,7 @@ def test_ranks_agree_and_add_up(local: Local) -> None:
 
 def test_tensor_parallelism_trains_the_same_and_counts_each_token_once(local: Local) -> None:
     """Both processes see the same samples; loss and tokens are those of one process with all of them."""
-    change = {"number_nodes": 2, "batch_size": 2, "max_steps": 4}
+    change: dict[str, Any] = {"number_nodes": 2, "batch_size": 2, "max_steps": 4}
     shared = measure(local, distributed_backend="FSDP2", tensor_parallel_size=2, **change)
     apart = measure(local, **change)
     assert shared.metadata["facts"]["wrapped_by"] == "tensor parallel 2"

@@ -60,6 +60,7 @@ class Model:
     """A model that cannot be divided."""
 
     config = SimpleNamespace(model_type="gpt2")
+    settings: Any = None
 
     @classmethod
     def prepare_distribute_model(cls, settings: Any) -> tuple[Any, None, None]:
