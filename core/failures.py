@@ -178,6 +178,15 @@ HOST_OOM = re.compile(
 ILLEGAL_ACCESS = re.compile(
     r"illegal memory access|misaligned address|illegal address|device-side assert", re.IGNORECASE
 )
+# what Python, OpenMP, OpenBLAS, libuv and shells say where a process or thread cannot be started; some then end without a traceback
+PROCESS_LIMIT = re.compile(
+    r"can't start new thread|Thread creation failed: Resource temporarily|pthread_create.{0,80}Resource temporarily|[Cc]annot fork"
+    r"|^fork: .{0,40}Resource temporarily",
+    re.MULTILINE,
+)
+PROCESS_LIMIT_MESSAGE = (
+    "No more processes or threads may be started here: raise ulimit -u or the container's pids limit, or end others."
+)
 NCCL_MISUSE = re.compile(r"ncclInvalid(Usage|Argument)|Duplicate GPU detected", re.IGNORECASE)
 TRANSPORT = re.compile(
     r"\bNCCL\b.*(error|timeout|timed out|abort)|nccl\w*Error|ProcessGroup\w*.*(timeout|timed out)"
@@ -249,6 +258,8 @@ def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
             "The chat template did not end, and could not be interrupted, so the trainer was ended; "
             "use another template in the model's tokenizer, or rows of text."
         )
+    if number != signal.SIGKILL and PROCESS_LIMIT.search(tail):
+        return Broken(PROCESS_LIMIT_MESSAGE)
     if number:
         aborted = NATIVE_ABORT.search(tail) if number == signal.SIGABRT else None
         reason = _by_text(aborted.group(0)) if aborted else None
@@ -296,6 +307,9 @@ def _known_problem(type_name: str, text: str) -> Failure | None:
     missing = re.search(r"No module named '([\w.]+)'", text)
     if missing:
         return _missing_package(missing.group(1).partition(".")[0])
+    # a process that cannot be forked; of pipes and sockets only those that do not block raise it, which none of ours are
+    if type_name == "BlockingIOError" or PROCESS_LIMIT.search(text):
+        return Broken(PROCESS_LIMIT_MESSAGE)
     if re.search(r"No space left on device", text):
         return Broken("The disk is full where the measurement writes (no space left on device).")
     unknown = re.search(r"^(\S+) is not a local folder and is not a valid model identifier", text)

@@ -26,6 +26,8 @@ class Patience:
         # since when the resources of each request have been free, and each request of another program has waited; monotonic seconds
         self._untaken_s: dict[tuple[str, float], float] = {}
         self._foreign_s: dict[str, float] = {}
+        # since when each request has been seen: the wall clock may be set back, and then its wait would begin in the future
+        self._first_seen_s: dict[tuple[str, float], float] = {}
         # requests of other programs for which a lease was ended: one each, since they may wait for something that Ray's tables do not show
         self._tried: set[str] = set()
 
@@ -35,6 +37,9 @@ class Patience:
         self._seen, self._waiting = seen, sorted(waiting, key=lambda one: one.since_s)
         free = [(one.owner, one.since_s) for one in waiting if placement.place(one.need, seen.nodes) is not None]
         self._untaken_s = {key: self._untaken_s.get(key, now) for key in free}
+        self._first_seen_s = {
+            (one.owner, one.since_s): self._first_seen_s.get((one.owner, one.since_s), now) for one in waiting
+        }
         foreign = {one.id for one in seen.pending}
         self._foreign_s = {one: self._foreign_s.get(one, now) for one in foreign}
         self._tried &= foreign
@@ -107,5 +112,9 @@ class Patience:
         return [
             one.need
             for one in self._waiting
-            if one.since_s < limit and now - self._untaken_s.get((one.owner, one.since_s), now) < UNTAKEN_S
+            if self._since_s(one, now) < limit and now - self._untaken_s.get((one.owner, one.since_s), now) < UNTAKEN_S
         ]
+
+    def _since_s(self, one: Waiting, now: float) -> float:
+        seen_for_s = now - self._first_seen_s.get((one.owner, one.since_s), now)
+        return min(one.since_s, time.time() - seen_for_s)

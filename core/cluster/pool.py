@@ -65,6 +65,7 @@ class _Line:
     Attributes:
         waiting: the requests.
         since_s: start of the wait, or time at which a request was last served, in seconds since the epoch, which other nodes can compare.
+        unserved_s: the same in monotonic seconds.
         group: placement group that Ray was asked to create; None while the resources are not free.
         asked_s: when Ray was asked, monotonic seconds.
         mark: placement group that shows the wait to other pools while the resources are not free.
@@ -74,6 +75,7 @@ class _Line:
 
     waiting: collections.deque[_Ticket] = dataclasses.field(default_factory=collections.deque)
     since_s: float = dataclasses.field(default_factory=time.time)
+    unserved_s: float = dataclasses.field(default_factory=time.monotonic)
     group: PlacementGroup | None = None
     asked_s: float = 0.0
     mark: PlacementGroup | None = None
@@ -212,7 +214,7 @@ class Pool:
         if line is None:
             return False
         ticket = line.waiting.popleft()
-        line.since_s = time.time()
+        line.since_s, line.unserved_s = time.time(), time.monotonic()
         remove(line.mark)
         line.mark = None
         self._leave(lease.shape, ticket)
@@ -327,7 +329,7 @@ class Pool:
     def _mark(self, line: _Line, need: Need) -> None:
         """Show the wait to other pools. A mark that Ray has created nevertheless is removed, since it holds CPUs."""
         if line.mark is None:
-            if time.time() - line.since_s > MARK_AFTER_S:
+            if time.monotonic() - line.unserved_s > MARK_AFTER_S:
                 line.mark = mark_waiting(need, self._seen.nodes, self._owner, line.since_s)
         elif self._seen.groups.get(line.mark.id.hex(), {}).get("state") in ("CREATED", "REMOVED"):
             remove(line.mark)

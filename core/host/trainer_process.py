@@ -96,14 +96,27 @@ class TrainerProcess:
                 cwd=log.parent,
                 start_new_session=True,
             )
+        except BlockingIOError as error:
+            raise failures.Broken(failures.PROCESS_LIMIT_MESSAGE) from error
         except OSError as error:
             raise failures.Broken(f"The trainer cannot be started with {python}: {error.strerror}.") from error
-        self._guard = _guard(self._process.pid, self._mark)
         self._writer = LogWriter(log)
+        try:
+            self._guard = _guard(self._process.pid, self._mark)
+            self._start_threads()
+        except (OSError, RuntimeError) as error:
+            self._end_all()
+            self._process.wait()
+            raise failures.raised(failures.classify_exception(type(error).__name__, str(error))) from error
+
+    def _start_threads(self) -> None:
         self._threads = [
-            threading.Thread(target=self._listen, name=f"trainer-{local_rank}-messages", daemon=True),
+            threading.Thread(target=self._listen, name=f"trainer-{self.local_rank}-messages", daemon=True),
             threading.Thread(
-                target=self._writer.pump, args=(self._process.stderr,), name=f"trainer-{local_rank}-log", daemon=True
+                target=self._writer.pump,
+                args=(self._process.stderr,),
+                name=f"trainer-{self.local_rank}-log",
+                daemon=True,
             ),
         ]
         for thread in self._threads:
@@ -211,11 +224,20 @@ class TrainerProcess:
 
 
 def _guard(pid: int, mark: str) -> IO[bytes]:
-    """Start the guard of a trainer, and return the pipe to it."""
+    """Start the guard of a trainer, and return the pipe to it.
+
+    Raises:
+        BlockingIOError: this user may not have more processes.
+    """
     started = subprocess.Popen(
-        ["/bin/sh", "-c", GUARD, str(pid), mark], stdin=subprocess.PIPE, start_new_session=True, bufsize=0
+        ["/bin/sh", "-c", GUARD, str(pid), mark],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        bufsize=0,
     )
-    started.wait()
+    if started.wait():
+        raise BlockingIOError("the shell cannot fork")
     assert started.stdin is not None
     return started.stdin
 

@@ -8,6 +8,7 @@ thread kills the whole process group. If the main thread blocks that thread, the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import importlib.metadata
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from .timing import Clock
 
 BASE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+# of linux/prctl.h: the signal that a process gets when its parent ends
+_PR_SET_PDEATHSIG = 1
 # longer exception texts are cut to their end
 LONGEST_ERROR_TEXT = 4000
 
@@ -51,6 +54,7 @@ LONGEST_ERROR_TEXT = 4000
 def main(stack_module: str) -> None:
     """Measure jobs until the host closes standard input."""
     begin = time.perf_counter()
+    _continue_with_host_end()
     channel = _take_stdout()
     jobs = _follow_stdin()
     try:
@@ -283,6 +287,13 @@ def _take_stdout() -> IO[str]:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel
+
+
+def _continue_with_host_end() -> None:
+    """Have the kernel continue this process when its host ends, so that a stopped one notices it; on Linux only."""
+    # also sent when the thread of the host that started this process ends, which does no harm
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT))
 
 
 def _follow_stdin() -> queue.Queue[Job | None]:

@@ -143,3 +143,32 @@ def test_an_unexplained_exception_names_its_log() -> None:
     assert named.with_log("/other.log") == named
     known = failures.from_message({**REPORTED, "kind": "bad_input", "text": "No file."}).cause
     assert known.with_log("/state/logs/1.log") == known
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "libgomp: Thread creation failed: Resource temporarily unavailable\n",
+        "Traceback\nRuntimeError: can't start new thread\n",
+        "Traceback\nBlockingIOError: [Errno 11] Resource temporarily unavailable\n",
+        "OpenBLAS blas_thread_init: pthread_create failed for thread 1 of 2: Resource temporarily unavailable\n",
+        "sh: 1: Cannot fork\n",
+    ],
+)
+@pytest.mark.parametrize("code", [1, -6, -11])
+def test_a_process_limit(log: str, code: int) -> None:
+    """It is not repeated: OpenMP ends the process without a traceback, others crash afterwards."""
+    if "BlockingIOError" in log and code != 1:
+        return
+    failure = failures.from_exit(code, log, oom_killed=False)
+    assert isinstance(failure, failures.Broken)
+    assert str(failure) == failures.PROCESS_LIMIT_MESSAGE
+    assert len(str(failure)) <= 200
+
+
+def test_a_template_that_cannot_be_interrupted() -> None:
+    """SIGPROF is what ends it, also as a shell reports it."""
+    for code in (-27, 155):
+        failure = failures.from_exit(code, "", oom_killed=False)
+        assert isinstance(failure, failures.BadInput)
+        assert "The chat template did not end" in str(failure)

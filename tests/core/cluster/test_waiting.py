@@ -79,6 +79,21 @@ def test_a_lease_goes_on_to_the_next_until_another_pool_has_waited_for_long(wait
     assert decide.holds_back(Need(1, 2), now) is gives_way
 
 
+def test_a_clock_that_is_set_back_makes_nobody_wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait of the other pool then begins in the future; what counts is for how long it has been seen."""
+    wall_s, now_s = 1e9, 100.0
+    monkeypatch.setattr("time.time", lambda: wall_s)
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    decide, other = Patience(), waiting("other", wall_s)
+    seen = Snapshot(nodes=(node(2, 0, lease("a", 2)),))
+    decide.update(seen, [other])
+    wall_s -= 3600
+    for passed_s, gives_way in ((20, False), (20, True)):
+        now_s, wall_s = now_s + passed_s, wall_s + passed_s
+        decide.update(seen, [other])
+        assert decide.ends("a", wall_s, [other]) is gives_way
+
+
 def test_nobody_waits_for_who_does_not_take_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of another pool that has not taken free resources for a minute no longer holds back others."""
     now, decide = time.time(), Patience()

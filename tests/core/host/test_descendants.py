@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.host import descendants, trainer_process
 
 # a trainer that leaves a daemon which holds its pipes, reports its number, and does what the test asks
@@ -118,6 +120,7 @@ def test_a_later_host_ends_what_a_killed_one_left(tmp_path: Path) -> None:
     script = f"""
 import os, subprocess, sys
 sys.path[:0] = {sys.path!r}
+from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.host import descendants
 environ = {{**os.environ, descendants.VARIABLE: descendants.new_mark()}}
 child = subprocess.Popen(["sleep", "300"], env=environ, start_new_session=True)
@@ -145,6 +148,44 @@ sys.stdin.readline()
     finally:
         killed.kill()
         descendants.end_orphans()
+
+
+def test_a_stopped_trainer_ends_although_host_and_guard_are_killed() -> None:
+    """The kernel continues it, and it notices that its standard input has ended."""
+    trainer = (
+        f"import os, sys, time; sys.path[:0] = {sys.path!r}; import ado_actuators.sfttrainer.core.trainer.serve as serve; "
+        "serve._continue_with_host_end(); serve._follow_stdin(); print(os.getpid(), flush=True); time.sleep(300)"
+    )
+    host = (
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {trainer!r}], stdin=subprocess.PIPE, "
+    )
+    host += "start_new_session=True); time.sleep(300)"
+    killed = subprocess.Popen([sys.executable, "-c", host], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    pid = int(killed.stdout.readline())
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        killed.kill()
+        killed.wait()
+        assert gone(pid)
+    finally:
+        killed.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_limit_is_one_message_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer could still be started, but not its guard: it ends at once."""
+    marks: list[str] = []
+
+    def fail(pid: int, mark: str) -> None:
+        marks.append(mark)
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(trainer_process, "_guard", fail)
+    with pytest.raises(failures.Broken, match="No more processes or threads may be started here"):
+        start(tmp_path / "log", queue.Queue())
+    assert marks[0] not in [mark for _, mark in descendants._marked()]
 
 
 @pytest.mark.parametrize(
