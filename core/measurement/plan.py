@@ -129,7 +129,17 @@ def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
 
 
 def _check_device(workload: Workload, experiment: str) -> None:
-    """Reject a memory estimate for a GPU whose memory is neither known nor given, which would take its time and then say nothing."""
+    """Reject what the GPU is known not to have.
+
+    That is products in 8-bit floats, and for a memory estimate a memory that is known or given, without which it would say nothing.
+    """
+    needed = supported.FP8_CAPABILITY.get(workload.fp8_recipe)
+    device = accelerators.find(workload.gpu_model)
+    if needed and device is not None and (device.capability or 0.0) < needed:
+        has = f"has {device.capability}" if device.capability else "is not a GPU of NVIDIA"
+        raise failures.InvalidConfiguration(
+            f"fp8_recipe {workload.fp8_recipe} needs compute capability {needed} or higher; gpu_model {workload.gpu_model!r} {has}."
+        )
     estimated = KINDS[experiment].task == "memory_estimate" and workload.number_gpus and workload.gpu_model != "any"
     if estimated and accelerators.usable_bytes(workload.gpu_model, workload.gpu_memory_gib) is None:
         raise failures.InvalidConfiguration(accelerators.unknown(workload.gpu_model))

@@ -244,7 +244,11 @@ def _put_flops(
         found.omit(reason, *SPEEDS)
         return
     tflops = per_token * found.properties["train_tokens_per_second_per_gpu"] / 1e12
-    found.put(tflops_per_device=tflops, mfu_percent=100 * tflops / peak)
+    found.put(tflops_per_device=tflops)
+    if workload.fp8_recipe != "none":
+        found.omit("Some products have 8 bits, others 16, and the peaks of both differ.", "mfu_percent", SHARE_OF_LIMIT)
+        return
+    found.put(mfu_percent=100 * tflops / peak)
     _put_share_of_limit(found, totals, record, workload.model_copy(update={"gpu_model": device_name}))
 
 

@@ -54,6 +54,7 @@ class JobWorkload:
     loss_type: Literal["nll", "dft"]
     torch_dtype: Literal["float32", "bfloat16", "float16"]
     mixed_precision: Literal["no", "bf16", "fp16"]
+    fp8_recipe: Literal["none", "tensorwise", "rowwise", "rowwise_with_gw_hp"]
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     gradient_checkpointing_use_reentrant: bool

@@ -70,6 +70,8 @@ RECURRENT_PACKAGES = {
     "causal_conv1d": "causal-conv1d",
     "fla": "flash-linear-attention",
 }
+# the least compute capability of each of torchao's recipes: that of torch's products with one scale, and with a scale for each row
+FP8_CAPABILITY = {"tensorwise": 8.9, "rowwise": 9.0, "rowwise_with_gw_hp": 9.0}
 _HUB_KERNEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(:\w+)?")
 
 # the largest published configuration has less than 100 kB
@@ -228,6 +230,8 @@ def untraceable(workload: Workload) -> str | None:
             "finetune_memory_estimate cannot trace quantisation int8: "
             "what its products allocate depends on the outliers among the activations."
         )
+    if (recipe := getattr(workload, "fp8_recipe", "none")) != "none":
+        return f"finetune_memory_estimate cannot trace fp8_recipe {recipe}: what its casts allocate is not known."
     for name in ("tensor_parallel_size", "context_parallel_size"):
         if (size := getattr(workload, name, 1)) > 1:
             return f"finetune_memory_estimate cannot trace {name} {size}: what each device gathers is not known."

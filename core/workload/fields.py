@@ -104,6 +104,13 @@ class Workload(ParallelFields, DataFields):
     mixed_precision: Annotated[
         Literal["no", "bf16", "fp16"], pydantic.Field(description="Autocast type of the forward pass.")
     ] = "no"
+    fp8_recipe: Annotated[
+        Literal["none", "tensorwise", "rowwise", "rowwise_with_gw_hp"],
+        pydantic.Field(
+            description="Products of linear layers in 8-bit floats, by torchao's recipe; needs a GPU that has them.",
+            json_schema_extra=_where(methods=("full",), stacks=TRL),
+        ),
+    ] = "none"
     gradient_accumulation_steps: Annotated[
         int, pydantic.Field(ge=1, le=4096, description="Passes of batch_size samples in one optimizer step.")
     ] = 1

@@ -106,6 +106,7 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
         (bool(optimizer), optimizer),
         *_adapter_rules(w),
         *_compile_rules(w),
+        *_fp8_rules(w),
         *_deepspeed_rules(w),
         (
             cpu and w.activation_offloading,
@@ -205,6 +206,21 @@ def _deepspeed_rules(w: Workload) -> list[tuple[bool, str]]:
             optimizers.is_low_rank(w.optim) or optimizers.PACKAGES.get(w.optim) == optimizers.LOMO,
             f"optim {w.optim} is not supported with DeepSpeed, which gives optimizers flat parts of the parameters.",
         ),
+    ]
+
+
+def _fp8_rules(w: Workload) -> list[tuple[bool, str]]:
+    if (recipe := w.fp8_recipe) == "none":
+        return []
+    needed = supported.FP8_CAPABILITY[recipe]
+    other = w.distributed_backend in ("FSDP", "DeepSpeed") or w.tensor_parallel_size > 1
+    return [
+        (w.number_gpus == 0, f"fp8_recipe {recipe} needs a GPU of compute capability {needed} or higher."),
+        (
+            w.mixed_precision != "bf16" and w.torch_dtype != "bfloat16",
+            f"fp8_recipe {recipe} needs torch_dtype bfloat16 or mixed_precision bf16.",
+        ),
+        (other, f"fp8_recipe {recipe} needs distributed_backend DDP or FSDP2, without tensor_parallel_size."),
     ]
 
 

@@ -86,3 +86,23 @@ def test_benchmarks_have_no_gpu_memory_gib() -> None:
         failures.InvalidConfiguration, match="gpu_memory_gib is not a property of finetune_full_benchmark"
     ):
         make_plan("sfttrainer", "finetune_full_benchmark", {**VALUES, "gpu_memory_gib": 40})
+
+
+@pytest.mark.parametrize(
+    ("gpu_model", "end"),
+    [
+        ("NVIDIA-A100-80GB-PCIe", "needs compute capability 9.0 or higher; gpu_model 'NVIDIA-A100-80GB-PCIe' has 8.0."),
+        ("MI300X", "needs compute capability 9.0 or higher; gpu_model 'MI300X' is not a GPU of NVIDIA."),
+        ("H100", ""),
+        ("any", ""),
+    ],
+)
+def test_a_gpu_without_8_bit_products_is_refused_before_it_is_requested(gpu_model: str, end: str) -> None:
+    """The table of devices knows it."""
+    values = {**VALUES, "gpu_model": gpu_model, "torch_dtype": "bfloat16", "fp8_recipe": "rowwise"}
+    if not end:
+        assert make_plan("sfttrainer", "finetune_full_benchmark", values).workload.fp8_recipe == "rowwise"
+        return
+    with pytest.raises(failures.InvalidConfiguration) as refused:
+        make_plan("sfttrainer", "finetune_full_benchmark", values)
+    assert str(refused.value).endswith(end)

@@ -75,6 +75,22 @@ def test_times_and_rates_are_those_of_the_measured_steps() -> None:
     assert got["trained_tokens_per_second"] == pytest.approx(48 / 6)
 
 
+def test_products_of_8_bits_have_no_mfu() -> None:
+    """Not all of them have 8 bits; the rate of operations is that of all."""
+    values = {"model_name": "m", "model_max_length": 10, "batch_size": 2, "number_gpus": 1, "torch_dtype": "bfloat16"}
+    got = make(
+        [record(facts={"dtype": "bfloat16"})],
+        parse({**values, "fp8_recipe": "tensorwise"}),
+        device=None,
+        device_names=["NVIDIA H200"],
+        price_usd_per_device_hour=None,
+        total_s=20.0,
+    )
+    assert "tflops_per_device" in got.properties
+    for name in ("mfu_percent", "limit_percent"):
+        assert got.omitted[name] == "Some products have 8 bits, others 16, and the peaks of both differ."
+
+
 def test_shorter_samples_have_no_bound() -> None:
     """Their attention takes less, so the bound of full samples would be too low for them."""
     values = {"model_name": "m", "model_max_length": 40, "batch_size": 2, "number_gpus": 1, "torch_dtype": "bfloat16"}

@@ -107,6 +107,20 @@ def test_workloads_with_equal_values_are_equal() -> None:
             },
             "context_parallel_size 2 needs attn_implementation sdpa.",
         ),
+        ({"fp8_recipe": "rowwise"}, "fp8_recipe rowwise needs a GPU of compute capability 9.0 or higher."),
+        (
+            {"fp8_recipe": "tensorwise", "number_gpus": 1},
+            "fp8_recipe tensorwise needs torch_dtype bfloat16 or mixed_precision bf16.",
+        ),
+        (
+            {
+                "fp8_recipe": "tensorwise",
+                "number_gpus": 1,
+                "torch_dtype": "bfloat16",
+                "distributed_backend": "FSDP",
+            },
+            "fp8_recipe tensorwise needs distributed_backend DDP or FSDP2, without tensor_parallel_size.",
+        ),
         (
             {"deepspeed_stage": 3},
             "deepspeed_stage 3 needs distributed_backend DeepSpeed.",

@@ -10,7 +10,7 @@ from typing import Any
 
 from .core.protocol.messages import Job, JobWorkload
 
-PACKAGES = ("trl", "bitsandbytes", "deepspeed", "liger-kernel")
+PACKAGES = ("trl", "bitsandbytes", "deepspeed", "torchao", "liger-kernel")
 # models are quantised by core/trainer/quantise.py, which memory estimates can trace
 QUANTISES_MODELS = True
 # a chat template puts it before the assistant's tokens
@@ -29,7 +29,7 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
-    from .core.trainer import adapters, data, deepspeed, fsdp, model, parallel, quantise, recurrence
+    from .core.trainer import adapters, data, deepspeed, float8, fsdp, model, parallel, quantise, recurrence
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -39,6 +39,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     with clock.phase("model_load"):
         network, built = model.build(job, quantised=quantised)
         network = parallel.distribute(network, job)
+        float8.convert(network, workload)
         tokenizer = model.tokenizer(job, network)
         if workload.assistant_only_loss:
             _mark_answers(tokenizer)
@@ -62,6 +63,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     facts = {
         **_facts(trainer),
         **deepspeed.facts(trainer),
+        **float8.facts(trainer.model),
         **counts,
         **recurrence.facts(trainer.model),
         "notes": [*samples.notes, *notes],
