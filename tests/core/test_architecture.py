@@ -1,4 +1,4 @@
-"""Files that docs/architecture.md names exist, keys of a record are explained, tests without a marker import only what unit tests have."""
+"""Files that the documentation names exist, keys of a record are explained, tests without a marker import only what unit tests have."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import pytest
 from ado_actuators.sfttrainer.core.protocol import messages
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 # imports of what is not installed there
 HEAVY = re.compile(
     r"^(?:from|import) (?:(?:ado|ray|torch|transformers|trl|peft|datasets)\b|ado_actuators\.\w+\.(?:core\.)?(?:actuator|stack)\b).*",
     re.MULTILINE,
 )
 AFTER_IMPORTS = re.compile(r"^(?:def |class |@|[A-Z_]+ = )", re.MULTILINE)
-PATHS = sorted(set(re.findall(r"`((?:core|tools|tests|sfttrainer|fms_hf_tuning)/[\w./-]*)`", PAGE)))
+# a placeholder such as DEVICE is no file
+NAMED = re.compile(r"`((?:benchmarks|core|docs|examples|fms_hf_tuning|sfttrainer|tests|tools)/[\w./-]*)`")
+PATHS = sorted(
+    {path for page in PAGES for path in NAMED.findall(page.read_text(encoding="utf-8")) if "DEVICE" not in path}
+)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_path_on_the_page_exists(path: str) -> None:
-    """Each file and folder that the page names is in the tree."""
+def test_a_path_on_a_page_exists(path: str) -> None:
+    """Each file and folder that the documentation names is in the tree."""
     assert (ROOT / path).exists()
 
 
