@@ -158,6 +158,7 @@ def _packages(subject: Subject) -> Iterator[Finding]:
         "qlora": "note",
         "optimizers": "note",
         "kernels": "note",
+        "images": "note",
         "report": "note",
     }
     for extra, state in extras.items():

@@ -216,9 +216,14 @@ def _put_flops(
     if not totals["token_slots"]:
         found.omit("The trainer counted no tokens.", "model_flops_per_token", *SPEEDS)
         return
+    architecture = record.get("architecture") or {}
+    if workload.dataset_image_field:
+        unknown = f"FLOPs of model type {architecture.get('model_type')!r} are not known."
+        found.omit(unknown, "model_flops_per_token", *SPEEDS)
+        return
     try:
         per_token = flops.per_token(
-            record.get("architecture") or {},
+            architecture,
             method=workload.method,
             token_slots=totals["token_slots"],
             squared_lengths=totals["squared_lengths"],
@@ -230,8 +235,8 @@ def _put_flops(
             counted=(record.get("facts") or {}).get("counted_flops"),
             output_share=_output_share(totals, record),
         )
-    except flops.UnknownArchitecture as unknown:
-        found.omit(str(unknown), "model_flops_per_token", *SPEEDS)
+    except flops.UnknownArchitecture as error:
+        found.omit(str(error), "model_flops_per_token", *SPEEDS)
         return
     found.put(model_flops_per_token=per_token)
     device_name, *others = sorted(device_names)
@@ -344,7 +349,7 @@ def _put_losses(found: _Findings, ranks: Sequence[Record], workload: Workload) -
 
 
 def _note_first_loss(found: _Findings, record: Record, workload: Workload) -> None:
-    expected = first_loss_of_random_weights(record.get("architecture") or {})
+    expected = first_loss_of_random_weights(flops.text_part(record.get("architecture") or {}))
     first = found.properties.get("loss_first")
     if workload.weights != "random" or expected is None or first is None:
         return

@@ -57,6 +57,7 @@ def per_token(
     Raises:
         UnknownArchitecture: this model type has no count.
     """
+    architecture = text_part(architecture)
     found = _counted(counted) if counted and architecture.get("model_type") not in KNOWN else model(architecture)
     # Σ (len + v)² = Σ len² + 2·v·Σ len + n·v²
     virtual = num_virtual_tokens if method == "prompt_tuning" else 0
@@ -114,12 +115,20 @@ def _adapted(product: Product, names: set[str]) -> bool:
     return product.linear if names == {"all-linear"} else product.module in names
 
 
+def text_part(architecture: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration of the part of a model that text passes through: that of a vision model is nested in its own."""
+    nested = architecture.get("text_config")
+    known = architecture.get("model_type") in KNOWN
+    return nested if isinstance(nested, Mapping) and not known else architecture
+
+
 def model(architecture: Mapping[str, Any]) -> Model:
     """Return the matrix products of a model.
 
     Raises:
         UnknownArchitecture: this model type has no count, or its configuration lacks a number.
     """
+    architecture = text_part(architecture)
     kind = str(architecture.get("model_type"))
     if kind not in KNOWN:
         raise UnknownArchitecture(f"FLOPs of model type {kind!r} are not known.")

@@ -136,17 +136,14 @@ def is_flash(attention: str) -> bool:
 
 
 def image_mismatch(workload: Workload, architecture: Mapping[str, Any]) -> str | None:
-    """Return an error message if only one of model and data has images, else None.
+    """Return an error message if data have images that the model does not take, else None; a vision model can be trained on text.
 
     Args:
         workload: what to train.
         architecture: the model's Hugging Face configuration as a dict.
     """
     name = workload.model_name[-_SHOWN:]
-    takes_images = "vision_config" in architecture
-    if takes_images and not workload.dataset_image_field:
-        return f"Model {name} takes images; use a benchmark of the fms_hf_tuning actuator with dataset_image_field."
-    if workload.dataset_image_field and not takes_images:
+    if workload.dataset_image_field and "vision_config" not in architecture:
         return f"Model {name} takes no images; leave dataset_image_field out, or use a vision model."
     return None
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..protocol.messages import JobWorkload
+from . import modalities
 from .errors import Refused
 
 ALL_LINEAR = "all-linear"
@@ -174,8 +175,10 @@ def explained(workload: JobWorkload) -> Iterator[None]:
         raise Refused(message) from error
 
 
-def adapted(model: torch.nn.Module) -> list[dict[str, Any]]:
+def adapted(model: torch.nn.Module, *, text_only: bool = True) -> list[dict[str, Any]]:
     """Return the low-rank adapters of a model, those that are alike as one entry; empty without any.
+
+    With ``text_only`` those of a vision part, which text does not pass through, are left out.
 
     Each entry has the last part of the ``module``'s path (for a parameter of experts or a router that of the parameter), the lengths of
     its ``inputs`` and ``outputs``, the ``rank``, the number of ``experts`` that the adapter has a part for (1: one expert, or all tokens),
@@ -183,7 +186,10 @@ def adapted(model: torch.nn.Module) -> list[dict[str, Any]]:
     own, the number of these modules over all layers. ``inputs`` is 0 for an embedding, which looks its factor up.
     """
     found: Counter[tuple[str, int, int, int, int, bool]] = Counter()
+    used = modalities.of_text(model) if text_only else None
     for path, module in model.named_modules():
+        if used is not None and module not in used:
+            continue
         ranks = getattr(module, "r", None)
         if not isinstance(ranks, dict) or not hasattr(module, "lora_A") or not hasattr(module, "in_features"):
             continue

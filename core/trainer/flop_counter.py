@@ -12,26 +12,33 @@ from typing import Any
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.auto import modeling_auto
 
 from ..protocol import supported
+from . import modalities
 
 LENGTHS = (64, 128)
 
 
-def facts(config: Any) -> dict[str, Any]:
+def facts(config: Any, *, images: bool = False) -> dict[str, Any]:
     """Return the fact ``counted_flops`` of a model whose type has no formula; empty for other types, or if it cannot be counted.
 
     A stack may train a model that is not one of transformers; nothing is counted then.
+
+    Images have no count; a model with a vision part is counted for text.
 
     It has the FLOP of a token's forward pass (``token``), and those of attention for each pair of positions (``pair``), without a mask.
     """
     if not isinstance(config, transformers.PretrainedConfig):
         return {}
-    if config.model_type in supported.FLOPS_KNOWN or hasattr(config, "vision_config"):
-        return {}
     text = config.get_text_config()
+    if images or {config.model_type, text.model_type if modalities.sees(config) else ""} & supported.FLOPS_KNOWN:
+        return {}
+    # text parts that have no class of their own are counted in the whole model, through whose vision part text does not pass
+    whole = modalities.sees(config) and text.model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    counted = config if whole else text
     try:
-        short, long = (_forward(text, length) for length in LENGTHS)
+        short, long = (_forward(counted, length) for length in LENGTHS)
     except Exception:  # code of any model can fail without values; the result says that the FLOPs are not known
         return {}
     first, second = LENGTHS
@@ -50,7 +57,7 @@ def _forward(config: transformers.PretrainedConfig, length: int) -> float:
     # the other implementations need values
     config._experts_implementation = "batched_mm"
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        model = modalities.loader(config).from_config(config, attn_implementation="eager")
         ids = torch.zeros(1, length, dtype=torch.long)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         # without a cache transformers looks into the positions for packed documents, which have no values here

@@ -24,6 +24,7 @@ from . import (
     deepspeed,
     initialise,
     json_files,
+    modalities,
     positions,
     quantise,
     weight_files,
@@ -98,12 +99,12 @@ def _random(job: Job, config: transformers.PretrainedConfig, arguments: dict[str
     positions.provide(config.get_text_config(), workload)
     remote = bool(job.trust_remote_code) and bool(getattr(config, "auto_map", None))
     with initialise.quickly(workload.seed, own_initialiser=not remote):
-        return _loader(job).from_config(config, trust_remote_code=job.trust_remote_code, **arguments)
+        return modalities.loader(config).from_config(config, trust_remote_code=job.trust_remote_code, **arguments)
 
 
 def _load(job: Job, config: transformers.PretrainedConfig, arguments: dict[str, Any]) -> transformers.PreTrainedModel:
     try:
-        model, loading = _loader(job).from_pretrained(
+        model, loading = modalities.loader(config).from_pretrained(
             job.source, config=config, trust_remote_code=job.trust_remote_code, output_loading_info=True, **arguments
         )
     except RuntimeError as error:
@@ -125,7 +126,7 @@ def _load(job: Job, config: transformers.PretrainedConfig, arguments: dict[str, 
 def _other_shape(job: Job, config: transformers.PretrainedConfig) -> str | None:
     """Return a message about the first tensor of the weights whose shape is not that of the configuration; None if it is not found."""
     with torch.device("meta"):
-        model = _loader(job).from_config(config, trust_remote_code=job.trust_remote_code)
+        model = modalities.loader(config).from_config(config, trust_remote_code=job.trust_remote_code)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for file, name, shape in weight_files.shapes(Path(job.source or "")):
         wanted = expected.get(name, expected.get(f"{model.base_model_prefix}.{name}"))
@@ -135,11 +136,6 @@ def _other_shape(job: Job, config: transformers.PretrainedConfig) -> str | None:
                 f"but config.json gives {list(wanted)}."
             )
     return None
-
-
-def _loader(job: Job) -> Any:
-    images = job.workload.dataset_image_field
-    return transformers.AutoModelForImageTextToText if images else transformers.AutoModelForCausalLM
 
 
 def _target(job: Job) -> torch.device:

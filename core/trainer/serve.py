@@ -162,7 +162,7 @@ def _record(job: Job, clock: Clock, facts: JsonObject) -> Record:
 
     model: Any = clock.model
     parameters = list(model.parameters())
-    if job.rank == 0 and (counted := flop_counter.facts(model.config)):
+    if job.rank == 0 and (counted := flop_counter.facts(model.config, images=bool(job.workload.dataset_image_field))):
         facts |= counted
         facts["notes"] = [*facts.get("notes", ()), flop_counter.note(model.config)]
     # a stack counts the parameters itself if they are sharded or quantised

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import importlib.util
 import io
 import itertools
 import string
@@ -29,6 +30,7 @@ from pyarrow import parquet
 from ..protocol.data_files import LONGEST_NAME, SYNTHETIC_IMAGES, quoted, unusable
 from ..protocol.messages import Job, JobWorkload
 from . import byte_tokenizer, files
+from .data import DataSet
 from .errors import BadInput, DataError, Refused
 
 # libraries iterate over a shorter data set repeatedly; more rows would only fill the disk
@@ -36,6 +38,8 @@ MOST_SYNTHETIC = 64
 MOST_ROWS = 512
 # letters per token of a synthetic text, before it is truncated; tokenizers make more tokens of random letters
 LETTERS = 4
+# width of synthetic images for towers that take any
+USUAL_PIXELS = 224
 _BATCH = 16
 # in a message with the names of two columns
 _LONGEST_COLUMNS = 40
@@ -168,7 +172,7 @@ def write(job: Job, processor: Any, config: Any, path: Path) -> int:
     Raises:
         DataError: the file is missing or lacks a column, or a row has no text or no image that can be decoded.
     """
-    rows = _rows(job.workload, _Truncation(processor, job.workload), config.vision_config.image_size)
+    rows = _rows(job.workload, _Truncation(processor, job.workload), _pixels(config.vision_config))
     count = 0
     with parquet.ParquetWriter(path, _SCHEMA) as writer:
         while batch := list(itertools.islice(rows, _BATCH)):
@@ -178,6 +182,25 @@ def write(job: Job, processor: Any, config: Any, path: Path) -> int:
     if not epochs or job.workload.dataset_id == SYNTHETIC_IMAGES:
         return epochs or 1
     return -(-epochs * files.count_rows(job.workload.dataset_id) // count)
+
+
+def build(job: Job, processor: Any, config: Any) -> DataSet:
+    """Return the data set of a job in memory, as TRL takes it: the columns ``image`` and ``messages``. ``write`` describes the arguments.
+
+    Raises:
+        BadInput: Pillow is not installed.
+        DataError: as ``write``.
+    """
+    import datasets
+
+    if importlib.util.find_spec("PIL") is None:
+        raise BadInput("dataset_image_field needs the package pillow in the training environment.")
+    directory = Path(job.run_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"images-{job.rank}.parquet"
+    epochs = write(job, processor, config, path)
+    rows = datasets.Dataset(datasets.table.InMemoryTable(parquet.read_table(path, memory_map=False)))
+    return DataSet(rows.cast_column("image", datasets.Image()), [], distinct=len(rows), epochs=epochs)
 
 
 def _rows(workload: JobWorkload, truncate: _Truncation, pixels: int) -> Iterator[dict[str, Any]]:
@@ -200,6 +223,12 @@ def _in_whole_steps(rows: Iterator[dict[str, Any]], step: int) -> Iterator[dict[
         count += 1
         yield row
     yield from itertools.islice(itertools.cycle(first), -count % step)
+
+
+def _pixels(config: Any) -> int:
+    """Return the width of a vision tower's images; some towers take any."""
+    size = getattr(config, "image_size", None)
+    return int(max(size) if isinstance(size, (list, tuple)) else size or USUAL_PIXELS)
 
 
 class _Truncation:

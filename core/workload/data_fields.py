@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from .where import FMS, TRL, where
+from .where import TRL, where
 
 
 class DataFields(pydantic.BaseModel):
@@ -35,7 +35,7 @@ class DataFields(pydantic.BaseModel):
         pydantic.Field(
             max_length=256,
             description="Column of the .parquet data set that holds the image; any name for synthetic-image; empty: no images.",
-            json_schema_extra=where(methods=("full", "lora"), stacks=FMS, examples=("", "image")),
+            json_schema_extra=where(methods=("full", "lora"), examples=("", "image")),
         ),
     ] = ""
     synthetic_prompt_share: Annotated[

@@ -192,7 +192,7 @@ class Values:
         return {"dataset_text_field": value}
 
     def _image_field(self, value: Any) -> dict[str, Any]:
-        return self._of_fms("dataset_image_field", "" if value in (None, "None") else value)
+        return {"dataset_image_field": "" if value in (None, "None") else value}
 
 
 def number(name: str, value: Any) -> float:

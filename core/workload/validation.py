@@ -265,10 +265,10 @@ def _image_rules(w: Workload) -> list[tuple[bool, str]]:
         return [
             (
                 w.dataset_id == "synthetic-image",
-                "dataset_id synthetic-image needs dataset_image_field, a property of the fms_hf_tuning actuator.",
+                "dataset_id synthetic-image needs dataset_image_field, such as dataset_image_field image.",
             )
         ]
-    # with images the library supports only padding, and it loads vision models without its acceleration plugins
+    # with images both libraries support only padding, and fms-hf-tuning loads vision models without its acceleration plugins
     conflict = next(
         (
             name
@@ -278,8 +278,13 @@ def _image_rules(w: Workload) -> list[tuple[bool, str]]:
         "",
     )
     synthetic = w.dataset_id.startswith("synthetic-") and w.dataset_id != "synthetic-image"
+    if w.completion_only_loss is True:
+        conflict = "completion_only_loss"
     return [
-        (bool(conflict), f"{conflict} excludes dataset_image_field: fms-hf-tuning does not support it with images."),
+        (
+            bool(conflict),
+            f"{conflict} excludes dataset_image_field: the training libraries do not support it with images.",
+        ),
         (
             w.method not in ("full", "lora"),
             f"method {w.method} is not supported with images; use full or lora, or leave dataset_image_field out.",

@@ -21,11 +21,20 @@ RELEASE = {"fms-hf-tuning": "3.2.2", "trl": "0.19.1"}
 
 
 def say(
-    change: dict[str, Any], *, cuda: bool = True, lacks: str = "", release: dict[str, str] | None = None
+    change: dict[str, Any],
+    *,
+    cuda: bool = True,
+    lacks: str = "",
+    release: dict[str, str] | None = None,
+    architecture: dict[str, Any] | None = None,
 ) -> str | None:
     """Return the message for a plain workload with changes, where one package is missing."""
     return refusal(
-        dataclasses.replace(PLAIN, **change), cuda=cuda, has=lambda module: module != lacks, release=release or RELEASE
+        dataclasses.replace(PLAIN, **change),
+        cuda=cuda,
+        has=lambda module: module != lacks,
+        release=release or RELEASE,
+        architecture=architecture,
     )
 
 
@@ -204,6 +213,15 @@ def test_prompt_tuning_fails_with_the_pins() -> None:
 def test_combinations_the_library_rejects(change: dict[str, Any], begins: str) -> None:
     """Combinations that the library rejects are rejected on any hardware."""
     assert (say(change) or "").startswith(begins)
+
+
+def test_a_vision_model_needs_images() -> None:
+    """The library loads it as a vision model, whose data need a column of images."""
+    vision = {"model_type": "llava_next", "vision_config": {}}
+    assert say({"dataset_image_field": "image"}, architecture=vision) is None
+    assert say({}, architecture=vision) == (
+        "Model m takes images, and fms-hf-tuning trains it with dataset_image_field only; use the sfttrainer actuator."
+    )
 
 
 def test_images_need_a_newer_release() -> None:

@@ -150,25 +150,24 @@ def test_bad_data_is_one_message(
 
 
 @pytest.mark.parametrize(
-    ("actuator", "change", "message"),
+    ("change", "message"),
     [
         (
-            "sfttrainer",
-            {"dataset_id": "synthetic-fixed"},
-            "Model tiny-llava-next takes images; use a benchmark of the fms_hf_tuning actuator with dataset_image_field.",
+            {"dataset_id": "synthetic-fixed", "dataset_image_field": ""},
+            "Model tiny-llava-next takes images, and fms-hf-tuning trains it with dataset_image_field only; use the sfttrainer actuator.",
         ),
         (
-            "fms_hf_tuning",
             {"model_name": "tiny-llama-5m"},
             "Model tiny-llama-5m takes no images; leave dataset_image_field out, or use a vision model.",
         ),
     ],
 )
-def test_model_and_data_have_to_agree(local: Local, actuator: str, change: dict[str, Any], message: str) -> None:
+def test_model_and_data_have_to_agree(local: Local, change: dict[str, Any], message: str) -> None:
     """The workload is rejected before anything starts."""
-    values = {**SMALL, **change}
-    if actuator == "sfttrainer":
-        del values["dataset_image_field"]  # not a property of this actuator
     with pytest.raises(failures.InvalidConfiguration) as caught:
-        make_plan(actuator, "finetune_full_benchmark", values)
+        FMSHFTuning.plugin().check(
+            (plan := make_plan("fms_hf_tuning", "finetune_full_benchmark", {**SMALL, **change})).workload,
+            plan.source.architecture,
+            environment="managed",
+        )
     assert str(caught.value) == message

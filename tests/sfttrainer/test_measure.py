@@ -160,6 +160,13 @@ def test_the_loss_of_two_processes_is_per_token(local: Local) -> None:
     assert got["loss_first"] == pytest.approx(math.log(4096), abs=0.5)
 
 
+def test_two_processes_train_a_vision_model_on_text(local: Local) -> None:
+    """DDP looks for the parameters of the vision part, which get no gradient."""
+    got = measure(local, model_name="tiny-llava-next", number_nodes=2, batch_size=4, max_steps=3)
+    assert (got.message, got.properties["is_valid"]) == ("", 1)
+    assert got.properties["model_flops_per_token"] > 0
+
+
 def test_ranks_agree_and_add_up(local: Local) -> None:
     """Both ranks have the same steps and warm-up, and the report's tokens are the sum over both."""
     values = {**SMALL, "number_nodes": 2, "batch_size": 4, "dataset_id": "synthetic-uniform", "max_steps": 8}

@@ -167,6 +167,7 @@ def test_backends_of_torch_compile_are_trained(train: Train, backend: str) -> No
 
 def test_settings_for_gpus_reach_trl() -> None:
     """They are constructed here, since CPUs cannot run them."""
+    transformers = pytest.importorskip("transformers")
     from ado_actuators.sfttrainer import stack
     from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
     from ado_actuators.sfttrainer.core.workload.fields import Workload
@@ -174,6 +175,6 @@ def test_settings_for_gpus_reach_trl() -> None:
     given = {"torch_compile": True, "torch_compile_mode": "max-autotune"}
     values = {"model_name": "m", "model_max_length": 8, "batch_size": 1, "number_gpus": 0, **given}
     workload = JobWorkload(**Workload.model_validate({**values, "activation_offloading": True}).model_dump())
-    arguments = stack._arguments(Job(id="test", workload=workload, run_dir="/tmp"), object())
+    arguments = stack._arguments(Job(id="test", workload=workload, run_dir="/tmp"), transformers.LlamaConfig())
     assert (arguments.torch_compile_backend, arguments.torch_compile_mode) == ("inductor", "max-autotune")
     assert arguments.activation_offloading

@@ -33,9 +33,43 @@ OF_A_TYPE: dict[str, dict[str, Any]] = {
 }
 
 
+# of vision towers
+TOWER: dict[str, Any] = {
+    "hidden_size": 32, "embed_dim": 32, "intermediate_size": 48, "num_hidden_layers": 2, "depth": 2, "num_attention_heads": 2,
+    "num_heads": 2, "num_key_value_heads": 2,
+    "image_size": 56, "patch_size": 14, "out_hidden_size": 64, "head_dim": 16, "deepstack_visual_indexes": [0],
+    "num_position_embeddings": 16, "vision_output_dim": 64,
+}  # fmt: skip
+
+
 def architecture(model_type: str) -> dict[str, Any]:
     """Return a small configuration of a model type, with each kind of layer that its default has."""
+    return _small(transformers.AutoConfig.for_model(model_type))
+
+
+def with_vision(model_type: str) -> dict[str, Any]:
+    """Return a small configuration of a model type with a vision part."""
     blank = transformers.AutoConfig.for_model(model_type)
+    text = _small(blank.get_text_config())
+    tower = blank.vision_config or type(blank).sub_configs["vision_config"]()
+    rotary = blank.get_text_config().to_dict().get("rope_parameters") or {}
+    if "mrope_section" in rotary:
+        # positions of time, height and width share the pairs of a head
+        text["rope_parameters"] = {**rotary, "mrope_section": [4, 2, 2]}
+    known = {**dict.fromkeys(tower.attribute_map), **tower.to_dict()}
+    sizes = {name: value for name, value in TOWER.items() if known.get(name) is not None}
+    # special tokens within the small vocabulary
+    names = [name for name, value in vars(blank).items() if name.endswith(("token_id", "token_index")) and value]
+    tokens = {name: 290 + number for number, name in enumerate(names)}
+    return {
+        "model_type": model_type,
+        **tokens,
+        "text_config": text,
+        "vision_config": {"model_type": tower.model_type, **sizes},
+    }
+
+
+def _small(blank: Any) -> dict[str, Any]:
     known = {**dict.fromkeys(blank.attribute_map), **blank.to_dict()}
     sizes = {name: value for name, value in SIZES.items() if known.get(name) is not None}
     if known.get("qk_rope_head_dim"):
@@ -44,7 +78,7 @@ def architecture(model_type: str) -> dict[str, Any]:
     special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
     lists = {name: _kinds(known[name]) for name in PER_LAYER if isinstance(known.get(name), list)}
     chosen = {name: value for name, value in special.items() if name in known}
-    return {"model_type": model_type, **sizes, **chosen, **lists, **OF_A_TYPE.get(model_type, {})}
+    return {"model_type": blank.model_type, **sizes, **chosen, **lists, **OF_A_TYPE.get(blank.model_type, {})}
 
 
 def _kinds(layers: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from ...protocol.messages import Job
-from .. import configuration
+from .. import configuration, modalities
 from ..errors import BadInput, Refused
 
 # attributes that hold the index of a layer and have no other effect
@@ -85,7 +85,7 @@ def _kinds(config: Any, layers: int) -> list[Hashable]:
         LookupError: the model has no ``ModuleList`` of that many layers.
     """
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = modalities.loader(config).from_config(config)
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
             return [tuple(_settings(layer)) for layer in module]

@@ -164,15 +164,17 @@ VISION_MODEL = {
         "model_type": "siglip_vision_model",
         "hidden_size": 16,
         "intermediate_size": 16,
+        "num_attention_heads": 2,
         "image_size": 28,
     },
 }
 
 
-def test_a_vision_model_needs_images() -> None:
-    """The trainer checks this too, because the model of a directory or hub id may be unknown before it starts."""
-    with pytest.raises(Refused, match="takes images; use a benchmark of the fms_hf_tuning actuator"):
-        model.build(job(VISION_MODEL))
+def test_a_vision_model_is_built_whole() -> None:
+    """For text, too, as training libraries do."""
+    network, facts = model.build(job(VISION_MODEL))
+    assert network.config.vision_config.image_size == 28
+    assert facts["model_parameters"] > sum(one.numel() for one in network.get_decoder().parameters())
 
 
 def test_a_language_model_takes_no_images() -> None:

@@ -208,7 +208,7 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         (
             {"dataset_id": "synthetic-image"},
-            "dataset_id synthetic-image needs dataset_image_field, a property of the fms_hf_tuning actuator.",
+            "dataset_id synthetic-image needs dataset_image_field, such as dataset_image_field image.",
         ),
         (
             {"dataset_image_field": "image"},
@@ -216,7 +216,7 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         (
             {"dataset_image_field": "image", "packing": True},
-            "packing excludes dataset_image_field: fms-hf-tuning does not support it with images.",
+            "packing excludes dataset_image_field: the training libraries do not support it with images.",
         ),
         (
             {"dataset_image_field": "image", "method": "prompt_tuning"},

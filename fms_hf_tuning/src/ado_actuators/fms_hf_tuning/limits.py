@@ -95,7 +95,17 @@ def refusal(
     return next(messages, None)
 
 
+def without_images(workload: JobWorkload, architecture: dict[str, Any]) -> str | None:
+    """Return an error message if a model that takes images would be trained on text, which the library cannot; else None."""
+    if architecture.get("vision_config") is None or workload.dataset_image_field:
+        return None
+    name = workload.model_name[-60:]
+    return f"Model {name} takes images, and fms-hf-tuning trains it with dataset_image_field only; use the sfttrainer actuator."
+
+
 def _unknown_to_kernels(workload: JobWorkload, architecture: dict[str, Any]) -> Iterator[str]:
+    if message := without_images(workload, architecture):
+        yield message
     kind = architecture.get("model_type")
     for asked, types in KNOWN.items():
         if kind and getattr(workload, asked) and kind not in types:

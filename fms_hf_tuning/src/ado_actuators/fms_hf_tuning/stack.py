@@ -53,7 +53,9 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     notes = [*prepared.notes, *recurrence.notes(trainer.model)]
     facts = {**_facts(trainer), "model_parameters": prepared.model_parameters, "notes": notes}
     facts |= recurrence.facts(trainer.model) | deepspeed.facts(trainer)
-    if workload.method in ("lora", "qlora", "gptq_lora") and (adapted := adapters.adapted(trainer.model)):
+    if workload.method in ("lora", "qlora", "gptq_lora") and (
+        adapted := adapters.adapted(trainer.model, text_only=not images)
+    ):
         facts["adapters"] = adapted
     if workload.method == "qlora":
         facts |= quantise.facts(trainer.model)
@@ -109,11 +111,16 @@ class _Prepared:
 def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
     """Build a language model, and write its data as token ids and labels."""
     from .core.trainer import adapters, data, model
+    from .core.trainer.errors import Refused
+    from .limits import without_images
 
     targets: list[str] | None = None
     notes: list[str] = []
     with clock.phase("model_load"):
         network, facts = model.build(job)
+        # of a directory or hub id the architecture was not known before
+        if message := without_images(job.workload, network.config.to_dict()):
+            raise Refused(message)
         if job.workload.method in ("lora", "qlora", "gptq_lora"):
             found, notes = adapters.resolved(network, job.workload, as_list=True)
             adapters.check_parameters(network, job.workload)

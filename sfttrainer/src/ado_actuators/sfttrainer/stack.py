@@ -29,10 +29,10 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
-    from .core.trainer import adapters, data, deepspeed, float8, fsdp, model, parallel, quantise, recurrence
+    from .core.trainer import adapters, deepspeed, float8, fsdp, modalities, model, parallel, quantise, recurrence
     from .core.trainer.errors import BadInput
 
-    workload = job.workload
+    workload, images = job.workload, bool(job.workload.dataset_image_field)
     quantised = workload.method == "qlora"
     if quantised:
         quantise.check_installed()
@@ -40,17 +40,15 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         network, built = model.build(job, quantised=quantised)
         network = parallel.distribute(network, job)
         float8.convert(network, workload)
-        tokenizer = model.tokenizer(job, network)
-        if workload.assistant_only_loss:
-            _mark_answers(tokenizer)
+        processing = _processing(job, network)
     with clock.phase("data"):
-        samples = data.build(job, tokenizer, network.config)
+        samples = _samples(job, processing, network.config)
     # with these accelerate adds a gloo process group for shards in host memory; ``serve`` resets them after the measurement
     os.environ.update(fsdp.variables(workload))
     with clock.phase("setup"):
         peft_config, notes = _adapter(workload, network)
         with adapters.explained(workload):
-            trainer = _trainer(job, network, tokenizer, samples, peft_config, clock.callback)
+            trainer = _trainer(job, network, processing, samples, peft_config, clock.callback)
         # counted before the parameters are sharded
         counts = {
             "model_parameters": built["model_parameters"],
@@ -59,7 +57,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         deepspeed.partition(trainer.model, trainer.args, workload)
     with deepspeed.forgotten(workload), clock.phase("train"), _explained_loss(network):
         trainer.train()
-    notes += recurrence.notes(trainer.model)
+    notes += [*recurrence.notes(trainer.model), *modalities.notes(trainer.model, images=images)]
     facts = {
         **_facts(trainer),
         **deepspeed.facts(trainer),
@@ -69,14 +67,37 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         "notes": [*samples.notes, *notes],
     }
     if workload.method in ("lora", "qlora"):
-        facts["adapters"] = adapters.adapted(trainer.model)
+        facts["adapters"] = adapters.adapted(trainer.model, text_only=not images)
     if quantised:
         facts |= quantise.facts(trainer.model)
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
         raise BadInput(message)
+    if images:
+        return facts | {"image_processor": type(processing.image_processor).__name__}
     # samples for packing are not truncated
     sample = samples.dataset[0]["input_ids"][: workload.model_max_length]
     return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)
+
+
+def _processing(job: Job, network: Any) -> Any:
+    """Return the tokenizer, or the processor of images and text."""
+    from .core.trainer import model, vision
+
+    if job.workload.dataset_image_field:
+        return vision.processor(job, network.config)
+    tokenizer = model.tokenizer(job, network)
+    if job.workload.assistant_only_loss:
+        _mark_answers(tokenizer)
+    return tokenizer
+
+
+def _samples(job: Job, processing: Any, config: Any) -> Any:
+    """Return the data set as token ids and labels, or as images and messages, of which TRL makes both in each step."""
+    from .core.trainer import data, vision
+
+    if job.workload.dataset_image_field:
+        return vision.build(job, processing, config)
+    return data.build(job, processing, config)
 
 
 def _mark_answers(tokenizer: Any) -> None:
@@ -94,30 +115,36 @@ def _mark_answers(tokenizer: Any) -> None:
 
 @contextlib.contextmanager
 def _explained_loss(network: Any) -> Iterator[None]:
-    """Turn the exception of TRL's loss about a model without hidden states, such as Llama 4, into one message."""
+    """Turn exceptions about models that TRL or transformers cannot train into one message, such as Llama 4, without hidden states."""
     import trl
 
     from .core.trainer.errors import Refused
 
+    kind = network.config.model_type
     try:
         yield
-    except AttributeError as error:
-        if "last_hidden_state" not in str(error):
+    except ValueError as error:
+        if "packed sequences apart" not in str(error):
             raise
-        kind = network.config.model_type
+        raise Refused(
+            f"packing of models of type {kind} needs the package causal-conv1d, which needs a GPU: without it documents would mix."
+        ) from error
+    except AttributeError as error:
+        if not any(name in str(error) for name in ("last_hidden_state", "image_outputs")):
+            raise
         raise Refused(
             f"TRL {trl.__version__} cannot compute its loss for models of type {kind}: they return no hidden states."
         ) from error
 
 
-def _trainer(job: Job, network: Any, tokenizer: Any, samples: Any, peft_config: Any, callback: Any) -> Any:
+def _trainer(job: Job, network: Any, processing: Any, samples: Any, peft_config: Any, callback: Any) -> Any:
     from trl import SFTTrainer
 
     trainer = SFTTrainer(
         model=network,
-        args=_arguments(job, network.config.get_text_config(), samples.epochs),
+        args=_arguments(job, network.config, samples.epochs),
         train_dataset=samples.dataset,
-        processing_class=tokenizer,
+        processing_class=processing,
         peft_config=peft_config,
         callbacks=[callback],
     )
@@ -130,7 +157,7 @@ def _trainer(job: Job, network: Any, tokenizer: Any, samples: Any, peft_config: 
 def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
     from trl import SFTConfig
 
-    from .core.trainer import arguments, deepspeed, fsdp, parallel
+    from .core.trainer import arguments, deepspeed, fsdp, modalities, parallel
 
     workload = job.workload
     settings = SFTConfig(
@@ -138,7 +165,7 @@ def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
         **(arguments.shared(job, epochs) | deepspeed.options(workload) | parallel.options(workload)),
         output_dir=job.run_dir,
         # without packing the samples are cut already, and TRL rejects a length together with padding_free
-        max_length=workload.model_max_length if workload.packing or not workload.padding_free else None,
+        max_length=workload.model_max_length if workload.packing else None,
         packing=workload.packing,
         packing_strategy=workload.packing_strategy,
         padding_free=workload.padding_free,
@@ -147,9 +174,10 @@ def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
         use_liger_kernel=workload.use_liger_kernel,
         **_compilation(workload),
         **_newer(workload),
-        ddp_find_unused_parameters=False if job.world_size > 1 else None,
+        # without images the parameters of a vision part get no gradient
+        ddp_find_unused_parameters=modalities.sees(config) if job.world_size > 1 else None,
         **fsdp.options(workload),
-        **_auxiliary_loss(config),
+        **_auxiliary_loss(config.get_text_config()),
     )
     return fsdp.complete(settings, workload)
 
