@@ -263,11 +263,11 @@ def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
     if number:
         aborted = NATIVE_ABORT.search(tail) if number == signal.SIGABRT else None
         reason = _by_text(aborted.group(0)) if aborted else None
-        return reason or Transient(f"The trainer process died ({_signal_name(number)}).")
+        return reason or Transient(f"The trainer process died ({_signal_name(number)}); see the log.")
     ends = list(TRACEBACK_END.finditer(tail))
     if ends:
         return _failure_of_exception(ends[-1].group(1), ends[-1].group(2) or "")
-    return Transient(f"The trainer process ended with exit code {returncode} and gave no reason.")
+    return Transient(f"The trainer process ended with exit code {returncode} and gave no reason; see the log.")
 
 
 def _failure_of_exception(type_name: str, text: str, doing: str = "") -> Failure:
@@ -311,7 +311,9 @@ def _known_problem(type_name: str, text: str) -> Failure | None:
     if type_name == "BlockingIOError" or PROCESS_LIMIT.search(text):
         return Broken(PROCESS_LIMIT_MESSAGE)
     if re.search(r"No space left on device", text):
-        return Broken("The disk is full where the measurement writes (no space left on device).")
+        return Broken(
+            "The disk is full where the measurement writes (no space left on device); free some space, or set state_dir."
+        )
     unknown = re.search(r"^(\S+) is not a local folder and is not a valid model identifier", text)
     if unknown:
         return BadInput(f"Model {unknown.group(1)!r} is neither a directory nor a model on the hub; check model_name.")

@@ -208,7 +208,9 @@ async def _outcome(call: Any, host: Any) -> Outcome:
 
 
 def _lost(error: Exception) -> Outcome:
-    cause = failures.Transient(f"The host of the trainer was lost ({type(error).__name__}).").cause
+    cause = failures.Transient(
+        f"The host of the trainer was lost ({type(error).__name__}): its node or Ray worker ended; see Ray's logs of the node."
+    ).cause
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         # Ray's memory monitor has ended the host before the kernel would have
         cause = failures.OutOfMemory("host").cause

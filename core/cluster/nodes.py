@@ -73,8 +73,8 @@ def check(workload: Workload, cpus: int | None = None, *, autoscaling: bool) -> 
         kind = "" if workload.gpu_model == "any" else f" of type {workload.gpu_model}"
         kind += f" and {cpus} CPUs" if workload.cpus_per_process or len(with_gpus) >= workload.number_nodes else ""
         kind += " and RoCE" if workload.enable_roce else ""
-        number = f"{workload.number_nodes} nodes" if workload.number_nodes > 1 else "node"
-        raise failures.Broken(f"No {number} with {workload.gpus_per_node} GPUs{kind}; {offer()}")
+        number = f"{workload.number_nodes} nodes have" if workload.number_nodes > 1 else "node has"
+        raise failures.Broken(f"No {number} {workload.gpus_per_node} GPUs{kind}; {offer()}")
 
 
 def cpus_per_host(workload: Workload) -> int:
@@ -142,13 +142,18 @@ def _types(node: dict[str, Any]) -> tuple[str, ...]:
 
 
 def offer() -> str:
-    """Return the resources of the cluster, for a message."""
+    """Return the remedy for a workload that needs more than there is, with the resources of the cluster."""
     found = []
     for node in nodes():
         resources = node["Resources"]
         gpus = f", {resources['GPU']:g} GPUs {'/'.join(_types(node))}".rstrip() if resources.get("GPU") else ""
         found.append(f"{resources.get('CPU', 0):g} CPUs{gpus}")
-    return "the cluster has: " + "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "") + "."
+    return (
+        "set autoscaling: true, or use what the cluster has: "
+        + "; ".join(found[:4])
+        + ("; ..." if len(found) > 4 else "")
+        + "."
+    )
 
 
 def _fits(node: dict[str, Any], workload: Workload) -> bool:

@@ -256,7 +256,9 @@ class Pool:
             try:
                 await self._tend_once()
             except Exception as error:
-                logging.getLogger(__name__).warning("a round of the pool failed, and is repeated: %s", error)
+                logging.getLogger(__name__).warning(
+                    "Serving waiting measurements failed (%s); it is tried again.", error
+                )
                 await asyncio.sleep(POLL_S)
 
     async def _tend_once(self) -> None:

@@ -36,7 +36,7 @@ class Explanation:
 
     def message(self, waited_s: float) -> str:
         """Return the whole message."""
-        advice = "It is next." if self.only_own else ADVICE
+        advice = "It starts when a measurement of this operation ends." if self.only_own else ADVICE
         return f"A measurement has waited {waited_s:.0f} s for {self.needs}: {self.free}, held by {self.held}. {advice}"
 
 
@@ -115,7 +115,7 @@ def _tasks(nodes: set[str], kind: str, most: float, operators: frozenset[str]) -
 def _list(holders: Mapping[str, float], kind: str) -> str:
     ordered = sorted(((name, held) for name, held in holders.items() if held > 0.01), key=lambda one: -one[1])
     shown = [f"{name} ({amount(held, kind)})" for name, held in ordered[:MOST_HOLDERS]]
-    return _joined([*shown, "others"] if len(ordered) > MOST_HOLDERS else shown) or "nobody any more"
+    return _joined([*shown, "others"] if len(ordered) > MOST_HOLDERS else shown) or "no program now"
 
 
 def _joined(words: Iterable[str]) -> str:

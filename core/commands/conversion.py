@@ -96,7 +96,8 @@ def read(path: Path) -> Document:
         tree = _round_trip().load(text)
         _, sequence, dash = load_yaml_guess_indent(text)
     except OSError as error:
-        raise Unusable(f"{path}: {error.strerror}.") from None
+        reason = (error.strerror or str(error)).lower()
+        raise Unusable(f"{path} cannot be read: {reason}. Give a YAML file of ado.") from None
     except yaml_input.InvalidYAML as invalid:
         raise Unusable(f"{path}: {invalid}") from None
     except (YAMLError, ValueError) as error:

@@ -20,8 +20,9 @@ def write_text(path: Path, *, samples: int, words: int, seed: int = 42) -> None:
     """Write ``samples`` lines with a ``text`` of ``words`` words each; equal seeds give equal files.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is not positive, or the file is no ``.jsonl`` file.
     """
+    _check_suffix(path, ".jsonl")
     _check(samples=samples, words=words)
     source = random.Random(seed)
     with path.open("w", encoding="utf-8") as file:
@@ -35,8 +36,9 @@ def write_images(path: Path, *, samples: int, pixels: int, words: int = 12, seed
     The image column is a struct of ``bytes`` and ``path``, which the datasets library reads as an image.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is not positive, or the file is no ``.parquet`` file.
     """
+    _check_suffix(path, ".parquet")
     _check(samples=samples, pixels=pixels, words=words)
     import pyarrow
     from pyarrow import parquet
@@ -71,6 +73,14 @@ def _png(pixels: int, seed: int) -> bytes:
     # random colours do not compress: the fastest level is as small as the best
     Image.fromarray(colours).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _check_suffix(path: Path, expected: str) -> None:
+    # data sets are read by their suffix
+    if path.suffix != expected:
+        raise ValueError(
+            f"{str(path)!r:.100} does not end with {expected}; give a file that does, such as samples{expected}."
+        )
 
 
 def _check(**numbers: int) -> None:

@@ -114,7 +114,7 @@ def main(
             print(f"--output needs the package {error.name}: pip install {error.name}.", file=sys.stderr)
             return 2
         except OSError as error:
-            print(f"--output {output}: {error.strerror}.", file=sys.stderr)
+            print(f"--output {output}: {error.strerror}. Give another directory.", file=sys.stderr)
             return 2
         show(f"\nwritten: {', '.join(files)}")
     return 0 if any(row.fits for row in rows) else 1
@@ -157,7 +157,9 @@ def _given_bytes(memory_gib: Any) -> int:
 def _prices(given: list[str], devices: Mapping[str, int]) -> dict[str, float]:
     found = {}
     for word in given:
-        name, _, price = word.rpartition("=")
+        name, equals, price = word.rpartition("=")
+        if not equals:
+            raise BadUse(f"--price {word[:60]!r} has no price; expected NAME=USD, such as {next(iter(devices))}=2.5.")
         if name not in devices:
             raise BadUse(
                 f"--price {word[:60]!r} names no GPU of gpu_model; expected NAME=USD with one of: {', '.join(devices)}."

@@ -134,11 +134,12 @@ def _of_method(values: dict[str, Any], plugin: Plugin) -> str | None:
     return None
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _mapping(path: Path, remedy: str) -> dict[str, Any]:
     try:
         content = _yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        raise BadUse(f"{path}: {error.strerror}.") from None
+        reason = (error.strerror or str(error)).lower()
+        raise BadUse(f"{path} cannot be read: {reason}. {remedy}") from None
     except ValueError:  # not UTF-8, or a path with a null character
         raise BadUse(f"{path}: not a UTF-8 text file.") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -148,7 +149,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
     """Return the properties in a file; a point file of ado has them one level deeper, and names the experiment."""
-    content = _mapping(path)
+    content = _mapping(path, "Give a YAML file, or property=value.")
     if "entity" not in content:
         return content
     asked = content.get("experiments") or [{}]
@@ -194,7 +195,7 @@ def read_settings(path: Path | None, parameters_class: type[Any], *, price: Any 
     """
     from ..host.parameters import validate
 
-    given = _mapping(path) if path else {}
+    given = _mapping(path, "Give a YAML file of parameters.") if path else {}
     parameters = given.get("parameters", given)
     priced = {} if price is None else {PRICE_PARAMETER: price}
     try:

@@ -139,6 +139,22 @@ def _named(environment: str) -> Path:
     return path
 
 
+class _Deadline:
+    """When waiting and building must have ended.
+
+    Attributes:
+        limit_s: the time limit, counted from now.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._end_s = time.monotonic() + limit_s
+
+    def passed(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self._end_s
+
+
 class _Managed:
     """One managed environment: its directory, its lock and how it is built."""
 
@@ -162,7 +178,7 @@ class _Managed:
         if there := self.complete():
             return there
         python = self._directory / "bin" / "python"
-        deadline = time.monotonic() + timeout_s
+        deadline = _Deadline(timeout_s)
         try:
             self._cache_dir.mkdir(parents=True, exist_ok=True)
             with self._lock(progress, deadline):
@@ -175,7 +191,7 @@ class _Managed:
         return python
 
     @contextlib.contextmanager
-    def _lock(self, progress: Progress, deadline: float) -> Iterator[None]:
+    def _lock(self, progress: Progress, deadline: _Deadline) -> Iterator[None]:
         with (self._cache_dir / f"{self._key}.lock").open("w") as file:
             waiting = False
             while True:
@@ -187,15 +203,16 @@ class _Managed:
                 if not waiting:
                     progress(f"waiting for another process that builds environment {self._requirements.stem}")
                     waiting = True
-                if time.monotonic() > deadline:
+                if deadline.passed():
                     raise EnvironmentProblem(
-                        f"Another process did not finish building environment {self._requirements.stem} in time.",
+                        f"Another process did not finish building environment {self._requirements.stem} within "
+                        f"{deadline.limit_s:g} s; see the log, and measure again.",
                         self._log,
                     )
                 time.sleep(POLL_S)
             yield  # closing the file releases the lock, and so does the end of this process
 
-    def _build(self, progress: Progress, deadline: float) -> None:
+    def _build(self, progress: Progress, deadline: _Deadline) -> None:
         # while this process holds the lock, an unfinished build of this key was left by a process that has ended
         for left in self._cache_dir.glob(f"{self._key}.building-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -220,7 +237,7 @@ class _Managed:
 class _Uv:
     """Runs uv with the user's index settings; output goes to the log and, line by line, to ``progress``."""
 
-    def __init__(self, log: object, log_path: Path, progress: Progress, deadline: float) -> None:
+    def __init__(self, log: object, log_path: Path, progress: Progress, deadline: _Deadline) -> None:
         self._log = log
         self._log_path = log_path
         self._progress = progress
@@ -287,9 +304,10 @@ class _Uv:
                 line = lines.get(timeout=POLL_S)
             except queue.Empty:
                 now = time.monotonic()
-                if now > self._deadline:
+                if self._deadline.passed():
                     raise EnvironmentProblem(
-                        "Building the environment took longer than its time limit.", self._log_path
+                        f"Building the environment took longer than {self._deadline.limit_s:g} s; see the log, and measure again.",
+                        self._log_path,
                     ) from None
                 if now - reported >= HEARTBEAT_S:
                     reported = now

@@ -217,7 +217,9 @@ class Host:
         try:
             deadline = time.perf_counter() + RELEASE_TIMEOUT_S
             while len(idle) < len(self._trainers):
-                rank, message = self._next(deadline, "The trainer did not release its memory.")
+                rank, message = self._next(
+                    deadline, f"The trainer did not release its memory within {RELEASE_TIMEOUT_S:g} s; see the log."
+                )
                 if message is None:
                     raise failures.Transient("The trainer ended after the measurement.")
                 if message["event"] == "idle":
@@ -232,7 +234,9 @@ class Host:
         deadline = self._start_s + STARTUP_TIMEOUT_S
         while any(not trainer.ready for trainer in self._trainers):
             progress(progress_message("starting"))
-            rank, message = self._next(deadline, f"The trainer did not start within {STARTUP_TIMEOUT_S:.0f} s.")
+            rank, message = self._next(
+                deadline, f"The trainer did not start within {STARTUP_TIMEOUT_S:.0f} s; see the log."
+            )
             if failed := self._failure(rank, message):
                 raise failed
             if message is not None and message["event"] == "ready":
@@ -339,7 +343,9 @@ class _Attempt:
     def _collect(self, deadline: float) -> list[Record | EstimateRecord]:
         """Return the records of all ranks, in their order."""
         records: dict[int, Record | EstimateRecord] = {}
-        late = f"The measurement took longer than run_timeout_s {self._run_timeout_s:g} s."
+        late = (
+            f"The measurement took longer than run_timeout_s {self._run_timeout_s:g} s; raise it, or lower min_steps."
+        )
         while len(records) < len(self._host._trainers):
             rank, message = self._host._next(deadline, late)
             if failed := self._host._failure(rank, message):

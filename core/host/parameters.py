@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 
 from ..failures import plain_message
-from ..workload.validation import first_message
+from ..workload.value_errors import first_message
 from .state_dir import state_dir
 
 PENDING_S = 3600.0
@@ -134,4 +134,5 @@ def validate(parameters_class: type[P], given: Any) -> P:
     try:
         return parameters_class.model_validate(given)
     except pydantic.ValidationError as error:
-        raise ValueError(plain_message(first_message(error, "the actuator configuration"))) from None
+        what = "parameter of the actuator configuration"
+        raise ValueError(plain_message(first_message(error, what, parameters_class.model_fields))) from None

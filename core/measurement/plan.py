@@ -11,7 +11,7 @@ from .. import failures
 from ..metrics import accelerators
 from ..protocol import supported
 from ..protocol.messages import Job, JobWorkload
-from ..workload import ibm_names, models
+from ..workload import models
 from ..workload.command import run_command
 from ..workload.experiments import KINDS, Kind, fields, unknown_property
 from ..workload.fields import Workload
@@ -151,8 +151,7 @@ def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) ->
     known = fields(actuator, kind)
     for name, value in values.items():
         if name not in known:
-            text = unknown_property(name, value, experiment, actuator)
-            raise failures.InvalidConfiguration(text + ibm_names.hint(name))
+            raise failures.InvalidConfiguration(unknown_property(name, value, experiment, actuator))
         allowed = kind.limits.get(name)
         if allowed and value not in allowed:
             raise failures.InvalidConfiguration(

@@ -201,12 +201,12 @@ def peak_tflops(device_name: str, dtype: str) -> tuple[float | None, str]:
         dtype: type the products are computed in: ``bfloat16``, ``float16``, ``tf32`` or ``float32``.
     """
     if SLICE.search(device_name):
-        return None, f"the peak of {device_name!r}, a part of a GPU, is not known."
+        return None, f"The peak of {device_name!r}, a part of a GPU, is not known."
     row = find(device_name)
     if row is None or not row.tflops:
-        return None, f"the peak of device {device_name!r} is not known."
+        return None, f"The peak of device {device_name!r} is not known."
     if dtype not in row.tflops:
-        return None, f"the data sheet of {device_name!r} gives no peak for {dtype}."
+        return None, f"The data sheet of {device_name!r} gives no peak for {dtype}."
     return row.tflops[dtype], ""
 
 
@@ -215,10 +215,10 @@ def device_memory_gib(gpu_model: str) -> tuple[float | None, str]:
     if gpu_model == "any":
         return None, "gpu_model any names no device."
     if re.search(r"\bMIG\b", gpu_model):
-        return None, f"the memory of {gpu_model!r}, a part of a GPU, is not known."
+        return None, f"The memory of {gpu_model!r}, a part of a GPU, is not known."
     row = find(gpu_model)
     if row is None or row.memory_gib is None:
-        return None, f"the memory of gpu_model {gpu_model!r} is not known."
+        return None, f"The memory of gpu_model {gpu_model!r} is not known."
     return row.memory_gib, ""
 
 

@@ -57,7 +57,7 @@ def make(
     usable = usable_bytes(workload)
     reserved = record.get("reserved_bytes")
     if reserved is None:
-        omitted["memory_reserved_gib"] = "without GPUs nothing is reserved."
+        omitted["memory_reserved_gib"] = "Without GPUs nothing is reserved."
     else:
         # where the device has no more, the allocator gives back what it can do without
         most = reserved["most"] if usable is None else min(reserved["most"], max(usable, reserved["needed"]))
@@ -87,14 +87,14 @@ def make(
         else:
             properties[COST_LIMIT] = bound.usd_per_million_tokens(price_usd_per_device_hour, workload.number_gpus)
     return Report.complete(
-        properties, omitted, "the record does not have it.", notes=tuple(notes), outputs=MEMORY_OUTPUTS
+        properties, omitted, "The record does not have it.", notes=tuple(notes), outputs=MEMORY_OUTPUTS
     )
 
 
 def limit_of(record: EstimateRecord, workload: Workload) -> tuple[roofline.Limit | None, str]:
     """Return the bound on the speed of a workload, or None and the reason why there is none."""
     if not workload.number_gpus:
-        return None, "without GPUs there is no bound: the peak of the host is not known."
+        return None, "Without GPUs there is no bound: the peak of the host is not known."
     if workload.gpu_model == "any":
         return None, "gpu_model any names no device."
     return roofline.limit(
@@ -108,7 +108,7 @@ def limit_of(record: EstimateRecord, workload: Workload) -> tuple[roofline.Limit
 def memory_of(workload: Workload) -> tuple[float | None, str]:
     """Return the memory of a workload's devices in GiB, or None and the reason why it is not known."""
     if not workload.number_gpus:
-        return None, "without GPUs the memory is that of the host, which is not known."
+        return None, "Without GPUs the memory is that of the host, which is not known."
     if workload.gpu_memory_gib:
         return workload.gpu_memory_gib, ""
     return accelerators.device_memory_gib(workload.gpu_model)

@@ -75,7 +75,7 @@ def limit(
     if peak is None or row is None:
         return None, reason
     if row.bandwidth_gb_s is None:
-        return None, f"the memory bandwidth of device {workload.gpu_model!r} is not known."
+        return None, f"The memory bandwidth of device {workload.gpu_model!r} is not known."
     try:
         work = _flops(workload, architecture)
         used = sum(one.inputs * one.outputs * one.times for one in flops.model(architecture).products)

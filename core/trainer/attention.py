@@ -58,7 +58,10 @@ def _check_fallback(name: str) -> None:
             f"transformers {transformers.__version__} has no other kernel for it."
         )
     if name not in flash.FLASH_ATTN_KERNEL_FALLBACK:
-        raise BadInput(f"attn_implementation {name} is not known to transformers {transformers.__version__}.")
+        known = ", ".join(("sdpa", "eager", *flash.FLASH_ATTN_KERNEL_FALLBACK))
+        raise BadInput(
+            f"attn_implementation {name} is not known to transformers {transformers.__version__}; use one of: {known}."
+        )
     if not _has_kernels():
         raise BadInput(f"attn_implementation {name} needs the package {package}, or {_kernels()}, in the environment.")
 

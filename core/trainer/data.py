@@ -309,7 +309,7 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
         raise DataError(
             f"Data set {quoted(path)} has no sample with a label within {demand.longest} tokens; raise model_max_length."
         )
-    raise DataError(f"Data set {quoted(path)} is empty.")
+    raise DataError(f"Data set {quoted(path)} is empty; expected at least one row. Give another file.")
 
 
 def _rows(path: str, text_field: str) -> Iterator[files.Row]:

@@ -23,10 +23,14 @@ def arguments(workload: JobWorkload) -> dict[str, Any]:
     """
     name = workload.optim
     if name not in {one.value for one in OptimizerNames}:
-        raise BadInput(f"optim {name} does not exist in transformers {transformers.__version__}.")
+        raise BadInput(
+            f"optim {name} does not exist in transformers {transformers.__version__}; use another optimizer."
+        )
     package = optimizers.PACKAGES.get(name)
     if package is not None and importlib.util.find_spec(package.module) is None:
-        raise BadInput(f"optim {name} needs the package {package.distribution} in the training environment.")
+        raise BadInput(
+            f"optim {name} needs the package {package.distribution} in the training environment; install it there."
+        )
     return {"optim": name, **({"optim_target_modules": "all-linear"} if optimizers.is_low_rank(name) else {})}
 
 

@@ -152,7 +152,7 @@ def _train(stack: Stack, job: Job, progress: ProgressCallback, doing: list[str])
     finally:
         doing.append(clock.doing)
     if clock.model is None:
-        raise BadInput("The training library ended without training.")
+        raise BadInput("The training library ended without training; see the log.")
     doing.append("reading back what was trained")
     return _record(job, clock, facts)
 

@@ -255,7 +255,8 @@ class _Truncation:
         if budget < 1:
             width, height = size
             raise DataError(
-                f"{image} of {width}x{height} pixels has {image_tokens} tokens; model_max_length {self.longest} leaves none for text."
+                f"{image} of {width}x{height} pixels has {image_tokens} tokens; "
+                f"model_max_length {self.longest} leaves none for text; raise it."
             )
         return text[: bisect.bisect_right(range(len(text) + 1), budget, key=lambda n: self._count(text[:n])) - 1]
 
@@ -303,7 +304,7 @@ def _from_file(workload: JobWorkload, truncate: _Truncation) -> Iterator[dict[st
         empty = False
         yield _checked(row[workload.dataset_image_field], row[workload.dataset_text_field], position, truncate)
     if empty:
-        raise DataError(f"Data set {quoted(path)} is empty.")
+        raise DataError(f"Data set {quoted(path)} is empty; expected at least one row. Give another file.")
 
 
 def _columns(names: list[str], workload: JobWorkload) -> list[str]:
@@ -329,7 +330,7 @@ def _checked(image: Any, text: Any, position: str, truncate: _Truncation) -> dic
             decoded.load()
             size = decoded.size
     except Exception as error:  # Pillow's decoders raise many types of exceptions for broken files
-        raise DataError(f"{position}: the image cannot be decoded.") from error
+        raise DataError(f"{position}: the image cannot be decoded; replace or remove the row.") from error
     if not isinstance(text, str) or not text:
-        raise DataError(f"{position} has no text.")
+        raise DataError(f"{position} has no text; add text, or remove the row.")
     return _row(encoded, truncate(text, size, f"{position}: the image"))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
+from . import ibm_names, value_errors
 from .fields import Workload
 from .outputs import MEMORY_OUTPUTS, OUTPUTS, STABILITY_OUTPUTS
 
@@ -120,7 +121,8 @@ def unknown_property(name: str, value: Any, experiment: str, actuator: str) -> s
         experiment: identifier of the experiment.
         actuator: identifier of the actuator.
     """
-    message = f"{name} is not a property of {experiment} in {actuator}."
+    message = f"{name:.60} is not a property of {experiment} in {actuator}."
+    hint = ibm_names.hint(name)
     others = [other for other in KINDS if name in fields(actuator, KINDS[other])]
     if name == "method":
         methods = {KINDS[one].sets["method"]: one for one in KINDS if KINDS[one].task == "benchmark"}
@@ -129,10 +131,8 @@ def unknown_property(name: str, value: Any, experiment: str, actuator: str) -> s
         near = difflib.get_close_matches(str(value)[:100], methods, n=2, cutoff=0.6) or methods
         return f"method {value!r:.60} does not exist; use {' or '.join(near)}."
     if others:
-        return f"{message} These have it: {', '.join(others)}."
-    close = (
-        difflib.get_close_matches(name, [*fields(actuator, KINDS[experiment]), "method"], n=3, cutoff=0.6)
-        if len(name) < 100
-        else []
-    )
-    return f"{message} Use {' or '.join(close)}." if close else message
+        return f"{message} These have it: {', '.join(others)}.{hint}"
+    close = value_errors.close_names(name, [*fields(actuator, KINDS[experiment]), "method"])
+    if close:
+        return f"{message} Use {' or '.join(close)}.{hint}"
+    return f"{message}{hint or f' List them with ado describe experiment {actuator}.{experiment}.'}"

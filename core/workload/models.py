@@ -86,7 +86,8 @@ def _model_directory(path: Path, name: str) -> Path:
     if not path.is_dir():
         raise NotAModelDirectory(f"Model {quoted(name, _SHOWN)} is a file; expected a directory with a config.json.")
     if not (path / "config.json").is_file():
-        raise NotAModelDirectory(f"Model directory {quoted(name, _SHOWN)} has no config.json.")
+        remedy = "give the directory that holds the model's config.json, or a name of the catalogue"
+        raise NotAModelDirectory(f"Model directory {quoted(name, _SHOWN)} has no config.json; {remedy}.")
     if message := supported.unusable_configuration(name, path / "config.json"):
         raise NotAModelDirectory(message)
     return path.absolute()

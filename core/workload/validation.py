@@ -11,8 +11,8 @@ import pydantic
 
 from ..failures import InvalidConfiguration
 from ..protocol import optimizers, supported
-from . import ibm_names
 from .fields import Workload
+from .value_errors import first_message
 
 # those that accelerate replaces by DeepSpeed's own for CPUs
 DEEPSPEED_OFFLOADS = ("adamw_torch", "adamw_torch_fused", "adagrad")
@@ -27,7 +27,7 @@ def parse(values: dict[str, Any]) -> Workload:
     try:
         workload = Workload.model_validate(values)
     except pydantic.ValidationError as error:
-        raise InvalidConfiguration(first_message(error, "a workload")) from None
+        raise InvalidConfiguration(first_message(error, "property of a workload", Workload.model_fields)) from None
     if message := violation(workload):
         raise InvalidConfiguration(message)
     return workload
@@ -294,28 +294,3 @@ def _image_rules(w: Workload) -> list[tuple[bool, str]]:
             f"dataset_id {w.dataset_id} has no images; use synthetic-image, or leave dataset_image_field out.",
         ),
     ]
-
-
-def first_message(error: pydantic.ValidationError, what: str) -> str:
-    """Return a message for the first validation error.
-
-    Args:
-        error: pydantic's error.
-        what: what was validated, with its article: ``a workload``.
-    """
-    first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"]) or what.split()[-1]
-    if first["type"] == "missing":
-        return f"{name} is missing."
-    if first["type"] == "extra_forbidden":
-        return f"{name} is not a property of {what}.{ibm_names.hint(name)}"
-    value, expected = _shortened(first["input"]), first["msg"].removeprefix("Value error, ")
-    return f"{name} {value} is impossible: {expected[0].lower()}{expected[1:]}."
-
-
-def _shortened(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not convert numbers of more than 4300 digits
-        return f"of type {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -119,10 +119,13 @@ def test_cross_attention_needs_one_token_for_an_image(local: Local, tmp_path: Pa
             {"dataset_image_field": "photo"},
             "dataset_image_field: data set {path!r} has no column 'photo'; it has image, caption.",
         ),
-        ({"dataset_text_field": "caption"}, "Row 3 of data set {path!r}: the image cannot be decoded."),
+        (
+            {"dataset_text_field": "caption"},
+            "Row 3 of data set {path!r}: the image cannot be decoded; replace or remove the row.",
+        ),
         (
             {"dataset_text_field": "caption", "model_max_length": 37},
-            "Row 1 of data set {path!r}: the image of 56x56 pixels has 37 tokens; model_max_length 37 leaves none for text.",
+            "Row 1 of data set {path!r}: the image of 56x56 pixels has 37 tokens; model_max_length 37 leaves none for text; raise it.",
         ),
         (
             {"dataset_id": "/no.parquet"},

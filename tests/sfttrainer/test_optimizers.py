@@ -95,5 +95,7 @@ def test_an_optimizer_of_another_release_is_refused(train: Callable[..., Any]) -
     from ado_actuators.sfttrainer.core.trainer.errors import BadInput
 
     missing = next(name for name in optimizers.NAMES if name not in LISTED)
-    with pytest.raises(BadInput, match=f"^optim {missing} does not exist in transformers [0-9.]+\\.$"):
+    with pytest.raises(
+        BadInput, match=f"^optim {missing} does not exist in transformers [0-9.]+; use another optimizer\\.$"
+    ):
         train(ONE_LAYER, optim=missing)

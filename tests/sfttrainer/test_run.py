@@ -188,8 +188,14 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["nowhere.yaml"], "nowhere.yaml: No such file or directory."),
-        ([*WORDS, "--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory."),
+        (
+            ["nowhere.yaml"],
+            "nowhere.yaml cannot be read: no such file or directory. Give a YAML file, or property=value.",
+        ),
+        (
+            [*WORDS, "--config", "nowhere.yaml"],
+            "nowhere.yaml cannot be read: no such file or directory. Give a YAML file of parameters.",
+        ),
         (["model_name=nothing-like-it", *WORDS[1:]], "nothing-like-it"),
         (["broken.yaml"], "broken.yaml: not valid YAML at line 2."),
         (["list.yaml"], "list.yaml: expected a YAML mapping of properties to values."),
@@ -198,7 +204,7 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
             ["twice.yaml"],
             "twice.yaml: batch_size is given twice in the mapping that begins in line 1. Remove one of them.",
         ),
-        ([*WORDS, "price=-1"], "price -1 is impossible: input should be greater than or equal to 0."),
+        ([*WORDS, "price=-1"], "price -1 is impossible: expected a number from 0 to 1000000."),
         ([*WORDS, "=5"], "'=5' has no property before the equals sign"),
         (["other.yaml"], "Experiment 'finetune_everything' does not exist"),
     ],

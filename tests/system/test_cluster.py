@@ -124,7 +124,8 @@ def test_hosts_with_gpus_are_spread_over_nodes_of_their_type(submit: Callable[..
     assert len(asyncio.run(scenario())) == 2
     asked = parse({**SMALL, "number_gpus": 3, "number_nodes": 3, "batch_size": 3, "gpu_model": "TestGPU"})
     with pytest.raises(
-        failures.Broken, match="No 3 nodes with 1 GPUs of type TestGPU; the cluster has: 1 CPUs, 2 GPUs"
+        failures.Broken,
+        match="No 3 nodes have 1 GPUs of type TestGPU; set autoscaling: true, or use what the cluster has: 1 CPUs, 2 GPUs",
     ):
         nodes.check(asked, autoscaling=False)
 
@@ -191,7 +192,9 @@ def test_a_node_lost_in_mid_measurement(cluster: Cluster, submit: Callable[..., 
     answer = submit(number_nodes=2, max_steps=2000, target_ci_percent=0, stop_after_seconds=600)
     assert wait_for(lambda: len(trainers()) == 2, 90)
     cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
-    assert answer(200).reason.startswith("2 processes with 1 CPU each do not fit; the cluster has: 1 CPUs")
+    assert answer(200).reason.startswith(
+        "2 processes with 1 CPU each do not fit; set autoscaling: true, or use what the cluster has: 1 CPUs"
+    )
     assert trainers() == []
 
 

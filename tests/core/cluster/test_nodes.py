@@ -44,7 +44,10 @@ def test_a_gpu_type_that_no_node_has_fails_at_once() -> None:
     """The message lists what the cluster has."""
     with pytest.raises(failures.Broken) as caught:
         cluster.check(parse({**SMALL, "number_gpus": 2, "gpu_model": "H100"}), autoscaling=False)
-    assert str(caught.value) == "No node with 2 GPUs of type H100; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    assert (
+        str(caught.value)
+        == "No node has 2 GPUs of type H100; set autoscaling: true, or use what the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    )
 
 
 def test_the_resource_roce_is_requested_where_some_nodes_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,20 +64,27 @@ def test_the_resource_roce_is_requested_where_some_nodes_have_it(monkeypatch: py
 def test_more_gpus_than_a_node_has_fail_at_once() -> None:
     """Eight GPUs on one node are impossible where the nodes have four."""
     with pytest.raises(
-        failures.Broken, match="No node with 8 GPUs; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU"
+        failures.Broken,
+        match="No node has 8 GPUs; set autoscaling: true, or use what the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU",
     ):
         cluster.check(parse({**SMALL, "number_gpus": 8}), autoscaling=False)
 
 
 def test_more_processes_than_cpus_fail_at_once() -> None:
     """Four processes need four CPUs; waiting for two of them would not end."""
-    with pytest.raises(failures.Broken, match="4 processes with 1 CPU each do not fit; the cluster has: 2 CPUs"):
+    with pytest.raises(
+        failures.Broken,
+        match="4 processes with 1 CPU each do not fit; set autoscaling: true, or use what the cluster has: 2 CPUs",
+    ):
         cluster.check(parse({**SMALL, "number_nodes": 4}), autoscaling=False)
 
 
 def test_more_cpus_than_a_node_with_gpus_has_fail_at_once() -> None:
     """Two processes of eight CPUs each do not fit together with two GPUs on a node of two CPUs."""
-    with pytest.raises(failures.Broken, match="No node with 2 GPUs and 16 CPUs; the cluster has: 2 CPUs"):
+    with pytest.raises(
+        failures.Broken,
+        match="No node has 2 GPUs and 16 CPUs; set autoscaling: true, or use what the cluster has: 2 CPUs",
+    ):
         cluster.check(parse({**SMALL, "number_gpus": 2, "cpus_per_process": 8}), autoscaling=False)
 
 
@@ -107,7 +117,10 @@ def test_the_cpus_of_a_process_stay_the_same_when_nodes_come_and_go(monkeypatch:
     for found in ([large, large], [large, large, small], [large]):
         monkeypatch.setattr(ray, "nodes", lambda found=found: found)
         assert shares.cpus_per_host(workload) == 4
-    with pytest.raises(failures.Broken, match="2 processes with 4 CPUs each do not fit; the cluster has: 4 CPUs"):
+    with pytest.raises(
+        failures.Broken,
+        match="2 processes with 4 CPUs each do not fit; set autoscaling: true, or use what the cluster has: 4 CPUs",
+    ):
         cluster.check(workload, shares.cpus_per_host(workload), autoscaling=False)
     assert shares.cpus_per_host(parse({**SMALL, "number_nodes": 2, "cpus_per_process": 1})) == 1
 
@@ -115,5 +128,8 @@ def test_the_cpus_of_a_process_stay_the_same_when_nodes_come_and_go(monkeypatch:
 def test_gpus_whose_cpus_have_gone_are_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node of the same GPUs with fewer CPUs: the message says what it lacks."""
     monkeypatch.setattr(ray, "nodes", lambda: [node({"CPU": 2.0, "GPU": 2.0})])
-    with pytest.raises(failures.Broken, match="No node with 2 GPUs and 8 CPUs; the cluster has: 2 CPUs, 2 GPUs"):
+    with pytest.raises(
+        failures.Broken,
+        match="No node has 2 GPUs and 8 CPUs; set autoscaling: true, or use what the cluster has: 2 CPUs, 2 GPUs",
+    ):
         cluster.check(parse({**SMALL, "number_gpus": 2}), 8, autoscaling=False)

@@ -355,7 +355,10 @@ def test_a_gpu_type_that_only_a_node_label_names(tmp_path: Path) -> None:
             cluster.check(parse({**SMALL, "number_gpus": 1, "gpu_model": "NVIDIA-OTHER"}), autoscaling=False)
         return node["Labels"]["nvidia.com/gpu.product"], str(caught.value)
 
-    message = "No node with 1 GPUs of type NVIDIA-OTHER; the cluster has: 2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    message = (
+        "No node has 1 GPUs of type NVIDIA-OTHER; set autoscaling: true, or use what the cluster has: "
+        "2 CPUs, 4 GPUs NVIDIA-TEST/TestGPU."
+    )
     assert run(scenario()) == ("NVIDIA-TEST", message)
 
 

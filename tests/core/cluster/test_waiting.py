@@ -52,7 +52,9 @@ def test_a_queue_behind_the_own_measurements_asks_for_nothing() -> None:
     """Nobody has to do anything about it."""
     why = explain(Need(1, 2), Snapshot(nodes=(node(2, 0, lease("a", 2)),)), "me")
     assert why.only_own
-    assert why.message(40).endswith("held by other measurements of this operation (2 CPUs). It is next.")
+    assert why.message(40).endswith(
+        "held by other measurements of this operation (2 CPUs). It starts when a measurement of this operation ends."
+    )
 
 
 def test_names_of_groups_are_read_by_other_pools() -> None:

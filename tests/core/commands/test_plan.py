@@ -64,6 +64,7 @@ def test_the_star_is_explained() -> None:
         (("gpu_memory_gib=much",), (), "gpu_memory_gib 'much': expected the GiB of one GPU"),
         ((), (), "plan needs gpu_model=NAME"),
         (("gpu_model=H100",), ("L4=1",), "names no GPU of gpu_model"),
+        (("gpu_model=H100",), ("H100",), "--price 'H100' has no price; expected NAME=USD, such as H100=2.5."),
         (("gpu_model=H100",), ("H100=x",), "'x' is not a number"),
         (("gpu_model=H100",), ("H100=-1",), "expected USD above 0"),
     ],

@@ -143,7 +143,7 @@ def test_a_trainer_that_hangs_meets_the_limit(
 ) -> None:
     """A stopped process is killed at run_timeout_s."""
     outcome, seconds = measure(faulty, tmp_path, make_host, "hang", limit_s=4)
-    assert outcome.cause.message == "The measurement took longer than run_timeout_s 4 s."
+    assert outcome.cause.message == "The measurement took longer than run_timeout_s 4 s; raise it, or lower min_steps."
     assert 4 <= seconds < 10
     assert descendants() == []
     note(record_property, tmp_path, "trainer hangs (SIGSTOP), run_timeout_s 4", outcome, seconds)

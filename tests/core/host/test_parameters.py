@@ -25,8 +25,30 @@ def test_other_numbers_have_bounds(key: str, value: float) -> None:
 def test_the_parameters_of_ados_supervisor_are_accepted() -> None:
     """``run`` takes the file of an operation, and has no supervisor; other keys are misspelled."""
     assert validate(MeasuringParameters, {**dict.fromkeys(OF_ADO, 5.0), "max_retries": 1}).max_retries == 1
-    with pytest.raises(ValueError, match="taskRunningTimeout is not a property of the actuator configuration"):
+    with pytest.raises(ValueError, match="taskRunningTimeout is not a parameter of the actuator configuration"):
         validate(MeasuringParameters, {"taskRunningTimeout": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_retrys": 1}, "max_retrys is not a parameter of the actuator configuration. Use max_retries."),
+        ({"max_retries": -1}, "max_retries -1 is impossible: expected a whole number from 0 to 100."),
+        (
+            {"pending_timeout_s": "soon"},
+            "pending_timeout_s 'soon' is impossible: expected a number above 0 and at most 2592000.",
+        ),
+        (
+            {"price_usd_per_device_hour": -1},
+            "price_usd_per_device_hour -1 is impossible: expected a number from 0 to 1000000.",
+        ),
+        ("nothing", "configuration 'nothing' is impossible: expected a mapping of names to values."),
+    ],
+)
+def test_a_message_says_what_was_expected(given: object, message: str) -> None:
+    """Bounds and types come from the field, also where it may be None; a misspelled name gets the likely one."""
+    with pytest.raises(ValueError, match=message):
+        validate(MeasuringParameters, given)
 
 
 @pytest.mark.ray

@@ -169,7 +169,7 @@ def test_several_micro_batches_are_one_step() -> None:
 @pytest.mark.parametrize(
     ("change", "architecture", "reason"),
     [
-        ({"gpu_model": "Abacus 3"}, ARCHITECTURE, "the peak of device 'Abacus 3' is not known."),
+        ({"gpu_model": "Abacus 3"}, ARCHITECTURE, "The peak of device 'Abacus 3' is not known."),
         ({"gpu_model": "Tesla-T4", "torch_dtype": "bfloat16"}, ARCHITECTURE, "gives no peak for bfloat16."),
         ({}, {"model_type": "other"}, "other"),
     ],
@@ -246,7 +246,7 @@ def test_a_workload_without_gpus_gives_no_verdict() -> None:
     without = without_counts() | {"reserved_bytes": None}
     got = memory_report.make(without, made(gpu_model="any", number_gpus=0), total_s=3.0)
     assert set(got.omitted) == DEVICE | LIMITS | {"memory_reserved_gib"}
-    assert got.omitted["step_time_limit_s"].startswith("without GPUs")
+    assert got.omitted["step_time_limit_s"].startswith("Without GPUs")
 
 
 @pytest.mark.parametrize(("gib", "certain"), [(79.0, False), (80.9, False), (81.0, True)])

@@ -356,6 +356,18 @@ def test_the_tool_writes_images(tmp_path: Path) -> None:
     assert [len(sample["caption"].split()) for sample in read] == [4] * 3
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("text", ".jsonl"), ("image", ".parquet")])
+def test_the_tool_rejects_another_suffix(
+    kind: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trainer reads data sets by their suffix; nothing is written."""
+    path = tmp_path / "x.csv"
+    assert main(["dataset", kind, str(path)]) == 2
+    expected = f"does not end with {suffix}; give a file that does, such as samples{suffix}.\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert not path.exists()
+
+
 def test_the_tool_rejects_zero_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The error is one line."""
     assert main(["dataset", "text", str(tmp_path / "a.jsonl"), "--samples", "0"]) == 2

@@ -9,6 +9,7 @@ from ado_actuators.sfttrainer.core.measurement.plan import make_plan
 
 WORKLOAD = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 1, "number_gpus": 0}
 FULL = "is not a property of finetune_full_benchmark in sfttrainer."
+LIST = "List them with ado describe experiment sfttrainer.finetune_full_benchmark."
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,8 @@ FULL = "is not a property of finetune_full_benchmark in sfttrainer."
             4,
             f"num_virtual_tokens {FULL} These have it: finetune_prompt_tuning_benchmark, finetune_memory_estimate.",
         ),
-        ("zzz", 1, f"zzz {FULL}"),
-        ("z" * 1000, 1, f"{'z' * 1000} {FULL}"),
+        ("zzz", 1, f"zzz {FULL} {LIST}"),
+        ("z" * 1000, 1, f"{'z' * 60} {FULL} {LIST}"),
     ],
 )
 def test_an_unknown_property_gets_the_likely_remedy(name: str, value: object, message: str) -> None:

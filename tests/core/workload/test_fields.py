@@ -24,16 +24,16 @@ def test_workloads_with_equal_values_are_equal() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, "batch_size 0 is impossible: input should be greater than or equal to 1."),
-        ({"batch_size": -2}, "batch_size -2 is impossible: input should be greater than or equal to 1."),
-        ({"model_max_length": 1}, "model_max_length 1 is impossible: input should be greater than or equal to 2."),
+        ({"batch_size": 0}, "batch_size 0 is impossible: expected a whole number from 1 to 65536."),
+        ({"batch_size": -2}, "batch_size -2 is impossible: expected a whole number from 1 to 65536."),
+        ({"model_max_length": 1}, "model_max_length 1 is impossible: expected a whole number from 2 to 131072."),
         ({"batch_size": 3, "number_gpus": 2}, "batch_size 3 is not divisible by 2 devices."),
         ({"batch_size": 3, "number_nodes": 2}, "batch_size 3 is not divisible by 2 processes."),
         ({"number_gpus": 3, "number_nodes": 2, "batch_size": 6}, "number_gpus 3 is not divisible by number_nodes 2."),
-        ({"gpu_model": ""}, "gpu_model '' is impossible: string should have at least 1 character."),
+        ({"gpu_model": ""}, "gpu_model '' is impossible: expected text of 1 to 256 characters."),
         (
             {"gpu_model": "x" * 257},
-            "gpu_model '" + "x" * 56 + "... is impossible: string should have at most 256 characters.",
+            "gpu_model '" + "x" * 56 + "... is impossible: expected text of 1 to 256 characters.",
         ),
         ({"gpu_model": "H100"}, "gpu_model 'H100' needs number_gpus of at least 1."),
         (
@@ -58,7 +58,7 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         (
             {"completion_only_loss": "yes"},
-            "completion_only_loss 'yes' is impossible: input should be 'auto', True or False.",
+            "completion_only_loss 'yes' is impossible: expected auto, true or false.",
         ),
         ({"mixed_precision": "fp16"}, "mixed_precision fp16 needs a GPU; use bf16 or no."),
         (
@@ -223,10 +223,23 @@ def test_workloads_with_equal_values_are_equal() -> None:
             "method prompt_tuning is not supported with images; use full or lora, or leave dataset_image_field out.",
         ),
         ({"batch_size": True}, "batch_size True is impossible: expected a number, not a boolean."),
+        ({"max_steps": "abc"}, "max_steps 'abc' is impossible: expected a whole number from 1 to 1000000."),
+        ({"packing": "abc"}, "packing 'abc' is impossible: expected true or false."),
+        ({"weights": 3}, "weights 3 is impossible: expected random or pretrained."),
+        ({"lora_dropout": 1}, "lora_dropout 1 is impossible: expected a number at least 0 and below 1."),
+        (
+            {"optim": "adamw"},
+            "optim 'adamw' is impossible: expected one of 42 values, such as adamw_8bit, adamw_torch, adamw_bnb_8bit.",
+        ),
+        (
+            {"fms_hf_tuning_version": "x"},
+            "fms_hf_tuning_version 'x' is impossible: expected text of at most 32 characters in the form of 3.2.2.",
+        ),
+        ({"batchsize": 1}, "batchsize is not a property of a workload. Use batch_size."),
         ({"learning_rate": 1}, "learning_rate is not a property of a workload."),
         (
             {"stop_after_seconds": float("nan")},
-            "stop_after_seconds nan is impossible: input should be a finite number.",
+            "stop_after_seconds nan is impossible: expected a number from 0 to 604800.",
         ),
     ],
 )
@@ -249,7 +262,7 @@ def test_a_missing_property_is_named() -> None:
     """model_name is required."""
     with pytest.raises(InvalidConfiguration) as caught:
         parse({key: value for key, value in SMALL.items() if key != "model_name"})
-    assert str(caught.value) == "model_name is missing."
+    assert str(caught.value) == "model_name is missing; expected text of 1 to 4096 characters. Add it."
 
 
 @pytest.mark.parametrize(
