@@ -263,7 +263,8 @@ def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
     if number:
         aborted = NATIVE_ABORT.search(tail) if number == signal.SIGABRT else None
         reason = _by_text(aborted.group(0)) if aborted else None
-        return reason or Transient(f"The trainer process died ({_signal_name(number)}); see the log.")
+        hint = ", as where /dev/shm or the disk of a mapped file is full" if number == signal.SIGBUS else ""
+        return reason or Transient(f"The trainer process died ({_signal_name(number)}){hint}; see the log.")
     ends = list(TRACEBACK_END.finditer(tail))
     if ends:
         return _failure_of_exception(ends[-1].group(1), ends[-1].group(2) or "")
@@ -310,6 +311,10 @@ def _known_problem(type_name: str, text: str) -> Failure | None:
     # a process that cannot be forked; of pipes and sockets only those that do not block raise it, which none of ours are
     if type_name == "BlockingIOError" or PROCESS_LIMIT.search(text):
         return Broken(PROCESS_LIMIT_MESSAGE)
+    if re.search(r"/dev/shm\b.*No space left|insufficient shared memory|shared memory segment", text, re.DOTALL):
+        return Broken(
+            "/dev/shm is full or too small for NCCL: give the container more (docker run --shm-size=8g or --ipc=host)."
+        )
     if re.search(r"No space left on device", text):
         return Broken(
             "The disk is full where the measurement writes (no space left on device); free some space, or set state_dir."

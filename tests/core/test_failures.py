@@ -172,3 +172,18 @@ def test_a_template_that_cannot_be_interrupted() -> None:
         failure = failures.from_exit(code, "", oom_killed=False)
         assert isinstance(failure, failures.BadInput)
         assert "The chat template did not end" in str(failure)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NCCL error in: NCCLUtils.cpp:94, unhandled system error\nncclSystemError: System call failed.\nLast error:\n"
+        "Error while creating shared memory segment /dev/shm/nccl-BQmyeq (size 5767520), error: No space left on device (28)",
+        "DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that dataloader's workers are out of insufficient shared memory",
+    ],
+)
+def test_a_full_shared_memory_is_no_full_disk(text: str) -> None:
+    """Nor a lost connection, which would be repeated."""
+    cause = failures.classify_exception("DistBackendError", text)
+    assert (cause.group, cause.message[:23]) == ("broken", "/dev/shm is full or too")
+    assert "as where /dev/shm" in str(failures.from_exit(-7, "", oom_killed=False))
