@@ -177,9 +177,8 @@ def test_a_template_that_cannot_be_interrupted() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "NCCL error in: NCCLUtils.cpp:94, unhandled system error\nncclSystemError: System call failed.\nLast error:\n"
-        "Error while creating shared memory segment /dev/shm/nccl-BQmyeq (size 5767520), error: No space left on device (28)",
-        "DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that dataloader's workers are out of insufficient shared memory",
+        "ncclSystemError: System call failed.\nLast error:\nError while creating shared memory segment /dev/shm/nccl-BQmyeq (size 5767520), error: No space left on device (28)",
+        "killed by signal: Bus error. This might be caused by insufficient shared memory (shm).",
     ],
 )
 def test_a_full_shared_memory_is_no_full_disk(text: str) -> None:
