@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,12 +17,15 @@ from ado.modules.actuators.standard import StandardActuator
 from ado.schema.request import MeasurementRequest
 
 from .. import failures
+from ..cluster import operator_waits
+from ..cluster.console import line
 from ..host.parameters import MeasuringParameters, validate
 from ..host.state_dir import state_dir
 from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import refusal
 from . import catalog
+from .console import spinner
 from .parameters import SupervisedParameters
 from .results import complete, inputs, result
 
@@ -40,6 +44,14 @@ class MeasuringActuator(StandardActuator):
     description: ClassVar[Plugin]
     parameters_class: type[MeasuringParameters] = SupervisedParameters
     _dispatcher: Any = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # ado runs it in an actor; under execute() there is no Ray
+        if ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
+            threading.Thread(
+                target=operator_waits.watch, args=(_report_wait,), name="operator-waits", daemon=True
+            ).start()
 
     @classmethod
     def catalog(cls, actuator_configuration: Any = None) -> ExperimentCatalog:
@@ -102,6 +114,12 @@ class MeasuringActuator(StandardActuator):
     def plugin(cls) -> Plugin:
         """Return the description of the plugin for the core."""
         return cls.description
+
+
+def _report_wait(text: str, lasts: bool) -> None:
+    """Show in ado's console and in the log that its operator waits in Ray."""
+    logging.getLogger(__name__).log(logging.WARNING if lasts else logging.INFO, text)
+    line("wait-operator", spinner)(text, "start" if lasts else "stop")
 
 
 def _execute(

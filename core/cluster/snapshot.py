@@ -120,7 +120,7 @@ def look() -> Snapshot:
     operators = frozenset({own, *(actor.job for actor in actors if actor.module.endswith(DISPATCHER))})
     free = _free()
     claims: dict[str, list[Claim]] = collections.defaultdict(list)
-    pending, waiting = _queued(), []
+    pending, waiting = queued(), []
     for group, row in groups.items():
         name, bundles = parse_name(row["name"]), row["bundles"]
         if row["state"] == "PENDING" and name is None:
@@ -173,7 +173,7 @@ def _need(name: GroupName, bundles: list[Mapping[str, float]], row: Mapping[str,
     return Need(len(bundles), name.threads, int(bundles[0].get("GPU", 0)), marks)
 
 
-def _queued() -> list[Pending]:
+def queued() -> list[Pending]:
     """Return what tasks and actors outside of placement groups wait for, as of a second ago; empty if Ray's format has changed."""
     try:
         from ray._private.state import state

@@ -34,10 +34,10 @@ class Explanation:
     held: str
     only_own: bool
 
-    def message(self, waited_s: float) -> str:
-        """Return the whole message."""
-        advice = "It starts when a measurement of this operation ends." if self.only_own else ADVICE
-        return f"A measurement has waited {waited_s:.0f} s for {self.needs}: {self.free}, held by {self.held}. {advice}"
+    def message(self, waited_s: float, who: str = "A measurement", advice: str = ADVICE) -> str:
+        """Return the whole message: ``who`` waits, and what to do."""
+        advice = "It starts when a measurement of this operation ends." if self.only_own else advice
+        return f"{who} has waited {waited_s:.0f} s for {self.needs}: {self.free}, held by {self.held}. {advice}"
 
 
 def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:

@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ado_actuators.sfttrainer.core import failures
-from ado_actuators.sfttrainer.core.cluster import patience
+from ado_actuators.sfttrainer.core.cluster import operator_waits, patience
 from ado_actuators.sfttrainer.core.cluster import pool as pool_module
 from ado_actuators.sfttrainer.core.cluster.hosts import Shape
 from ado_actuators.sfttrainer.core.cluster.pool import Pool
@@ -96,6 +96,45 @@ def trial() -> Iterator[Callable[..., None]]:
 def run(scenario: Coroutine[Any, Any, Any]) -> Any:
     """Run a scenario in an event loop."""
     return asyncio.run(scenario)
+
+
+@pytest.mark.parametrize("kind", ["actor", "placement group", "task"])
+def test_a_trial_that_waits_for_its_own_cpu_is_reported(
+    holder: Callable[[float], Callable[[], None]], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It has asked for no measurement yet; the message says what it needs and what holds it, once, and when the wait is over."""
+    monkeypatch.setattr(operator_waits, "REPORT_AFTER_S", 0.0)
+    release = holder(2.0)
+    told: list[tuple[str, bool]] = []
+    waits = operator_waits.OperatorWaits(lambda text, lasts: told.append((text, lasts)))
+    deadline = time.monotonic() + SERVED_S
+    # Ray's table of tasks is a second old
+    while operator_waits.own_requests() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    waits.check()
+    assert told == []
+    if kind == "actor":
+        waiting = Trial.options(num_cpus=1).remote()  # type: ignore[attr-defined]
+    else:
+        waiting = placement_group([{"CPU": 1}]) if kind == "placement group" else hold.remote("/")
+    try:
+        while not told and time.monotonic() < deadline:
+            waits.check()
+            time.sleep(0.1)
+        text = "ado's operator has waited 0 s for 1 CPU: 0 of 2 CPUs free, held by other tasks (2 CPUs). "
+        assert told == [(text + "It goes on as soon as they are free; end what holds them.", True)]
+        waits.check()
+        assert len(told) == 1
+        release()
+        while len(told) < 2 and time.monotonic() < deadline:
+            waits.check()
+            time.sleep(0.1)
+        assert told[1:] == [("ado's operator waits no longer.", False)]
+    finally:
+        if kind == "actor":
+            ray.kill(waiting)
+        elif kind == "placement group":
+            remove_placement_group(waiting)
 
 
 async def held_cpus(pool: Pool, wanted: Shape) -> float:
