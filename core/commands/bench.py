@@ -21,7 +21,7 @@ from ..measurement.plugin import Plugin
 from ..measurement.verdict import refusal
 from ..protocol.messages import ProgressCallback, ResultMetadata
 from ..workload.command import distribution
-from .run import PRICE, BadUse, read_settings, read_workload
+from .arguments import PRICE, BadUse, read_settings, read_workload
 
 # the arguments of ``reporting.rows.Row``, in its order
 RowValues = tuple[str, str, str, dict[str, Any], dict[str, Any], str, ResultMetadata]

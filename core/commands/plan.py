@@ -19,8 +19,9 @@ from ..metrics.accelerators import GIB
 from ..protocol.messages import ResultMetadata
 from ..workload.experiments import KINDS
 from ..workload.validation import parse
+from .arguments import BadUse, read_settings, read_workload
 from .console import show
-from .run import BadUse, Bar, Changes, read_settings, read_workload, terminated_as_interrupted
+from .progress import Bar, Changes, terminated_as_interrupted
 
 EXPERIMENT = "finetune_memory_estimate"
 METHODS = ("full", "lora", "qlora")

@@ -17,10 +17,11 @@ from ..reporting import answers, comparison
 from ..reporting.comparison import Tolerance
 from ..reporting.rows import FIELDS, MEASURED, Row, worded
 from . import compare
+from .arguments import BadUse, read_workload
 from .bench import Bench, other
 from .console import show
 from .options import Actuator
-from .run import BadUse, Bar, Changes, read_workload, terminated_as_interrupted
+from .progress import Bar, Changes, terminated_as_interrupted
 
 # a word of --vary that is no property
 ACTUATOR = "actuator"

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.actuator import SFTTrainer
-from ado_actuators.sfttrainer.core.commands.run import BadUse, Bar, Changes, read_workload
+from ado_actuators.sfttrainer.core.commands.arguments import BadUse, read_workload
+from ado_actuators.sfttrainer.core.commands.progress import Bar, Changes
 from ado_actuators.sfttrainer.core.protocol.messages import Progress, progress
 
 EXAMPLES = Path(__file__).parents[2] / "sfttrainer" / "examples"
@@ -173,7 +174,7 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
 ) -> None:
     """An unchanged state is printed again after half a minute."""
     now = [100.0]
-    monkeypatch.setattr("ado_actuators.sfttrainer.core.commands.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ado_actuators.sfttrainer.core.commands.progress.time.monotonic", lambda: now[0])
     with Changes() as changes:
         for now[0] in (100.0, 101.0, 131.0):
             changes(TRAINING)

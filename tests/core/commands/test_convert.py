@@ -10,7 +10,7 @@ import yaml
 
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.commands import convert
-from ado_actuators.sfttrainer.core.commands.run import BadUse, read_workload
+from ado_actuators.sfttrainer.core.commands.arguments import BadUse, read_workload
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan
 from ado_actuators.sfttrainer.core.measurement.plugin import Plugin
 from ado_actuators.sfttrainer.core.workload import ibm

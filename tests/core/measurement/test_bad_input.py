@@ -19,7 +19,7 @@ from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.actuator import catalog
-from ado_actuators.sfttrainer.core.commands import run
+from ado_actuators.sfttrainer.core.commands import arguments
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
 from ado_actuators.sfttrainer.core.measurement.verdict import refusal
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
@@ -119,7 +119,7 @@ def repeated(actuator: Any, plan: Plan) -> Workload:
     words = shlex.split(plan.command())
     name, command, option, asked, *pairs = words
     assert (name, command, option) == (f"ado-{actuator.identifier.replace('_', '-')}", "run", "--experiment")
-    values, experiment = run.read_workload(pairs, asked, actuator.plugin())
+    values, experiment = arguments.read_workload(pairs, asked, actuator.plugin())
     return make_plan(actuator.identifier, experiment, values).workload
 
 
@@ -245,9 +245,9 @@ def test_no_command_line_is_a_traceback(given_words: list[str]) -> None:
     """Arguments of ``run`` are accepted, or rejected with its own exception."""
     plugin = SFTTrainer.plugin()
     try:
-        values, experiment = run.read_workload(given_words, None, plugin)
+        values, experiment = arguments.read_workload(given_words, None, plugin)
         make_plan("sfttrainer", experiment, values)
-    except (run.BadUse, failures.Failure) as refused:
+    except (arguments.BadUse, failures.Failure) as refused:
         check_message(failures.plain_message(str(refused)))
 
 

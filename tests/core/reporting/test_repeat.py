@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ado_actuators.sfttrainer.core.commands.run import read_workload
+from ado_actuators.sfttrainer.core.commands.arguments import read_workload
 from ado_actuators.sfttrainer.core.reporting import page, repeat
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 from ado_actuators.sfttrainer.description import PLUGIN
