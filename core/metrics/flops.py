@@ -18,7 +18,7 @@ from .products import BUILDERS, OUTPUT_LAYER, Attention, Model, Product, Unknown
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "num_selected_experts")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
-__all__ = ["KNOWN", "Attention", "Model", "Product", "UnknownArchitecture", "model", "per_token"]
+__all__ = ["KNOWN", "OUTPUT_LAYER", "Attention", "Model", "Product", "UnknownArchitecture", "model", "per_token"]
 
 # the model types that have a count
 KNOWN = {**BUILDERS, **newer.BUILDERS}

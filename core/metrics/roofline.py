@@ -84,7 +84,7 @@ def limit(
     width = WIDTH[workload.torch_dtype]
     weight = {"qlora": QUANTISED_WIDTH[workload.quantisation], "gptq_lora": GPTQ_WIDTH}.get(workload.method, width)
     micro = workload.gradient_accumulation_steps
-    passes = (3 if workload.gradient_checkpointing else 2) * micro
+    passes = (2 + _recomputed(workload)) * micro
     sharded = workload.distributed_backend in ("FSDP", "FSDP2", "DeepSpeed") and workload.processes > 1
     trained_here = trainable_parameters / (workload.processes if sharded else 1)
     accesses = UPDATE_ACCESSES.get(workload.optim, LEAST_ACCESSES)
@@ -117,9 +117,16 @@ def _flops(workload: Workload, architecture: Mapping[str, Any]) -> float:
     )
     if workload.gradient_checkpointing:
         model = flops.model(architecture)
-        again = sum(one.flops for one in model.products if one.module != "lm_head")
-        per_token += again + sum(one.flops(length) for one in model.attention)
+        again = sum(one.flops for one in model.products if one.module != flops.OUTPUT_LAYER)
+        if not workload.gradient_checkpointing_selective:
+            again += sum(one.flops(length) for one in model.attention)
+        per_token += _recomputed(workload) * again
     return per_token * slots
+
+
+def _recomputed(workload: Workload) -> float:
+    """Return the share of the layers that the backward pass computes again, at least."""
+    return 1 / workload.gradient_checkpointing_every_n_layers if workload.gradient_checkpointing else 0
 
 
 def _linked_bytes(workload: Workload, parameters: float, gradients: float) -> float:

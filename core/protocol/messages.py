@@ -58,6 +58,8 @@ class JobWorkload:
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     gradient_checkpointing_use_reentrant: bool
+    gradient_checkpointing_every_n_layers: int
+    gradient_checkpointing_selective: bool
     optim: optimizers.Name
     attn_implementation: str
     packing: bool

@@ -16,7 +16,7 @@ from .data_files import kind
 
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
-UNTRACEABLE = ("fast_kernels", "fast_moe", "multipack")
+UNTRACEABLE = ("fast_kernels", "fast_moe", "multipack", "gradient_checkpointing_selective")
 # their kernels save the same tensors as the model's operations, or fewer, so an estimate without them is an upper bound
 BOUNDED_FROM_ABOVE = ("torch_compile", "use_liger_kernel")
 # the model types whose FLOPs follow from their configuration, as in ``core.metrics.flops``; those of others are counted by the trainer
@@ -236,7 +236,7 @@ def untraceable(workload: Workload) -> str | None:
         return (
             "finetune_memory_estimate cannot trace distributed_backend DeepSpeed: its buffers are not known; use FSDP2."
         )
-    found = next((name for name in UNTRACEABLE if getattr(workload, name)), None)
+    found = next((name for name in UNTRACEABLE if getattr(workload, name, False)), None)
     if getattr(workload, "attn_implementation", "") == FLEX_ATTENTION:
         found = f"attn_implementation {FLEX_ATTENTION}"
     optim = getattr(workload, "optim", optimizers.OWN[0])

@@ -120,6 +120,22 @@ class Workload(ParallelFields, DataFields):
     gradient_checkpointing_use_reentrant: Annotated[
         bool, pydantic.Field(description="Use PyTorch's reentrant form of gradient checkpointing.")
     ] = False
+    gradient_checkpointing_every_n_layers: Annotated[
+        int,
+        pydantic.Field(
+            ge=1,
+            le=1024,
+            description="Recompute only every n-th layer under gradient_checkpointing.",
+            json_schema_extra=_where(stacks=TRL),
+        ),
+    ] = 1
+    gradient_checkpointing_selective: Annotated[
+        bool,
+        pydantic.Field(
+            description="Keep the outputs of attention under gradient_checkpointing, and recompute the rest.",
+            json_schema_extra=_where(stacks=TRL),
+        ),
+    ] = False
     optim: Annotated[
         optimizers.Name,
         pydantic.Field(description="Optimizer, by its name in TrainingArguments; most need a package of their own."),

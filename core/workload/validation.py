@@ -106,6 +106,7 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
         (bool(optimizer), optimizer),
         *_adapter_rules(w),
         *_compile_rules(w),
+        *_checkpointing_rules(w),
         *_fp8_rules(w),
         *_deepspeed_rules(w),
         (
@@ -221,6 +222,24 @@ def _fp8_rules(w: Workload) -> list[tuple[bool, str]]:
             f"fp8_recipe {recipe} needs torch_dtype bfloat16 or mixed_precision bf16.",
         ),
         (other, f"fp8_recipe {recipe} needs distributed_backend DDP or FSDP2, without tensor_parallel_size."),
+    ]
+
+
+def _checkpointing_rules(w: Workload) -> list[tuple[bool, str]]:
+    every, reentrant = w.gradient_checkpointing_every_n_layers, w.gradient_checkpointing_use_reentrant
+    return [
+        (
+            every > 1 and not w.gradient_checkpointing,
+            f"gradient_checkpointing_every_n_layers {every} needs gradient_checkpointing.",
+        ),
+        (
+            w.gradient_checkpointing_selective and (reentrant or not w.gradient_checkpointing),
+            "gradient_checkpointing_selective needs gradient_checkpointing, without gradient_checkpointing_use_reentrant.",
+        ),
+        (
+            w.gradient_checkpointing_selective and w.method != "full",
+            f"gradient_checkpointing_selective needs method full, not {w.method}: with adapters TRL recomputes everything.",
+        ),
     ]
 
 

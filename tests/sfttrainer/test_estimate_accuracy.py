@@ -37,6 +37,11 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "full, longer batch": {"batch_size": 4, "model_max_length": 64},
     "full, checkpointing": {"gradient_checkpointing": True, "batch_size": 4},
+    "full, every second layer": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_every_n_layers": 2,
+        "batch_size": 4,
+    },
     "full, bfloat16": {"torch_dtype": "bfloat16"},
     "full, autocast": {"mixed_precision": "bf16"},
     "full, adafactor": {"optim": "adafactor"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -153,6 +154,58 @@ def test_prompts_of_synthetic_data_carry_no_loss(train: Train, packing: bool) ->
     assert trained.loss_per_token == pytest.approx(math.log(300), abs=0.5)
     if not packing:
         assert train(synthetic_prompt_share=0.03).record["trained_tokens"] == [4 * 15] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "recomputed"),
+    [
+        ({}, 2),
+        ({"gradient_checkpointing_every_n_layers": 2}, 1),
+        ({"gradient_checkpointing_every_n_layers": 2, "method": "lora"}, 1),
+        ({"gradient_checkpointing_selective": True}, 2),
+    ],
+    ids=str,
+)
+def test_a_part_of_the_layers_is_recomputed(train: Train, change: dict[str, Any], recomputed: int) -> None:
+    """The number of layers is read back, and losses are those without recomputation."""
+    trained = train(gradient_checkpointing=True, **change)
+    assert trained.facts["recomputed_layers"] == recomputed
+    assert trained.record["losses"] == pytest.approx(train(method=change.get("method", "full")).record["losses"])
+
+
+def test_selective_checkpointing_without_effect_is_refused(train: Train) -> None:
+    """TRL 1.16 does not hand its choice through PEFT: everything would be recomputed."""
+    from ado_actuators.sfttrainer.core.trainer.errors import Refused
+
+    asked = {"gradient_checkpointing": True, "gradient_checkpointing_selective": True}
+    with pytest.raises(
+        Refused, match=r"^gradient_checkpointing_selective has no effect with method lora in trl [0-9.]+: all"
+    ):
+        train(method="lora", unchecked=asked)
+
+
+def test_checkpointing_that_a_release_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message has the property and the release."""
+    trl, transformers = pytest.importorskip("trl"), pytest.importorskip("transformers")
+    from ado_actuators.sfttrainer import checkpointing
+    from ado_actuators.sfttrainer.core.trainer.errors import BadInput
+    from ado_actuators.sfttrainer.core.workload.fields import Workload
+
+    values = {
+        "model_name": "m",
+        "model_max_length": 8,
+        "batch_size": 1,
+        "number_gpus": 0,
+        "gradient_checkpointing": True,
+    }
+    monkeypatch.setattr(trl, "models", types.SimpleNamespace())
+    asked: Any = Workload.model_validate({**values, "gradient_checkpointing_selective": True})
+    with pytest.raises(BadInput, match=r"^gradient_checkpointing_selective does not exist in trl "):
+        checkpointing.options(asked)
+    monkeypatch.setattr(transformers.PreTrainedModel, "_set_gradient_checkpointing", lambda self, enable=True: None)
+    asked = Workload.model_validate({**values, "gradient_checkpointing_every_n_layers": 3})
+    with pytest.raises(BadInput, match=r"^gradient_checkpointing_every_n_layers 3 does not exist in transformers "):
+        checkpointing.options(asked)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

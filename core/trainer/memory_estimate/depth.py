@@ -44,7 +44,8 @@ class Depths:
 
 def depths(job: Job) -> Depths | None:
     """Return the shallow versions of a job's model; None if its layers do not repeat, or are too few to save time."""
-    if job.trust_remote_code:
+    # layers that differ only in what is recomputed cannot be told apart in a trace
+    if job.trust_remote_code or job.workload.gradient_checkpointing_every_n_layers > 1:
         return None
     try:
         config = configuration.read(job)

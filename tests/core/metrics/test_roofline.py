@@ -42,8 +42,12 @@ def test_large_batches_are_limited_by_compute() -> None:
 
 def test_checkpointing_computes_layers_again() -> None:
     """A forward pass more, without the output layer."""
-    ratio = limit(gradient_checkpointing=True).step_s / limit().step_s
-    assert 1.30 < ratio < 4 / 3
+    plain, checkpointed = limit().step_s, limit(gradient_checkpointing=True).step_s
+    assert 1.30 < checkpointed / plain < 4 / 3
+    every_second = limit(gradient_checkpointing=True, gradient_checkpointing_every_n_layers=2).step_s
+    assert every_second == pytest.approx((plain + checkpointed) / 2)
+    selective = limit(gradient_checkpointing=True, gradient_checkpointing_selective=True).step_s
+    assert plain < selective < checkpointed
 
 
 def test_compiled_models_multiply_float32_in_tf32() -> None:

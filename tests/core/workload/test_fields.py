@@ -45,6 +45,18 @@ def test_workloads_with_equal_values_are_equal() -> None:
             "2 devices need distributed_backend DDP, FSDP, FSDP2 or DeepSpeed, not None.",
         ),
         (
+            {"gradient_checkpointing_every_n_layers": 2},
+            "gradient_checkpointing_every_n_layers 2 needs gradient_checkpointing.",
+        ),
+        (
+            {"gradient_checkpointing_selective": True},
+            "gradient_checkpointing_selective needs gradient_checkpointing, without gradient_checkpointing_use_reentrant.",
+        ),
+        (
+            {"gradient_checkpointing_selective": True, "gradient_checkpointing": True, "method": "lora"},
+            "gradient_checkpointing_selective needs method full, not lora: with adapters TRL recomputes everything.",
+        ),
+        (
             {"assistant_only_loss": True},
             "assistant_only_loss needs a file of chats, not synthetic-fixed, which synthetic_prompt_share is for.",
         ),

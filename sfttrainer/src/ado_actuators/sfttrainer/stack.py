@@ -29,6 +29,7 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
+    from . import checkpointing
     from .core.trainer import adapters, deepspeed, float8, fsdp, modalities, model, parallel, quantise, recurrence
     from .core.trainer.errors import BadInput
 
@@ -70,6 +71,8 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         facts["adapters"] = adapters.adapted(trainer.model, text_only=not images)
     if quantised:
         facts |= quantise.facts(trainer.model)
+    if workload.gradient_checkpointing:
+        facts |= checkpointing.facts(trainer.model, workload)
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
         raise BadInput(message)
     if images:
@@ -157,12 +160,18 @@ def _trainer(job: Job, network: Any, processing: Any, samples: Any, peft_config:
 def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
     from trl import SFTConfig
 
+    from . import checkpointing
     from .core.trainer import arguments, deepspeed, fsdp, modalities, parallel
 
     workload = job.workload
     settings = SFTConfig(
         # TRL's defaults differ from those of Trainer and change between releases, so everything that affects time is set explicitly
-        **(arguments.shared(job, epochs) | deepspeed.options(workload) | parallel.options(workload)),
+        **(
+            arguments.shared(job, epochs)
+            | checkpointing.options(workload)
+            | deepspeed.options(workload)
+            | parallel.options(workload)
+        ),
         output_dir=job.run_dir,
         # without packing the samples are cut already, and TRL rejects a length together with padding_free
         max_length=workload.model_max_length if workload.packing else None,
