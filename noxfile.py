@@ -309,6 +309,13 @@ def soak(session: nox.Session) -> None:
     session.run("python", "benchmarks/soak.py", *session.posargs)
 
 
+@nox.session(default=False)
+def soak_nodes(session: nox.Session) -> None:
+    """Measure on two Ray nodes while trainers, hosts, the dispatcher and a node are killed; arguments as of benchmarks/soak_nodes.py."""
+    install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train]")
+    session.run("python", "benchmarks/soak_nodes.py", *session.posargs)
+
+
 @nox.session(default=False, venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """Run the checks that need a GPU, with the current Python and its training stack; arguments after -- go to benchmarks/gpu.py."""

@@ -1,8 +1,9 @@
-"""A soak on two Ray nodes: an ado operation with four requests in flight while trainers, hosts, the dispatcher and nodes are killed.
+"""A soak on two Ray nodes: an ado operation with four requests in flight while trainers, hosts, the dispatcher and a node are killed.
 
-The head and a second node have one CPU each, on one machine. Every few seconds something that was drawn is killed with SIGKILL; a killed
-node joins again. A node with ado's own actors is spared, since ado does not survive their death. What counts is that each entity has one
-result, that none is lost or there twice, and that nothing is left: no process, no run directory, no placement group.
+The head has one CPU, and so has a second node, on the same machine. It joins after the first measurement, so that ado's own actors, whose
+death ado does not survive, are on the head. Every few seconds something that was drawn is killed with SIGKILL; the second node joins again.
+What counts is that each entity has one result, that none is lost or there twice, and that nothing is left: no process, no run directory,
+no placement group.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ START_S = 180.0
 LIMIT_S = 5400.0
 # how often each is drawn
 KINDS = {"trainer": 6, "host": 3, "dispatcher": 1, "node": 1}
+# Ray restarts the dispatcher as often as its ``max_restarts``
+MOST = {"dispatcher": 3}
 NAMES = {"trainer": "core/trainer", "host": "ray::HostActor", "dispatcher": "ray::Dispatcher"}
-# Ray's workers that may die with their node
-OURS = ("ray::IDLE", "ray::Dispatcher", "ray::HostActor")
+# what may die with its node: our actors and what Ray itself runs
+OURS = ("ray::IDLE", "ray::Dispatcher", "ray::HostActor", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 LEFT = """
 import ray
 from ray.util.placement_group import placement_group_table
@@ -67,7 +70,7 @@ class Cluster:
                 sys.exit(f"the head did not start: {log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.5)
         self.environ["RAY_ADDRESS"] = found.group(1)
-        self._node = self._join()
+        self._node: subprocess.Popen[bytes] | None = None
 
     def _start(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         fixed = ["--block", "--disable-usage-stats", "--num-gpus=0", "--object-store-memory=100000000"]
@@ -77,17 +80,20 @@ class Cluster:
                 env=self.environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
-    def _join(self) -> subprocess.Popen[bytes]:
+    def join(self) -> None:
+        """Start the second node."""
         address = [f"--address={self.environ['RAY_ADDRESS']}", "--node-ip-address=127.0.0.2", "--num-cpus=1"]
-        return self._start(address, self._root / "node.log")
+        self._node = self._start(address, self._root / "node.log")
 
     def kill_node(self) -> bool:
         """Kill the second node's Ray processes at once, and start another; return whether it has none of ado's actors, and was killed."""
         found = []
+        assert self._node is not None
         for child in psutil.Process(self._node.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 command = " ".join(child.cmdline())
                 if command.startswith("ray::") and not command.startswith(OURS):
+                    common.say(f"the node is spared: it has {command:.60}")
                     return False
                 if NAMES["trainer"] not in command:
                     found.append(child)
@@ -96,7 +102,7 @@ class Cluster:
                 child.kill()
         self._node.kill()
         self._node.wait()
-        self._node = self._join()
+        self.join()
         return True
 
     def processes(self) -> Iterator[psutil.Process]:
@@ -124,13 +130,14 @@ class Cluster:
 
     def end(self) -> None:
         """End the nodes and the head, and what they have started."""
-        for one in (self._node, self._head):
+        nodes = [one for one in (self._node, self._head) if one is not None]
+        for one in nodes:
             one.terminate()
         time.sleep(3)
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        for one in (self._node, self._head):
+        for one in nodes:
             one.wait()
 
 
@@ -187,6 +194,8 @@ def write_inputs(root: Path, measurements: int) -> list[str]:
     (seeds,) = [one for one in content["entitySpace"] if one["identifier"] == "seed"]
     healthy = [seed for seed in range(10 * measurements) if soak.expected(seed) is soak.HEALTHY]
     seeds["propertyDomain"]["values"] = healthy[: measurements // len(soak.BATCH_SIZES)]
+    one_cpu = {"property": {"identifier": "cpus_per_process"}, "value": 1}
+    content["experiments"][0]["parameterization"].append(one_cpu)
     space.write_text(yaml.safe_dump(content), encoding="utf-8")
     content = yaml.safe_load(configuration.read_text(encoding="utf-8"))
     # a killed node is back after seconds
@@ -218,9 +227,12 @@ def operate(
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(every_s)
             done = soak.count(root)
-            # the first measurement shows that all has started
-            if done and process.poll() is None:
-                kind = drawn.choices(list(KINDS), list(KINDS.values()))[0]
+            # the first measurement shows that all of ado's actors have started, on the head
+            if done and not last:
+                cluster.join()
+            elif done and process.poll() is None:
+                kinds = {kind: often for kind, often in KINDS.items() if killed[kind] < MOST.get(kind, measurements)}
+                kind = drawn.choices(list(kinds), list(kinds.values()))[0]
                 killed[kind] += kill(cluster, kind, drawn)
             if done != last:
                 common.say(f"{done} of {measurements} results, killed: {dict(killed)}")

@@ -17,15 +17,12 @@ from ado.modules.actuators.standard import StandardActuator
 from ado.schema.request import MeasurementRequest
 
 from .. import failures
-from ..cluster import operator_waits
-from ..cluster.console import line
 from ..host.parameters import MeasuringParameters, validate
 from ..host.state_dir import state_dir
 from ..measurement.plan import make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import refusal
 from . import catalog
-from .console import spinner
 from .parameters import SupervisedParameters
 from .results import complete, inputs, result
 
@@ -49,6 +46,9 @@ class MeasuringActuator(StandardActuator):
         super().__init__(*arguments, **options)
         # ado runs it in an actor; under execute() there is no Ray
         if ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
+            # imported here, as the dispatcher is: the import of an actuator loads no more of Ray than ado does
+            from ..cluster import operator_waits
+
             threading.Thread(
                 target=operator_waits.watch, args=(_report_wait,), name="operator-waits", daemon=True
             ).start()
@@ -118,6 +118,9 @@ class MeasuringActuator(StandardActuator):
 
 def _report_wait(text: str, lasts: bool) -> None:
     """Show in ado's console and in the log that its operator waits in Ray."""
+    from ..cluster.console import line
+    from .console import spinner
+
     logging.getLogger(__name__).log(logging.WARNING if lasts else logging.INFO, text)
     line("wait-operator", spinner)(text, "start" if lasts else "stop")
 

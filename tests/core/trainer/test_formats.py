@@ -82,6 +82,13 @@ FORMATS: dict[str, list[dict[str, Any]]] = {
         {"prompt": "ab", "completion": "c", "text": "d<eos>"},
     ],
     "template-variables": [{"messages": HI, "chat_template_kwargs": {"style": "a", "tokenizer": 1, "most": 1}}],
+    "from-value-beside-others": [{"conversations": [{"from": "user", "value": "hi", "weight": 1}], "text": "zz"}],
+    "text-of-odd-characters": [
+        {"text": "a\u0000b"},
+        {"text": "\u202eabc\u200b"},
+        {"text": "a<eos>b"},
+        {"text": "a\r\nb"},
+    ],
     "no-ids": [{"input_ids": [4, 5]}, {"input_ids": []}],
     "input-ids": [{"input_ids": [4, 5, 6, 7]}, {"input_ids": list(range(3, 290))}],
     "labels": [{"input_ids": [4, 5, 6, 7], "labels": [-100, -100, 6, 7]}],
