@@ -190,6 +190,11 @@ def lint(session: nox.Session) -> None:
 @nox.session(default=False)
 def unit(session: nox.Session) -> None:
     """Run the tests of the layers that need neither torch, Ray nor ado; arguments after -- are passed to pytest."""
+    unit_tests(session)
+
+
+def unit_tests(session: nox.Session) -> None:
+    """Run the tests of the layers that need neither torch, Ray nor ado."""
     install(session, *tools("unit"))
     sources = os.pathsep.join(str(ROOT / plugin / "src") for plugin in PLUGINS)
     # the tests of a file share what takes long to make
@@ -265,6 +270,27 @@ def version(session: nox.Session, plugin: str) -> None:
     """Change temporary copies of the repository, and check the version or the build error."""
     install(session, *tools("build"))
     session.run("pytest", "tests/packaging/test_version.py", "-k", plugin, *session.posargs)
+
+
+@nox.session(default=False)
+@nox.parametrize("releases", ["newest", "oldest"], ids=["newest", "oldest"])
+def versions(session: nox.Session, releases: str) -> None:
+    """Train with the newest or the oldest releases that the metadata promise, torch apart; arguments after -- are passed to pytest."""
+    resolution = ["--upgrade"] if releases == "newest" else ["--resolution", "lowest-direct"]
+    install_for_training(session, *resolution, *fresh(session, "sfttrainer"), "./sfttrainer[train,qlora]")
+    install(session, *tools("pytest"))
+    files = [f"tests/sfttrainer/test_{name}.py" for name in ("train", "optimizers", "measure", "estimate")]
+    session.run("pytest", *(session.posargs or files))
+
+
+@nox.session(default=False, python=["3.12", "3.13", "3.14"])
+def pythons(session: nox.Session) -> None:
+    """Run the unit tests with another Python, and resolve all dependencies of the plugins for it."""
+    for plugin in PLUGINS:
+        resolve = ["uv", "pip", "compile", "--quiet", "--all-extras", "--python-version", str(session.python)]
+        options = INDEXES["options"](package_settings())
+        session.run(*resolve, *options, f"{plugin}/pyproject.toml", silent=True, env=uv_settings(), external=True)
+    unit_tests(session)
 
 
 @nox.session(default=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import types
 from collections.abc import Callable
@@ -47,9 +48,10 @@ def test_the_result_says_which_code_ran_recurrent_layers(train: Train) -> None:
     """Without a GPU the state-space layers of a hybrid run in PyTorch; a model without such layers says nothing."""
     facts = train(HYBRID).facts
     assert facts["recurrent_layers"] == "pytorch"
-    assert facts["notes"] == [
-        "The recurrent layers ran in PyTorch: the kernels of causal-conv1d and mamba-ssm need a GPU."
-    ]
+    (note,) = facts["notes"]
+    # releases of transformers differ in the order of the packages
+    names = " and ".join(sorted(("mamba-ssm", "causal-conv1d"), key=note.find))
+    assert note == f"The recurrent layers ran in PyTorch: the kernels of {names} need a GPU."
     assert "recurrent_layers" not in train().facts
 
 
@@ -80,6 +82,12 @@ EXPERTS = {
 }  # fmt: skip
 
 
+def fuses_experts() -> bool:
+    """Return whether the installed transformers keeps the weights of all experts in one parameter: from release 5 on."""
+    return int(importlib.metadata.version("transformers").split(".")[0]) >= 5
+
+
+@pytest.mark.skipif(not fuses_experts(), reason="needs transformers 5, whose experts are parameters")
 def test_adapters_of_experts_are_trained(train: Train) -> None:
     """target_parameters adapts the fused weights of all experts, in addition to the modules."""
     names = "experts.gate_up_proj,experts.down_proj"
@@ -92,9 +100,9 @@ def test_a_parameter_that_the_model_lacks_is_refused(train: Train) -> None:
     """The message names the parameters of experts, or says that there is none of this name."""
     from ado_actuators.sfttrainer.core.trainer.errors import Refused
 
-    with pytest.raises(
-        Refused, match=r"^target_parameters experts\.up names no parameter of this model; it has experts"
-    ):
+    has = "experts" if fuses_experts() else r"model\.layers\.0\.block_sparse_moe\.experts\.0\.w1"
+    message = rf"^target_parameters experts\.up names no parameter of this model; it has {has}"
+    with pytest.raises(Refused, match=message):
         train(EXPERTS, method="lora", target_parameters="experts.up")
     with pytest.raises(Refused, match=r"^target_parameters experts\.up names no parameter of this model\.$"):
         train(method="lora", target_parameters="experts.up")
@@ -106,7 +114,9 @@ def test_the_loss_of_dynamic_fine_tuning_is_trained(train: Train) -> None:
     weighted, plain = train(loss_type="dft", optim="sgd"), train(optim="sgd")
     pairs = zip(weighted.model.parameters(), plain.model.parameters(), strict=True)
     assert not all(torch.equal(one, other) for one, other in pairs)
-    assert weighted.loss_per_token == pytest.approx(plain.loss_per_token)
+    # TRL before 1.16 asks the model for no loss here
+    if weighted.record["losses"]:
+        assert weighted.loss_per_token == pytest.approx(plain.loss_per_token)
 
 
 def test_published_chat_templates_get_marks_at_the_answers() -> None:

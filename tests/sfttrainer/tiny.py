@@ -25,8 +25,26 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 # one kind for each layer: a list of the class's default length would not fit
 PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")
-# what the sizes above leave without a layer of attention
+_ROPE: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+# what the sizes above leave without a layer of attention, and what a type needs besides
 OF_A_TYPE: dict[str, dict[str, Any]] = {
+    **{name: {"num_key_value_heads": 4} for name in ("axk2", "deepseek_v32", "glm_moe_dsa", "dots3_note_text")},
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _ROPE),
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1},
+    "blt": {"encoder_hash_byte_group_vocab": 100},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "gemma3n_text": {"activation_sparsity_pattern": [0.0] * LAYERS, "num_kv_shared_layers": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "kimi_linear": {"num_experts_per_token": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"n_routed_experts": 4, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "moe_topk": 2},
+    "mamba2": {"head_dim": 32},
+    "nemotron": {"num_key_value_heads": 2},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
     "bamba": {"attn_layer_indices": [1]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -71,6 +89,11 @@ def with_vision(model_type: str) -> dict[str, Any]:
 
 def _small(blank: Any) -> dict[str, Any]:
     known = {**dict.fromkeys(blank.attribute_map), **blank.to_dict()}
+    return {"model_type": model_type, **_small(known), **OF_A_TYPE.get(model_type, {})}
+
+
+def _small(known: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration, or of a part of it, that are to be cut down."""
     sizes = {name: value for name, value in SIZES.items() if known.get(name) is not None}
     if known.get("qk_rope_head_dim"):
         # rotary embeddings have the size of a part of the head
