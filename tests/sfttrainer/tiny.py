@@ -33,11 +33,11 @@ OF_A_TYPE: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"n_group": 1, "topk_group": 1},
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_v2": {"num_experts_per_tok": 2},
-    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "gemma3n_text": {"activation_sparsity_pattern": [0.0] * LAYERS, "num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "kimi_linear": {"num_experts_per_token": 2},
@@ -89,11 +89,6 @@ def with_vision(model_type: str) -> dict[str, Any]:
 
 def _small(blank: Any) -> dict[str, Any]:
     known = {**dict.fromkeys(blank.attribute_map), **blank.to_dict()}
-    return {"model_type": model_type, **_small(known), **OF_A_TYPE.get(model_type, {})}
-
-
-def _small(known: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a configuration, or of a part of it, that are to be cut down."""
     sizes = {name: value for name, value in SIZES.items() if known.get(name) is not None}
     if known.get("qk_rope_head_dim"):
         # rotary embeddings have the size of a part of the head
