@@ -179,7 +179,7 @@ def test_packages_that_are_missing_are_named(
 def test_versions_that_do_not_fit_are_named() -> None:
     """What the plugin states for its training stack holds here too."""
     installed = {"trl": "0.19.1", "transformers": "5.1", "torch": "2.9.0+cu128"}
-    assert packages.unfit(gpu.SOURCE.parent / "pyproject.toml", installed.get) == ["trl 0.19.1 is not <2,>=1.0"]
+    assert packages.unfit(gpu.SOURCE.parent / "pyproject.toml", installed.get) == ["trl 0.19.1 is not <2,>=1.8"]
 
 
 @pytest.mark.usefixtures("installed")
