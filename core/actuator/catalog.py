@@ -55,6 +55,7 @@ class IbmActuatorHint(logging.Filter):
         return True
 
 
+# at import, since ado asks only those actuators for a catalogue that it has found
 logging.getLogger("registry").addFilter(IbmActuatorHint())
 
 

@@ -200,7 +200,7 @@ async def _outcome(call: Any, host: Any) -> Outcome:
         outcome: Outcome = await answer
         return outcome
     except ray.exceptions.RayTaskError as error:
-        # the host answered: an exception was raised in it
+        # an exception was raised in the host itself, which leaves its trainers in an unknown state
         return _failed(failures.classify_exception(type(error.cause).__name__, str(error.cause)))
     except Exception as error:
         answer.cancel()

@@ -21,7 +21,7 @@ class Outcome:
         log: path of the log on the node.
         hostname: name of the node; empty if the host was lost.
         reused: whether the trainers had measured before.
-        host_lost: whether the host ended or stopped answering before it returned anything.
+        host_lost: whether the host returned nothing: it ended, stopped answering, or raised an exception. It is not used again.
     """
 
     records: list[Record | EstimateRecord]

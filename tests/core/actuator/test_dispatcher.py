@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from ado_actuators.sfttrainer.core.actuator import dispatcher
+from ado_actuators.sfttrainer.core.cluster import hosts, snapshot
 
 pytestmark = pytest.mark.ray
 
@@ -18,3 +19,10 @@ def test_a_host_that_rays_memory_monitor_ends_ran_out_of_memory() -> None:
     other = dispatcher._lost(RuntimeError("gone")).cause
     assert other is not None
     assert other.group == "transient"
+
+
+def test_actors_are_recognised_by_their_modules() -> None:
+    """A snapshot of the cluster finds dispatchers and hosts, also those of other plugins, by the ends of their modules' names."""
+    for actor, end in ((dispatcher.Dispatcher, snapshot.DISPATCHER), (hosts.HostActor, snapshot.HOST)):
+        module = actor.__ray_metadata__.modified_class.__module__
+        assert module == f"ado_actuators.sfttrainer{end}"
