@@ -11,7 +11,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ SIDES = {
     "bare": "bare TRL script, fresh process",
 }
 PHASES = ("start", "model_load", "data", "setup", "train_edges", "rest")
-Side = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def main() -> int:

@@ -18,12 +18,11 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, get_args
 
 from . import redaction
-from .protocol.messages import FailureMessage
+from .protocol.messages import LONGEST_MESSAGE, FailureMessage
 
 # ordered: a failure of an earlier group explains failures of later groups
 Group = Literal["cannot run", "broken", "transient"]
 What = Literal["gpu_oom", "host_oom", "predicted_oom", "invalid_configuration", "bad_input", "transient", "broken"]
-LONGEST_MESSAGE = 200
 # longest message on a terminal, which may list all accepted values
 LONGEST_ON_TERMINAL = 1000
 # an exception that no rule explains: its text, and that with the path of its log
@@ -353,9 +352,7 @@ def _signal_name(number: int) -> str:
 
 def plain_message(text: str, longest: int = LONGEST_MESSAGE) -> str:
     """Return ``text`` as one line of at most ``longest`` characters that ends with punctuation, without secrets."""
-    text = redaction.hide(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))
-    text = re.sub(r"\b(hf_|sk-|ghp_|glpat-)[A-Za-z0-9_\-]{8,}", r"\1***", text)
-    text = redaction.hide_logins(text)
+    text = redaction.hide_in_message(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))
     text = " ".join(text.split()) or "No reason was given"
     # control characters and unpaired surrogates: terminals interpret them, and some stores cannot keep them
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

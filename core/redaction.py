@@ -45,6 +45,8 @@ _FORMS = (
     re.compile(r"()\bpypi-AgE[\w-]{50,}|()\bnpm_[A-Za-z0-9]{36}\b|()\bAIza[\w-]{35}\b"),
     re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]+"),
 )
+# also tokens that are cut or invented: a message seldom has a word like them, a log may
+_SHORT_TOKENS = re.compile(r"\b(hf_|sk-|ghp_|glpat-)[A-Za-z0-9_\-]{8,}")
 
 
 def secrets(environ: Mapping[str, str]) -> list[str]:
@@ -85,6 +87,11 @@ def hide(text: str) -> str:
 def hide_logins(text: str) -> str:
     """Return ``text`` with the user information of URLs hidden, also a user without a password."""
     return re.sub(r"(\w+://)[^/\s@]*@", rf"\1{HIDDEN}@", text)
+
+
+def hide_in_message(text: str) -> str:
+    """Return ``text`` without secrets, without anything that begins like a token, and without the users of URLs."""
+    return hide_logins(_SHORT_TOKENS.sub(rf"\1{HIDDEN}", hide(text)))
 
 
 def _hide_forms(text: str) -> str:

@@ -15,7 +15,7 @@ import ray
 from .. import failures
 from ..cluster import nodes
 from ..cluster.console import line
-from ..cluster.hosts import Lease, Shape, remove_groups
+from ..cluster.hosts import Lease, Shape, answer, remove_groups
 from ..cluster.pool import Pool
 from ..host import environment
 from ..host.host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
@@ -104,8 +104,8 @@ class Dispatcher:
             try:
                 step = steps.send(outcomes)
             except StopIteration as end:
-                answer: Verdict = end.value
-                return answer
+                verdict: Verdict = end.value
+                return verdict
             outcomes = None
             if isinstance(step, attempts.Attempt):
                 outcomes = await self._attempt(step.plan)
@@ -132,7 +132,7 @@ class Dispatcher:
     async def _on(self, lease: Lease, plan: Plan) -> list[Outcome]:
         """Measure on the hosts of a lease; after one host fails, wait only briefly for the others."""
         try:
-            address = await asyncio.wait_for(_answer(lease.hosts[0].address.remote()), HOST_START_S)
+            address = await asyncio.wait_for(answer(lease.hosts[0].address.remote()), HOST_START_S)
         except Exception as error:
             return [_lost(error)]
         per_host = lease.shape.host.processes
@@ -187,23 +187,19 @@ class Dispatcher:
         )
 
 
-async def _answer(call: Any) -> Any:
-    return await call
-
-
 async def _outcome(call: Any, host: Any) -> Outcome:
     """Return a host's outcome; a host that stops answering pings is lost."""
-    answer = asyncio.ensure_future(_answer(call))
+    answered = asyncio.ensure_future(answer(call))
     try:
-        while not (await asyncio.wait([answer], timeout=HOST_PING_INTERVAL_S))[0]:
-            await asyncio.wait_for(_answer(host.ping.remote()), HOST_SILENT_S)
-        outcome: Outcome = await answer
+        while not (await asyncio.wait([answered], timeout=HOST_PING_INTERVAL_S))[0]:
+            await asyncio.wait_for(answer(host.ping.remote()), HOST_SILENT_S)
+        outcome: Outcome = await answered
         return outcome
     except ray.exceptions.RayTaskError as error:
         # an exception was raised in the host itself, which leaves its trainers in an unknown state
         return _failed(failures.classify_exception(type(error.cause).__name__, str(error.cause)))
     except Exception as error:
-        answer.cancel()
+        answered.cancel()
         return _lost(error)
 
 

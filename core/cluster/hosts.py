@@ -94,7 +94,7 @@ class Lease:
     async def answers(self) -> bool:
         """Whether all hosts are alive."""
         try:
-            await asyncio.wait_for(asyncio.gather(*(_answer(host.address.remote()) for host in self.hosts)), ANSWER_S)
+            await asyncio.wait_for(asyncio.gather(*(answer(host.address.remote()) for host in self.hosts)), ANSWER_S)
         except Exception:
             return False
         return True
@@ -115,7 +115,8 @@ def remove_groups(owner: str) -> None:
             remove(get_placement_group(group["name"]))
 
 
-async def _answer(call: Any) -> Any:
+async def answer(call: Any) -> Any:
+    """Return the result of a call of an actor; ``asyncio.wait_for`` and tasks need a coroutine."""
     return await call
 
 

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ..protocol.messages import AUTOCAST_DTYPES
 from ..workload.fields import Workload
 from . import accelerators, flops
 
@@ -64,7 +65,7 @@ def limit(
     """
     if workload.replicas != workload.processes:
         return None, "no bound is known for devices that share samples (tensor_parallel_size, context_parallel_size)."
-    asked = {"bf16": "bfloat16", "fp16": "float16"}.get(workload.mixed_precision, workload.torch_dtype)
+    asked = AUTOCAST_DTYPES.get(workload.mixed_precision, workload.torch_dtype)
     row = accelerators.find(workload.gpu_model)
     if computed is None:
         computed = asked

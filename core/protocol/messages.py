@@ -11,13 +11,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, Union
+from typing import Any, Literal, TypedDict, Union, get_args
 
 from . import optimizers
 
 # the counts of a record: one list per name, with one number per optimizer step
 Count = Literal["samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths"]
-COUNTS: tuple[Count, ...] = ("samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths")
+COUNTS: tuple[Count, ...] = get_args(Count)
+# of a message about a failure, characters; longer ones are cut
+LONGEST_MESSAGE = 200
 # what memory is used for, as an estimate divides it
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "temporaries")
 # the data type of matrix products under each ``mixed_precision`` with autocast

@@ -25,7 +25,7 @@ import numpy
 import pyarrow
 
 from ..protocol.data_files import SYNTHETIC, quoted, unusable
-from ..protocol.messages import Job, JobWorkload
+from ..protocol.messages import LONGEST_MESSAGE, Job, JobWorkload
 from . import files, formats
 from .errors import DataError, Refused, described
 
@@ -35,8 +35,6 @@ FIRST_ID = 3
 # These limits keep preparation below 0.3 s unless a single step needs more. Trainers iterate over a shorter data set repeatedly
 MOST_TOKENS = 2_000_000
 MOST_SAMPLES = 20_000
-# characters of a message, without its full stop
-LONGEST_MESSAGE = 199
 # samples per pack for the shortest synthetic data
 SAMPLES_OF_A_PACK = 3
 
@@ -293,7 +291,7 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
             raise
         except Exception as error:  # whatever a tokenizer raises, the cause is this row
             head = f"{position} cannot be tokenised: "
-            raise DataError(f"{head}{described(error, LONGEST_MESSAGE - len(head))}.") from error
+            raise DataError(f"{head}{described(error, LONGEST_MESSAGE - len(head) - 1)}.") from error
         samples.add(ids, labels, demand.longest)
         if samples.fill(demand):
             samples.complete = False

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..protocol.data_files import kind, no_template
+from ..protocol.messages import LONGEST_MESSAGE
 from . import files, tokens
 from .errors import DataError, described
 
@@ -46,8 +47,7 @@ _FIXED_OPTIONS = frozenset(
 _CONVERSATIONS = ("prompt", "completion", "messages", "conversations")
 # columns without which a row has no sample
 _STARTS = ("input_ids", "prompt", "messages", "conversations")
-# most characters of a message, of a name in it, and of a list that is cut
-_LONGEST = 198
+# most characters of a name in a message, and of a list that is cut
 _SHOWN = 30
 _FEW = 10
 _RENAMED = {"from": "role", "value": "content"}
@@ -135,7 +135,7 @@ class Reader:
             read = (self._text_field, *_CONVERSATIONS)
             odd = {name for name in read if not isinstance(given.get(name), str) or name in _CONVERSATIONS[2:]}
             names = [f"{name} ({kind(part)})" if name in odd else str(name) for name, part in given.items()]
-            raise DataError(f"{head}{files.listed(sorted(names))[: max(_FEW, _LONGEST - len(head))]}.")
+            raise DataError(f"{head}{files.listed(sorted(names))[: max(_FEW, LONGEST_MESSAGE - len(head) - 1)]}.")
         highest = max(found[0], default=0)
         if self._vocabulary is not None and highest >= self._vocabulary:
             raise DataError(
@@ -238,7 +238,7 @@ class Reader:
             raise DataError(f"{position} is a chat of {error} for assistant_only_loss; divide it.") from None
         except Exception as error:  # a template is a program and can raise anything; the cause is this sample
             head = f"{position}: the chat template fails on these messages: "
-            raise DataError(f"{head}{described(error, _LONGEST - len(head))}.") from error
+            raise DataError(f"{head}{described(error, LONGEST_MESSAGE - len(head) - 1)}.") from error
 
     def _ids(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
         ids = self._numbers(row["input_ids"], "input_ids", position, least=0)

@@ -16,7 +16,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol import supported
-from ..protocol.messages import Job
+from ..protocol.messages import LONGEST_MESSAGE, Job
 from . import (
     attention,
     byte_tokenizer,
@@ -36,8 +36,7 @@ from .fsdp import is_whole
 _DTYPE = "dtype" if tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
 
 
-# characters of a message, and of a library's text in one
-LONGEST_MESSAGE = 198
+# characters of a library's text in a message
 LONGEST_REASON = 130
 # what a file of weights raises that is damaged or holds more than tensors
 _NO_WEIGHTS = (pickle.UnpicklingError, EOFError)
@@ -275,7 +274,7 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
         if type(error) is Exception:  # the tokenizers library raises no other for its own file
             head = f"The tokenizer of model {name[-40:]} cannot be read: tokenizer.json is not as the tokenizers library writes it"
             raise BadInput(
-                f"{head}: {described(error, LONGEST_MESSAGE - len(head) - 2).removeprefix('Exception: ')}."
+                f"{head}: {described(error, LONGEST_MESSAGE - len(head) - 3).removeprefix('Exception: ')}."
             ) from error
         raise BadInput(_message(head, job.source, described(error, LONGEST_REASON))) from error
 

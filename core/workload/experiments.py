@@ -8,15 +8,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from ..protocol.messages import Task
 from . import ibm_names, value_errors
 from .fields import Workload
 from .outputs import MEMORY_OUTPUTS, OUTPUTS, STABILITY_OUTPUTS
-
-Task = Literal["benchmark", "stability", "memory_estimate"]
 
 
 @dataclasses.dataclass(frozen=True)

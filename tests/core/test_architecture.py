@@ -39,6 +39,8 @@ def test_the_keys_of_a_record_are_those_of_its_type() -> None:
 
 def test_tests_without_a_marker_import_neither_torch_ray_nor_ado() -> None:
     """`nox -s unit` collects them where none of these is installed."""
-    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    texts = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")
+    }
     heads = {name: AFTER_IMPORTS.split(text)[0] for name, text in texts.items() if "\npytestmark = " not in text}
     assert {name: HEAVY.findall(head) for name, head in heads.items() if HEAVY.search(head)} == {}
