@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import ray
 
@@ -23,6 +25,7 @@ def test_a_host_that_rays_memory_monitor_ends_ran_out_of_memory() -> None:
 
 def test_actors_are_recognised_by_their_modules() -> None:
     """A snapshot of the cluster finds dispatchers and hosts, also those of other plugins, by the ends of their modules' names."""
-    for actor, end in ((dispatcher.Dispatcher, snapshot.DISPATCHER), (hosts.HostActor, snapshot.HOST)):
+    actors: list[tuple[Any, str]] = [(dispatcher.Dispatcher, snapshot.DISPATCHER), (hosts.HostActor, snapshot.HOST)]
+    for actor, end in actors:
         module = actor.__ray_metadata__.modified_class.__module__
         assert module == f"ado_actuators.sfttrainer{end}"
