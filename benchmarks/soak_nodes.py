@@ -57,9 +57,11 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self._root = root
         path = filter(None, [str(root / "plugin"), os.environ.get("PYTHONPATH")])
+        # Ray would kill ado's own actors if other programs of this machine used its memory up
         self.environ = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
             "XDG_CONFIG_HOME": str(root / "config"), "RAY_TMPDIR": str(root / "r"), "PYTHONPATH": os.pathsep.join(path),
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "COLUMNS": "200", "NO_COLOR": "1",
+            "RAY_memory_monitor_refresh_ms": "0",
         }  # fmt: skip
         (root / "r").mkdir()
         log = root / "head.log"
