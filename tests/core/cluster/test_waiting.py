@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from ado_actuators.sfttrainer.core.cluster import patience
+from ado_actuators.sfttrainer.core.cluster import operator_waits, patience
 from ado_actuators.sfttrainer.core.cluster.patience import Patience
 from ado_actuators.sfttrainer.core.cluster.placement import Claim, Need, Node
 from ado_actuators.sfttrainer.core.cluster.snapshot import Actor, GroupName, Pending, Snapshot, Waiting, parse_name
@@ -135,3 +136,27 @@ def test_a_queued_task_may_have_its_resources_already(
     assert decide.idle_to_end(["a"]) == set()
     now_s += 0.2
     assert decide.idle_to_end(["a"]) == {"a"}
+
+
+@pytest.mark.parametrize(("owner", "reported"), [("dispatcher-ab02000000", True), ("dispatcher-ab01000000", False)])
+def test_a_trial_that_waits_for_an_own_measurement_is_not_reported(
+    monkeypatch: pytest.MonkeyPatch, owner: str, reported: bool
+) -> None:
+    """A measurement of the same Ray job runs and is shown; one of another job's operation is a reason to report, after half a minute."""
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    context = SimpleNamespace(get_job_id=lambda: "01000000")
+    monkeypatch.setattr(operator_waits.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(operator_waits, "own_requests", lambda: [{"CPU": 1.0}])
+    monkeypatch.setattr(operator_waits, "look", lambda: Snapshot(nodes=(node(2, 0, lease("a", 2, owner)),)))
+    told: list[str] = []
+    waits = operator_waits.OperatorWaits(lambda text, lasts: told.append(text))
+    waits.check()
+    assert told == []
+    now_s += 31
+    waits.check()
+    assert bool(told) is reported
+    if told:
+        assert told[0].startswith(
+            "ado's operator has waited 31 s for 1 CPU: 0 of 2 CPUs free, held by measurements of another pool (2 CPUs)."
+        )
