@@ -146,7 +146,7 @@ def test_a_trial_that_waits_for_an_own_measurement_is_not_reported(
     now_s = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now_s)
     context = SimpleNamespace(get_job_id=lambda: "01000000")
-    monkeypatch.setattr(operator_waits.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
     monkeypatch.setattr(operator_waits, "own_requests", lambda: [{"CPU": 1.0}])
     monkeypatch.setattr(operator_waits, "look", lambda: Snapshot(nodes=(node(2, 0, lease("a", 2, owner)),)))
     told: list[str] = []
