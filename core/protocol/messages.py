@@ -50,6 +50,7 @@ class JobWorkload:
     dataset_id: str
     dataset_text_field: str
     dataset_image_field: str
+    dataloader_num_workers: int
     synthetic_prompt_share: float
     completion_only_loss: Literal["auto", True, False]
     assistant_only_loss: bool

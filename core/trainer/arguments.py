@@ -42,7 +42,7 @@ def shared(job: Job, epochs: int) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_num_workers": 0,
+        "dataloader_num_workers": workload.dataloader_num_workers,
         "dataloader_pin_memory": not cpu,
         "skip_memory_metrics": True,
     }

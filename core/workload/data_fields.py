@@ -38,6 +38,15 @@ class DataFields(pydantic.BaseModel):
             json_schema_extra=where(methods=("full", "lora"), examples=("", "image")),
         ),
     ] = ""
+    dataloader_num_workers: Annotated[
+        int,
+        pydantic.Field(
+            ge=0,
+            le=64,
+            description="Processes of each training process that decode and scale images ahead of a step; 0: the step does.",
+            json_schema_extra=where(methods=("full", "lora")),
+        ),
+    ] = 0
     synthetic_prompt_share: Annotated[
         float,
         pydantic.Field(

@@ -283,9 +283,13 @@ def _image_rules(w: Workload) -> list[tuple[bool, str]]:
     if not w.dataset_image_field:
         return [
             (
+                w.dataloader_num_workers > 0,
+                f"dataloader_num_workers {w.dataloader_num_workers} needs dataset_image_field: token ids need no preparation.",
+            ),
+            (
                 w.dataset_id == "synthetic-image",
                 "dataset_id synthetic-image needs dataset_image_field, such as dataset_image_field image.",
-            )
+            ),
         ]
     # with images both libraries support only padding, and fms-hf-tuning loads vision models without its acceleration plugins
     conflict = next(

@@ -57,6 +57,10 @@ def test_workloads_with_equal_values_are_equal() -> None:
             "gradient_checkpointing_selective needs method full, not lora: with adapters TRL recomputes everything.",
         ),
         (
+            {"dataloader_num_workers": 2},
+            "dataloader_num_workers 2 needs dataset_image_field: token ids need no preparation.",
+        ),
+        (
             {"assistant_only_loss": True},
             "assistant_only_loss needs a file of chats, not synthetic-fixed, which synthetic_prompt_share is for.",
         ),
