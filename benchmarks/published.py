@@ -163,6 +163,7 @@ def _stack(row: Row) -> Any:
             # PEFT's preparation, which the accelerated configurations leave out, and TRL does not make under FSDP
             prepares=row.configuration == "baseline-peft-bnb" and row.values["number_gpus"] == "1",
             fused="foak" in row.configuration,
+            gptq_group=source.get("gptq_groups", {}).get(row.values["model_name"], 128),
         ),
         "transformers 5": published_stack.PlainTrainer(older=False),
     }[source["stack"]]

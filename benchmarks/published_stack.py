@@ -69,11 +69,13 @@ class PlainTrainer:
             layer and its FSDP wrapper.
         prepares: whether norms are float32.
         fused: whether norms and loss are fused kernels.
+        gptq_group: inputs that share a scale in a checkpoint of GPTQ; None: all of a layer.
     """
 
     older: bool
     prepares: bool = False
     fused: bool = False
+    gptq_group: int | None = four_bits.GPTQ_GROUP
 
     def train(self, job: Job, clock: Any) -> dict[str, Any]:
         """Train once as ``job`` says, with ``clock.callback``."""
@@ -83,7 +85,8 @@ class PlainTrainer:
             published_modules.with_older_experts(network)
         if workload.method in ("qlora", "gptq_lora"):
             kind = "gptq" if workload.method == "gptq_lora" else "nf4"
-            network = four_bits.quantised(network, getattr(torch, workload.torch_dtype), kind=kind)
+            computed = getattr(torch, workload.torch_dtype)
+            network = four_bits.quantised(network, computed, kind=kind, group=self.gptq_group)
         if self.prepares:
             # what PEFT's preparation makes float32, and TRL does not make bfloat16 again
             for module in [module for module in network.modules() if "Norm" in type(module).__name__]:

@@ -1,8 +1,9 @@
 """Simulates weights of four bits in a trace: what bitsandbytes and GPTQ store and allocate, without their kernels. Imports torch.
 
 A frozen linear layer stores two numbers per byte, and scales. NF4 and FP4 of bitsandbytes have one scale per block of 64 numbers: one
-byte with double quantisation, else float32. GPTQ has a float16 scale and a zero point per output and 128 inputs. Each matrix product
-first converts the whole weight to the type of the computation, in the forward and in the backward pass.
+byte with double quantisation, else float32. GPTQ has a float16 scale and a zero point per output and group of inputs: 128 inputs, or all
+of them in checkpoints that were made without groups. Each matrix product first converts the whole weight to the type of the computation,
+in the forward and in the backward pass.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def _quantised(model: Any, asked: quantise.Scheme, device: torch.device) -> Any:
     return quantised(model, asked.dtype, kind=asked.kind, double=asked.double)
 
 
-def quantised(model: Any, dtype: torch.dtype, *, kind: str = "nf4", double: bool = True) -> Any:
+def quantised(
+    model: Any, dtype: torch.dtype, *, kind: str = "nf4", double: bool = True, group: int | None = GPTQ_GROUP
+) -> Any:
     """Replace a model's linear layers, except the output layer, by simulated ones; return the model.
 
     Args:
@@ -51,17 +54,18 @@ def quantised(model: Any, dtype: torch.dtype, *, kind: str = "nf4", double: bool
         dtype: type of the computation.
         kind: ``nf4``, ``fp4`` or ``gptq``.
         double: whether the scales of NF4 and FP4 are quantised, too.
+        group: inputs of a layer that share the scales of GPTQ; None: all of them.
     """
     output = model.get_output_embeddings()
     for name, layer in list(model.named_modules()):
         if type(layer) is torch.nn.Linear and layer is not output:
             parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _layer(layer, dtype, kind, double=double))
+            setattr(parent, name.rpartition(".")[2], _layer(layer, dtype, kind, double=double, group=group))
     quantise.mark(model, quantise.Scheme("nf4" if kind == "gptq" else kind, double, dtype))
     return model
 
 
-def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: bool) -> Any:
+def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: bool, group: int | None) -> Any:
     import bitsandbytes
 
     with _disable_current_modes(), torch.device("meta"):
@@ -83,16 +87,18 @@ def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: boo
         setattr(packed, name, value)
     # not Params4bit of bitsandbytes, which cannot be created from fake tensors
     made._parameters["weight"] = packed
-    for number, (size, type_of) in enumerate(_beside(layer, kind, double=double)):
+    for number, (size, type_of) in enumerate(_beside(layer, kind, double=double, group=group)):
         made.register_buffer(f"beside_{number}", torch.empty(size, dtype=type_of), persistent=False)
     return made
 
 
-def _beside(layer: torch.nn.Linear, kind: str, *, double: bool) -> list[tuple[int, torch.dtype]]:
+def _beside(
+    layer: torch.nn.Linear, kind: str, *, double: bool, group: int | None
+) -> list[tuple[int, torch.dtype]]:
     """Return the number of elements and the type of each tensor that is stored besides the packed weight."""
     count = layer.weight.numel()
     if kind == "gptq":
-        groups = -(-layer.in_features // GPTQ_GROUP)
+        groups = -(-layer.in_features // (group or layer.in_features))
         scales, zeros = groups * layer.out_features, groups * layer.out_features // 8
         return [(scales, torch.float16), (zeros, torch.int32), (layer.in_features, torch.int32)]
     scales = -(-count // NF4_BLOCK)

@@ -43,20 +43,22 @@ def stored(layer: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "double", "beside"),
+    ("kind", "options", "beside"),
     [
         # a scale for each 64 numbers; of those one for each 256; tables of 256 and 16 numbers, and an offset
-        ("nf4", True, 2048 + 4 * 8 + 4 * 256 + 4 + 4 * 16),
-        ("nf4", False, 4 * 2048 + 4 * 16),
-        ("fp4", False, 4 * 2048 + 4 * 16),
+        ("nf4", {}, 2048 + 4 * 8 + 4 * 256 + 4 + 4 * 16),
+        ("nf4", {"double": False}, 4 * 2048 + 4 * 16),
+        ("fp4", {"double": False}, 4 * 2048 + 4 * 16),
         # two groups of 128 inputs: a scale of two bytes, a zero of four bits; the group of each input
-        ("gptq", True, 2 * 2 * ROWS + 2 * ROWS // 2 + 4 * COLUMNS),
+        ("gptq", {}, 2 * 2 * ROWS + 2 * ROWS // 2 + 4 * COLUMNS),
+        # one group of all inputs
+        ("gptq", {"group": None}, 2 * ROWS + ROWS // 2 + 4 * COLUMNS),
     ],
 )
-def test_two_numbers_a_byte_and_scales(kind: str, double: bool, beside: int) -> None:
+def test_two_numbers_a_byte_and_scales(kind: str, options: dict[str, Any], beside: int) -> None:
     """As bitsandbytes and GPTQ store them; the output layer is not quantised."""
     with FakeTensorMode():
-        model = four_bits.quantised(Model(), torch.bfloat16, kind=kind, double=double)
+        model = four_bits.quantised(Model(), torch.bfloat16, kind=kind, **options)
         assert stored(model.layer) == ROWS * COLUMNS // 2 + beside
         assert stored(model.output) == 2 * 8 * ROWS
 
