@@ -17,6 +17,7 @@ from ..measurement.plugin import Plugin
 from ..metrics import accelerators, roofline
 from ..metrics.accelerators import GIB
 from ..protocol.messages import ResultMetadata
+from ..protocol.outside import between_devices_bytes
 from ..workload.experiments import KINDS
 from ..workload.validation import parse
 from .arguments import BadUse, read_settings, read_workload
@@ -52,7 +53,7 @@ class Row:
         values: the properties of its workload, with the largest batch that fits.
         fits: whether ``batch_size`` of one sample a GPU fits.
         parts_bytes: predicted memory of a GPU by kind, with one sample on each; ``unused`` lies between blocks of the allocator.
-        usable_bytes: what a GPU can give.
+        usable_bytes: what a GPU can give, beside the others.
         largest_batch_size: of all GPUs; 0: none.
         limit: bound on the speed at the largest batch, or None.
         usd_per_million_tokens: bound on the cost, where the price is known.
@@ -235,7 +236,8 @@ def _read(plan: Plan, metadata: ResultMetadata, devices: Mapping[str, int], cost
         )
         price = bound.usd_per_million_tokens(cost[name], count) if bound and name in cost else None
         fits = bool(found["fits"])
-        yield Row(values, fits, found["parts_bytes"], devices[name], found["largest_batch_size"], bound, price)
+        usable = devices[name] - between_devices_bytes(plan.workload.distributed_backend, count)
+        yield Row(values, fits, found["parts_bytes"], usable, found["largest_batch_size"], bound, price)
 
 
 def _suggestions(

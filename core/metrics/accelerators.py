@@ -16,9 +16,13 @@ import re
 from collections.abc import Mapping
 
 GIB = 2**30
-# what the driver keeps, and CUDA's context with the kernels of torch and its libraries, all outside torch's allocator
+# what the driver keeps
 DRIVER_SHARE = 0.012
-CONTEXT_GIB = 0.5
+# CUDA's context, and the kernels of torch and its libraries with the memory that they spill to. On one A100 of 80 GB nvidia-smi shows a
+# median of 1.7 GiB more than the allocator (benchmarks/published.py); messages of torch about a lack of memory show 0.1 GiB on a T4, 0.3 to
+# 1.2 on cards of 24 GB and from 0.5 on an A100. In between it is assumed to grow with the memory
+CONTEXT_SHARE = 1.7 / 80
+LEAST_CONTEXT_GIB, MOST_CONTEXT_GIB = 0.5, 1.7
 GDDR = 15 / 16
 
 # rates of links, 10^9 bytes/s to a device: half of what data sheets name for both directions
@@ -237,11 +241,16 @@ def unknown(gpu_model: str) -> str:
 
 
 def usable_bytes(gpu_model: str, memory_gib: float = 0.0) -> int | None:
-    """Return the bytes torch's allocator can hand out on one device, or None where its memory is not known.
+    """Return the bytes torch's allocator can hand out on a device that trains alone, or None where its memory is not known.
 
     Args:
         gpu_model: name of the device.
         memory_gib: memory of the device; 0: that of ``gpu_model``.
     """
     gib = memory_gib or device_memory_gib(gpu_model)[0]
-    return None if gib is None else int((gib * (1 - DRIVER_SHARE) - CONTEXT_GIB) * GIB)
+    return None if gib is None else int((gib * (1 - DRIVER_SHARE) - context_gib(gib)) * GIB)
+
+
+def context_gib(memory_gib: float) -> float:
+    """Return what CUDA's context and kernels are assumed to take of a device with that much memory, GiB."""
+    return min(MOST_CONTEXT_GIB, max(LEAST_CONTEXT_GIB, CONTEXT_SHARE * memory_gib))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..protocol.messages import MEMORY_KINDS, EstimateRecord
+from ..protocol.outside import between_devices_bytes
 from ..workload.fields import Workload
 from ..workload.outputs import MEMORY_OUTPUTS
 from . import accelerators, roofline
@@ -118,7 +119,9 @@ def usable_bytes(workload: Workload) -> int | None:
     """Return what a device of a workload can give, bytes; None where its memory is not known."""
     if not workload.number_gpus:
         return None
-    return accelerators.usable_bytes(workload.gpu_model, workload.gpu_memory_gib)
+    usable = accelerators.usable_bytes(workload.gpu_model, workload.gpu_memory_gib)
+    beside = between_devices_bytes(workload.distributed_backend, workload.number_gpus)
+    return None if usable is None else usable - beside
 
 
 def what_fits(record: EstimateRecord, workload: Workload, usable: int) -> str:

@@ -138,8 +138,8 @@ class Job:
         threads: CPU threads of this process; 0 leaves PyTorch's default.
         trust_remote_code: whether to run Python code that comes with a model.
         fresh_trainers: whether trainers are started for this job alone and ended after it.
-        capacity_bytes: usable memory of one device, for the search for an estimate's largest batch; None: no search.
-        capacities: usable memory, bytes, of each device that an estimate is also to answer about, by name.
+        capacity_bytes: usable memory of a device that trains alone, for the search for an estimate's largest batch; None: no search.
+        capacities: usable memory, bytes, of each device that an estimate is also to answer about, by name; for one that trains alone.
         workspaces: bytes of cuBLAS's workspaces on the workload's device and on each of ``capacities``, by name.
         alternatives: groups of changes to the workload that an estimate tries if it does not fit, until something of a group fits.
         counts: the changes to one GPU and to several under FSDP, for the fewest GPUs; empty if these are not wanted.

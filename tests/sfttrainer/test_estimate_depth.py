@@ -20,7 +20,7 @@ from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
 VALUES = {"model_name": "tiny-llama-5m", "model_max_length": 1024, "batch_size": 2, "number_gpus": 1}
-LAYERS = 7
+LAYERS = 8
 LLAMA = {
     "model_type": "llama",
     "vocab_size": 2048,
@@ -51,28 +51,33 @@ def job(directory: Path, architecture: dict[str, Any] = LLAMA, **change: Any) ->
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "shallow"),
     [
-        {"gradient_checkpointing": True, "torch_dtype": "bfloat16"},
-        {"method": "lora", "lora_dropout": 0.1, "mixed_precision": "bf16"},
-        {"optim": "adafactor", "gradient_accumulation_steps": 2},
-        {"number_gpus": 4, "batch_size": 8, "distributed_backend": "FSDP2", "gradient_checkpointing": True},
+        ({"gradient_checkpointing": True, "torch_dtype": "bfloat16"}, 2),
+        ({"method": "lora", "lora_dropout": 0.1, "mixed_precision": "bf16"}, 2),
+        ({"optim": "adafactor", "gradient_accumulation_steps": 2}, 2),
+        ({"number_gpus": 4, "batch_size": 8, "distributed_backend": "FSDP2", "gradient_checkpointing": True}, 3),
     ],
     ids=["full", "lora", "accumulation", "fsdp2"],
 )
 def test_two_depths_give_what_all_layers_do(
-    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], shallow: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Peaks of both phases and counts of parameters."""
+    """Peaks of both phases, under FSDP2 also of the passes with a larger batch, and counts of parameters."""
     asked = job(tmp_path, **change)
     found = depth.depths(asked)
     assert found is not None
-    assert (found.shallow["num_hidden_layers"], found.times) == (2, LAYERS - 2)
+    assert (found.shallow["num_hidden_layers"], found.times) == (shallow, LAYERS - shallow)
     quick = estimate.Estimator(stack, asked, lambda message: None)
     got = quick.peaks(2)
+    passes = quick._accounts.passes() if "distributed_backend" in change else None
+    assert quick._accounts._depths is not None, "all layers were traced after all"
     monkeypatch.setattr(accounts, "depths", lambda job: None)
     whole = estimate.Estimator(stack, asked, lambda message: None)
     assert got == whole.peaks(2)
+    if passes is not None:
+        larger, expected = passes.at(passes.base), whole._accounts.traced(passes.base, update=False)[0]
+        assert larger.peaks(quick._sharing)[PASSES] == expected.peaks(quick._sharing)[PASSES]
     for name in ("model_parameters", "trainable_parameters", "facts"):
         assert quick.description[name] == whole.description[name]
     assert quick.description["architecture"]["num_hidden_layers"] == LAYERS

@@ -7,12 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 from ...protocol.messages import Alternative, Job, JsonObject
+from ...protocol.outside import between_devices_bytes
 from ..errors import BadInput, Refused
 
 # changes that leave parameters, gradients and optimizer state as they are
 ACTIVATIONS = {"gradient_checkpointing", "model_max_length", "batch_size"}
 
 EstimatorOf = Callable[[Job], Any]
+
+
+def capacity_bytes(job: Job) -> int | None:
+    """Return what one of the devices of a job can give to torch's allocator, bytes; None if that is not asked."""
+    workload = job.workload
+    beside = between_devices_bytes(workload.distributed_backend, workload.number_gpus)
+    return None if job.capacity_bytes is None else job.capacity_bytes - beside
 
 
 def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[Alternative]:
@@ -23,16 +31,17 @@ def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[Altern
         update_bytes: what the optimizer's update needs without a change.
         estimator_of: makes the estimator of a job.
     """
-    assert job.capacity_bytes is not None
+    capacity = capacity_bytes(job)
+    assert capacity is not None
     found: list[Alternative] = []
     for group in job.alternatives:
         for change in group:
-            if update_bytes > job.capacity_bytes and set(change) <= ACTIVATIONS:
+            if update_bytes > capacity and set(change) <= ACTIVATIONS:
                 # neither fits the update
                 continue
             needed = _needed(changed(job, change), estimator_of)
             if needed is not None:
-                found.append({"change": change, "needed_bytes": needed, "fits": needed <= job.capacity_bytes})
+                found.append({"change": change, "needed_bytes": needed, "fits": needed <= capacity})
         if any(one["fits"] for one in found):
             break
     return found

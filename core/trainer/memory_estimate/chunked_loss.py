@@ -7,7 +7,7 @@ TRL computes the same with operations of torch, which allocate several float32 c
 from __future__ import annotations
 
 import contextlib
-import sys
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +19,11 @@ IN_PLACE = ("_forward_tile", "_backward_tile", "_addmm_fp32")
 @contextlib.contextmanager
 def loss_of_cuda() -> Iterator[None]:
     """Replace TRL's operations on tiles inside the block by ones that allocate nothing; without effect on releases that lack them."""
-    module = sys.modules.get(MODULE)
+    try:
+        # TRL imports it only when a trainer is made, which is too late for the first trace of a process
+        module = importlib.import_module(MODULE)
+    except ImportError:
+        module = None
     kept = {name: getattr(module, name) for name in IN_PLACE if hasattr(module, name)}
     for name in kept:
         setattr(module, name, _in_place)

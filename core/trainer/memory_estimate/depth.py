@@ -1,7 +1,8 @@
 """Makes two shallow versions of a deep model, from whose traces that of the deep model is computed. Imports torch and transformers.
 
 Layers are compared on the meta device: module by module, with their classes, shapes and settings. The first layers may differ. If the
-others repeat with a period (one layer in most models, six in Gemma 3), two models are enough: one with two periods and one with three.
+others repeat with a period (one layer in most models, six in Gemma 3), two models are enough: one with two periods and one with three,
+under FSDP2 one with three and one with four.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from ..errors import BadInput, Refused
 # attributes that hold the index of a layer and have no other effect
 NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx", "block_idx")
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-# with fewer periods no layer has layers of the same kind on both sides
-PERIODS = 2
+# with fewer periods no layer has layers of the same kind on both sides. Under FSDP2 the first layer's backward pass gathers the
+# embedding in advance, and the last one's frees the buffer of the output layer: only a third one is like those of a deep model
+PERIODS, PERIODS_OF_FSDP2 = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +53,12 @@ def depths(job: Job) -> Depths | None:
         config = configuration.read(job)
         layers = config.get_text_config().num_hidden_layers
         kinds = _kinds(config, layers)
-        found = _period(kinds)
+        periods = PERIODS_OF_FSDP2 if job.workload.distributed_backend == "FSDP2" else PERIODS
+        found = _period(kinds, periods)
         if found is None:
             return None
         head, period = found
-        least = head + PERIODS * period + (layers - head) % period
+        least = head + periods * period + (layers - head) % period
         if 2 * least + period >= layers:
             return None
         given = job.architecture or config.to_dict()
@@ -104,16 +107,16 @@ def _settings(layer: torch.nn.Module) -> Iterator[Hashable]:
         yield name, type(module).__name__, shapes, plain
 
 
-def _period(kinds: list[Hashable]) -> tuple[int, int] | None:
-    """Return the number of layers before the repeating ones, and the period of the repetition; None without repetition."""
+def _period(kinds: list[Hashable], periods: int) -> tuple[int, int] | None:
+    """Return the number of layers before the repeating ones, and the period of the repetition; None with too few to repeat ``periods``."""
     count = len(kinds)
     options = (
         (head, period)
-        for period in range(1, count // (PERIODS + 2) + 1)
-        for head in range(count - (PERIODS + 2) * period + 1)
+        for period in range(1, count // (periods + 2) + 1)
+        for head in range(count - (periods + 2) * period + 1)
         if all(kinds[i] == kinds[i + period] for i in range(head, count - period))
     )
-    return min(options, key=lambda one: one[0] + (PERIODS + 1) * one[1], default=None)
+    return min(options, key=lambda one: one[0] + (periods + 1) * one[1], default=None)
 
 
 def _cut(architecture: dict[str, Any], layers: int, few: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from ...protocol.messages import DeviceEstimate, Job, JobWorkload
+from ...protocol.outside import between_devices_bytes
 from .accounts import Layered, Passes
 from .allocator import replay
 from .ledger import PASSES, UPDATE, Ledger, Sharing
@@ -66,11 +67,12 @@ class _Needs:
 
 
 def _estimate(
-    workload: JobWorkload, name: str, usable: int, traced: Traced, sharing_of: SharingOf, needs: _Needs
+    workload: JobWorkload, name: str, alone: int, traced: Traced, sharing_of: SharingOf, needs: _Needs
 ) -> DeviceEstimate:
     sharded = workload.distributed_backend in ("FSDP", "FSDP2")
     for count in MOST_DEVICES[1:] if sharded else MOST_DEVICES[:1]:
         asked = dataclasses.replace(workload, number_gpus=count, gpu_model=name, batch_size=count * traced.batch)
+        usable = alone - between_devices_bytes(asked.distributed_backend, count)
         sharing = sharing_of(asked, traced.model)
         phases = {phase: traced.step.parts(sharing, phase) for phase in (PASSES, UPDATE)}
         parts = max(phases.values(), key=lambda one: sum(one.values()))

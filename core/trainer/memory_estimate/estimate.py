@@ -71,7 +71,7 @@ def record(stack: Stack, job: Job, progress: ProgressCallback) -> MemoryEstimate
     begin = time.perf_counter()
     estimator = Estimator(stack, job, progress)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes
-    capacity = job.capacity_bytes if estimator.cuda else None
+    capacity = alternatives.capacity_bytes(job) if estimator.cuda else None
     compared: Comparison = {}
     largest = None
     with explained(job.workload.model_name):

@@ -92,9 +92,7 @@ def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: boo
     return made
 
 
-def _beside(
-    layer: torch.nn.Linear, kind: str, *, double: bool, group: int | None
-) -> list[tuple[int, torch.dtype]]:
+def _beside(layer: torch.nn.Linear, kind: str, *, double: bool, group: int | None) -> list[tuple[int, torch.dtype]]:
     """Return the number of elements and the type of each tensor that is stored besides the packed weight."""
     count = layer.weight.numel()
     if kind == "gptq":

@@ -116,6 +116,7 @@ class Ledger:
         # see Account.events
         self._events: list[Any] = []
         self._alive: set[int] = set()
+        self._ended = False
 
     @classmethod
     def of(cls, account: Account) -> Ledger:
@@ -134,14 +135,16 @@ class Ledger:
         number = len(self._bytes)
         self._bytes.append(size)
         self._makers.append(maker)
-        self._events.append((True, number))
-        self._alive.add(number)
+        if not self._ended:
+            self._events.append((True, number))
+            self._alive.add(number)
         return number
 
     def free(self, number: int) -> None:
         """Record that a storage is freed."""
-        self._events.append((False, number))
-        self._alive.discard(number)
+        if not self._ended:
+            self._events.append((False, number))
+            self._alive.discard(number)
 
     def name(self, number: int, kind: str) -> None:
         """Set the kind of a storage, unless it is already set."""
@@ -159,6 +162,10 @@ class Ledger:
     def begin(self, phase: str) -> None:
         """Record the start of a phase; an account starts with ``PASSES``. Of ``LOADING`` only storages that are live at its end count."""
         self._events.append(phase)
+
+    def end(self) -> None:
+        """End the account: what is freed from now on, when Python destroys what was traced, is no part of it."""
+        self._ended = True
 
     def changes(self, sharing: Sharing) -> Iterator[Change]:
         """Yield the allocations and frees on one device, in order."""

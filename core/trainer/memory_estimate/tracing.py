@@ -138,7 +138,7 @@ class StepWatch(transformers.TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
         if not self._update:
-            raise Traced
+            self._end()
         self._ledger.begin(UPDATE)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
@@ -148,7 +148,11 @@ class StepWatch(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
         self._steps += 1
         if self._steps == STEPS:
-            raise Traced
+            self._end()
+
+    def _end(self) -> None:
+        self._ledger.end()
+        raise Traced
 
     def _name_states(self, optimizer: Any) -> None:
         for values in optimizer.state.values():
@@ -235,6 +239,7 @@ def trace(
             around.enter_context(lists_of_cuda())
         with contextlib.suppress(Traced):
             stack.train(job, QuietClock(steps))
+    ledger.end()
     assert steps.model is not None
     return ledger, steps.model
 

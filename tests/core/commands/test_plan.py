@@ -82,7 +82,7 @@ def test_bad_use_is_answered_before_anything_is_traced(
 
 def test_any_other_card_is_described_by_its_memory() -> None:
     """Its name may be given, too; the driver and CUDA's context take their part."""
-    usable = int((0.988 * 40 - 0.5) * GIB)
+    usable = int((0.988 * 40 - 0.85) * GIB)
     assert plan._devices(None, 40) == {"GPU": usable}
     assert plan._devices("Nope-40GB", "40") == {"Nope-40GB": usable}
 

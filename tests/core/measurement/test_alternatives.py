@@ -77,7 +77,7 @@ def test_an_unknown_gpu_is_rejected_before_tracing(name: str, similar: str) -> N
     with pytest.raises(failures.InvalidConfiguration, match="gpu_memory_gib") as raised:
         make_plan("sfttrainer", ESTIMATE, {**VALUES, "gpu_model": name})
     assert f"gpu_model '{name}' is not known; {similar}" in str(raised.value)
-    assert job(gpu_model=name, gpu_memory_gib=40).capacity_bytes == int((0.988 * 40 - 0.5) * 2**30)
+    assert job(gpu_model=name, gpu_memory_gib=40).capacity_bytes == int((0.988 * 40 - 0.85) * 2**30)
 
 
 def test_benchmarks_have_no_gpu_memory_gib() -> None:

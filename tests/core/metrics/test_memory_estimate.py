@@ -59,7 +59,25 @@ def made(**change: Any) -> fields.Workload:
 def test_memory_of_known_devices(name: str, gib: float) -> None:
     """Names as Ray and node labels spell them; cards with GDDR lose a sixteenth to error correction."""
     assert accelerators.device_memory_gib(name) == (gib, "")
-    assert accelerators.usable_bytes(name) == int((0.988 * gib - 0.5) * GIB)
+    assert accelerators.usable_bytes(name) == int((0.988 * gib - accelerators.context_gib(gib)) * GIB)
+
+
+@pytest.mark.parametrize(("gib", "context"), [(15.0, 0.5), (24.0, 0.51), (48.0, 1.02), (80.0, 1.7), (288.0, 1.7)])
+def test_what_the_context_of_cuda_takes_grows_with_the_device(gib: float, context: float) -> None:
+    """From half a GiB to what was measured on an A100 of 80 GB."""
+    assert accelerators.context_gib(gib) == pytest.approx(context)
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpus", "mib"),
+    [("FSDP", 1, 0), ("DDP", 2, 544), ("FSDP2", 2, 544), ("FSDP2", 4, 688), ("FSDP", 2, 544 + 1126)],
+)
+def test_several_gpus_leave_less_to_the_allocator(backend: Any, gpus: int, mib: int) -> None:
+    """Buffers of NCCL, and with FSDP1 the pieces between its blocks."""
+    workload = made(number_gpus=gpus, batch_size=8, distributed_backend=backend)
+    alone = accelerators.usable_bytes(workload.gpu_model)
+    assert alone is not None
+    assert memory_report.usable_bytes(workload) == alone - mib * 2**20
 
 
 @pytest.mark.parametrize(
@@ -185,10 +203,10 @@ def test_no_bound_has_a_reason(change: dict[str, Any], architecture: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("most", "needed", "fits", "reserved"), [(75, 74, 1, 75.0), (90, 78.5, 1, 78.54), (90, 78.6, 0, 78.6)]
+    ("most", "needed", "fits", "reserved"), [(75, 74, 1, 75.0), (90, 76.8, 1, 76.80875), (90, 76.82, 0, 76.82)]
 )
 def test_what_the_allocator_needs_decides(most: float, needed: float, fits: int, reserved: float) -> None:
-    """Of what it reserves it gives back unused segments before it runs out of memory: 78.54 GiB can be had."""
+    """Of what it reserves it gives back unused segments before it runs out of memory: two GPUs can give 76.8 GiB each."""
     made_of = record(64, 32) | {"reserved_bytes": {"most": int(most * GIB), "needed": int(needed * GIB)}}
     got = memory_report.make(made_of, made(), total_s=3.0).properties
     assert got["fits"] == fits

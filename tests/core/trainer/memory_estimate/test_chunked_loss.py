@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
 
 import pytest
 
@@ -10,8 +12,8 @@ torch = pytest.importorskip("torch")
 fake_tensor = pytest.importorskip("torch._subclasses.fake_tensor")
 chunked = pytest.importorskip("trl.kernels.chunked_logprob")
 
-from ado_actuators.sfttrainer.core.trainer.memory_estimate import tracing  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.memory_estimate.chunked_loss import IN_PLACE, loss_of_cuda  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate import chunked_loss, tracing  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.chunked_loss import IN_PLACE, MODULE, loss_of_cuda  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Ledger  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import Values  # noqa: E402
 
@@ -41,6 +43,14 @@ def test_tiles_are_processed_in_place() -> None:
     tile = chunked.TOKEN_CHUNK_SIZE * CHUNK
     assert largest_storage(cuda=True) == 2 * tile
     assert largest_storage(cuda=False) == 4 * tile
+
+
+def test_the_functions_are_replaced_before_trl_imports_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first trace of a process allocates as the following ones do."""
+    monkeypatch.delitem(sys.modules, MODULE)
+    with loss_of_cuda():
+        module = importlib.import_module(MODULE)
+        assert {getattr(module, name) for name in IN_PLACE} == {chunked_loss._in_place}
 
 
 def test_the_functions_are_replaced_for_a_trace_only() -> None:

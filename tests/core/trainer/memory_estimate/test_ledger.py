@@ -133,3 +133,13 @@ def test_of_loading_only_what_is_left_counts() -> None:
     ledger.free(ledger.allocate(5))
     assert [change.size for change in ledger.changes(Sharing())] == [25, 5, -5]
     assert ledger.peaks(Sharing())[PASSES].total == 30
+
+
+def test_nothing_is_part_of_an_account_that_has_ended() -> None:
+    """Python destroys what was traced in an order that differs between runs."""
+    ledger = Ledger()
+    number = ledger.allocate(8)
+    ledger.end()
+    ledger.free(number)
+    ledger.free(ledger.allocate(16))
+    assert ledger.account().events == [(True, number)]
