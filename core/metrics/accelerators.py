@@ -251,6 +251,12 @@ def usable_bytes(gpu_model: str, memory_gib: float = 0.0) -> int | None:
     return None if gib is None else int((gib * (1 - DRIVER_SHARE) - context_gib(gib)) * GIB)
 
 
+def most_usable_bytes(gpu_model: str, memory_gib: float = 0.0) -> int | None:
+    """Return ``usable_bytes`` with the least that CUDA's context is known to take: more than that does certainly not fit."""
+    gib = memory_gib or device_memory_gib(gpu_model)[0]
+    return None if gib is None else int((gib * (1 - DRIVER_SHARE) - LEAST_CONTEXT_GIB) * GIB)
+
+
 def context_gib(memory_gib: float) -> float:
     """Return what CUDA's context and kernels are assumed to take of a device with that much memory, GiB."""
     return min(MOST_CONTEXT_GIB, max(LEAST_CONTEXT_GIB, CONTEXT_SHARE * memory_gib))

@@ -149,8 +149,12 @@ def _named(change: Mapping[str, Any]) -> str:
 
 
 def certainly_too_large(record: EstimateRecord, workload: Workload) -> str | None:
-    """Return the message for a workload that does not fit even if the estimate is too high by its known error, or None."""
-    usable = usable_bytes(workload)
+    """Return the message for a workload that does not fit, even if the estimate is too high by its known error; None for others.
+
+    The device is taken to give all but the least that the driver and CUDA's context are known to take.
+    """
+    known = workload.number_gpus > 0
+    usable = accelerators.most_usable_bytes(workload.gpu_model, workload.gpu_memory_gib) if known else None
     total = sum(fullest(record["peaks_bytes"]).values())
     if usable is None or total * (1 - KNOWN_ERROR) <= usable:
         return None
