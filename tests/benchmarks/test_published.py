@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ def results() -> list[published.Result]:
         published.Result(lost, 40 * GIB, 41 * GIB, fits=True),
         published.Result(row(), message="kernels of scattermoe are not traced"),
     ]
+
+
+def test_what_several_gpus_take_beside_the_allocator_is_measured() -> None:
+    """The allowances are the medians of small models on one GPU and on two with FSDP1; the rows of larger ones have no part in them."""
+    from ado_actuators.sfttrainer.core.metrics import accelerators
+    from ado_actuators.sfttrainer.core.protocol import outside
+
+    beside = published.outside(published._read(published.PLACE.parent / "results" / "published.json"))
+    one, two = (statistics.median(beside[count]) for count in ("1", "2"))
+    assert one / GIB == pytest.approx(accelerators.MOST_CONTEXT_GIB, abs=0.05)
+    assert two - one == pytest.approx(outside.between_devices_bytes("FSDP", 2), abs=0.05 * GIB)
 
 
 def test_errors_and_verdicts() -> None:
