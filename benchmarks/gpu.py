@@ -123,7 +123,7 @@ def measure(given: argparse.Namespace) -> int:
         if isinstance(made, str):
             print(made, file=sys.stderr)
             return 2
-        return Proof(given, *made).run()
+        return GpuRun(given, *made).run()
 
 
 def use_source_tree() -> None:
@@ -199,7 +199,7 @@ def prepare(given: argparse.Namespace, state_dir: Path) -> tuple[Bench, dict[str
     return bench, results
 
 
-class Proof:
+class GpuRun:
     """A run: its parts one after the other, each with a time limit."""
 
     def __init__(self, given: argparse.Namespace, bench: Bench, results: dict[str, Any]) -> None:

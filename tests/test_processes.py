@@ -58,7 +58,7 @@ def test_at_a_time_limit_everything_ends_and_the_output_is_shown(tmp_path: Path)
 
 
 def test_what_has_to_end_by_itself_is_named_if_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And is ended nevertheless."""
+    """The assertion names the daemon, which is ended nevertheless."""
     monkeypatch.setattr("tests.processes.END_S", 0.1)
     code = DAEMON.format(path=str(tmp_path / "pid"), then="")
     with pytest.raises(AssertionError, match="still running after"):

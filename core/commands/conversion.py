@@ -18,7 +18,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.util import load_yaml_guess_indent
 
 from ..workload import ibm, ibm_names, yaml_input
-from ..workload.ibm_values import Choices, Finding, Misfit
+from ..workload.ibm_values import Choices, Finding, InvalidValue
 from . import yaml_trees
 
 VERSION = "1.0.0"
@@ -171,8 +171,8 @@ def convert(document: Document, choices: Choices) -> None:
                 _convert_operation(document)
             case _:
                 _convert_configuration(document, choices)
-    except Misfit as misfit:
-        raise Unusable(f"{document.path}: {misfit}") from None
+    except InvalidValue as invalid:
+        raise Unusable(f"{document.path}: {invalid}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         text = f"{document.path}: incomplete {document.kind} ({type(error).__name__}: {error})"
         raise Unusable(f"{text:.150}; ado create {document.kind.split()[-1]} --dry-run shows what is wrong.") from None

@@ -79,7 +79,7 @@ def _spent(rows: list[Row], budget: Budget | None) -> list[str]:
     text = f"{what} for {budget.tokens:,.0f} tokens: {label}, {first.hours:.3g} hours"
     if first.usd is not None:
         text += f" and {first.usd:.3g} USD"
-    return [f"{', '.join(filter(None, (text + answers.interval(first.row), answers.doubt(first.row))))}."]
+    return [f"{', '.join(filter(None, (text + answers.interval(first.row), answers.unreliable_reason(first.row))))}."]
 
 
 def _export(directory: Path, rows: list[Row]) -> int:

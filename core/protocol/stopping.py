@@ -27,7 +27,7 @@ DENSE_CHECKS = 12
 APART_FOR_RANKS = 4
 
 
-class Protocol:
+class StoppingRule:
     """The stopping rule of one measurement.
 
     Args:

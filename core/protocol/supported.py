@@ -109,7 +109,7 @@ _ALIASES = {
 _MAY_BE_ZERO = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "intermediate_size")
 
 
-class Workload(Protocol):
+class WorkloadFields(Protocol):
     """The fields of a workload that this module reads; both ``JobWorkload`` and ``core.workload.fields.Workload`` have them."""
 
     @property
@@ -135,7 +135,7 @@ def is_flash(attention: str) -> bool:
     return attention in FLASH_ATTENTION or is_hub_kernel(attention)
 
 
-def image_mismatch(workload: Workload, architecture: Mapping[str, Any]) -> str | None:
+def image_mismatch(workload: WorkloadFields, architecture: Mapping[str, Any]) -> str | None:
     """Return an error message if data have images that the model does not take, else None; a vision model can be trained on text.
 
     Args:
@@ -209,12 +209,12 @@ def unusable_configuration(model_name: str, file: Path) -> str | None:
     return implausible(model_name, content)
 
 
-def is_bounded(workload: Workload) -> bool:
+def is_bounded(workload: WorkloadFields) -> bool:
     """Return whether a memory estimate of the workload is only an upper bound; it also has the fields in ``BOUNDED_FROM_ABOVE``."""
     return any(getattr(workload, name) for name in BOUNDED_FROM_ABOVE)
 
 
-def untraceable(workload: Workload) -> str | None:
+def untraceable(workload: WorkloadFields) -> str | None:
     """Return an error message if a memory estimate cannot trace the workload, else None.
 
     Args:

@@ -66,10 +66,10 @@ def expenses(rows: Sequence[Row], budget: Budget) -> list[Expense]:
 
 def first_choice(found: Sequence[Expense]) -> Expense:
     """Return the first of these expenses whose rate was steady; the first where none was."""
-    return next((one for one in found if not doubt(one.row)), found[0])
+    return next((one for one in found if not unreliable_reason(one.row)), found[0])
 
 
-def doubt(row: Row) -> str:
+def unreliable_reason(row: Row) -> str:
     """Return why a rate cannot be relied on: ``1 step, not steady`` or ``not steady``; empty if it can, or if this is unknown."""
     steps = row.output("measured_steps")
     if steps is not None and steps < LEAST_MEASURED:
@@ -79,7 +79,9 @@ def doubt(row: Row) -> str:
 
 def rate(row: Row) -> str:
     """Return a throughput in words, with its interval and the reason why it cannot be relied on."""
-    return ", ".join(filter(None, (f"{rounded(row.throughput or 0.0)} tokens/s{interval(row)}", doubt(row))))
+    return ", ".join(
+        filter(None, (f"{rounded(row.throughput or 0.0)} tokens/s{interval(row)}", unreliable_reason(row)))
+    )
 
 
 def interval(row: Row) -> str:
@@ -89,7 +91,7 @@ def interval(row: Row) -> str:
 
 def best(rows: Sequence[Row], value: Callable[[Row], float]) -> Row:
     """Return the row with the highest value among the steady ones; among all where none is steady."""
-    return max([row for row in rows if not doubt(row)] or rows, key=value)
+    return max([row for row in rows if not unreliable_reason(row)] or rows, key=value)
 
 
 def summary(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[str]:
@@ -104,7 +106,7 @@ def summary(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[str]:
         return []
     varied = varied or differing(measured) or [name for name in differing(rows) if name != "source"]
     fastest = best(measured, lambda row: row.throughput or 0.0)
-    kind = "workload, none of them steady" if doubt(fastest) else "steady workload"
+    kind = "workload, none of them steady" if unreliable_reason(fastest) else "steady workload"
     found = [f"Fastest {kind}: {workload_label(fastest, varied)}, with {rate(fastest)}."]
     rivals = [row for row in measured if row is not fastest and _may_be_faster(row, fastest)]
     if rivals:
@@ -122,7 +124,7 @@ def summary(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[str]:
         cheapest = best(priced, lambda row: -(row.output(COST) or 0.0))
         cost = f"{rounded(cheapest.output(COST) or 0.0)} USD per million real tokens{interval(cheapest)}"
         found.append(
-            f"Cheapest: {workload_label(cheapest, varied)}, with {', '.join(filter(None, (cost, doubt(cheapest))))}."
+            f"Cheapest: {workload_label(cheapest, varied)}, with {', '.join(filter(None, (cost, unreliable_reason(cheapest))))}."
         )
     return found
 
@@ -132,7 +134,7 @@ def _may_be_faster(row: Row, fastest: Row) -> bool:
     if ratio is None:
         return False
     # where none is steady, their intervals are the least that can be said
-    wide = doubt(row) and not doubt(fastest)
+    wide = unreliable_reason(row) and not unreliable_reason(fastest)
     return ratio.value >= 1 if ratio.high is None or wide else ratio.high >= 1
 
 

@@ -173,7 +173,7 @@ def _judge_numbers(what: str, before: Row, after: Row, ratio: tables.Ratio | Non
             what, before, after, None, UNCLEAR, "both are the same stored measurement; measure again to compare."
         )
     slack = tolerance.throughput / 100
-    unsteady = [side for side, row in (("first", before), ("second", after)) if answers.doubt(row)]
+    unsteady = [side for side, row in (("first", before), ("second", after)) if answers.unreliable_reason(row)]
     if high < 1 - slack and not unsteady:
         return Pair(what, before, after, ratio, REGRESSION, f"slower by {100 * (1 - ratio.value):.1f} %.")
     memory = _growth(before, after, STABLE_MEMORY)

@@ -43,7 +43,7 @@ def reliability(rows: Sequence[Row]) -> str:
 
 def rings(rows: Sequence[Row]) -> str:
     """Return the sentence of a caption on rings, if there are any."""
-    return " A ring marks a rate that was not steady." if any(map(answers.doubt, rows)) else ""
+    return " A ring marks a rate that was not steady." if any(map(answers.unreliable_reason, rows)) else ""
 
 
 def draw_bars(
@@ -75,7 +75,7 @@ def draw_bars(
     upper = _cost_intervals(axes, having, values)
     tips = Tips()
     for line, (bar, value, row) in enumerate(zip(bars, values, having, strict=True)):
-        head = ", ".join(filter(None, (f"{value:.3g}", answers.doubt(row))))
+        head = ", ".join(filter(None, (f"{value:.3g}", answers.unreliable_reason(row))))
         _label(axes, line, f"{head}: {shown(workload_label(row, varied), max(12, LABEL - len(head)))}")
         tips.add(bar, [f"{workload_label(row, varied)}: {rounded(value)} {unit}{answers.interval(row)}"])
     axes.set_xlim(0, max(upper) * 1.05 or 1)

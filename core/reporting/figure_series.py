@@ -111,7 +111,7 @@ def _name(
 
 def ring(axes: Any, rows: Sequence[Row], xs: Sequence[float], ys: Sequence[float]) -> None:
     """Draw a ring around the points of rates that cannot be relied on."""
-    points = [(x, y) for row, x, y in zip(rows, xs, ys, strict=True) if answers.doubt(row)]
+    points = [(x, y) for row, x, y in zip(rows, xs, ys, strict=True) if answers.unreliable_reason(row)]
     if points:
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, linestyle="none", marker="o", markersize=12, markerfacecolor="none", markeredgecolor=MUTED)

@@ -161,7 +161,11 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
     varied = differing(measured)
     if measured:
         best = answers.best(measured, lambda row: row.throughput or 0.0)
-        kind_of = f"the highest, {answers.doubt(best)}" if answers.doubt(best) else "the highest steady rate"
+        kind_of = (
+            f"the highest, {answers.unreliable_reason(best)}"
+            if answers.unreliable_reason(best)
+            else "the highest steady rate"
+        )
         text = f"real tokens / s, {kind_of}: {workload_label(best, varied)}"
         tiles.append((f"{_number(best.throughput)}{answers.interval(best)}", text))
     kind, having = tables.memory_and_rate(rows)
@@ -185,7 +189,7 @@ def _budget(rows: Sequence[Row], budget: answers.Budget | None) -> Section:
             _interval(one.hours, one),
             _number(one.usd),
             "" if one.usd is None else _interval(one.usd, one),
-            answers.doubt(one.row),
+            answers.unreliable_reason(one.row),
         ]
         for one in found
     ]
@@ -219,7 +223,11 @@ def _pairs(rows: Sequence[Row]) -> Table | None:
                 _number(right.throughput),
                 f"{ratio.value:.3f}",
                 interval,
-                "; ".join(f"{row.actuator}: {answers.doubt(row)}" for row in (left, right) if answers.doubt(row)),
+                "; ".join(
+                    f"{row.actuator}: {answers.unreliable_reason(row)}"
+                    for row in (left, right)
+                    if answers.unreliable_reason(row)
+                ),
             ]
         )
     heads = ["workload", f"{first}, tokens / s", f"{second}, tokens / s", f"{second} / {first}", "95 % interval", ""]
@@ -271,7 +279,7 @@ def _measurements(rows: Sequence[Row]) -> Section:
 
 
 def _state(row: Row) -> str:
-    doubt = answers.doubt(row) if row.throughput is not None else ""
+    doubt = answers.unreliable_reason(row) if row.throughput is not None else ""
     return ", ".join(filter(None, (row.state, doubt, "replayed" if row.replayed else "")))
 
 

@@ -13,7 +13,7 @@ import yaml
 from ..protocol.messages import ResultMetadata
 from ..workload import ibm_names
 from ..workload.experiments import KINDS
-from ..workload.ibm_values import Misfit
+from ..workload.ibm_values import InvalidValue
 from . import checks, ibm, store
 from .rows import GIVEN, REQUIRED, Row, experiment_of, plain, workload_value
 
@@ -44,8 +44,8 @@ def rows(source: str) -> list[Row]:
     """
     try:
         found = _of_fine_tuning(_from_anywhere(source))
-    except Misfit as misfit:
-        raise Unreadable(f"{source}: {misfit}") from None
+    except InvalidValue as invalid:
+        raise Unreadable(f"{source}: {invalid}") from None
     if not found:
         raise Unreadable(f"{source} holds no measurement of fine-tuning.")
     for row in found:

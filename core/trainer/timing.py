@@ -18,7 +18,7 @@ import transformers
 
 from ..protocol.messages import COUNTS, ClockRecord, Job, ProgressCallback
 from ..protocol.messages import progress as progress_message
-from ..protocol.stopping import APART_FOR_RANKS, Protocol
+from ..protocol.stopping import APART_FOR_RANKS, StoppingRule
 from .memory import peak_resident_bytes, reset_peak_resident
 from .ranks import Ranks
 
@@ -175,7 +175,7 @@ class Clock:
         self._ranks = Ranks(job.rank, job.world_size)
         self._max_steps = workload.max_steps
         self._phase = "starting"
-        self.protocol = Protocol(
+        self.stopping = StoppingRule(
             target_ci_percent=workload.target_ci_percent,
             max_steps=workload.max_steps,
             stop_after_seconds=workload.stop_after_seconds or None,
@@ -247,11 +247,11 @@ class Clock:
         self._add_durations(self._ends.known())
         self._report_progress()
         self._record_peaks()
-        if not self.protocol.check_steps(self._steps):
+        if not self.stopping.check_steps(self._steps):
             return False
         # max_steps also counts steps that are issued but have not ended on the device
         limit = "max_steps" if self._steps >= self._max_steps else ""
-        self.stopped_by = self._ranks.agree(self.protocol.should_stop() or limit)
+        self.stopped_by = self._ranks.agree(self.stopping.should_stop() or limit)
         return bool(self.stopped_by)
 
     def end(self) -> None:
@@ -267,13 +267,13 @@ class Clock:
         assert self._ends is not None
         ends = self._ends.all()
         self._add_durations(ends)
-        warmup_steps = self._ranks.share(self.protocol.warmup_steps)
+        warmup_steps = self._ranks.share(self.stopping.warmup_steps)
         record = {
             "train_begin_s": self._ends.begin_s,
             "step_end_s": ends,
             **self._counts.read(),
             "warmup_steps": warmup_steps,
-            "steady": bool(self._ranks.share(int(self.protocol.steady))),
+            "steady": bool(self._ranks.share(int(self.stopping.steady))),
             "stopped_by": self.stopped_by or "data",
             "phases": self.phases,
             **self._measured_peaks(warmup_steps),
@@ -284,7 +284,7 @@ class Clock:
         assert self._ends is not None
         previous = ends[self._added - 1] if self._added else self._ends.begin_s
         for end in ends[self._added :]:
-            self.protocol.add(end - previous)
+            self.stopping.add(end - previous)
             previous = end
         self._added = len(ends)
 
@@ -295,7 +295,7 @@ class Clock:
             return
         self._peaks.append(_peaks(resident=self._resident_peak_is_reset))
         _reset_peaks()
-        self._warm = self.protocol.warm
+        self._warm = self.stopping.warm
 
     def _measured_peaks(self, warmup_steps: int) -> dict[str, int]:
         measured = self._peaks[min(warmup_steps, len(self._peaks) - 1) :]

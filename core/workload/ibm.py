@@ -28,7 +28,7 @@ from .ibm_values import FMS, Choices, Finding, Values, is_true, number
 
 WARMUP_THEN_STABLE_S = 180.0
 NO_LIMIT_STEPS = 1_000_000
-ADAPTERS = ("lora", "gptq_lora")
+ADAPTERS_OF_IBM = ("lora", "gptq_lora")
 MIXED_PRECISION = "accelerate_config_mixed_precision"
 
 
@@ -68,7 +68,7 @@ def translate(
         choices: the user's options.
 
     Raises:
-        Misfit: a value that has to be a number is none.
+        InvalidValue: a value that has to be a number is none.
     """
     kind = KINDS[experiment]
     known = fields(choices.actuator, kind)
@@ -92,7 +92,7 @@ def translate(
         _set_ends(found, {**given, **ends}, values)
         found.origin = {ours: name for ours, name in found.origin.items() if name not in ends}
     found.set("weights", choices.weights)
-    if kind.sets.get("method") in ADAPTERS:
+    if kind.sets.get("method") in ADAPTERS_OF_IBM:
         found.set("target_modules", _modules(varied.get("model_name", ()), values))
     _check_backend(found, _whole("number_gpus", varied), experiment, values)
     _check_attention(found, _whole("number_gpus", varied), values)
@@ -118,7 +118,7 @@ def workload(experiment: str, measured: Mapping[str, Any]) -> dict[str, Any]:
 def _defaults(experiment: str) -> dict[str, Any]:
     method = KINDS[experiment].sets.get("method")
     defaults = dict(DEFAULTS)
-    if method in ADAPTERS:
+    if method in ADAPTERS_OF_IBM:
         defaults |= ADAPTER_DEFAULTS
     if method == "gptq_lora":
         defaults |= GPTQ_DEFAULTS

@@ -28,7 +28,7 @@ class Finding:
     same: bool = True
 
 
-class Misfit(ValueError):
+class InvalidValue(ValueError):
     """A value of another type than its property has, in one message."""
 
 
@@ -199,12 +199,12 @@ def number(name: str, value: Any) -> float:
     """Return a property's value as a number.
 
     Raises:
-        Misfit: it is none.
+        InvalidValue: it is none.
     """
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise Misfit(f"{name} is {value!r:.40}; expected a number.") from None
+        raise InvalidValue(f"{name} is {value!r:.40}; expected a number.") from None
 
 
 def _release(version: Any) -> tuple[int, ...]:

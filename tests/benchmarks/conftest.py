@@ -230,7 +230,7 @@ def proof(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(bench: Bench, *parts: str, limit: float = 480.0, expected: int | None = None) -> dict[str, Any]:
         output = tmp_path / "results" / "gpu-made-up.json"
         given = argparse.Namespace(part=list(parts), device="gpu", limit=limit, quick=False, output=output)
-        status = gpu.Proof(given, bench, circumstances(limit)).run()
+        status = gpu.GpuRun(given, bench, circumstances(limit)).run()
         assert expected in (None, status)
         made: dict[str, Any] = json.loads(output.read_text())
         return made

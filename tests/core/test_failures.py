@@ -98,12 +98,12 @@ def test_exits_are_classified(code: int, tail: str, oom_killed: bool, group: str
         ("token hf_abcdefghijklmnop was refused", "token hf_*** was refused."),
     ],
 )
-def test_sentences_are_plain(text: str, message: str) -> None:
+def test_messages_are_plain(text: str, message: str) -> None:
     """One line, without colours and without secrets, ending like a message."""
     assert str(failures.Broken(text)) == message
 
 
-def test_sentences_are_short() -> None:
+def test_messages_are_short() -> None:
     """However much a library says, 200 characters are kept."""
     assert len(str(failures.Broken("word " * 1000))) == 200
 

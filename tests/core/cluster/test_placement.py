@@ -87,8 +87,8 @@ def test_hosts_with_gpus_are_on_different_nodes() -> None:
     assert place.node.id == "small"
 
 
-def test_a_node_of_another_kind_has_no_room() -> None:
-    """Resources and labels mark nodes."""
+def test_a_node_without_the_resources_and_labels_does_not_fit() -> None:
+    """Only a node with all of them is taken."""
     marked = dataclasses.replace(node(2, 1), total={"CPU": 2, "GPU": 1, "RoCE": 1}, labels={"kind": "A"})
     assert placement.place(Need(1, 1, 1, ("RoCE",), (("kind", "A"),)), [marked]) is not None
     assert placement.place(Need(1, 1, 1, ("RoCE",), (("kind", "B"),)), [marked]) is None

@@ -97,7 +97,7 @@ def test_a_clock_that_is_set_back_makes_nobody_wait_longer(monkeypatch: pytest.M
         assert decide.ends("a", wall_s, [other]) is gives_way
 
 
-def test_nobody_waits_for_who_does_not_take_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_does_not_take_free_resources_holds_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of another pool that has not taken free resources for a minute no longer holds back others."""
     now, decide = time.time(), Patience()
     free, requests = Snapshot(nodes=(node(2, 2),)), [waiting("me", now), waiting("other", now - 40)]
@@ -107,7 +107,7 @@ def test_nobody_waits_for_who_does_not_take_what_is_free(monkeypatch: pytest.Mon
     assert not decide.holds_back(Need(1, 2), now)
 
 
-def test_nobody_waits_for_who_waits_for_another_program() -> None:
+def test_a_request_that_waits_for_another_program_holds_nothing_back() -> None:
     """The older request needs both CPUs, of which a foreign program holds one; the other is for the younger request."""
     now, decide = time.time(), Patience()
     decide.update(Snapshot(nodes=(node(2, 1),)), [waiting("me", now, cpus=1), waiting("other", now - 40)])

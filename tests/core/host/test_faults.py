@@ -171,7 +171,9 @@ def test_a_flood_of_output_is_cut(
     note(record_property, tmp_path, "trainer floods its output (1 GB)", outcome, outcome.total_s - outcome.startup_s)
 
 
-def test_news_that_nobody_reads_cost_nothing(faulty: SimpleNamespace, tmp_path: Path, make_host: Any) -> None:
+def test_a_closed_progress_pipe_does_not_end_the_measurement(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any
+) -> None:
     """When the reader of the progress pipe has closed it, the measurement continues."""
 
     def broken(message: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def test_a_transient_failure_is_retried_with_back_off_until_retries_are_used() -
 
 @pytest.mark.parametrize(("cause", "failure"), [(BROKEN, None), (OUT_OF_MEMORY, "gpu_oom")])
 def test_other_failures_are_not_retried(cause: failures.Cause, failure: str | None) -> None:
-    """Other failures are not retried."""
+    """A broken measurement and an out-of-memory are asked for once."""
     verdict, asked = drive(make(), [cause], Settings())
     assert len(asked) == 1
     assert verdict.properties.get("failure") == failure

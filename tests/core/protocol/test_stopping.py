@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ado_actuators.sfttrainer.core.protocol.stopping import Protocol
+from ado_actuators.sfttrainer.core.protocol.stopping import StoppingRule
 
 
 def with_steps(steps, **options):
     """Return a protocol to which these step times were added."""
-    protocol = Protocol(**options)
+    protocol = StoppingRule(**options)
     for step in steps:
         protocol.add(step)
     return protocol
@@ -19,7 +19,7 @@ def with_steps(steps, **options):
 
 def run(steps, **options):
     """Add steps until the protocol stops at a check; return it, the number of steps and the reason."""
-    protocol = Protocol(**options)
+    protocol = StoppingRule(**options)
     for step, duration in enumerate(steps, start=1):
         protocol.add(duration)
         if protocol.check_steps(step) and (reason := protocol.should_stop()):
@@ -144,19 +144,19 @@ def test_few_steps_are_not_steady():
 def test_a_duration_that_is_not_positive_is_rejected(duration):
     """The message has the number of the step."""
     with pytest.raises(ValueError, match="Step 1 has duration"):
-        Protocol().add(duration)
+        StoppingRule().add(duration)
 
 
 def test_checks_are_dense_at_first_and_then_a_tenth_apart():
     """The checks depend only on the number of the step, so they are the same on every rank."""
-    checks = [step for step in range(1, 60) if Protocol().check_steps(step)]
+    checks = [step for step in range(1, 60) if StoppingRule().check_steps(step)]
     assert checks == [*range(1, 21), 22, 24, 26, 28, 30, 33, 36, 39, 42, 46, 50, 55]
-    assert sum(Protocol().check_steps(step) for step in range(1, 10_001)) == 87
+    assert sum(StoppingRule().check_steps(step) for step in range(1, 10_001)) == 87
 
 
 def test_ranks_communicate_at_few_steps():
     """Checks are four steps apart, then a tenth apart, and the same on every rank."""
-    protocol = Protocol(checks_apart=4, max_steps=59)
+    protocol = StoppingRule(checks_apart=4, max_steps=59)
     checks = [step for step in range(1, 60) if protocol.check_steps(step)]
     assert checks == [*range(4, 51, 4), 52, 57, 59]
 

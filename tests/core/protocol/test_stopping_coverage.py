@@ -12,7 +12,7 @@ import statistics
 import pytest
 
 from ado_actuators.sfttrainer.core.protocol.confidence import half_width_percent
-from ado_actuators.sfttrainer.core.protocol.stopping import Protocol, is_check
+from ado_actuators.sfttrainer.core.protocol.stopping import StoppingRule, is_check
 
 MOST_STEPS = 1200
 SERIES = 25
@@ -91,7 +91,7 @@ KINDS = {
 
 def stopped(steps, **options):
     """Return the protocol of a measurement of these steps at its end."""
-    protocol = Protocol(target_ci_percent=2.0, max_steps=MOST_STEPS, **options)
+    protocol = StoppingRule(target_ci_percent=2.0, max_steps=MOST_STEPS, **options)
     for step, duration in enumerate(steps, start=1):
         protocol.add(max(duration, 0.05))
         if step in CHECKS and protocol.should_stop():

@@ -39,7 +39,7 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
 
 
 def test_free_neighbours_are_one_block_again() -> None:
-    """In whatever order they are freed."""
+    """Three adjacent blocks of 10 MiB, freed in any order, serve one request of 30 MiB."""
     for order in ((0, 1, 2), (2, 1, 0), (0, 2, 1)):
         allocator = Allocator()
         allocator.free(allocator.allocate(30 * MIB))

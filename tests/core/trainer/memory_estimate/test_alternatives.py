@@ -75,7 +75,7 @@ def test_combinations_are_tried_only_if_no_single_change_is_enough() -> None:
 
 
 def test_what_leaves_the_update_as_it_is_cannot_help_where_the_update_does_not_fit() -> None:
-    """It is not traced."""
+    """Changes that only reduce activations are not traced."""
     found = alternatives.tried(job(30), 90, Known)
     assert not any(set(one["change"]) <= alternatives.ACTIVATIONS for one in found)
 

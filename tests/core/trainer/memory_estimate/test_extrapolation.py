@@ -75,7 +75,7 @@ def test_any_batch_follows_from_two(batch: int) -> None:
 
 
 def test_depth_and_batch_together() -> None:
-    """As they are used."""
+    """Two depths at two batches give the account of a deep model at any batch."""
     shallow, deep = (batches(step(layers, batch=8), step(layers, batch=16)) for layers in (2, 3))
     made = deeper(shallow, deep, 32 - 2)
     assert made.at(Fraction(100, 8)).peaks(Sharing()) == step(32, batch=100).peaks(Sharing())
