@@ -1,4 +1,4 @@
-"""Makes TRL's loss, which is computed in chunks, allocate what it does on CUDA. Imports the standard library only.
+"""Makes TRL's loss, which is computed in chunks, allocate what it does on CUDA. Imports TRL inside its function.
 
 With CUDA, Triton kernels process a tile of logits in place, and a matrix product adds half-precision numbers to a float32 sum. Elsewhere
 TRL computes the same with operations of torch, which allocate several float32 copies of the tile.
