@@ -122,6 +122,10 @@ def write_inputs(root: Path, measurements: int) -> list[str]:
         if file.suffix == ".py":
             shutil.copy(file, package)
     shutil.copy(SOURCE / "stack.py", package / "trl_stack.py")
+    # what the stack imports beside it
+    for file in SOURCE.glob("*.py"):
+        if not (package / file.name).exists():
+            shutil.copy(file, package)
     (package / "core").symlink_to((SOURCE / "core").resolve())
     # the entry point by which ado finds the actuator
     info = root / "plugin" / "ado_soaking-1.0.dist-info"

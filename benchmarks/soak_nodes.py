@@ -2,8 +2,8 @@
 
 The head has one CPU, and so has a second node, on the same machine. It joins after the first measurement, so that ado's own actors, whose
 death ado does not survive, are on the head. Every few seconds something that was drawn is killed with SIGKILL; the second node joins again.
-What counts is that each entity has one result, that none is lost or there twice, and that nothing is left: no process, no run directory,
-no placement group.
+What counts is that each entity has one result, that none is lost or there twice or has failed for another reason, and that nothing is left:
+no process, no run directory, no placement group.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ MOST = {"dispatcher": 3}
 NAMES = {"trainer": "core/trainer", "host": "ray::HostActor", "dispatcher": "ray::Dispatcher"}
 # what may die with its node: our actors and what Ray itself runs
 OURS = ("ray::IDLE", "ray::Dispatcher", "ray::HostActor", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+# why a measurement may fail here, after its repetitions
+KILLED = re.compile(r"killed from outside|was lost|trainer ended|trainer process died")
 LEFT = """
 import ray
 from ray.util.placement_group import placement_group_table
@@ -166,7 +168,7 @@ def main() -> int:
             cluster.end()
     facts["load_average_after"] = round(os.getloadavg()[0], 2)
     found = judge(stored, given.measurements)
-    met = code == 0 and not found["lost"] and not found["twice"] and not any(left.values())
+    met = code == 0 and not (found["lost"] or found["twice"] or found["unexplained"]) and not any(left.values())
     content = {
         "benchmark": "soak_nodes", "measurements": given.measurements, **facts, "took_s": round(took_s, 1), "every_s": given.every,
         "exit_status": code, "killed": dict(killed), **found, "left": left, "met": met,
@@ -261,13 +263,14 @@ def kill(cluster: Cluster, kind: str, drawn: random.Random) -> bool:
 
 
 def judge(stored: list[dict[str, Any]], measurements: int) -> dict[str, Any]:
-    """Count the results: entities without or with two, those that are valid, and the attempts that they took."""
+    """Count the results: entities without or with two, those that are valid, those that failed for another reason than a kill, attempts."""
     results = Counter(one["entityIdentifier"] for one in stored)
     verdicts = [soak.verdict(one) for one in stored]
     return {
         "results": len(stored),
         "lost": measurements // len(soak.BATCH_SIZES) * len(soak.BATCH_SIZES) - len(results),
         "twice": sum(number > 1 for number in results.values()),
+        "unexplained": sum(one["is_valid"] != 1 and not KILLED.search(one["reason"]) for one in verdicts),
         "valid": sum(one["is_valid"] == 1 for one in verdicts),
         "attempts": dict(sorted(Counter(str(one["attempts"]) for one in verdicts).items())),
         "reasons": dict(Counter(one["reason"] for one in verdicts if one["is_valid"] != 1).most_common()),
