@@ -180,8 +180,8 @@ def main() -> int:
 def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--measurements", type=int, default=1000, help="about as many (default 1000)")
-    parser.add_argument("--every", type=float, default=15.0, metavar="S", help="seconds between two kills (default 15)")
+    parser.add_argument("--measurements", type=int, default=60, help="a multiple of 3 (default 60)")
+    parser.add_argument("--every", type=float, default=12.0, metavar="S", help="seconds between two kills (default 12)")
     parser.add_argument("--seed", type=int, default=0, help="of what is killed (default 0)")
     default = common.ROOT / "benchmarks" / "results" / "soak_nodes.json"
     parser.add_argument("--output", type=Path, default=default, help=f"JSON file (default {default})")
