@@ -294,6 +294,13 @@ def pythons(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def models(session: nox.Session) -> None:
+    """Train a small model of every type that transformers lists as causal, and compare with the table of docs/models.md."""
+    install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train]", *tools("pytest"))
+    session.run("pytest", "tests/optional/test_models.py", *session.posargs)
+
+
+@nox.session(default=False)
 def deepspeed(session: nox.Session) -> None:
     """Train with every stage of DeepSpeed on CPUs."""
     install_for_training(session, *fresh(session), *directories(sfttrainer="[train,qlora,deepspeed]"), *tools("test"))

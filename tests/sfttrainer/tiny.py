@@ -25,11 +25,11 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 # one kind for each layer: a list of the class's default length would not fit
 PER_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types")
-_ROPE: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_HEADS: dict[str, Any] = {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 # what the sizes above leave without a layer of attention, and what a type needs besides
 OF_A_TYPE: dict[str, dict[str, Any]] = {
     **{name: {"num_key_value_heads": 4} for name in ("axk2", "deepseek_v32", "glm_moe_dsa", "dots3_note_text")},
-    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _ROPE),
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _HEADS),
     "bailing_hybrid": {"n_group": 1, "topk_group": 1},
     "blt": {"encoder_hash_byte_group_vocab": 100},
     "dbrx": {
@@ -44,6 +44,9 @@ OF_A_TYPE: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": {"n_routed_experts": 4, "ffn_hidden_size": 96, "expert_ffn_hidden_size": 32, "moe_topk": 2},
     "mamba2": {"head_dim": 32},
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4},
+    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4},
+    "zaya": {"num_experts_per_tok": 1},
     "nemotron": {"num_key_value_heads": 2},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "attention"]},
     "bamba": {"attn_layer_indices": [1]},
