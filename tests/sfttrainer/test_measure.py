@@ -147,7 +147,8 @@ def test_every_family_of_the_catalogue_trains(local: Local, tmp_path: Path, name
     assert architecture is not None
     small = {key: min(SHRUNK[key], value) if value else value for key, value in architecture.items() if key in SHRUNK}
     if "layer_types" in architecture:
-        small["layer_types"] = ["mamba", "attention"]
+        # without state-space layers a configuration has no sizes for them
+        small["layer_types"] = ["mamba" if "mamba" in architecture["layer_types"] else "attention", "attention"]
     special = {key: 1 for key in architecture if key.endswith("_token_id")}
     (tmp_path / "config.json").write_text(json.dumps({**architecture, **small, **special}))
     verdict = measure(local, model_name=str(tmp_path), max_steps=4)
@@ -184,10 +185,19 @@ def test_ranks_agree_and_add_up(local: Local) -> None:
     assert got["measured_steps"] == 8 - warmup
 
 
+def divides_models() -> bool:
+    """Return whether the installed transformers divides models for tensor parallelism together with FSDP2."""
+    distributed = pytest.importorskip("transformers.distributed")
+    return "fsdp_size" in getattr(distributed.DistributedConfig, "__dataclass_fields__", {})
+
+
 def test_tensor_parallelism_trains_the_same_and_counts_each_token_once(local: Local) -> None:
     """Both processes see the same samples; loss and tokens are those of one process with all of them."""
     change: dict[str, Any] = {"number_nodes": 2, "batch_size": 2, "max_steps": 4}
     shared = measure(local, distributed_backend="FSDP2", tensor_parallel_size=2, **change)
+    if not divides_models():
+        assert "needs a transformers that combines it with FSDP2" in shared.message
+        return
     apart = measure(local, **change)
     assert shared.metadata["facts"]["wrapped_by"] == "tensor parallel 2"
     got, expected = shared.properties, apart.properties
