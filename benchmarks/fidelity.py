@@ -31,8 +31,8 @@ LIMITS = {"cpu": 0.02, "gpu": 0.01}
 COST_LIMIT_PERCENT = 1.0
 # no interval becomes so narrow: the stopping rule is evaluated at every check, but never stops
 UNREACHABLE_PERCENT = 0.001
-# facts that differ between any two runs, or that repeat others
-INCOMPARABLE = ("output_dir", "run_name", "logging_dir")
+# facts that differ between any two runs, or that repeat others; the plugin cuts samples before TRL gets them, and none is longer here
+INCOMPARABLE = ("output_dir", "run_name", "logging_dir", "max_length")
 
 
 def main() -> int:
