@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# `nox -s versions` also trains with releases that lack properties, which are refused by name and release
+OLDEST = importlib.util.find_spec("transformers") is not None and importlib.metadata.version("transformers") < "5"
 # random weights, a vocabulary for the byte tokenizer, two layers
 TINY: dict[str, Any] = {
     "model_type": "llama",
@@ -56,6 +60,7 @@ def train(tmp_path: Path) -> Callable[..., Trained]:
     from ado_actuators.sfttrainer import stack
     from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload
     from ado_actuators.sfttrainer.core.trainer import model, serve
+    from ado_actuators.sfttrainer.core.trainer.errors import BadInput
     from ado_actuators.sfttrainer.core.trainer.timing import Clock
     from ado_actuators.sfttrainer.core.workload.fields import Workload
 
@@ -75,7 +80,12 @@ def train(tmp_path: Path) -> Callable[..., Trained]:
         clock = Clock(job, lambda message: None)
         # resets what libraries keep for the whole process, as between two measurements
         with serve._distributed(job):
-            facts = stack.train(job, clock)
+            try:
+                facts = stack.train(job, clock)
+            except BadInput as error:
+                if OLDEST and "does not exist in" in str(error):
+                    pytest.skip(str(error))
+                raise
             network = clock.model
             record = serve._record(job, clock, facts)
         return Trained(dict(record), network, model.build(job)[0])
