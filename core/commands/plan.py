@@ -36,7 +36,7 @@ HEAD = (
     "method",
     "checkpointing",
     "fits",
-    "GiB of",
+    "needs",
     "usable",
     "largest batch",
     "tokens/s <=",
