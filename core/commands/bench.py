@@ -20,7 +20,6 @@ from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import refusal
 from ..protocol.messages import ProgressCallback, ResultMetadata
-from ..workload.command import distribution
 from .arguments import PRICE, BadUse, read_settings, read_workload
 
 # the arguments of ``reporting.rows.Row``, in its order
@@ -112,6 +111,14 @@ def _renamed() -> Any:
         raise
 
 
+def _is_ours(package: str) -> bool:
+    """Return whether a plugin of this repository is installed under this name; IBM's has the same name and no such module."""
+    try:
+        return importlib.util.find_spec(f"{package}.core.commands.bench") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def other(identifier: str, words: list[str], **options: Any) -> Bench:
     """Return a bench of the plugin with this identifier, made by its own copy of the core; the options are those of ``Bench``.
 
@@ -119,8 +126,9 @@ def other(identifier: str, words: list[str], **options: Any) -> Bench:
         BadUse: the plugin is not installed, or its bench cannot use the words.
     """
     package = f"ado_actuators.{identifier}"
-    if importlib.util.find_spec(package) is None:
-        raise BadUse(f"actuator {identifier} is not installed here: pip install {distribution(identifier)}")
+    if not _is_ours(package):
+        # not by name: the index has IBM's distribution ado-sfttrainer
+        raise BadUse(f"The actuator {identifier} is not installed here. Run: pip install ./{identifier}")
     plugin, parameters_class = importlib.import_module(f"{package}.__main__").load()
     with _renamed():
         made: Bench = importlib.import_module(f"{package}.core.commands.bench").Bench(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import signal
 from typing import Any
@@ -201,3 +202,22 @@ def test_values_keep_their_order_and_count_once() -> None:
     """Spaces around them do not matter."""
     assert vary.parse("method=lora, full,lora") == ("method", ["lora", "full"])
     assert vary.parse("batch_size") == ("batch_size", [])
+
+
+@pytest.mark.parametrize("missing", ["ado_actuators.fms_hf_tuning", "ado_actuators.fms_hf_tuning.core"])
+def test_an_actuator_that_is_not_installed_is_named(
+    missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another distribution, such as IBM's, has its import name. It is installed by path, since the index has IBM's."""
+    real = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> Any:
+        if name.startswith(missing):
+            raise ModuleNotFoundError(name=missing)
+        return real(name, package)
+
+    monkeypatch.setattr("importlib.util.find_spec", find_spec)
+    words = ["model_name=tiny-llama-5m", "model_max_length=16", "batch_size=1", "number_gpus=0"]
+    assert main(["run", *words, "--vary", "actuator=sfttrainer,fms_hf_tuning"]) == 2
+    expected = "The actuator fms_hf_tuning is not installed here. Run: pip install ./fms_hf_tuning"
+    assert expected in capsys.readouterr().err
