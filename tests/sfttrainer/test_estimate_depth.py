@@ -102,7 +102,8 @@ def test_a_plan_counts_what_the_allocator_needs_as_an_estimate_does(tmp_path: Pa
     total = max(peak.total for peak in first.peaks(1).values())
     assert needed > total
     sizes = {"exact": needed, "small": needed - 1, "large": 4 * needed}
-    first._job = dataclasses.replace(asked, capacities=sizes)
+    (workspaces,) = asked.workspaces.values()
+    first._job = dataclasses.replace(asked, capacities=sizes, workspaces=dict.fromkeys(sizes, workspaces))
     found = {one["gpu_model"]: one for one in first.devices(1)}
     assert {name: one["fits"] for name, one in found.items()} == {"exact": True, "small": False, "large": True}
     assert sum(found["exact"]["parts_bytes"].values()) == needed
