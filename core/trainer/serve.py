@@ -56,7 +56,7 @@ def main(stack_module: str) -> None:
     begin = time.perf_counter()
     _continue_with_host_end()
     channel = _take_stdout()
-    jobs = _follow_stdin()
+    jobs = _follow(_take_stdin())
     try:
         stack = cast("Stack", importlib.import_module(stack_module))
         stack.load()
@@ -296,12 +296,24 @@ def _continue_with_host_end() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT))
 
 
-def _follow_stdin() -> queue.Queue[Job | None]:
-    """Return the queue of jobs that a thread fills from standard input; the thread kills the process group when input ends."""
+def _take_stdin() -> IO[str]:
+    """Return a copy of standard input, which is empty from then on.
+
+    A process that is forked, such as a worker of a data loader, closes its standard input, and would wait for ever for a thread that
+    reads it in the parent.
+    """
+    channel = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 0)
+    return channel
+
+
+def _follow(channel: IO[str]) -> queue.Queue[Job | None]:
+    """Return the queue of jobs that a thread fills from the host's lines; the thread kills the process group when they end."""
     jobs: queue.Queue[Job | None] = queue.Queue()
 
     def follow() -> None:
-        for line in sys.stdin:
+        for line in channel:
             jobs.put(Job.from_line(line))
         os.killpg(0, signal.SIGKILL)
 

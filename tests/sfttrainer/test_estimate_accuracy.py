@@ -19,6 +19,8 @@ from ado_actuators.sfttrainer.core.protocol.messages import Job  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import tracing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Sharing  # noqa: E402
 
+from .. import memory  # noqa: E402
+
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 2}
@@ -87,13 +89,7 @@ def real_peak_bytes(asked: Job) -> int:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         stack.train(asked, tracing.QuietClock(Begin()))
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held, most = 0, 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        if event.start_ns() >= begun_ns[0]:
-            most = max(most, held)
-    return most
+    return max(allocated for at_ns, allocated in memory.held(profile) if at_ns >= begun_ns[0])
 
 
 # both too high: a trace takes the longest packed rows as its batch, which real batches seldom are; for prompts the reason is not known

@@ -168,6 +168,18 @@ def test_two_processes_train_a_vision_model_on_text(local: Local) -> None:
     assert got.properties["model_flops_per_token"] > 0
 
 
+def test_a_worker_prepares_images(local: Local) -> None:
+    """It is a process that the trainer forks; images of 36 tokens and letters up to 64 tokens are trained whole."""
+    images = {"model_max_length": 64, "dataset_id": "synthetic-image", "dataset_image_field": "image"}
+    got = measure(
+        local, "finetune_lora_benchmark", model_name="tiny-llava-next", dataloader_num_workers=1, max_steps=4, **images
+    )
+    assert (got.message, got.properties["is_valid"]) == ("", 1)
+    assert got.properties["trained_tokens_per_second"] == pytest.approx(
+        got.properties["train_tokens_per_second"] * 126 / 128
+    )
+
+
 def test_ranks_agree_and_add_up(local: Local) -> None:
     """Both ranks have the same steps and warm-up, and the report's tokens are the sum over both."""
     values = {**SMALL, "number_nodes": 2, "batch_size": 4, "dataset_id": "synthetic-uniform", "max_steps": 8}

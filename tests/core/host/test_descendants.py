@@ -154,7 +154,7 @@ def test_a_stopped_trainer_ends_although_host_and_guard_are_killed() -> None:
     """The kernel continues it, and it notices that its standard input has ended."""
     trainer = (
         f"import os, sys, time; sys.path[:0] = {sys.path!r}; import ado_actuators.sfttrainer.core.trainer.serve as serve; "
-        "serve._continue_with_host_end(); serve._follow_stdin(); print(os.getpid(), flush=True); time.sleep(300)"
+        "serve._continue_with_host_end(); serve._follow(serve._take_stdin()); print(os.getpid(), flush=True); time.sleep(300)"
     )
     host = (
         f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {trainer!r}], stdin=subprocess.PIPE, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +19,8 @@ from ado_actuators.sfttrainer.core.trainer.memory_estimate.fully_sharded import 
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE, Ledger, Sharing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.tracing import Watch  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import Values  # noqa: E402
+
+from .... import memory  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -88,18 +89,14 @@ def real_peaks(wrapping: Wrapping, **kind: bool) -> list[int]:
     model.zero_grad()
     local = [getattr(parameter, "_local_tensor", parameter) for parameter in model.parameters()]
     held = sum(one.numel() * one.element_size() for one in local) + ids.numel() * ids.element_size()
-    # what earlier models have left must not be freed, and counted, later
-    gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step(model, ids)
         second_ns = time.time_ns()
         step(model, ids)
     most = [0, 0]
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        number = int(event.start_ns() >= second_ns)
-        most[number] = max(most[number], held)
+    for begin_ns, allocated in memory.held(profile):
+        number = int(begin_ns >= second_ns)
+        most[number] = max(most[number], held + allocated)
     return most
 
 
