@@ -53,7 +53,7 @@ def test_at_a_time_limit_everything_ends_and_the_output_is_shown(tmp_path: Path)
     """The daemon as well."""
     code = DAEMON.format(path=str(tmp_path / "pid"), then="print('begun', flush=True); time.sleep(600)")
     with pytest.raises(AssertionError, match=r"no end within (?s:.*)begun"):
-        run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, timeout_s=2)
+        run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ, timeout_s=1)
     assert gone(started_pid(tmp_path))
 
 

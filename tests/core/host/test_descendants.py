@@ -43,6 +43,7 @@ def trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[t
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
     monkeypatch.setattr(trainer_process, "TRAINER", script)
+    monkeypatch.setattr(trainer_process, "ALIVE_CHECK_S", 0.05)
     started: list[trainer_process.TrainerProcess] = []
     yield started
     for one in started:
