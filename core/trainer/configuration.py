@@ -98,6 +98,11 @@ def _check_use(job: Job, config: transformers.PretrainedConfig) -> None:
         raise Refused(
             f"Model {name} is an encoder ({config.model_type}): it sees later tokens. Use a causal language model."
         )
+    if config.model_type not in _generating_types() and not job.trust_remote_code:
+        raise Refused(
+            f"Model {name} is of type {config.model_type}, which transformers does not list as causal; "
+            "use a decoder-only causal language model."
+        )
     quantisation = getattr(config, "quantization_config", None)
     if quantisation and workload.weights == "random" and workload.method != "gptq_lora":
         method = getattr(quantisation, "quant_method", None) or dict(quantisation).get("quant_method", "unknown")
@@ -110,3 +115,7 @@ def _check_use(job: Job, config: transformers.PretrainedConfig) -> None:
 def _generating_heads() -> set[str]:
     names = {*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
     return names | {*modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()}
+
+
+def _generating_types() -> set[str]:
+    return {*modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 import re
 import textwrap
@@ -169,6 +170,11 @@ def _explained(job: Job) -> Iterator[None]:
     except _NO_MODEL as error:
         if fault := _file_fault(job):
             raise BadInput(f"Model {name[-60:]}: {fault}.") from error
+        if isinstance(error, KeyError) and (key := _key_of(str(error.args[0]), _configuration(job))):
+            raise BadInput(
+                f"Model {name[-60:]}: its configuration has {key[-40:]} {str(error.args[0])[:40]!r}, which transformers "
+                f"{transformers.__version__} does not know; correct it."
+            ) from error
         what = (
             f"Model {name[-60:]} cannot be built as its {'configuration' if job.source is None else 'config.json'} says"
         )
@@ -204,6 +210,21 @@ def _explained(job: Job) -> Iterator[None]:
         if kind:
             raise BadInput(f"Model {name} needs the package {kind} in the training environment.") from error
         raise BadInput(_message(f"Model {name} cannot be read", job.source, text)) from error
+
+
+def _configuration(job: Job) -> Any:
+    file = Path(job.source or "") / "config.json"
+    return job.architecture or (json.loads(file.read_bytes()) if file.is_file() else {})
+
+
+def _key_of(value: str, configuration: Any) -> str | None:
+    """Return the dotted name of the first key of a configuration with this value; None if there is none."""
+    for key, one in configuration.items() if isinstance(configuration, dict) else ():
+        if one == value:
+            return str(key)
+        if nested := _key_of(value, one):
+            return f"{key}.{nested}"
+    return None
 
 
 def _file_fault(job: Job) -> str | None:

@@ -99,6 +99,10 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         ({"model_type": "xlnet", "d_model": 16, "n_head": 2, "n_layer": 1}, r"is an encoder \(xlnet\)"),
         ({"model_type": "cpmant", "hidden_size": 16}, r"is an encoder \(cpmant\)"),
         ({"model_type": "whisper", "d_model": 16}, r"is an encoder-decoder \(whisper\)"),
+        *(
+            ({"model_type": name}, f"is of type {name}, which transformers does not list as causal")
+            for name in ("clip", "vit", "siglip", "wav2vec2", "sam", "dpr")
+        ),
         ({**LLAMA, "architectures": ["LlamaForSequenceClassification"]}, "is a LlamaForSequenceClassification"),
         ({**LLAMA, "quantization_config": {"quant_method": "awq", "bits": 4}}, r"has quantised weights \(awq\)"),
         ({**LLAMA, "quantization_config": {"quant_method": "fp8"}}, r"has quantised weights \(fp8\)"),

@@ -248,7 +248,11 @@ def test_a_broken_file_beside_the_weights(saved: Path, file: str, content: str, 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"hidden_act": "nosuch"}, "Model m cannot be built as its config.json says: KeyError: 'nosuch'."),
+        ({"hidden_act": "nosuch"}, "Model m: its configuration has hidden_act 'nosuch', which transformers "),
+        (
+            {"rope_scaling": {"rope_type": "fancy", "factor": 2.0}},
+            "Model m: its configuration has rope_scaling.rope_type 'fancy', which transformers ",
+        ),
         (
             {"pad_token_id": 9999},
             "Model m cannot be built as its config.json says: AssertionError: Padding_idx must be within num_embeddings.",
