@@ -5,6 +5,7 @@ A trial that waits has asked for no measurement yet, so the pool does not know o
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -15,7 +16,7 @@ import ray
 
 from .placement import Need
 from .pool import REPORT_AFTER_S, REPORT_EVERY_S
-from .snapshot import PREFIX, look, queued
+from .snapshot import PREFIX, Snapshot, look, queued
 from .waiting import explain
 
 CHECK_S = 5.0
@@ -48,7 +49,7 @@ class OperatorWaits:
         due = self._reported_s is None or now - self._reported_s > REPORT_EVERY_S
         if now - self._since_s < REPORT_AFTER_S or not due:
             return
-        seen, job = look(), ray.get_runtime_context().get_job_id()
+        seen, job = for_operators(look()), ray.get_runtime_context().get_job_id()
         # the job's id is the end of the ids of its actors, the dispatcher's among them
         if any(claim.owner.endswith(job) for node in seen.nodes for claim in node.claims):
             self._end()
@@ -62,6 +63,12 @@ class OperatorWaits:
         if self._reported_s is not None:
             self._report(f"{WHO} waits no longer.", False)
         self._since_s = self._reported_s = None
+
+
+def for_operators(seen: Snapshot) -> Snapshot:
+    """Return a snapshot in which ado's operators hold their CPUs like any other program: they lend them to measurements only."""
+    nodes = tuple(dataclasses.replace(node, operators=0.0) for node in seen.nodes)
+    return dataclasses.replace(seen, nodes=nodes, operators=frozenset())
 
 
 def watch(report: Report) -> None:

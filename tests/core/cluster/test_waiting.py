@@ -49,6 +49,15 @@ def test_a_wait_for_gpus_names_who_holds_gpus() -> None:
     assert (why.needs, why.free, why.held) == ("2 times 1 GPU and 1 CPU", "0 of 1 GPU free", "actor Model (1 GPU)")
 
 
+def test_a_trial_that_waits_is_told_about_other_trials() -> None:
+    """They hold the CPU that it needs, although a measurement could use it."""
+    actors = (Actor("Trial", "", "", "1", "n", {"CPU": 1.0}), Actor("Model", "", "serve", "2", "n", {"CPU": 0.5}))
+    busy = Node("n", {"CPU": 2}, {"CPU": 0.5}, operators=1)
+    seen = Snapshot(nodes=(busy,), actors=actors, operators=frozenset({"1"}))
+    why = explain(Need(1, 1), operator_waits.for_operators(seen), "")
+    assert (why.free, why.held) == ("0.5 of 2 CPUs free", "actor Trial (1 CPU) and actor serve (0.5 CPUs)")
+
+
 def test_a_queue_behind_the_own_measurements_asks_for_nothing() -> None:
     """Nobody has to do anything about it."""
     why = explain(Need(1, 2), Snapshot(nodes=(node(2, 0, lease("a", 2)),)), "me")
