@@ -168,8 +168,10 @@ class Host:
             raise
         finally:
             shutil.rmtree(job.run_dir, ignore_errors=True)
-        log = attempt.log or (str(self._trainers[attempt.failed_rank].log) if self._trainers else "")
-        self._finish(job, attempt)
+        log = attempt.log
+        if attempt.began:
+            log = log or (str(self._trainers[attempt.failed_rank].log) if self._trainers else "")
+            self._finish(job, attempt)
         return Outcome(
             records=attempt.records,
             cause=attempt.cause and attempt.cause.with_log(log),
@@ -279,6 +281,7 @@ class _Attempt:
         startup_s: seconds until the trainers were ready; 0 if they never were.
         log: log of an environment that could not be built; else empty.
         failed_rank: local rank of the trainer that failed; 0 if none did.
+        began: whether trainers were needed; a job that is refused before leaves them as they are.
         trainers_usable: whether the trainers can measure another job.
         idle: the ``Idle`` messages of ranks that finished before others, by local rank.
     """
@@ -295,6 +298,7 @@ class _Attempt:
         self.startup_s = 0.0
         self.log = ""
         self.failed_rank = 0
+        self.began = False
         self.trainers_usable = False
         self.idle: dict[int, Idle] = {}
 
@@ -316,6 +320,7 @@ class _Attempt:
 
     def _start(self) -> None:
         preflight.check(self._job, self._host.spec.environment)
+        self.began = True
         if not self._host._trainers:
             self._host.start(self._progress)
         self._host._await_ready(self._progress)

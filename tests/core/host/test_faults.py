@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import queue
@@ -221,6 +222,23 @@ def test_a_host_goes_on_after_a_failure(faulty: SimpleNamespace, tmp_path: Path,
     after = host.measure(job(faulty, tmp_path, "none", host), 60)
     assert after.cause is None
     assert not after.reused
+    assert host.measure(job(faulty, tmp_path, "none", host), 60).reused
+
+
+def test_a_job_that_is_refused_before_it_needs_a_trainer_costs_none(
+    faulty: SimpleNamespace, tmp_path: Path, make_host: Any
+) -> None:
+    """The trainers of the host go on; the refusal has no log."""
+    host = make_host()
+    good = job(faulty, tmp_path, "none", host)
+    assert host.measure(good, 60).cause is None
+    trainers = descendants()
+    refused = host.measure(
+        dataclasses.replace(good, workload=dataclasses.replace(good.workload, dataset_id=str(tmp_path / "a.csv"))), 60
+    )
+    assert refused.cause is not None
+    assert (refused.cause.what, refused.log) == ("bad_input", "")
+    assert descendants() == trainers
     assert host.measure(job(faulty, tmp_path, "none", host), 60).reused
 
 
