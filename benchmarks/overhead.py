@@ -23,7 +23,7 @@ from ado.schema.point import SpacePoint
 from ado_actuators.sfttrainer.actuator import SFTTrainer
 from ado_actuators.sfttrainer.core.host.local import Local
 from ado_actuators.sfttrainer.core.measurement.verdict import Verdict
-from ado_actuators.sfttrainer.core.protocol.messages import ResultMetadata
+from ado_actuators.sfttrainer.core.protocol.results import ResultMetadata
 
 WARM_LIMIT_S = 0.6
 FACTOR = 10

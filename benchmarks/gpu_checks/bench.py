@@ -25,7 +25,7 @@ from ado_actuators.sfttrainer.core.host.nvml import Device
 from ado_actuators.sfttrainer.core.host.trainer_process import trainer_environ
 from ado_actuators.sfttrainer.core.measurement.outcome import Outcome
 from ado_actuators.sfttrainer.core.measurement.plan import Plan, make_plan
-from ado_actuators.sfttrainer.core.protocol.messages import ResultMetadata
+from ado_actuators.sfttrainer.core.protocol.results import ResultMetadata
 
 from .schedule import OutOfTime
 from .workloads import Choice, Values

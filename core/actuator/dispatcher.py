@@ -25,7 +25,7 @@ from ..measurement.outcome import Outcome
 from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import Verdict, refusal
-from ..protocol.messages import DeviceSummary
+from ..protocol.results import DeviceSummary
 from ..workload.fields import Workload
 from .console import spinner
 from .results import complete, inputs, result

@@ -19,7 +19,8 @@ from ..host.state_dir import state_dir
 from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import refusal
-from ..protocol.messages import ProgressCallback, ResultMetadata
+from ..protocol.messages import ProgressCallback
+from ..protocol.results import ResultMetadata
 from .arguments import PRICE, BadUse, read_settings, read_workload
 
 # the arguments of ``reporting.rows.Row``, in its order

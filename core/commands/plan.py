@@ -16,8 +16,8 @@ from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..metrics import accelerators, roofline
 from ..metrics.accelerators import GIB
-from ..protocol.messages import ResultMetadata
 from ..protocol.outside import between_devices_bytes
+from ..protocol.results import ResultMetadata
 from ..workload.experiments import KINDS
 from ..workload.validation import parse
 from .arguments import BadUse, read_settings, read_workload

@@ -19,7 +19,6 @@ from .. import failures
 from ..measurement.outcome import Outcome
 from ..measurement.plugin import ENVIRONMENTS
 from ..protocol.messages import (
-    DeviceSummary,
     EstimateRecord,
     FailureMessage,
     Idle,
@@ -31,6 +30,7 @@ from ..protocol.messages import (
     Record,
 )
 from ..protocol.messages import progress as progress_message
+from ..protocol.results import DeviceSummary
 from . import descendants, environment, preflight
 from . import sampler as devices
 from .memory_growth import leaks

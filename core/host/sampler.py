@@ -19,7 +19,7 @@ import psutil
 
 from ..metrics.accelerators import GIB
 from ..metrics.device_samples import COUNTERS, DeviceFacts, DeviceSample, Sample, Samples, summarise
-from ..protocol.messages import HardwareDescription
+from ..protocol.results import HardwareDescription
 from .nvml import Device, DeviceSet, MigUnsupported, Reading, visible_devices
 
 __all__ = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from .. import failures
-from ..protocol.messages import DeviceSummary, EstimateRecord, Record
+from ..protocol.messages import EstimateRecord, Record
+from ..protocol.results import DeviceSummary
 
 
 @dataclasses.dataclass

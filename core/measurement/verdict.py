@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from .. import failures
 from ..metrics import benchmark, device_samples, memory_estimate, stability
-from ..protocol.messages import EstimateRecord, Record, ResultMetadata
+from ..protocol.messages import EstimateRecord, Record
+from ..protocol.results import ResultMetadata
 from ..workload.command import distribution
 from ..workload.experiments import KINDS
 from .distribution import installed_version

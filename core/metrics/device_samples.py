@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from ..protocol.messages import DeviceSummary
+from ..protocol.results import DeviceSummary
 from .accelerators import GIB
 
 # the counter is updated every 20 to 100 ms, so the energy of a shorter phase has a large relative error

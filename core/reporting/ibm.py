@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..protocol.messages import ResultMetadata
+from ..protocol.results import ResultMetadata
 from ..workload import ibm, ibm_names
 from ..workload.ibm_values import number
 from .rows import Row, plain, workload_value

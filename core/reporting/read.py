@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..protocol.messages import ResultMetadata
+from ..protocol.results import ResultMetadata
 from ..workload import ibm_names
 from ..workload.experiments import KINDS
 from ..workload.ibm_values import InvalidValue

@@ -10,7 +10,7 @@ from typing import Any
 
 import pydantic
 
-from ..protocol.messages import ResultMetadata
+from ..protocol.results import ResultMetadata
 from ..workload.experiments import KINDS
 from ..workload.fields import Workload
 
