@@ -78,12 +78,22 @@ def _unusable_images(name: str) -> str | None:
     return irregular(name)
 
 
+def unreadable(path: str, reason: str | None) -> str:
+    """Return the message about a file that the system does not read, for its ``reason``."""
+    return f"Data set {quoted(path)} cannot be read: {reason}."
+
+
+def empty(path: str) -> str:
+    """Return the message about a file without rows."""
+    return f"Data set {quoted(path)} is empty; expected at least one row. Give another file."
+
+
 def irregular(path: str) -> str | None:
     """Return why a path is not a regular file: opening a pipe or reading a device may never end. None for a regular file."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except OSError as error:
-        return f"Data set {quoted(path)} cannot be read: {error.strerror}."
+        return unreadable(path, error.strerror)
     if stat.S_ISDIR(mode):
         return f"Data set {quoted(path)} cannot be read: Is a directory; give a .jsonl or .parquet file in it."
     if not stat.S_ISREG(mode):

@@ -118,6 +118,27 @@ class WorkloadFields(Protocol):
     def model_name(self) -> str: ...  # noqa: D102
     @property
     def dataset_image_field(self) -> str: ...  # noqa: D102
+    @property
+    def quantisation(self) -> str: ...  # noqa: D102
+    @property
+    def fp8_recipe(self) -> str: ...  # noqa: D102
+    @property
+    def distributed_backend(self) -> str: ...  # noqa: D102
+    @property
+    def tensor_parallel_size(self) -> int: ...  # noqa: D102
+    @property
+    def context_parallel_size(self) -> int: ...  # noqa: D102
+
+
+def lacks_package(asked: str, package: str, more: str = "") -> str:
+    """Return the message about a package that is not installed where it is needed.
+
+    Args:
+        asked: the property that needs it, with its value.
+        package: as pip names it.
+        more: what else there is to say or to do.
+    """
+    return f"{asked} needs the package {package} in the training environment{more and '; ' + more}."
 
 
 def is_hub_kernel(attention: str) -> bool:
@@ -222,21 +243,21 @@ def untraceable(workload: WorkloadFields) -> str | None:
     """
     if workload.method == "gptq_lora":
         return "finetune_memory_estimate cannot trace method gptq_lora: its library reads quantised weights from files."
-    if workload.method == "qlora" and getattr(workload, "quantisation", "") == "int8":
+    if workload.method == "qlora" and workload.quantisation == "int8":
         return (
             "finetune_memory_estimate cannot trace quantisation int8: "
             "what its products allocate depends on the outliers among the activations."
         )
-    if (recipe := getattr(workload, "fp8_recipe", "none")) != "none":
-        return f"finetune_memory_estimate cannot trace fp8_recipe {recipe}: what its casts allocate is not known."
+    if workload.fp8_recipe != "none":
+        return f"finetune_memory_estimate cannot trace fp8_recipe {workload.fp8_recipe}: what its casts allocate is not known."
     for name in ("tensor_parallel_size", "context_parallel_size"):
-        if (size := getattr(workload, name, 1)) > 1:
+        if (size := getattr(workload, name)) > 1:
             return f"finetune_memory_estimate cannot trace {name} {size}: what each device gathers is not known."
-    if getattr(workload, "distributed_backend", "") == "DeepSpeed":
+    if workload.distributed_backend == "DeepSpeed":
         return (
             "finetune_memory_estimate cannot trace distributed_backend DeepSpeed: its buffers are not known; use FSDP2."
         )
-    found = next((name for name in UNTRACEABLE if getattr(workload, name, False)), None)
+    found = next((name for name in UNTRACEABLE if getattr(workload, name)), None)
     if getattr(workload, "attn_implementation", "") == FLEX_ATTENTION:
         found = f"attn_implementation {FLEX_ATTENTION}"
     optim = getattr(workload, "optim", optimizers.OWN[0])

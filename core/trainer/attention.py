@@ -54,8 +54,11 @@ def _check_fallback(name: str) -> None:
     package = supported.FLASH_PACKAGES[name][0]
     if not hasattr(flash, "FLASH_ATTN_KERNEL_FALLBACK"):
         raise BadInput(
-            f"attn_implementation {name} needs the package {package} in the training environment; "
-            f"transformers {transformers.__version__} has no other kernel for it."
+            supported.lacks_package(
+                f"attn_implementation {name}",
+                package,
+                f"transformers {transformers.__version__} has no other kernel for it",
+            )
         )
     if name not in flash.FLASH_ATTN_KERNEL_FALLBACK:
         known = ", ".join(("sdpa", "eager", *flash.FLASH_ATTN_KERNEL_FALLBACK))

@@ -24,10 +24,10 @@ import datasets
 import numpy
 import pyarrow
 
-from ..protocol.data_files import SYNTHETIC, quoted, unusable
-from ..protocol.messages import LONGEST_MESSAGE, Job, JobWorkload
+from ..protocol.data_files import SYNTHETIC, empty, quoted, unusable
+from ..protocol.messages import Job, JobWorkload
 from . import files, formats
-from .errors import DataError, Refused, described
+from .errors import DataError, Refused, because
 
 LOGNORMAL_DEVIATION = 0.8
 # ids 0 to 2 are special tokens of the byte tokenizer and of many others
@@ -290,8 +290,7 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
         except (DataError, MemoryError):
             raise
         except Exception as error:  # whatever a tokenizer raises, the cause is this row
-            head = f"{position} cannot be tokenised: "
-            raise DataError(f"{head}{described(error, LONGEST_MESSAGE - len(head) - 1)}.") from error
+            raise DataError(because(f"{position} cannot be tokenised", error)) from error
         samples.add(ids, labels, demand.longest)
         if samples.fill(demand):
             samples.complete = False
@@ -307,7 +306,7 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
         raise DataError(
             f"Data set {quoted(path)} has no sample with a label within {demand.longest} tokens; raise model_max_length."
         )
-    raise DataError(f"Data set {quoted(path)} is empty; expected at least one row. Give another file.")
+    raise DataError(empty(path))
 
 
 def _rows(path: str, text_field: str) -> Iterator[files.Row]:

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
+from ..protocol import supported
 from ..protocol.messages import AUTOCAST_DTYPES, JobWorkload
 from . import accelerate_state
 from .errors import BadInput
@@ -65,7 +66,7 @@ def options(workload: JobWorkload) -> dict[str, Any]:
     if not is_used(workload):
         return {}
     if importlib.util.find_spec("deepspeed") is None:
-        raise BadInput("distributed_backend DeepSpeed needs the package deepspeed in the training environment.")
+        raise BadInput(supported.lacks_package("distributed_backend DeepSpeed", "deepspeed"))
     found: dict[str, Any] = {"deepspeed": configuration(workload), "ddp_backend": None}
     if not workload.number_gpus:
         # DeepSpeed's operator in shared memory would need a compiler, and minutes on first use

@@ -1,8 +1,10 @@
-"""Errors whose cause is known where they are raised; each message is shown to the user as it is. Imports the standard library only."""
+"""Errors whose cause is known where they are raised; each message is shown to the user as it is. Imports no third-party package."""
 
 from __future__ import annotations
 
 import textwrap
+
+from ..protocol.messages import LONGEST_MESSAGE
 
 
 class Refused(Exception):
@@ -22,3 +24,8 @@ def described(error: BaseException, longest: int) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     kind = type(error).__name__
     return textwrap.shorten(f"{kind}: {text}" if text else kind, max(longest, len(kind) + 4), placeholder=" …")
+
+
+def because(head: str, error: BaseException) -> str:
+    """Return one message: ``head``, and an exception of a library as far as there is space."""
+    return f"{head}: {described(error, LONGEST_MESSAGE - len(head) - 3)}."

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from ..protocol.data_files import LONGEST_NAME, irregular, quoted
+from ..protocol.data_files import LONGEST_NAME, irregular, quoted, unreadable
 from .errors import DataError
 
 # the position of a row, for messages, and the row
@@ -76,7 +76,7 @@ def json_lines(path: str) -> Iterator[Row]:
                 if line.strip():
                     yield position, _json_object(line, position)
     except OSError as error:
-        raise DataError(f"Data set {quoted(path)} cannot be read: {error.strerror}.") from error
+        raise DataError(unreadable(path, error.strerror)) from error
 
 
 def _json_object(line: bytes, position: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def parquet_rows(path: str, select: Callable[[list[str]], list[str]], *, batch_s
                         yield f"Row {number} of data set {quoted(path)}", row
     except (OSError, pyarrow.ArrowException) as error:
         if isinstance(error, OSError) and error.strerror:
-            raise DataError(f"Data set {quoted(path)} cannot be read: {error.strerror}.") from error
+            raise DataError(unreadable(path, error.strerror)) from error
         raise DataError(
             f"Data set {quoted(path)} cannot be read as parquet after row {number}: "
             "it is another kind of file, cut short or damaged; write or download it again."

@@ -27,7 +27,7 @@ def convert(model: Any, workload: JobWorkload) -> None:
     if recipe == "none":
         return
     if importlib.util.find_spec("torchao") is None:
-        raise BadInput(f"fp8_recipe {recipe} needs the package torchao in the training environment.")
+        raise BadInput(supported.lacks_package(f"fp8_recipe {recipe}", "torchao"))
     _check_device(recipe)
     from accelerate.utils.ao import convert_model_to_fp8_ao
     from torchao.float8 import Float8LinearConfig

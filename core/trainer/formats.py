@@ -27,7 +27,7 @@ from typing import Any
 from ..protocol.data_files import kind, no_template
 from ..protocol.messages import LONGEST_MESSAGE
 from . import files, tokens
-from .errors import DataError, described
+from .errors import DataError, because
 
 # PyTorch's cross-entropy loss ignores this label
 IGNORED = -100
@@ -53,6 +53,10 @@ _FEW = 10
 _RENAMED = {"from": "role", "value": "content"}
 # columns of rows with input_ids that choose the tokens to train
 _CHOICES = ("labels", "assistant_masks")
+
+
+def _not_unicode(position: str) -> str:
+    return f"{position} contains text that is not valid Unicode."
 
 
 def columns(names: Sequence[str], text_field: str) -> list[str]:
@@ -129,7 +133,7 @@ class Reader:
         try:
             found = self._prompt(row, position) if "prompt" in row else self._whole(row, position)
         except UnicodeError:  # raised by tokenizers for an unpaired surrogate, which JSON can contain
-            raise DataError(f"{position} contains text that is not valid Unicode.") from None
+            raise DataError(_not_unicode(position)) from None
         if found is None:
             head = f"{position} needs valid {expected(self._text_field)}; it has "
             read = (self._text_field, *_CONVERSATIONS)
@@ -217,7 +221,7 @@ class Reader:
         except TypeError:  # what the tokenizers library makes of an unpaired surrogate
             if not any("\ud800" <= character <= "\udfff" for character in text):
                 raise
-            raise DataError(f"{position} contains text that is not valid Unicode.") from None
+            raise DataError(_not_unicode(position)) from None
 
     def _chat(
         self,
@@ -237,8 +241,7 @@ class Reader:
         except tokens.ConversationTooLongError as error:
             raise DataError(f"{position} is a chat of {error} for assistant_only_loss; divide it.") from None
         except Exception as error:  # a template is a program and can raise anything; the cause is this sample
-            head = f"{position}: the chat template fails on these messages: "
-            raise DataError(f"{head}{described(error, LONGEST_MESSAGE - len(head) - 1)}.") from error
+            raise DataError(because(f"{position}: the chat template fails on these messages", error)) from error
 
     def _ids(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
         ids = self._numbers(row["input_ids"], "input_ids", position, least=0)

@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from transformers.training_args import OptimizerNames
 
-from ..protocol import optimizers
+from ..protocol import optimizers, supported
 from ..protocol.messages import JobWorkload
 from .errors import BadInput
 
@@ -28,9 +28,7 @@ def arguments(workload: JobWorkload) -> dict[str, Any]:
         )
     package = optimizers.PACKAGES.get(name)
     if package is not None and importlib.util.find_spec(package.module) is None:
-        raise BadInput(
-            f"optim {name} needs the package {package.distribution} in the training environment; install it there."
-        )
+        raise BadInput(supported.lacks_package(f"optim {name}", package.distribution, "install it there"))
     return {"optim": name, **({"optim_target_modules": "all-linear"} if optimizers.is_low_rank(name) else {})}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..protocol import supported
 from ..protocol.messages import JobWorkload
 from .errors import BadInput
 
@@ -52,7 +53,7 @@ def check_installed() -> None:
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BadInput(
-            "method qlora needs the package bitsandbytes in the training environment; install it with pip install bitsandbytes."
+            supported.lacks_package("method qlora", "bitsandbytes", "install it with pip install bitsandbytes")
         )
 
 

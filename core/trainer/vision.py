@@ -27,6 +27,7 @@ import pyarrow
 import transformers
 from pyarrow import parquet
 
+from ..protocol import data_files, supported
 from ..protocol.data_files import LONGEST_NAME, SYNTHETIC_IMAGES, quoted, unusable
 from ..protocol.messages import Job, JobWorkload
 from . import byte_tokenizer, files
@@ -194,7 +195,7 @@ def build(job: Job, processor: Any, config: Any) -> DataSet:
     import datasets
 
     if importlib.util.find_spec("PIL") is None:
-        raise BadInput("dataset_image_field needs the package pillow in the training environment.")
+        raise BadInput(supported.lacks_package("dataset_image_field", "pillow"))
     directory = Path(job.run_dir)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"images-{job.rank}.parquet"
@@ -304,7 +305,7 @@ def _from_file(workload: JobWorkload, truncate: _Truncation) -> Iterator[dict[st
         empty = False
         yield _checked(row[workload.dataset_image_field], row[workload.dataset_text_field], position, truncate)
     if empty:
-        raise DataError(f"Data set {quoted(path)} is empty; expected at least one row. Give another file.")
+        raise DataError(data_files.empty(path))
 
 
 def _columns(names: list[str], workload: JobWorkload) -> list[str]:

@@ -118,9 +118,9 @@ def _unknown_to_kernels(workload: JobWorkload, architecture: dict[str, Any]) -> 
 def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], release: dict[str, str]) -> Iterator[str]:
     package = optimizers.PACKAGES.get(workload.optim)
     if package is not None and not has(package.module):
-        yield f"optim {workload.optim} needs the package {package.distribution} in the training environment."
+        yield supported.lacks_package(f"optim {workload.optim}", package.distribution)
     if workload.distributed_backend == "DeepSpeed" and not has("deepspeed"):
-        yield "distributed_backend DeepSpeed needs the package deepspeed in the training environment."
+        yield supported.lacks_package("distributed_backend DeepSpeed", "deepspeed")
     if workload.distributed_backend == "DeepSpeed" and workload.method in ("lora", "qlora", "gptq_lora"):
         # it passes a group of no parameters, which DeepSpeed removes, and then sets the learning rate of each group
         yield "LoRA with DeepSpeed fails in the transformers that fms-hf-tuning pins; use the sfttrainer actuator."
@@ -137,7 +137,7 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
             yield f"{asked} needs a CUDA device, but this trainer has none."
         missing = [_distribution(module) for module in NEEDS.get(asked, ("kernels",)) if not has(module)]
         if missing:
-            yield f"{asked} needs the package {' and '.join(missing)} in the training environment."
+            yield supported.lacks_package(asked, " and ".join(missing))
     if workload.method == "lora" and workload.distributed_backend == "FSDP2" and workload.number_gpus > 1:
         # the library's wrapping policy for adapters works with version 1 only; with version 2 no layer would be sharded separately
         yield "LoRA with FSDP2 is not supported, because fms-hf-tuning wraps adapters only with FSDP version 1; use FSDP."
@@ -159,7 +159,7 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
         yield "method qlora needs mixed_precision bf16 or fp16 in fms-hf-tuning; with no use the sfttrainer actuator."
     if workload.dataset_image_field:
         if not has("PIL"):
-            yield "dataset_image_field needs the package pillow in the training environment."
+            yield supported.lacks_package("dataset_image_field", "pillow")
         if _numbers(release.get("fms-hf-tuning", "")) < (3, 2):
             yield (
                 f"dataset_image_field needs fms-hf-tuning 3.2 or newer, not {release.get('fms-hf-tuning')}; "

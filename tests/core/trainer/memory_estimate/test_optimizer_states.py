@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from ado_actuators.sfttrainer.core.protocol import supported  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import optimizer_states  # noqa: E402
+from ado_actuators.sfttrainer.core.workload import validation  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -81,12 +82,9 @@ def test_which_states_follow_the_type_of_the_parameters() -> None:
 @pytest.mark.parametrize("name", ["galore_adamw", "apollo_adamw_layerwise", "lomo", "adalomo", "adamw_torch_4bit"])
 def test_optimizers_that_cannot_be_traced_say_so(name: str) -> None:
     """The reason names the property and its value."""
-
-    class Asked:
-        method, optim = "full", name
-        model_name, dataset_image_field = "m", ""
-        fast_kernels = fast_moe = multipack = None
-
-    message = supported.untraceable(Asked())
+    asked = validation.parse(
+        {"model_name": "m", "model_max_length": 8, "batch_size": 1, "number_gpus": 1, "optim": name}
+    )
+    message = supported.untraceable(asked)
     assert message is not None
     assert message.startswith(f"finetune_memory_estimate cannot trace optim {name}: ")
