@@ -16,7 +16,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from .. import failures
-from ..host import environment, nvml
+from ..host import environment, nvml, uv
 from ..host.node import cpu_count
 from ..host.state_dir import state_dir
 from ..measurement.distribution import asked_by
@@ -239,8 +239,8 @@ def _managed(subject: Subject) -> Iterator[Finding]:
     if not lists:
         return
     try:
-        yield Finding("uv", "ok", environment.find_uv())
-    except environment.EnvironmentProblem as problem:
+        yield Finding("uv", "ok", uv.find_uv())
+    except uv.EnvironmentProblem as problem:
         yield Finding("uv", "missing", str(problem), "pip install uv")
     for one in lists:
         python = environment.built(one, subject.state_dir / "environments")

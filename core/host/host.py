@@ -31,7 +31,7 @@ from ..protocol.messages import (
 )
 from ..protocol.messages import progress as progress_message
 from ..protocol.results import DeviceSummary
-from . import descendants, environment, preflight
+from . import descendants, environment, preflight, uv
 from . import sampler as devices
 from .memory_growth import leaks
 from .node import cpu_count, node_address, visible_mask
@@ -312,7 +312,7 @@ class _Attempt:
             self.cause, self.failed_rank = failed.failure.cause, failed.local_rank
         except failures.Failure as failure:
             self.cause = failure.cause
-        except environment.EnvironmentProblem as problem:
+        except uv.EnvironmentProblem as problem:
             self.cause = failures.BadInput(str(problem)).cause
             self.log = str(problem.log or "")
         except Exception as error:

@@ -11,7 +11,7 @@ import pytest
 
 from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.core.host import environment
-from ado_actuators.fms_hf_tuning.core.host.environment import EnvironmentProblem
+from ado_actuators.fms_hf_tuning.core.host.uv import EnvironmentProblem
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 

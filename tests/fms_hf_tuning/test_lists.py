@@ -10,7 +10,7 @@ import pytest
 from ado_actuators.fms_hf_tuning import environments
 from ado_actuators.fms_hf_tuning.actuator import FMSHFTuning
 from ado_actuators.fms_hf_tuning.core.failures import BadInput
-from ado_actuators.fms_hf_tuning.core.host.environment import EnvironmentProblem
+from ado_actuators.fms_hf_tuning.core.host.uv import EnvironmentProblem
 from ado_actuators.fms_hf_tuning.core.workload.fields import Workload
 from ado_actuators.fms_hf_tuning.environments import __main__ as lists
 

@@ -39,7 +39,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     ado_actuators.__path__ = [*ado_actuators.__path__, str(package.parent)]  # type: ignore[assignment]
     modules = {
         name.rpartition(".")[2]: importlib.import_module(f"ado_actuators.faulty.core.{name}")
-        for name in ("host.host", "workload.validation", "failures", "host.environment", "protocol.messages")
+        for name in ("host.host", "workload.validation", "failures", "host.environment", "host.uv", "protocol.messages")
     }
     yield SimpleNamespace(**modules, root=root)
     # the next module makes a plugin of its own

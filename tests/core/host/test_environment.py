@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from ado_actuators.sfttrainer.core.host import environment
-from ado_actuators.sfttrainer.core.host.environment import EnvironmentProblem
+from ado_actuators.sfttrainer.core.host.uv import EnvironmentProblem
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -128,7 +128,7 @@ def test_a_full_disk_in_the_environment_cache(
     requirements = tmp_path / "list.txt"
     requirements.write_text("six==1.17.0\nidna==3.10\n")
     begin = time.perf_counter()
-    with pytest.raises(faulty.environment.EnvironmentProblem, match=r"[Nn]o space left on device") as problem:
+    with pytest.raises(faulty.uv.EnvironmentProblem, match=r"[Nn]o space left on device") as problem:
         faulty.environment.resolve(
             "managed", requirements=requirements, cache_dir=small_disk, progress=lambda line: None, timeout_s=60
         )

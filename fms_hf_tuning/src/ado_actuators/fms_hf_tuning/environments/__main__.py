@@ -2,7 +2,7 @@
 
 uv resolves both variants from the library's own requirements, for Linux on x86-64; nothing is installed. Each package is followed by
 the hashes of all its files on the index, so that a mirror cannot provide other files. Imports the standard library and, of the core,
-``host.environment`` and ``host.package_indexes``.
+``host.uv`` and ``host.package_indexes``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from ..core.host import package_indexes as indexes
-from ..core.host.environment import EnvironmentProblem, find_uv
+from ..core.host.uv import EnvironmentProblem, find_uv
 from . import FILE_NAME, HERE, VARIANTS
 
 PYTHONS = ("3.11", "3.12")
