@@ -217,6 +217,7 @@ def _installed_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
     """A bench on an H100 on which everything is as it should be, without waiting for a device to become idle."""
+    monkeypatch.setattr("gpu_checks.bench.POLL_S", 0.01)
     monkeypatch.setattr(edge, "BASE_LINE_WAIT_S", 0.0)
     monkeypatch.setattr(device, "SETTLE_S", 0.0)
     monkeypatch.setattr(device, "APART_S", 0.0)
