@@ -34,8 +34,6 @@ START_S = 180.0
 LIMIT_S = 5400.0
 # how often each is drawn
 KINDS = {"trainer": 6, "host": 3, "dispatcher": 1, "node": 1}
-# Ray restarts the dispatcher as often as its ``max_restarts``
-MOST = {"dispatcher": 3}
 NAMES = {"trainer": "core/trainer", "host": "ray::HostActor", "dispatcher": "ray::Dispatcher"}
 # what may die with its node: our actors and what Ray itself runs
 OURS = ("ray::IDLE", "ray::Dispatcher", "ray::HostActor", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -235,8 +233,7 @@ def operate(
             if done and not last:
                 cluster.join()
             elif done and process.poll() is None:
-                kinds = {kind: often for kind, often in KINDS.items() if killed[kind] < MOST.get(kind, measurements)}
-                kind = drawn.choices(list(kinds), list(kinds.values()))[0]
+                kind = drawn.choices(list(KINDS), list(KINDS.values()))[0]
                 killed[kind] += kill(cluster, kind, drawn)
             if done != last:
                 common.say(f"{done} of {measurements} results, killed: {dict(killed)}")

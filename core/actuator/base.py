@@ -94,8 +94,8 @@ class MeasuringActuator(StandardActuator):
             from .dispatcher import Dispatcher
 
             actor: Any = Dispatcher
-            # on the operation's own node: the loss of another node must not end the dispatcher
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            # on the operation's own node: the loss of another node must not end the dispatcher. With soft affinity Ray restarts it on others
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             self._dispatcher = actor.options(scheduling_strategy=here).remote(self.plugin(), self._parameters)
             try:
                 cleaner = ray.get_actor("resource_cleaner", namespace=self._stateUpdateQueue.ray_namespace())

@@ -39,8 +39,9 @@ HOST_SILENT_S = 60.0
 HOST_START_S = 900.0
 
 
-# if the dispatcher is killed, Ray ends its hosts, restarts it and repeats its unfinished calls
-@ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
+# if the dispatcher is killed, Ray ends its hosts, restarts it and repeats its unfinished calls. Restarts are not limited: an operation may
+# take weeks. A call is limited, so that one that kills the dispatcher each time ends
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=10)
 class Dispatcher:
     """Measures any number of requests concurrently."""
 

@@ -164,6 +164,17 @@ def test_a_killed_dispatcher_is_started_again(submit: Callable[..., Any], tmp_pa
     assert [group["state"] for group in placement_group_table().values()].count("CREATED") == 1
 
 
+def test_a_dispatcher_is_restarted_any_number_of_times_on_its_node(submit: Callable[..., Any]) -> None:
+    """Killed five times, it is always a child of the same node's raylet, and measures."""
+    (dispatcher,) = processes_of("Dispatcher")
+    raylet = dispatcher.ppid()
+    for _ in range(5):
+        dispatcher.kill()
+        (dispatcher,) = wait_for(lambda last=dispatcher.pid: [one for one in processes_of("Dispatcher") if one.pid != last], 60)
+        assert dispatcher.ppid() == raylet
+    assert values(submit()(150))["is_valid"] == 1
+
+
 def test_other_measurements_go_on(submit: Callable[..., Any], tmp_path: Path) -> None:
     """Of two that train side by side one is killed and repeated; the other does not notice."""
     answers = [submit(cpus_per_process=1, seed=seed, **LONG) for seed in (1, 2)]
