@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["nox[uv]>=2025.2.9"]
 # ///
-"""The jobs of this repository: `nox` runs all checks, `nox -s quickstart` the main job, `nox -l` lists them."""
+"""The jobs of this repository: `nox` runs all checks, `nox -s quickstart` makes a first report, `nox -l` lists them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Group = Literal["cannot run", "broken", "transient"]
 What = Literal["gpu_oom", "host_oom", "predicted_oom", "invalid_configuration", "bad_input", "transient", "broken"]
 # longest message on a terminal, which may list all accepted values
 LONGEST_ON_TERMINAL = 1000
-# an exception that no rule explains: its text, and that with the path of its log
+# an exception that no rule explains: longest text, and longest message that also names the log
 LONGEST_TEXT = 1000
 LONGEST_EXCEPTION = 1500
 # an abort writes its reason last; earlier errors in the log did not end the process
@@ -262,7 +262,7 @@ def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
     if number:
         aborted = NATIVE_ABORT.search(tail) if number == signal.SIGABRT else None
         reason = _by_text(aborted.group(0)) if aborted else None
-        hint = ", as where /dev/shm or the disk of a mapped file is full" if number == signal.SIGBUS else ""
+        hint = ", which happens if /dev/shm or the disk of a mapped file is full" if number == signal.SIGBUS else ""
         return reason or Transient(f"The trainer process died ({_signal_name(number)}){hint}; see the log.")
     ends = list(TRACEBACK_END.finditer(tail))
     if ends:
@@ -307,7 +307,7 @@ def _known_problem(type_name: str, text: str) -> Failure | None:
     missing = re.search(r"No module named '([\w.]+)'", text)
     if missing:
         return _missing_package(missing.group(1).partition(".")[0])
-    # a process that cannot be forked; of pipes and sockets only those that do not block raise it, which none of ours are
+    # no process can be forked; non-blocking pipes and sockets raise it, too, but this code has none
     if type_name == "BlockingIOError" or PROCESS_LIMIT.search(text):
         return Broken(PROCESS_LIMIT_MESSAGE)
     if re.search(r"/dev/shm\b.*No space left|insufficient shared memory|shared memory segment", text, re.DOTALL):

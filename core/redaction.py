@@ -101,7 +101,13 @@ def _hide_forms(text: str) -> str:
 
 
 def hide_bytes(data: bytes, *, cut: bool = False) -> bytes:
-    """Return ``data`` without secrets; if its beginning was ``cut`` off, also without the end of a secret at its beginning."""
+    """Return ``data`` without secrets.
+
+    Args:
+        data: the bytes.
+        cut: whether their beginning was cut off. They may then begin inside a secret, so as many bytes as the longest secret has are
+            removed there.
+    """
     known = _secret_bytes()
     if cut:
         start = min(len(data), max((len(secret) for secret in known), default=0))
@@ -122,7 +128,7 @@ def _hide_bytes(data: bytes, known: list[bytes]) -> bytes:
 
 
 def _end_across(data: bytes, secret: bytes, start: int) -> int:
-    """Return where a secret ends that ``start`` would divide, else ``start``."""
+    """Return the end of a secret that ``start`` would split, or ``start`` if there is none."""
     begin = data.find(secret, max(0, start - len(secret) + 1), start + len(secret) - 1)
     return start if begin < 0 or begin >= start else begin + len(secret)
 
@@ -135,7 +141,7 @@ class Filter:
         self._held = b""
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the bytes that can be written now: complete lines, except an end that may be the start of a secret of several lines."""
+        """Return the bytes that can be written now: complete lines, up to where a secret of several lines may begin."""
         data = self._held + piece
         cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if not cut and len(data) > LONGEST_LINE_BYTES:

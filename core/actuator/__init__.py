@@ -1,1 +1,1 @@
-"""ado's side: the actuator base class, its dispatcher, parameters, catalog and results. The only layer that imports ado."""
+"""ado's side: the actuator base class, its dispatcher, parameters, catalog and results. Elsewhere only ``reporting.store`` imports ado."""

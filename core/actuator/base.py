@@ -94,7 +94,7 @@ class MeasuringActuator(StandardActuator):
             from .dispatcher import Dispatcher
 
             actor: Any = Dispatcher
-            # on the operation's own node: the loss of another node must not end the dispatcher. With soft affinity Ray restarts it on others
+            # on the operation's node, since another one may get lost; with soft affinity Ray restarts it on any
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             self._dispatcher = actor.options(scheduling_strategy=here).remote(self.plugin(), self._parameters)
             try:

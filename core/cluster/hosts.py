@@ -43,7 +43,7 @@ class Shape:
         nodes: hosts.
         cpus: CPUs that each host trains with; in Ray it may hold fewer (``placement``).
         gpu_model: GPU type, or ``any``.
-        roce: with RDMA between nodes.
+        roce: whether the nodes need RDMA between them.
     """
 
     host: HostSpec

@@ -176,7 +176,7 @@ class Place:
     Attributes:
         node: the node without the host.
         cpus: CPUs to reserve there in Ray.
-        share: of the node's own resource.
+        share: share of the node's own resource ``node:ADDRESS`` to reserve.
     """
 
     node: Node

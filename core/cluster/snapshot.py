@@ -133,7 +133,7 @@ def look() -> Snapshot:
             if name.kind == LEASE:
                 claims[node].append(Claim(group, name.owner, name.threads, bundles[index]))
             else:
-                # it holds nothing for long
+                # a mark, which its pool removes as soon as Ray has created it: its resources count as free
                 _add(free.setdefault(node, {}), bundles[index])
     return Snapshot(
         nodes=tuple(_node(node, free, claims, actors, operators, own) for node in nodes.nodes()),

@@ -41,7 +41,7 @@ def main(
 def _write(documents: list[Document], output: Path) -> None:
     targets = [output / document.path.name for document in documents]
     if twice := next((path for path in targets if targets.count(path) > 1), None):
-        raise Unusable(f"two files are called {twice.name}: convert them one by one, with a directory each (-o DIR).")
+        raise Unusable(f"Two files are called {twice.name}: convert them one by one, with a directory each (-o DIR).")
     for document, target in zip(documents, targets, strict=True):
         if target.exists() and target.samefile(document.path):
             raise Unusable(f"{target} would be overwritten: name another directory with -o DIR.")

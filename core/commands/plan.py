@@ -279,7 +279,7 @@ def _write(output: Path, actuator: str, values: dict[str, Any], rows: list[Row],
 
 
 def best(rows: list[Row]) -> Row | None:
-    """Return the cheapest row that fits; without prices the one with the fewest GPUs, then the least memory."""
+    """Return the cheapest row that fits; without prices the one with the fewest GPUs, then with the smallest memory of a GPU."""
     fitting = [row for row in rows if row.fits]
     priced = [row for row in fitting if row.usd_per_million_tokens is not None]
     if priced:

@@ -88,7 +88,7 @@ class Sampler:
     def take(self, *, last: bool = False) -> None:
         """Take one sample now; the last one is complete, however long it takes."""
         self._tree.rescan(self._clock())
-        # after the readings, because a scan may take long and the time must be that of the readings
+        # taken after the scan, which may be long: the time must be that of the readings
         time_s = self._clock()
         cpu_s, rss_bytes = self._tree.read()
         readings = [self._read(device, facts) for device, facts in zip(self._devices, self._facts, strict=True)]

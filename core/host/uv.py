@@ -187,7 +187,7 @@ def find_uv() -> str:
 def _why(output: str, content: str, name: str) -> str:
     """Return the message for a failed installation; it names the package if uv's output does."""
     if re.search(r"No space left on device", output):
-        return f"Environment {name} cannot be built: the disk of the environments is full (no space left on device)."
+        return f"Environment {name} cannot be built: the disk is full (no space left on device); free some space, or set state_dir."
     pins = re.findall(r"^([A-Za-z0-9][\w.-]*)(==[^\s;\\]+)?", content, re.MULTILINE)
     reason = re.sub(r"[-_.]+", "-", output[max(output.rfind("error:"), output.rfind("×"), 0) :].lower())
     for package, version in sorted(pins, key=lambda pin: _position(pin[0], reason)):

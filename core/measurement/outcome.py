@@ -50,6 +50,6 @@ class Run:
 
     @property
     def cause(self) -> failures.Cause | None:
-        """The failure that explains most of those the hosts report; None if the run succeeded."""
+        """The cause that explains those of the other hosts; None if the run succeeded."""
         causes = [outcome.cause for outcome in self.outcomes if outcome.cause is not None]
         return failures.root_cause(causes)

@@ -30,7 +30,7 @@ class Plan:
         given: the property values as the user gave them.
         source: where the model comes from.
         quick: for a memory estimate: predict only the peak, not the largest batch that fits.
-        capacities: for a memory estimate: usable bytes of further devices to answer about, by name.
+        capacities: for a memory estimate: usable memory, bytes, of further device types that it covers, by name.
     """
 
     actuator: str
@@ -94,7 +94,7 @@ class Plan:
         known = workload.number_gpus > 0 and accelerators.usable_bytes(workload.gpu_model) is not None
         if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
             return None
-        # what exceeds an upper bound may fit all the same
+        # if the estimate is only an upper bound, it may be too large for a device that the workload fits
         if supported.untraceable(workload) or supported.is_bounded(workload):
             return None
         return dataclasses.replace(self, experiment="finetune_memory_estimate", quick=True)
@@ -129,10 +129,7 @@ def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
 
 
 def _check_device(workload: Workload, experiment: str) -> None:
-    """Reject what the GPU is known not to have.
-
-    That is products in 8-bit floats, and for a memory estimate a memory that is known or given, without which it would say nothing.
-    """
+    """Reject 8-bit products if the GPU is known not to have them, and a memory estimate if the memory of the GPU is not known."""
     needed = supported.FP8_CAPABILITY.get(workload.fp8_recipe)
     device = accelerators.find(workload.gpu_model)
     if needed and device is not None and (device.capability or 0.0) < needed:

@@ -31,7 +31,7 @@ PCIE_4, PCIE_5 = 31.5, 63.0
 NVLINK_2, NVLINK_3, NVLINK_4, NVLINK_5 = 150.0, 300.0, 450.0, 900.0
 INFINITY_FABRIC = 448.0
 
-# cuBLAS's workspace, which torch's allocator provides to each thread that multiplies: those of the forward and the backward pass.
+# cuBLAS's workspaces, which torch's allocator provides: one for the thread of the forward pass and one for that of the backward pass.
 # torch's defaults: 32 MiB from Hopper on, 4096 KiB twice and 16 KiB eight times on older devices
 HOPPER = 9.0
 WORKSPACE_BYTES, OLDER_WORKSPACE_BYTES = 2 * 32 * 2**20, 2 * (2 * 4096 + 8 * 16) * 2**10
@@ -170,7 +170,7 @@ TABLE: tuple[Device, ...] = (
 )
 
 
-# a name of each device of the table that has one size and speed, as the plan command takes it
+# names for the command plan: one for each row of the table that has a single memory size and speed
 NAMES = (
     *(
         "GB200",

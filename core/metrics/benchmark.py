@@ -29,7 +29,7 @@ MORE_STEPS = {
 }
 SHARE_OF_LIMIT = "limit_percent"
 SPEEDS = ("tflops_per_device", "mfu_percent", SHARE_OF_LIMIT)
-# mean length over model_max_length from which on the bound for full samples applies
+# least ratio of mean length to model_max_length for which the bound, which assumes full samples, applies
 LEAST_LENGTH = 0.99
 
 
@@ -161,7 +161,7 @@ def _put_cpu_rate(found: _Findings, workload: Workload) -> None:
     """Relate the rate of training on CPUs to the CPU time that it took: on a busy machine this can still be compared."""
     name, used_percent = "dataset_tokens_per_cpu_second", found.properties.get("cpu_compute_utilization")
     if workload.number_gpus:
-        found.omit("It is given for training on CPUs.", name)
+        found.omit("It is computed for training on CPUs only.", name)
     elif used_percent:
         found.put(**{name: found.properties["dataset_tokens_per_second"] / (used_percent / 100)})
     else:
@@ -264,13 +264,13 @@ def _output_share(totals: dict[str, int], record: Record) -> float:
 
 
 def _put_share_of_limit(found: _Findings, totals: dict[str, int], record: Record, workload: Workload) -> None:
-    """Relate the rate to the bound that the device's peak rates set, for samples as long as the bound takes them to be."""
+    """Relate the rate to the bound that the device's peak rates set, if samples are as long as the bound assumes."""
     if totals["squared_lengths"] < LEAST_LENGTH * totals["token_slots"] * workload.model_max_length:
-        found.omit("The bound is that of samples of model_max_length; these are shorter.", SHARE_OF_LIMIT)
+        found.omit("The bound assumes samples of model_max_length tokens; these are shorter.", SHARE_OF_LIMIT)
         return
     predicted = totals["token_slots"] - totals["samples"]
     if _output_share(totals, record) < 1 and totals["trained_tokens"] < LEAST_LENGTH * predicted:
-        found.omit("The bound is that of loss on all tokens; here only a part carries loss.", SHARE_OF_LIMIT)
+        found.omit("The bound assumes loss on all tokens; here only a part has loss.", SHARE_OF_LIMIT)
         return
     bound, reason = roofline.limit(
         workload,

@@ -116,7 +116,7 @@ def _adapted(product: Product, names: set[str]) -> bool:
 
 
 def text_part(architecture: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the configuration of the part of a model that text passes through: that of a vision model is nested in its own."""
+    """Return the configuration of the language model; in that of a model with a vision part it is nested."""
     nested = architecture.get("text_config")
     known = architecture.get("model_type") in KNOWN
     return nested if isinstance(nested, Mapping) and not known else architecture

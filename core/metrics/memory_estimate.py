@@ -16,7 +16,7 @@ from .report import Report
 # no estimate was more than 3 % above a published measurement with the same releases of the libraries, see docs/memory-estimate.md
 KNOWN_ERROR = 0.03
 COST_LIMIT = "usd_per_million_tokens_limit"
-# a longer list is not read
+# most changes that a note names
 MOST_NAMED = 4
 LIMITS = ("step_time_limit_s", "tokens_per_second_limit", COST_LIMIT)
 
@@ -27,7 +27,7 @@ def fullest(peaks: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
 
 
 def needed_bytes(record: EstimateRecord) -> int:
-    """Return what the allocator cannot do without: segments with a used block, or what is allocated where that is not known."""
+    """Return the least memory with which the allocator can work: its segments with a used block or, if unknown, what is allocated."""
     reserved = record.get("reserved_bytes")
     total = sum(fullest(record["peaks_bytes"]).values())
     return total if reserved is None else max(total, int(reserved["needed"]))
@@ -60,7 +60,7 @@ def make(
     if reserved is None:
         omitted["memory_reserved_gib"] = "Without GPUs nothing is reserved."
     else:
-        # where the device has no more, the allocator gives back what it can do without
+        # when the device is full, the allocator gives back its segments without a used block
         most = reserved["most"] if usable is None else min(reserved["most"], max(usable, reserved["needed"]))
         properties["memory_reserved_gib"] = most / GIB
     if device_gib is None or usable is None:

@@ -1,6 +1,6 @@
 """The least time of a training step on a device: a bound from its peaks, never a prediction.
 
-A step cannot be faster than each of three things that it must do, each at the peak rate of the data sheet:
+A step takes at least as long as each of three things that it must do, each at the peak rate of the data sheet:
 
 - compute: the matrix products of forward and backward pass, and those of the layers once more under gradient checkpointing;
 - memory: reading each weight that is used once in every pass, and what the optimizer reads and writes;
@@ -17,8 +17,9 @@ from ..protocol.messages import AUTOCAST_DTYPES
 from ..workload.fields import Workload
 from . import accelerators, flops
 
-# numbers of each trained parameter that the update reads and writes at least: parameter and gradient, and the parameter again. AdamW also
-# reads and writes both moments in the type of the weights; others have none, smaller ones, or factors. LOMO keeps no gradients
+# how many numbers the update reads or writes at least for each trained parameter. Three: it reads parameter and gradient, and writes the
+# parameter. AdamW also reads and writes both moments, in the type of the weights; the moments of others are fewer, smaller or factored,
+# and do not count. LOMO keeps no gradients, so two are left
 UPDATE_ACCESSES = {"adamw_torch": 7, "adamw_torch_fused": 7, "lomo": 2, "adalomo": 2}
 LEAST_ACCESSES = 3
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -64,7 +65,7 @@ def limit(
         computed: type of the matrix products as read back from a run; None: that of the workload.
     """
     if workload.replicas != workload.processes:
-        return None, "no bound is known for devices that share samples (tensor_parallel_size, context_parallel_size)."
+        return None, "No bound is known for devices that share samples (tensor_parallel_size, context_parallel_size)."
     asked = AUTOCAST_DTYPES.get(workload.mixed_precision, workload.torch_dtype)
     row = accelerators.find(workload.gpu_model)
     if computed is None:

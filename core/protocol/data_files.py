@@ -14,7 +14,7 @@ SYNTHETIC = ("synthetic-fixed", "synthetic-uniform", "synthetic-lognormal")
 SYNTHETIC_IMAGES = "synthetic-image"
 # most characters of a path, a name or a list of names in a message
 LONGEST_NAME = 60
-# a first line longer than this is not looked at before the trainer reads it
+# a longer first line is not checked here; the trainer reads it later
 _MOST_FIRST_LINE_BYTES = 2**20
 # files of which a tokenizer has at least one
 _TOKENIZER_FILES = (
@@ -51,7 +51,7 @@ def quoted(path: str, longest: int = LONGEST_NAME) -> str:
 
 
 def unusable(name: str, *, images: bool) -> str | None:
-    """Return why a data set cannot be used, or None where that takes reading it.
+    """Return why a data set cannot be used, as far as this can be seen without reading all of it; else None.
 
     Args:
         name: of synthetic data, or the path of a file.

@@ -18,7 +18,7 @@ from . import optimizers
 # the counts of a record: one list per name, with one number per optimizer step
 Count = Literal["samples", "token_slots", "real_tokens", "trained_tokens", "squared_lengths"]
 COUNTS: tuple[Count, ...] = get_args(Count)
-# of a message about a failure, characters; longer ones are cut
+# longest message about a failure, characters; longer ones are cut
 LONGEST_MESSAGE = 200
 # what memory is used for, as an estimate divides it
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "temporaries")
@@ -138,8 +138,9 @@ class Job:
         threads: CPU threads of this process; 0 leaves PyTorch's default.
         trust_remote_code: whether to run Python code that comes with a model.
         fresh_trainers: whether trainers are started for this job alone and ended after it.
-        capacity_bytes: usable memory of a device that trains alone, for the search for an estimate's largest batch; None: no search.
-        capacities: usable memory, bytes, of each device that an estimate is also to answer about, by name; for one that trains alone.
+        capacity_bytes: usable memory of the workload's device when it trains alone; an estimate searches the largest batch that fits
+            it. None: no search.
+        capacities: usable memory, bytes, of further device types that an estimate covers, by name; each that of a device that trains alone.
         workspaces: bytes of cuBLAS's workspaces on the workload's device and on each of ``capacities``, by name.
         alternatives: groups of changes to the workload that an estimate tries if it does not fit, until something of a group fits.
         counts: the changes to one GPU and to several under FSDP, for the fewest GPUs; empty if these are not wanted.
@@ -377,6 +378,3 @@ def describe(message: Progress) -> str:
     if message.get("tokens_per_second"):
         text += f", {message['tokens_per_second']:.0f} tok/s"
     return text
-
-
-# -- from the host ---------------------------------------------------------------------------------------------

@@ -55,13 +55,13 @@ Name = Literal[
 # those of PyTorch and transformers themselves
 OWN = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 LAYERWISE = "_layerwise"
-# optimizers that CPUs cannot run, and others like them
+# optimizers that need CUDA, and the most similar one that runs on CPUs
 NEED_CUDA = {
     "adalomo": "lomo",
     "galore_adamw_8bit": "galore_adamw",
     "galore_adamw_8bit_layerwise": "galore_adamw_layerwise",
 }
-# these project the gradients of linear layers, which they have to be told
+# they project the gradients of linear layers; their arguments have to name these layers
 LOW_RANK = ("galore", "apollo")
 
 

@@ -1,4 +1,4 @@
-"""Memory that several GPUs need outside the blocks of torch's allocator which an estimate counts. Standard library only.
+"""Memory that several GPUs need in addition to what an estimate counts in torch's allocator. Standard library only.
 
 - **NCCL** has buffers for each channel of a communicator. Two A100 with NVLink have 544 MiB, four 688 MiB
   (https://github.com/NVIDIA/nccl/issues/964). FSDP and DDP use one communicator. Without NVLink NCCL has fewer channels, so this is an

@@ -21,7 +21,7 @@ LEAST_WARMUP = 3
 LEAST_MEASURED = 10
 SETTLED = 0.03
 WARMUP_SHARE = 0.4
-# up to this step checks are as close together as ``checks_apart`` allows, then each is 10 % of the steps so far after the last
+# up to this step a check follows every ``checks_apart`` steps; later the distance to the next check is 10 % of the steps so far
 DENSE_CHECKS = 12
 # fewest steps between two checks if the ranks have to communicate at each
 APART_FOR_RANKS = 4
@@ -77,7 +77,7 @@ class StoppingRule:
 
     @property
     def warmup_steps(self) -> int:
-        """Number of leading steps that are not measured if the measurement stops now; of one or more steps at least one is measured."""
+        """Number of leading steps that are not measured if the measurement stops now; if any step ran, at least one is measured."""
         ran = len(self._durations)
         warmup = self._warmup if self._warmup is not None else max(LEAST_WARMUP, int(WARMUP_SHARE * ran))
         return max(0, min(warmup, ran - 1))

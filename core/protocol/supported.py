@@ -76,7 +76,7 @@ _HUB_KERNEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(:\w+
 
 # the largest published configuration has less than 100 kB
 LARGEST_CONFIGURATION_BYTES = 4 * 2**20
-# Largest plausible values, a thousand times those of published models for sizes. Each must be at least 1
+# largest plausible values: for sizes about a thousand times those of published models; the smallest is 1, except for ``_MAY_BE_ZERO``
 _MOST = {
     "num_hidden_layers": 2_000,
     "hidden_size": 2_000_000,
@@ -213,7 +213,7 @@ def unusable_configuration(model_name: str, file: Path) -> str | None:
     """Return an error message if a model's config.json is not a regular file, is too large, is no object, or has an implausible number."""
     name = model_name[-_SHOWN:]
     if not file.is_file():
-        return f"Model {name} has a config.json that is not a regular file."
+        return f"Model {name} has a config.json that is not a regular file; replace it by one."
     size = file.stat().st_size
     if size > LARGEST_CONFIGURATION_BYTES:
         return f"Model {name} has a config.json of {size} bytes; expected at most {LARGEST_CONFIGURATION_BYTES}."
@@ -226,7 +226,7 @@ def unusable_configuration(model_name: str, file: Path) -> str | None:
     except ValueError:  # includes UnicodeDecodeError
         return f"Model {name} has a config.json that is not valid JSON; download it again."
     if not isinstance(content, dict):
-        return f"Model {name} has a config.json with: {kind(content)}; expected an object with model_type. Download it again."
+        return f"Model {name} has a config.json that holds: {kind(content)}; expected an object with model_type. Download it again."
     return implausible(model_name, content)
 
 

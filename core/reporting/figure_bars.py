@@ -98,7 +98,7 @@ def _lines(count: int) -> tuple[Figure, Any]:
 
 
 def _label(axes: Any, line: int, text: str) -> None:
-    """Write a workload's label above its bar: beside it, a narrow screen has no room."""
+    """Write a workload's label above its bar: a narrow screen has no room beside the bar."""
     axes.text(0, line - 0.2, text, va="bottom", ha="left", transform=axes.get_yaxis_transform())
 
 

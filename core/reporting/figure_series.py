@@ -1,4 +1,4 @@
-"""Draws measurements as points: the colour is that of the report's property, the shape tells the others. Imports matplotlib."""
+"""Draws measurements as points: the colour shows the report's property, the shape the other properties. Imports matplotlib."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .figure_colours import SERIES, Colours
 from .figure_style import MARKERS, MUTED, Tips
 from .rows import Row, grouped_names, worded
 
-# colours times shapes: a longer legend is not read
+# most entries of a legend: colours times shapes
 MOST_SERIES = 12
 
 
@@ -48,12 +48,12 @@ def draw_points(
     Args:
         axes: where to draw.
         rows: measurements.
-        names: the properties that colour and shape tell.
+        names: the properties that colour and shape are to show.
         colours: of the report.
         how: positions.
 
     Returns:
-        What hovering shows, and the properties that neither colour nor shape tells.
+        What hovering shows, and the properties that neither colour nor shape shows.
     """
     coloured = colours.groups(rows)
     most = min(len(MARKERS), max(1, MOST_SERIES // len(coloured)))

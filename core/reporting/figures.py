@@ -43,9 +43,9 @@ NAMES = (
     *(f"throughput-{name.replace('_', '-')}" for name in (*KEYS, *FIELDS)),
 )
 MOST_TRACES = 6
-# of thousands of points with intervals a page of 6 MB would be made, in which none is seen
+# thousands of points with intervals would make a page of 6 MB, on which no point could be told from the others
 MOST_POINTS = 300
-# steps are drawn as points as well where there are fewer: a line through one step is not visible
+# with fewer steps each is drawn as a point, too: a line through a single step is not visible
 FEWEST_OF_A_LINE = 10
 # characters of a line above one of two panels
 PANEL_TITLE = 24

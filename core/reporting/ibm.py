@@ -13,11 +13,11 @@ from .rows import Row, plain, workload_value
 
 PROPERTIES = (*ibm_names.REQUIRED, *ibm_names.DEFAULTS, *ibm_names.ADAPTER_DEFAULTS)
 PARAMETER = re.compile(rf"-(?=(?:{'|'.join(PROPERTIES)})\.)")
-# its actuator divides what the whole data set would have been by the time of a run that was stopped
+# wrong if IBM's actuator stopped the run early: it divides the size of the whole data set by the time until then
 WRONG_AFTER_STOP = (
     "train_samples_per_second", "train_steps_per_second", "train_tokens_per_second", "train_tokens_per_second_per_gpu",
 )  # fmt: skip
-# in what studies that are otherwise the same differ after a change of actuator
+# properties in which a study of IBM's actuator and the same study with this project's actuators differ anyway
 IGNORED = (
     "fms_hf_tuning_version", "weights", "dataset_id", "dataset_text_field", "max_steps", "num_train_epochs", "stop_after_seconds",
     "min_steps", "target_ci_percent", "cpus_per_process", "seed",

@@ -90,7 +90,7 @@ def from_csv(path: Path) -> list[Row]:
 def _table(path: Path) -> list[dict[str, str]]:
     """Return the lines of a CSV file as cells by column."""
     try:
-        # a table program writes a byte order mark
+        # spreadsheet programs write a byte order mark
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             return [_complete(cells, reader.line_num, path) for cells in reader]

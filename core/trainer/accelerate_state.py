@@ -1,4 +1,4 @@
-"""Makes accelerate use on CPUs what it has for devices only. Imports accelerate when that is wanted."""
+"""Makes accelerate use on CPUs what it offers for GPUs only: DeepSpeed and device meshes. Imports accelerate only when called."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ DECLARED: dict[str, Any] = {"accelerator_config": {"use_configured_state": True}
 
 
 def declare_on_cpu(kind: str) -> None:
-    """Initialise accelerate's state for several processes on CPUs that communicate over gloo, and declare another type of it.
+    """Initialise accelerate's state for several processes on CPUs that communicate over gloo, and make it report another type.
 
     Args:
-        kind: name of accelerate's ``DistributedType``: accelerate (1.15) has ``DEEPSPEED`` and meshes of devices not for ``MULTI_CPU``.
+        kind: name of the ``DistributedType`` to report: with ``MULTI_CPU`` accelerate (1.15) offers neither DeepSpeed nor device meshes.
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType

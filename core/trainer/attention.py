@@ -1,7 +1,7 @@
 """The attention implementation that a workload names, and whether its packages are here. Imports transformers.
 
-transformers loads the kernel of a flash attention whose own package is absent from the hub, through the package ``kernels``. The name of
-a kernel of the hub comes from the workload alone: ``configuration.read`` removes the names in a model's files.
+If the package of a flash attention is absent, transformers loads its kernel from the hub, with the package ``kernels``. The name of a
+kernel of the hub comes from the workload alone: ``configuration.read`` removes the names in a model's files.
 """
 
 from __future__ import annotations

@@ -136,9 +136,9 @@ def build(job: Job, tokenizer: Any, model_config: Any) -> DataSet:
     """Return the data set of a job.
 
     Only as much of a file is read as ``max_steps`` steps can use, at most ``MOST_SAMPLES`` samples or one step. With
-    ``num_train_epochs`` a file that fits these limits is passed on as it is; of a longer one the beginning is, which trainers repeat until
-    they have had as many samples. Without it, a short file is repeated in whole optimizer steps, up to ``MOST_SAMPLES`` samples and about
-    ``MOST_TOKENS`` tokens; trainers iterate over the result repeatedly.
+    ``num_train_epochs`` a file within these limits is used as it is; of a longer file only the beginning is used, and trainers repeat it
+    until they have trained on as many samples as the passes over the whole file have. Without it, a short file is repeated in whole
+    optimizer steps, up to ``MOST_SAMPLES`` samples and about ``MOST_TOKENS`` tokens; trainers iterate over the result repeatedly.
 
     Args:
         job: the job.

@@ -23,11 +23,9 @@ LENGTHS = (64, 128)
 def facts(config: Any, *, images: bool = False) -> dict[str, Any]:
     """Return the fact ``counted_flops`` of a model whose type has no formula; empty for other types, or if it cannot be counted.
 
-    A stack may train a model that is not one of transformers; nothing is counted then.
-
-    Images have no count; a model with a vision part is counted for text.
-
-    It has the FLOP of a token's forward pass (``token``), and those of attention for each pair of positions (``pair``), without a mask.
+    The fact has the FLOP of a token's forward pass (``token``), and those of attention for each pair of positions (``pair``), without a
+    mask. Images are not counted; a model with a vision part is counted for text. If a stack trains a model that does not come from
+    transformers, nothing is counted.
     """
     if not isinstance(config, transformers.PretrainedConfig):
         return {}

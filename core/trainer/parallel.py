@@ -1,4 +1,4 @@
-"""Devices that share each sample: tensor parallelism as transformers has it for models, context parallelism as accelerate has it.
+"""Devices that share each sample: tensor parallelism of transformers, context parallelism of accelerate.
 
 Both need FSDP2. Imports no third-party package until one of them is used.
 """

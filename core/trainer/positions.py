@@ -17,7 +17,7 @@ _NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max
 _AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm")
 # the table of these models is not in the model, but is made in each pass with the number in the configuration
 _MADE_IN_EACH_PASS = ("mpt",)
-# largest table with a few rows more than positions
+# most rows that a table of positions may have in addition to the model's positions
 _MOST_EXTRA = 8
 _TABLE = re.compile(r"pos_|_pos\b|position|wpe")
 _MASK = re.compile(r"(attn|attention)\.(bias|causal_mask|mask)$")

@@ -149,7 +149,7 @@ class Counts:
         # an empty list means that the model returns no loss, None in the list that a loss is not finite
         columns["losses"] = [_sum(losses) for losses in self._losses[:-1]] if any(self._losses) else []
         if not self._counts_samples and not self._divided:
-            # of the same tokens
+            # another rank computed the loss of the same tokens, and reports it
             columns["losses"] = [0.0 for _ in columns["losses"]]
         return columns
 

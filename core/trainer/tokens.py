@@ -1,7 +1,7 @@
 """The first token ids of texts and conversations, in bounded time. Imports the standard library only, and runs on Linux only.
 
-A text much longer than a sample is not tokenised as a whole: a line of 24 MB took minutes. Its beginning is tokenised instead. Where it
-is cut can change the tokens near the cut only, so a second, longer beginning must give the same ids.
+A text much longer than a sample is not tokenised as a whole: a line of 24 MB took minutes. Its beginning is tokenised instead. A cut
+changes only the tokens near it, so the ids are accepted if a second, longer beginning gives the same ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# characters per token at first; fewer are rare, and more only repeat the loop
+# assumed at first; few texts have more characters per token, and for these the loop takes a longer beginning
 _CHARACTERS = 8
 # tokens before the cut that are not trusted, such as the special tokens at the end of every text
 _MARGIN = 64
@@ -38,7 +38,7 @@ class TemplateTimeoutError(Exception):
 
 
 class _TimeoutInBlock(BaseException):
-    """As ``TemplateTimeoutError``; no ``Exception``, which Jinja ignores while it evaluates constants of a template."""
+    """Raised instead of ``TemplateTimeoutError`` while a template runs: Jinja ignores an ``Exception`` when it evaluates constants."""
 
 
 class TemplateMemoryError(Exception):

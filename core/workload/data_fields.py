@@ -43,7 +43,7 @@ class DataFields(pydantic.BaseModel):
         pydantic.Field(
             ge=0,
             le=64,
-            description="Processes of each training process that decode and scale images ahead of a step; 0: the step does.",
+            description="Processes of each training process that prepare images in advance; 0: each step prepares its own.",
             json_schema_extra=where(methods=("full", "lora")),
         ),
     ] = 0
@@ -71,7 +71,7 @@ class DataFields(pydantic.BaseModel):
     loss_type: Annotated[
         Literal["nll", "dft"],
         pydantic.Field(
-            description="Cross-entropy, or that of dynamic fine-tuning, weighted by each token's probability.",
+            description="nll: cross-entropy; dft: that of dynamic fine-tuning, weighted by each token's probability.",
             json_schema_extra=where(stacks=TRL),
         ),
     ] = "nll"

@@ -229,7 +229,7 @@ class Workload(ParallelFields, DataFields):
     init_lora_weights: Annotated[
         Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16"],
         pydantic.Field(
-            description="How LoRA's factors begin; olora and pissa decompose the weights first.",
+            description="Initial values of LoRA's factors; olora and pissa decompose the weights first.",
             json_schema_extra=_where(methods=ADAPTERS),
         ),
     ] = "default"

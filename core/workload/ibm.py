@@ -1,4 +1,4 @@
-"""Translates workloads of IBM's own actuator ``SFTTrainer`` into ours. Imports what the workload's fields import.
+"""Translates workloads of IBM's own actuator ``SFTTrainer`` into workloads of this project. Imports pydantic.
 
 Findings describe the choices made, and properties without a counterpart.
 """

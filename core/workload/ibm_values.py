@@ -1,4 +1,4 @@
-"""Translates the value of one property of IBM's actuator ``SFTTrainer``. Imports what the workload's fields import."""
+"""Translates the value of one property of IBM's actuator ``SFTTrainer``. Imports pydantic."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def resolve(name: str) -> ModelSource:
 
 def _model_directory(path: Path, name: str) -> Path:
     if not os.path.exists(path):  # noqa: PTH110 - as above
-        raise NotAModelDirectory(f"Model directory {quoted(name, _SHOWN)} does not exist.")
+        remedy = "check the path, or give a name of the catalogue"
+        raise NotAModelDirectory(f"Model directory {quoted(name, _SHOWN)} does not exist; {remedy}.")
     if not path.is_dir():
         raise NotAModelDirectory(f"Model {quoted(name, _SHOWN)} is a file; expected a directory with a config.json.")
     if not (path / "config.json").is_file():

@@ -14,7 +14,7 @@ from ..protocol import optimizers, supported
 from .fields import Workload
 from .value_errors import first_message
 
-# those that accelerate replaces by DeepSpeed's own for CPUs
+# optimizers that accelerate replaces by DeepSpeed's own for CPUs
 DEEPSPEED_OFFLOADS = ("adamw_torch", "adamw_torch_fused", "adagrad")
 
 
@@ -164,7 +164,7 @@ def _sharing_rules(w: Workload, devices: str) -> list[tuple[bool, str]]:
         ),
         (
             context > 1 and (w.packing or w.padding_free),
-            "context_parallel_size excludes packing and padding_free: its attention knows one document a sample.",
+            "context_parallel_size excludes packing and padding_free: its attention supports one document per sample only.",
         ),
         (
             tensor > 1 and (w.fsdp_sharding_strategy != "FULL_SHARD" or w.fsdp_transformer_layer_cls_to_wrap != "auto"),
@@ -266,7 +266,7 @@ def _loss_rules(w: Workload) -> list[tuple[bool, str]]:
     return [
         (
             w.assistant_only_loss and synthetic,
-            f"assistant_only_loss needs a file of chats, not {w.dataset_id[:60]}, which synthetic_prompt_share is for.",
+            f"assistant_only_loss needs a file of chats, not dataset_id {w.dataset_id[:60]}; use synthetic_prompt_share there.",
         ),
         (
             w.synthetic_prompt_share > 0 and (not synthetic or w.dataset_id == "synthetic-image"),

@@ -28,7 +28,7 @@ def first_message(error: pydantic.ValidationError, what: str, fields: Mapping[st
     Args:
         error: pydantic's error.
         what: what is invalid: ``property of a workload``.
-        fields: those that there are, by name.
+        fields: the valid ones, by name.
     """
     first = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in first["loc"]) or what.split()[-1]

@@ -185,4 +185,4 @@ def test_a_full_shared_memory_is_no_full_disk(text: str) -> None:
     """Nor a lost connection, which would be repeated."""
     cause = failures.classify_exception("DistBackendError", text)
     assert (cause.group, cause.message[:23]) == ("broken", "/dev/shm is full or too")
-    assert "as where /dev/shm" in str(failures.from_exit(-7, "", oom_killed=False))
+    assert "which happens if /dev/shm" in str(failures.from_exit(-7, "", oom_killed=False))

@@ -170,7 +170,9 @@ def test_a_dispatcher_is_restarted_any_number_of_times_on_its_node(submit: Calla
     raylet = dispatcher.ppid()
     for _ in range(5):
         dispatcher.kill()
-        (dispatcher,) = wait_for(lambda last=dispatcher.pid: [one for one in processes_of("Dispatcher") if one.pid != last], 60)
+        (dispatcher,) = wait_for(
+            lambda last=dispatcher.pid: [one for one in processes_of("Dispatcher") if one.pid != last], 60
+        )
         assert dispatcher.ppid() == raylet
     assert values(submit()(150))["is_valid"] == 1
 

@@ -96,7 +96,7 @@ class Accounts:
         Raises:
             Irregular: memory does not grow linearly with the batch.
         """
-        # operations on one sample copy less: a dimension of one needs no order
+        # at least two samples: with one, some operations need no copy, because a dimension of size one has no order
         base = max(2, -(-TOKENS // self._job.workload.model_max_length))
         if self._depths is None:
             return Passes(self._grown(self._job, base), base)

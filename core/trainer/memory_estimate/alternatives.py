@@ -37,7 +37,7 @@ def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[Altern
     for group in job.alternatives:
         for change in group:
             if update_bytes > capacity and set(change) <= ACTIVATIONS:
-                # neither fits the update
+                # such a change saves activations only, and the update alone does not fit
                 continue
             needed = _needed(changed(job, change), estimator_of)
             if needed is not None:

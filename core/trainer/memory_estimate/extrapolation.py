@@ -157,7 +157,7 @@ def _grown_like(shallow: Grown, deep: Account) -> Grown:
 
 
 def deeper(shallow: Grown, deep: Grown, layers: int) -> Grown:
-    """Return the account of a model that has ``layers`` times the layers by which ``deep`` exceeds ``shallow``, in addition to ``shallow``.
+    """Return the account of a deeper model: ``shallow`` with ``layers`` times the layers that ``deep`` has in addition.
 
     Raises:
         Irregular: the accounts do not differ by repeated blocks.
@@ -352,7 +352,7 @@ def _repetitions(short: Sequence[Hashable], long: Sequence[Hashable], i: int, j:
 
 
 def _period(events: Sequence[Hashable], at: int, length: int) -> int | None:
-    """Return the number of events before a block of which it consists of copies; None if it does not."""
+    """Return the largest divisor of ``length`` with which the events before the block repeat in it; None if there is none."""
     periods = (length // count for count in range(1, length + 1) if length % count == 0)
     same = (
         period

@@ -16,11 +16,11 @@ from ...protocol.messages import MEMORY_KINDS
 PASSING = ("activations", "temporaries")
 # what FSDP holds in full temporarily: parameters of the current units, gradients that are not reduced yet
 GATHERED, UNREDUCED = "gathered", "unreduced"
-# buffers, which FSDP does not share
+# buffers, which FSDP does not shard
 WHOLE = "whole"
 PART_OF = {**{kind: kind for kind in MEMORY_KINDS}, GATHERED: "parameters", UNREDUCED: "gradients", WHOLE: "parameters"}
 GATHERS, REDUCES = 1, 2
-# a training step is in one of two phases: passes through the model, or the optimizer's update; before training a model is made
+# phases of a training step: passes through the model, and the optimizer's update. Before them the model is made (``LOADING``)
 PASSES, UPDATE = "passes", "update"
 LOADING = "loading"
 

@@ -71,7 +71,7 @@ def _deltas(grown: Grown, block: int) -> tuple[numpy.ndarray, numpy.ndarray]:
     deltas = numpy.zeros((2, len(account.events), len(USES)))
     phases = numpy.zeros(len(account.events), dtype=bool)
     phase = PASSES
-    # what is left of loading is there when it ends
+    # of the model's construction only what exists when it ends counts
     loaded = account.events.index(PASSES) if account.events[:1] == [LOADING] else 0
     for number_of_event, event in enumerate(account.events):
         row = max(number_of_event, loaded)

@@ -4,7 +4,7 @@ bitsandbytes makes the states itself, so their sizes are its own: 8-bit states h
 256; a parameter of less than 4096 elements, and with transformers also an embedding, has float32 states. The updates allocate nothing.
 
 States of paged optimizers with at least 100,000 elements are in CUDA's unified memory, which torch's allocator does not provide and the
-driver moves to the host when the device is full. They count nothing here.
+driver moves to the host when the device is full. They do not count here.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class StepWatch(transformers.TrainerCallback):
         for tensor in model.parameters():
             self._watch.name(tensor, "parameters")
         for tensor in model.buffers():
-            # no device shares them
+            # FSDP does not shard buffers
             self._watch.name(tensor, WHOLE)
         if self._wrapping is not None:
             FullySharded(model, self._wrapping(model), self._ledger, self._watch.see)

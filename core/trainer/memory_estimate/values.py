@@ -1,4 +1,4 @@
-"""Assumes values in a trace, whose tensors have none, where shapes depend on them: experts of tokens, numbers read back. Imports torch.
+"""Assumes the values on which shapes depend, since tensors of a trace have none: the experts of tokens, numbers read back. Imports torch.
 
 Experts are assumed to be balanced. ``topk`` returns them in turn, as a constant tensor, from which PyTorch computes further values itself.
 If that tensor would be too large, only the number of tokens per expert is computed.

@@ -96,7 +96,7 @@ def test_a_node_without_the_resources_and_labels_does_not_fit() -> None:
 
 
 def test_the_fewest_idle_leases_give_way() -> None:
-    """One of two that hold a CPU each serves a request for one; both serve one for two; none gives way for three."""
+    """Two idle leases hold one CPU each: a request for one CPU ends the older, one for two ends both, one for three ends none."""
     full = leased(leased(node(2), "old", 1, 1), "new", 1, 0)
     idle = ["old", "new"]
     assert placement.leases_to_end(idle, Need(1, 1), [full]) == ["old"]
@@ -105,7 +105,7 @@ def test_the_fewest_idle_leases_give_way() -> None:
 
 
 def test_only_a_foreign_group_that_is_served_makes_leases_give_way() -> None:
-    """A group of 100 CPUs, and one that somebody else's CPUs keep waiting, end nothing; one that fits does."""
+    """A group that would not fit anyway, or that fits already, ends no lease; a group that fits afterwards does."""
     full = leased(node(2), "mine", 2, 1)
     assert placement.leases_to_end(["mine"], [{"CPU": 100.0}], [full]) == []
     assert placement.leases_to_end(["mine"], [{"CPU": 2.0}], [full]) == ["mine"]
@@ -116,7 +116,7 @@ def test_only_a_foreign_group_that_is_served_makes_leases_give_way() -> None:
 
 
 def test_a_lease_helps_with_what_is_lacking_only() -> None:
-    """CPUs do not help who waits for GPUs that others hold; they do where CPUs are lacking."""
+    """A lease of CPUs does not help a request that lacks only GPUs; it helps one that lacks CPUs."""
     gpus_held = leased(dataclasses.replace(node(8, 1), free={"CPU": 8, "GPU": 0}), "cpu", 4, 4)
     assert not placement.helps("cpu", Need(1, 1, gpus=1), [gpus_held])
     gpus_leased = leased(leased(node(8, 1), "gpu", 1, 1, 1), "cpu", 4, 4)

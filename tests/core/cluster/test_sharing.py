@@ -209,7 +209,7 @@ def test_two_pools_never_measure_on_the_same_cpus(shape: Callable[..., Shape]) -
 
 
 def test_a_busy_pool_gives_way_to_another(shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pool always has two requests in flight; who waits in the other is served, and then the first one goes on."""
+    """One pool always has two requests in flight; a request of another pool is served, and then the first pool goes on."""
     monkeypatch.setattr(patience, "PATIENCE_S", 2.0)
 
     async def scenario() -> bool:

@@ -103,7 +103,7 @@ def test_shorter_samples_have_no_bound() -> None:
         total_s=20.0,
     )
     assert "mfu_percent" in got.properties
-    assert got.omitted["limit_percent"] == "The bound is that of samples of model_max_length; these are shorter."
+    assert got.omitted["limit_percent"] == "The bound assumes samples of model_max_length tokens; these are shorter."
 
 
 def test_utilisation_of_a_known_device_is_exact() -> None:
@@ -367,7 +367,7 @@ def test_the_rate_of_a_cpu_second_counts_only_the_time_that_training_got() -> No
     assert report(record(), device={"cpu_compute_utilization": 40.0}).properties[name] == pytest.approx(64 / 2.4)
     assert report(record()).omitted[name] == "No device was sampled."
     assert report(record(), device={"cpu_compute_utilization": 40.0}, number_gpus=1).omitted[name] == (
-        "It is given for training on CPUs."
+        "It is computed for training on CPUs only."
     )
 
 

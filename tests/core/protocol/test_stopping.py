@@ -10,7 +10,7 @@ from ado_actuators.sfttrainer.core.protocol.stopping import StoppingRule
 
 
 def with_steps(steps, **options):
-    """Return a protocol to which these step times were added."""
+    """Return a stopping rule to which these step times were added."""
     protocol = StoppingRule(**options)
     for step in steps:
         protocol.add(step)
@@ -18,7 +18,7 @@ def with_steps(steps, **options):
 
 
 def run(steps, **options):
-    """Add steps until the protocol stops at a check; return it, the number of steps and the reason."""
+    """Add steps until the rule stops at a check; return it, the number of steps and the reason."""
     protocol = StoppingRule(**options)
     for step, duration in enumerate(steps, start=1):
         protocol.add(duration)

@@ -220,7 +220,7 @@ def test_a_broken_tokenizer(saved: Path, file: str, content: str | None, expecte
             "has weight_map an object; expected an object of file names",
         ),
         ("config.json", "{}", "its config.json has no model_type; expected one that transformers"),
-        ("config.json", "3", "has a config.json with: number; expected an object with model_type"),
+        ("config.json", "3", "has a config.json that holds: number; expected an object with model_type"),
         ("config.json", "[" * 100_000, "has a config.json that is nested too deeply"),
         (
             "config.json",

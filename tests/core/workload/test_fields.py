@@ -62,7 +62,7 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         (
             {"assistant_only_loss": True},
-            "assistant_only_loss needs a file of chats, not synthetic-fixed, which synthetic_prompt_share is for.",
+            "assistant_only_loss needs a file of chats, not dataset_id synthetic-fixed; use synthetic_prompt_share there.",
         ),
         (
             {"completion_only_loss": 1.0},
@@ -112,7 +112,7 @@ def test_workloads_with_equal_values_are_equal() -> None:
         ),
         (
             {"context_parallel_size": 2, "number_gpus": 2, "distributed_backend": "FSDP2", "packing": True},
-            "context_parallel_size excludes packing and padding_free: its attention knows one document a sample.",
+            "context_parallel_size excludes packing and padding_free: its attention supports one document per sample only.",
         ),
         (
             {

@@ -138,7 +138,10 @@ def test_a_path_that_does_not_exist(name: str) -> None:
     """A name in the form of a path is not a hub id."""
     with pytest.raises(models.NotAModelDirectory) as raised:
         models.resolve(name)
-    assert str(raised.value) == f"Model directory {name!r} does not exist."
+    assert (
+        str(raised.value)
+        == f"Model directory {name!r} does not exist; check the path, or give a name of the catalogue."
+    )
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
