@@ -168,11 +168,11 @@ def test_a_dispatcher_is_restarted_any_number_of_times_on_its_node(submit: Calla
     """Killed five times, it is always a child of the same node's raylet, and measures."""
     (dispatcher,) = processes_of("Dispatcher")
     raylet = dispatcher.ppid()
+    killed: set[psutil.Process] = set()
     for _ in range(5):
         dispatcher.kill()
-        (dispatcher,) = wait_for(
-            lambda last=dispatcher.pid: [one for one in processes_of("Dispatcher") if one.pid != last], 60
-        )
+        killed.add(dispatcher)
+        (dispatcher,) = wait_for(lambda: set(processes_of("Dispatcher")) - killed, 60)
         assert dispatcher.ppid() == raylet
     assert values(submit()(150))["is_valid"] == 1
 
