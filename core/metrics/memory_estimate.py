@@ -138,7 +138,7 @@ def what_fits(record: EstimateRecord, workload: Workload, usable: int) -> str:
     if fewest:
         found.append(f"number_gpus {fewest} under FSDP" if fewest > 1 else "number_gpus 1")
     if not found:
-        return f"{begin} Nothing that was tried makes it fit, not even 512 GPUs under FSDP."
+        return f"{begin} Nothing that was tried makes it fit{', not even 512 GPUs under FSDP' if fewest == 0 else ''}."
     *others, last = found[:MOST_NAMED]
     return f"{begin} It fits with {', '.join(others)}{' or ' if others else ''}{last}."
 
