@@ -12,22 +12,22 @@ Only this module turns exceptions, exit codes and log texts of other programs in
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import signal
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from . import redaction
-from .protocol.messages import LONGEST_MESSAGE, FailureMessage
+from .protocol.messages import LONGEST_MESSAGE, LONGEST_QUOTED, FailureMessage, bounded
 
 # ordered: a failure of an earlier group explains failures of later groups
 Group = Literal["cannot run", "broken", "transient"]
 What = Literal["gpu_oom", "host_oom", "predicted_oom", "invalid_configuration", "bad_input", "transient", "broken"]
 # longest message on a terminal, which may list all accepted values
 LONGEST_ON_TERMINAL = 1000
-# an exception that no rule explains: longest text, and longest message that also names the log
-LONGEST_TEXT = 1000
-LONGEST_EXCEPTION = 1500
+# longest message that quotes a library's exception, with the path of the log
+LONGEST_QUOTING = LONGEST_QUOTED + 5 * LONGEST_MESSAGE
 # an abort writes its reason last; earlier errors in the log did not end the process
 TAIL_CHARACTERS = 8000
 
@@ -47,36 +47,45 @@ class Cause:
         group: ``cannot run``, ``transient`` or ``broken``.
         what: ``gpu_oom``, ``host_oom``, ``predicted_oom`` or ``invalid_configuration`` if the workload cannot run;
             ``bad_input`` if the user's input cannot be used; else the group.
-        message: the message for the user, at most 200 characters; of an unexplained exception up to ``LONGEST_EXCEPTION``.
-        unexplained: whether it is an exception that no rule explains.
+        message: the message for the user, at most 200 characters, without those of a library's exception.
+        quotes: whether the message contains type and text of a library's exception.
     """
 
     group: Group
     what: What
     message: str
-    unexplained: bool = False
+    quotes: bool = False
 
     def with_log(self, log: str) -> Cause:
-        """Return the cause; an unexplained exception names its log, because the reader needs the traceback."""
-        if not self.unexplained or not log or "; log: " in self.message:
+        """Return the cause; one that quotes an exception names the log, because the reader needs the traceback."""
+        if not self.quotes or not log or "; log: " in self.message:
             return self
         return dataclasses.replace(self, message=f"{self.message.rstrip('.')}; log: {log}")
 
 
 class Failure(Exception):
-    """A measurement without properties. Raise a subclass; ``cause`` has the details."""
+    """A measurement without properties. Raise a subclass; ``cause`` has the details.
+
+    Args:
+        message: the message for the user.
+        quotes: whether it contains type and text of a library's exception, which are kept in full.
+    """
 
     group: Group = "broken"
     what: What = "broken"
-    longest: ClassVar[int] = LONGEST_MESSAGE
 
-    def __init__(self, message: str) -> None:
-        super().__init__(plain_message(message, self.longest))
+    def __init__(self, message: str, *, quotes: bool = False) -> None:
+        super().__init__(plain_message(message, LONGEST_QUOTING if quotes else LONGEST_MESSAGE))
+        self.quotes = quotes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle both arguments; the default passes only the message."""
+        return functools.partial(type(self), quotes=self.quotes), (str(self),)
 
     @property
     def cause(self) -> Cause:
         """The failure as plain values."""
-        return Cause(self.group, self.what, str(self))
+        return Cause(self.group, self.what, str(self), self.quotes)
 
 
 class CannotRun(Failure):
@@ -125,17 +134,6 @@ class Broken(Failure):
     """A failure that a retry cannot fix: a time-out, an exception, anything unknown."""
 
 
-class UnknownException(Broken):
-    """An exception of a library that no rule explains, with what the measurement did, and with its text in full if possible."""
-
-    longest = LONGEST_EXCEPTION
-
-    @property
-    def cause(self) -> Cause:
-        """The failure as plain values."""
-        return Cause(self.group, self.what, str(self), unexplained=True)
-
-
 class BadInput(Broken):
     """The user's input cannot be used: an unknown model, bad data, a missing package or environment."""
 
@@ -146,12 +144,9 @@ def raised(cause: Cause) -> Failure:
     """Return the exception that stands for ``cause``."""
     if cause.what in ("gpu_oom", "host_oom"):
         return OutOfMemory("gpu" if cause.what == "gpu_oom" else "host", cause.message)
-    if cause.what == "bad_input":
-        return BadInput(cause.message)
-    if cause.unexplained:
-        return UnknownException(cause.message)
     classes: dict[str, type[Failure]] = {"cannot run": InvalidConfiguration, "transient": Transient, "broken": Broken}
-    return classes[cause.group](cause.message)
+    kind = BadInput if cause.what == "bad_input" else classes[cause.group]
+    return kind(cause.message, quotes=cause.quotes)
 
 
 def root_cause(causes: Iterable[Cause]) -> Cause | None:
@@ -216,22 +211,24 @@ TRACEBACK_END = re.compile(
 NATIVE_ABORT = re.compile(r"terminate called.*|what\(\):.*", re.DOTALL)
 
 
-def classify_exception(type_name: str, text: str) -> Cause:
+def classify_exception(type_name: str, text: str, doing: str = "") -> Cause:
     """Return the cause of an exception another process or library raised.
 
     Args:
         type_name: the class's name, without its module.
         text: ``str(exception)``.
+        doing: what was being done, such as ``starting the trainer``.
     """
-    return _failure_of_exception(type_name.rpartition(".")[2], text).cause
+    return _failure_of_exception(type_name.rpartition(".")[2], text, doing).cause
 
 
 def from_message(message: FailureMessage) -> Failure:
     """Return the failure that a trainer reported."""
+    quotes = message.get("quotes", False)
     if message["kind"] == "refused":
-        return InvalidConfiguration(message["text"])
+        return InvalidConfiguration(message["text"], quotes=quotes)
     if message["kind"] == "bad_input":
-        return BadInput(message["text"])
+        return BadInput(message["text"], quotes=quotes)
     missing = message.get("missing")
     if message["kind"] == "import" and missing:
         return _missing_package(missing)
@@ -266,7 +263,8 @@ def from_exit(returncode: int, log_tail: str, *, oom_killed: bool) -> Failure:
         return reason or Transient(f"The trainer process died ({_signal_name(number)}){hint}; see the log.")
     ends = list(TRACEBACK_END.finditer(tail))
     if ends:
-        return _failure_of_exception(ends[-1].group(1), ends[-1].group(2) or "")
+        # the text of an exception may have further lines
+        return _failure_of_exception(ends[-1].group(1), (ends[-1].group(2) or "") + tail[ends[-1].end() :])
     return Transient(f"The trainer process ended with exit code {returncode} and gave no reason; see the log.")
 
 
@@ -276,16 +274,24 @@ def _failure_of_exception(type_name: str, text: str, doing: str = "") -> Failure
     if type_name == "OutOfMemoryError" and not HOST_OOM.search(text):
         return OutOfMemory("gpu")
     known = _known_problem(type_name, text)
-    failure = known or (None if type_name in QUOTING_TYPES else _by_text(text))
+    failure = known or (None if type_name in QUOTING_TYPES else _by_text(text, type_name))
     if failure is not None:
         return failure
     if type_name in TRANSPORT_TYPES:
-        return Transient(f"The connection between processes failed: {_first_line(text) or type_name}.")
-    found = f"While {doing}: {type_name}" if doing else type_name
-    return UnknownException(f"{found}: {' '.join(text.split())[:LONGEST_TEXT]}" if text.strip() else f"{found}.")
+        return _lost_connection(text, type_name)
+    return Broken(f"While {doing}: {_quoted(text, type_name)}" if doing else _quoted(text, type_name), quotes=True)
 
 
-def _by_text(text: str) -> Failure | None:
+def _quoted(text: str, type_name: str) -> str:
+    text = bounded(text.strip())
+    return ": ".join(part for part in (type_name, text) if part)
+
+
+def _lost_connection(text: str, type_name: str) -> Transient:
+    return Transient(f"The connection between processes failed: {_quoted(text, type_name)}", quotes=True)
+
+
+def _by_text(text: str, type_name: str = "") -> Failure | None:
     if ILLEGAL_ACCESS.search(text):
         return Broken(
             "A GPU kernel failed (illegal memory access or assertion), which is not an out-of-memory; see the log."
@@ -295,11 +301,11 @@ def _by_text(text: str) -> Failure | None:
     if HOST_OOM.search(text):
         return OutOfMemory("host")
     if NCCL_MISUSE.search(text):
-        return Broken(f"NCCL rejected its configuration: {_first_line(text)}")
+        return Broken(f"NCCL rejected its configuration: {_quoted(text, type_name)}", quotes=True)
     if re.search(r"address already in use|EADDRINUSE|\[Errno 98\]|failed to listen on", text, re.IGNORECASE):
         return Transient("The port for the rendezvous of the processes was already in use.")
     if TRANSPORT.search(text):
-        return Transient(f"The connection between processes failed: {_first_line(text)}")
+        return _lost_connection(text, type_name)
     return None
 
 
@@ -359,7 +365,3 @@ def plain_message(text: str, longest: int = LONGEST_MESSAGE) -> str:
     if len(text) > longest:
         return text[: longest - 1].rstrip() + "…"
     return text if text[-1] in ".!?…" or len(text) == longest else text + "."
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "")

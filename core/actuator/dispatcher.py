@@ -94,7 +94,7 @@ class Dispatcher:
         except failures.Failure as failure:
             return refusal(failure, self._plugin.identifier, experiment.identifier)
         except Exception as error:
-            unexpected = failures.classify_exception(type(error).__name__, str(error))
+            unexpected = failures.classify_exception(type(error).__name__, str(error), "scheduling the measurement")
             return refusal(failures.raised(unexpected), self._plugin.identifier, experiment.identifier)
 
     async def _measure(self, plan: Plan) -> Verdict:
@@ -198,7 +198,7 @@ async def _outcome(call: Any, host: Any) -> Outcome:
         return outcome
     except ray.exceptions.RayTaskError as error:
         # an exception was raised in the host itself, which leaves its trainers in an unknown state
-        return _failed(failures.classify_exception(type(error.cause).__name__, str(error.cause)))
+        return _failed(failures.classify_exception(type(error.cause).__name__, str(error.cause), "running the host"))
     except Exception as error:
         answered.cancel()
         return _lost(error)

@@ -316,7 +316,7 @@ class _Attempt:
             self.cause = failures.BadInput(str(problem)).cause
             self.log = str(problem.log or "")
         except Exception as error:
-            self.cause = failures.classify_exception(type(error).__name__, str(error))
+            self.cause = failures.classify_exception(type(error).__name__, str(error), "running the trainers")
 
     def _start(self) -> None:
         preflight.check(self._job, self._host.spec.environment)

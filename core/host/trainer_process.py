@@ -107,7 +107,8 @@ class TrainerProcess:
         except (OSError, RuntimeError) as error:
             self._end_all()
             self._process.wait()
-            raise failures.raised(failures.classify_exception(type(error).__name__, str(error))) from error
+            cause = failures.classify_exception(type(error).__name__, str(error), "starting the trainer")
+            raise failures.raised(cause) from error
 
     def _start_threads(self) -> None:
         self._threads = [

@@ -20,6 +20,8 @@ Count = Literal["samples", "token_slots", "real_tokens", "trained_tokens", "squa
 COUNTS: tuple[Count, ...] = get_args(Count)
 # longest message about a failure, characters; longer ones are cut
 LONGEST_MESSAGE = 200
+# of a library's exception in a message, characters: its text is whole, but megabytes would fill stores and reports
+LONGEST_QUOTED = 20_000
 # what memory is used for, as an estimate divides it
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "activations", "temporaries")
 # the data type of matrix products under each ``mixed_precision`` with autocast
@@ -236,11 +238,24 @@ class _FailureMessage(TypedDict):
 class FailureMessage(_FailureMessage, total=False):
     """A measurement without a record: class name and text of the exception.
 
-    ``missing`` is a module that cannot be imported; ``doing`` is what the measurement did when the exception was raised.
+    ``missing`` is a module that cannot be imported; ``doing`` is what the measurement did when the exception was raised; ``quotes``
+    tells that the text of an error with a known cause contains that of a library's exception.
     """
 
     missing: str | None
     doing: str
+    quotes: bool
+
+
+def bounded(text: str) -> str:
+    """Return the text of an exception; of one above ``LONGEST_QUOTED`` characters the middle is left out, between words."""
+    if len(text) <= LONGEST_QUOTED:
+        return text
+    half = LONGEST_QUOTED // 2
+    begin, end = text[:half], text[-half:]
+    # a word that is cut could be a part of a secret
+    begin, end = begin.rpartition(" ")[0] or begin, end.partition(" ")[2] or end
+    return f"{begin} [{len(text) - len(begin) - len(end):,} characters left out] {end}"
 
 
 class _Timed(TypedDict):

@@ -27,7 +27,7 @@ import pyarrow
 from ..protocol.data_files import SYNTHETIC, empty, quoted, unusable
 from ..protocol.messages import Job, JobWorkload
 from . import files, formats
-from .errors import DataError, Refused, because
+from .errors import DataError, Refused
 
 LOGNORMAL_DEVIATION = 0.8
 # ids 0 to 2 are special tokens of the byte tokenizer and of many others
@@ -290,7 +290,7 @@ def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: in
         except (DataError, MemoryError):
             raise
         except Exception as error:  # whatever a tokenizer raises, the cause is this row
-            raise DataError(because(f"{position} cannot be tokenised", error)) from error
+            raise DataError(f"{position} cannot be tokenised", error) from error
         samples.add(ids, labels, demand.longest)
         if samples.fill(demand):
             samples.complete = False

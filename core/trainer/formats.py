@@ -27,7 +27,7 @@ from typing import Any
 from ..protocol.data_files import kind, no_template
 from ..protocol.messages import LONGEST_MESSAGE
 from . import files, tokens
-from .errors import DataError, because
+from .errors import DataError
 
 # PyTorch's cross-entropy loss ignores this label
 IGNORED = -100
@@ -238,10 +238,8 @@ class Reader:
         options |= {"tools": _tools(row, position), **_template_options(row, position)}
         try:
             return tokenise(self._tokenizer, messages, self._most, **options)
-        except tokens.ConversationTooLongError as error:
-            raise DataError(f"{position} is a chat of {error} for assistant_only_loss; divide it.") from None
         except Exception as error:  # a template is a program and can raise anything; the cause is this sample
-            raise DataError(because(f"{position}: the chat template fails on these messages", error)) from error
+            raise DataError(f"{position}: the chat template fails on these messages", error) from error
 
     def _ids(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
         ids = self._numbers(row["input_ids"], "input_ids", position, least=0)

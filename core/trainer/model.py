@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-import re
-import textwrap
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol import supported
-from ..protocol.messages import LONGEST_MESSAGE, Job
+from ..protocol.messages import Job
 from . import (
     attention,
     byte_tokenizer,
@@ -28,17 +26,15 @@ from . import (
     modalities,
     positions,
     quantise,
+    tokenizer_json,
     weight_files,
 )
-from .errors import BadInput, Refused, described
+from .errors import BadInput, Refused
 from .fsdp import is_whole
 
 # transformers renamed the argument in 4.56
 _DTYPE = "dtype" if tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
 
-
-# characters of a library's text in a message
-LONGEST_REASON = 130
 # what a file of weights raises that is damaged or holds more than tensors
 _NO_WEIGHTS = (pickle.UnpicklingError, EOFError)
 # what a value in config.json raises that no check of transformers finds
@@ -158,30 +154,27 @@ def _is_sharded(job: Job) -> bool:
 @contextlib.contextmanager
 def _explained(job: Job) -> Iterator[None]:
     """Turn an exception of transformers about a model into one message; out-of-memory errors pass through unchanged."""
-    name = job.workload.model_name
+    name = job.workload.model_name[-60:]
     try:
         yield
     except _NO_WEIGHTS as error:
         # the text of torch advises to load such a file with code in it
         raise BadInput(
-            f"Model {name[-60:]}: its weights cannot be loaded as tensors ({type(error).__name__}): a damaged file, or one with "
+            f"Model {name}: its weights cannot be loaded as tensors ({type(error).__name__}): a damaged file, or one with "
             "other objects; use safetensors."
         ) from error
     except _NO_MODEL as error:
         if fault := _file_fault(job):
-            raise BadInput(f"Model {name[-60:]}: {fault}.") from error
+            raise BadInput(f"Model {name}: {fault}.") from error
         if isinstance(error, KeyError) and (key := _key_of(str(error.args[0]), _configuration(job))):
             raise BadInput(
-                f"Model {name[-60:]}: its configuration has {key[-40:]} {str(error.args[0])[:40]!r}, which transformers "
+                f"Model {name}: its configuration has {key[-40:]} {str(error.args[0])[:40]!r}, which transformers "
                 f"{transformers.__version__} does not know; correct it."
             ) from error
-        what = (
-            f"Model {name[-60:]} cannot be built as its {'configuration' if job.source is None else 'config.json'} says"
-        )
-        raise BadInput(_message(what, job.source, described(error, LONGEST_REASON))) from error
+        what = f"Model {name} cannot be built as its {'configuration' if job.source is None else 'config.json'} says"
+        raise BadInput(what, error) from error
     except (OSError, ValueError, ImportError, StrictDataclassError) as error:
-        text = re.sub(r"^Class validation error for validator \S+ (\w+: )?", "", " ".join(str(error).split()))
-        text = re.sub(r"^Validation error for field '\w+': (\w+: )?Field", "config.json:", text)
+        text = str(error)
         if "trust_remote_code" in text:
             raise BadInput(
                 f"Model {name} needs its own code; allow that with trust_remote_code in the actuator configuration."
@@ -192,24 +185,28 @@ def _explained(job: Job) -> Iterator[None]:
             ) from error
         asked = job.workload.attn_implementation
         if asked not in supported.PLAIN_ATTENTION and ("trying to load from" in text or "flash_attn" in text):
-            raise BadInput(_message(f"attn_implementation {asked[:60]} cannot be loaded", None, text)) from error
+            raise BadInput(f"attn_implementation {asked[:60]} cannot be loaded", error) from error
         if fault := _file_fault(job):
-            raise BadInput(f"Model {name[-60:]}: {fault}.") from error
+            raise BadInput(f"Model {name}: {fault}.") from error
+        if "does not recognize this architecture" in text or "is not present in the model type map" in text:
+            kind = str(_configuration(job).get("model_type"))[:40]
+            raise BadInput(
+                f"Model {name}: its configuration has model_type {kind!r}, which transformers {transformers.__version__} "
+                "does not know; correct it, or use an environment with another release."
+            ) from error
         if "Unrecognized model in" in text:
             raise BadInput(
-                f"Model {name[-60:]}: its config.json has no model_type; expected one that transformers {transformers.__version__} knows."
+                f"Model {name}: its config.json has no model_type; expected one that transformers {transformers.__version__} knows."
             ) from error
         if any(
             frame.filename.endswith("generation/configuration_utils.py")
             for frame in traceback.extract_tb(error.__traceback__)
         ):
-            raise BadInput(
-                _message(f"Model {name[-60:]}: generation_config.json has a value that cannot be used", None, text)
-            ) from error
+            raise BadInput(f"Model {name}: generation_config.json has a value that cannot be used", error) from error
         kind = getattr(error, "name", None) if isinstance(error, ImportError) else None
         if kind:
             raise BadInput(f"Model {name} needs the package {kind} in the training environment.") from error
-        raise BadInput(_message(f"Model {name} cannot be read", job.source, text)) from error
+        raise _unreadable(f"Model {name} cannot be read", job.source, error) from error
 
 
 def _configuration(job: Job) -> Any:
@@ -233,13 +230,12 @@ def _file_fault(job: Job) -> str | None:
     return found and f"{found}; correct or download it again"
 
 
-def _message(what: str, source: str | None, text: str) -> str:
+def _unreadable(what: str, source: str | None, error: Exception) -> BadInput:
+    """Return the error about a model or tokenizer that a library does not read; it quotes the library unless the hub is the cause."""
+    text = str(error)
     if source and not Path(source).is_dir() and ("connect" in text or "offline" in text.lower() or "cached" in text):
-        return f"{what}: {source} is neither in the local cache nor reachable; give a model directory."
-    if source:
-        # the message names the model already, and a long directory would use up the message's characters
-        text = text.replace(f"{source.rstrip('/')}/", "")
-    return f"{what}: {textwrap.shorten(text.split('. ')[0].rstrip('.'), LONGEST_REASON, placeholder=' …')}."
+        return BadInput(f"{what}: {source} is neither in the local cache nor reachable; give a model directory.")
+    return BadInput(what, error)
 
 
 def tokenizer(job: Job, model: transformers.PreTrainedModel) -> transformers.PreTrainedTokenizerBase:
@@ -285,19 +281,17 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
                 f"The tokenizer of model {name[-40:]} was saved by transformers 5, but {transformers.__version__} trains; "
                 "save it with transformers 4, or set its tokenizer_class to PreTrainedTokenizerFast."
             ) from error
-        head = f"The tokenizer of model {name} cannot be read"
+        head = f"The tokenizer of model {name[-40:]} cannot be read"
         if "Couldn't instantiate the backend tokenizer" in str(error):
             raise BadInput(
                 f"{head}: it has no tokenizer.json, or needs the package sentencepiece or tiktoken."
             ) from error
         if fault := _file_fault(job):
-            raise BadInput(f"The tokenizer of model {name[-40:]} cannot be read: {fault}.") from error
-        if type(error) is Exception:  # the tokenizers library raises no other for its own file
-            head = f"The tokenizer of model {name[-40:]} cannot be read: tokenizer.json is not as the tokenizers library writes it"
-            raise BadInput(
-                f"{head}: {described(error, LONGEST_MESSAGE - len(head) - 3).removeprefix('Exception: ')}."
-            ) from error
-        raise BadInput(_message(head, job.source, described(error, LONGEST_REASON))) from error
+            raise BadInput(f"{head}: {fault}.") from error
+        if part := tokenizer_json.fault(Path(job.source or "")):
+            end = "" if part.error else "."
+            raise BadInput(f"{head}: {part.message}{end}", part.error) from error
+        raise _unreadable(head, job.source, error) from error
 
 
 def router_facts(model: torch.nn.Module, wrapped_by: str, tokens: list[int]) -> dict[str, float]:

@@ -56,7 +56,7 @@ def distribute(model: Any, job: Job) -> Any:
         model = kind.maybe_distribute_model(model, settings, mesh)
     except (ValueError, RuntimeError) as error:
         raise Refused(
-            f"tensor_parallel_size {size} is not possible with this model ({model.config.model_type}): {str(error)[:100]}"
+            f"tensor_parallel_size {size} is not possible with this model ({model.config.model_type})", error
         ) from error
     # both ends of a tied weight were divided
     model.tie_weights()

@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from ..protocol.messages import (
     EstimateRecord,
@@ -36,6 +36,7 @@ from ..protocol.messages import (
     ProgressCallback,
     Ready,
     Record,
+    bounded,
 )
 from . import deepspeed
 from .errors import BadInput, Refused
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 BASE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 # of linux/prctl.h: the signal that a process gets when its parent ends
 _PR_SET_PDEATHSIG = 1
-# longer exception texts are cut to their end
-LONGEST_ERROR_TEXT = 4000
 
 
 def main(stack_module: str) -> None:
@@ -62,9 +61,12 @@ def main(stack_module: str) -> None:
         stack.load()
         # otherwise the first measurement would import it within its time limit
         from . import timing  # noqa: F401
-    except ImportError as error:
+    except Exception as error:
         traceback.print_exc()
-        _send(channel, _import_failure(error))
+        _send(
+            channel,
+            _import_failure(error) if isinstance(error, ImportError) else _failure(error, "importing libraries"),
+        )
         return
     # imported modules are never freed; without this both full collections of a measurement would traverse them
     gc.freeze()
@@ -93,20 +95,37 @@ def _answer(
         record = _measure(stack, job, _progress_callback(channel, job), doing)
         record["versions"] = versions
         return record
-    except Refused as error:
-        return {"event": "failure", "kind": "refused", "type": "Refused", "text": str(error)}
-    except BadInput as error:
+    except (Refused, BadInput) as error:
         if error.__cause__ is not None:
-            # the message holds only the beginning of a library's text
+            # the message says what to do; the log where it happened
             traceback.print_exc()
-        return {"event": "failure", "kind": "bad_input", "type": "BadInput", "text": str(error)}
+        return _known_failure(error)
     except BaseException as error:
         traceback.print_exc()
-        text = str(error)[-LONGEST_ERROR_TEXT:]
         # the traceback's frames refer to the model and would keep its memory allocated
         traceback.clear_frames(error.__traceback__)
-        kind = type(error).__name__
-        return {"event": "failure", "kind": "exception", "type": kind, "text": text, "doing": doing[-1]}
+        return _failure(error, doing[-1])
+
+
+def _known_failure(error: Refused | BadInput) -> FailureMessage:
+    kind: Literal["refused", "bad_input"] = "refused" if isinstance(error, Refused) else "bad_input"
+    return {
+        "event": "failure",
+        "kind": kind,
+        "type": type(error).__name__,
+        "text": str(error),
+        "quotes": error.quotes,
+    }
+
+
+def _failure(error: BaseException, doing: str) -> FailureMessage:
+    return {
+        "event": "failure",
+        "kind": "exception",
+        "type": type(error).__name__,
+        "text": bounded(str(error)),
+        "doing": doing,
+    }
 
 
 def _import_failure(error: ImportError) -> FailureMessage:

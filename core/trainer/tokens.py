@@ -1,4 +1,4 @@
-"""The first token ids of texts and conversations, in bounded time. Imports the standard library only, and runs on Linux only.
+"""The first token ids of texts and conversations, in bounded time. Imports transformers, and runs on Linux only.
 
 A text much longer than a sample is not tokenised as a whole: a line of 24 MB took minutes. Its beginning is tokenised instead. A cut
 changes only the tokens near it, so the ids are accepted if a second, longer beginning gives the same ones.
@@ -6,6 +6,7 @@ changes only the tokens near it, so the ids are accepted if a second, longer beg
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import resource
 import signal
@@ -24,13 +25,6 @@ TEMPLATE_LIMIT_S = 30.0
 TEMPLATE_CPU_LIMIT_S = 60.0
 # address space that it may take in addition, bytes; a row has at most 128 MiB
 TEMPLATE_LIMIT_BYTES = 2**30
-
-# longest text of a conversation whose assistant's tokens are wanted, characters; more than a million tokens
-MOST_MASKED_CHARACTERS = 2**22
-
-
-class ConversationTooLongError(Exception):
-    """The text of a conversation has more than ``MOST_MASKED_CHARACTERS``."""
 
 
 class TemplateTimeoutError(Exception):
@@ -54,19 +48,25 @@ def first_ids(tokenizer: Any, text: str, most: int | None, **options: Any) -> li
         most: most ids to return.
         options: arguments for the tokenizer.
     """
+    return list(_encoded(tokenizer, text, most, **options)["input_ids"])[:most]
 
-    def ids(characters: int | None) -> list[int]:
-        return list(tokenizer(text[:characters], verbose=False, **options)["input_ids"])
+
+def _encoded(tokenizer: Any, text: str, most: int | None, **options: Any) -> Any:
+    """Return what the tokenizer makes of a text, or of a beginning of it that has the same first ``most`` token ids."""
+
+    def encoded(characters: int | None) -> Any:
+        return tokenizer(text[:characters], verbose=False, **options)
 
     if most is None:
-        return ids(None)
+        return encoded(None)
     characters = _CHARACTERS * (most + _MARGIN)
     while 2 * characters < len(text):
-        beginning = ids(characters)
-        if len(beginning) >= most + _MARGIN and beginning[:most] == ids(characters + characters // 4)[:most]:
-            return beginning[:most]
+        found = encoded(characters)
+        beginning, longer = found["input_ids"], encoded(characters + characters // 4)["input_ids"]
+        if len(beginning) >= most + _MARGIN and list(beginning[:most]) == list(longer[:most]):
+            return found
         characters *= 2
-    return ids(None)[:most]
+    return encoded(None)
 
 
 def chat_ids(tokenizer: Any, messages: list[Any], most: int | None, /, **options: Any) -> list[int]:
@@ -83,17 +83,10 @@ def chat_ids(tokenizer: Any, messages: list[Any], most: int | None, /, **options
         TemplateMemoryError: the template makes too long a text, or other large values.
         Exception: the template fails; it is a program and can raise anything.
     """
+    with _template_limits():
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     # as apply_chat_template tokenises: the template writes the special tokens itself
-    return first_ids(tokenizer, _rendered(tokenizer, messages, options), most, add_special_tokens=False)
-
-
-def _rendered(tokenizer: Any, messages: list[Any], options: dict[str, Any]) -> str:
-    """Return the text that the chat template makes of a conversation; ``chat_ids`` describes the errors."""
-    try:
-        with _time_limit(TEMPLATE_LIMIT_S), _memory_limit(TEMPLATE_LIMIT_BYTES):
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except MemoryError:
-        raise TemplateMemoryError(f"it needs more than {TEMPLATE_LIMIT_BYTES >> 20} MiB") from None
+    return first_ids(tokenizer, text, most, add_special_tokens=False)
 
 
 def assistant_ids(
@@ -101,7 +94,8 @@ def assistant_ids(
 ) -> tuple[list[int], list[int] | None]:
     """Return the first ``most`` token ids of a conversation, and a mask that has 1 for each token of the assistant.
 
-    The mask is None if the template marks no token of this conversation as the assistant's.
+    A token is the assistant's if any of its characters is. The mask is None if the template marks nothing of this conversation as the
+    assistant's.
 
     Args:
         tokenizer: a tokenizer that knows which characters a token has, with a chat template.
@@ -110,19 +104,57 @@ def assistant_ids(
         options: arguments of ``apply_chat_template``, such as ``tools``.
 
     Raises:
-        ConversationTooLongError: the text has more than ``MOST_MASKED_CHARACTERS``; it is tokenised as a whole.
         TemplateTimeoutError: the template does not end.
         TemplateMemoryError: the template makes too long a text, or other large values.
         Exception: the template fails; it is a program and can raise anything.
     """
-    length = len(_rendered(tokenizer, messages, options))
-    if length > MOST_MASKED_CHARACTERS:
-        raise ConversationTooLongError(f"{length} characters, more than {MOST_MASKED_CHARACTERS}")
-    made = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
-    )
-    mask = list(made["assistant_masks"])
-    return list(made["input_ids"])[:most], mask[:most] if 1 in mask else None
+    text, spans = _marked(tokenizer, messages, **options)
+    made = _encoded(tokenizer, text, most, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(made["input_ids"])[:most]
+    if not any(end > begin for begin, end in spans):
+        return ids, None
+    return ids, [int(_overlaps(spans, *offset)) for offset in made["offset_mapping"][: len(ids)]]
+
+
+def _overlaps(spans: list[tuple[int, int]], begin: int, end: int) -> bool:
+    """Whether the characters from ``begin`` to before ``end`` have one of the spans, which are in order and apart."""
+    at = bisect.bisect_right(spans, begin, key=lambda span: span[1])
+    return at < len(spans) and end > spans[at][0]
+
+
+def _marked(
+    tokenizer: Any,
+    messages: list[Any],
+    *,
+    tools: list[Any] | None = None,
+    chat_template: str | None = None,
+    continue_final_message: bool = False,
+    **options: Any,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text that the chat template makes of a conversation, and the characters of it that it marks as the assistant's."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    if continue_final_message:
+        raise ValueError("continue_final_message is not possible with assistant_only_loss")
+    with _template_limits():
+        texts, spans = render_jinja_template(
+            conversations=[messages],
+            tools=tools,
+            chat_template=tokenizer.get_chat_template(chat_template, tools),
+            return_assistant_tokens_mask=True,
+            **{**tokenizer.special_tokens_map, **options},
+        )
+    return str(texts[0]), [(begin, end) for begin, end in spans[0]]
+
+
+@contextlib.contextmanager
+def _template_limits() -> Iterator[None]:
+    """Limit time and memory of a chat template in the block; ``chat_ids`` describes the errors."""
+    try:
+        with _time_limit(TEMPLATE_LIMIT_S), _memory_limit(TEMPLATE_LIMIT_BYTES):
+            yield
+    except MemoryError:
+        raise TemplateMemoryError(f"it needs more than {TEMPLATE_LIMIT_BYTES >> 20} MiB") from None
 
 
 @contextlib.contextmanager

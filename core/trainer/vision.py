@@ -88,8 +88,7 @@ def _published(job: Job) -> Any:
     try:
         loaded = transformers.AutoProcessor.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
     except Exception as error:  # the processor's files can make the libraries raise anything
-        reason = " ".join(str(error).split())[:LONGEST_NAME]
-        raise BadInput(f"The processor of model {name} cannot be read: {reason}.") from error
+        raise BadInput(f"The processor of model {name} cannot be read", error) from error
     if getattr(loaded, "chat_template", None) is None:
         raise BadInput(f"The processor of model {name} has no chat template, which image data need.")
     return loaded

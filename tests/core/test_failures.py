@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from typing import Literal
 
 import pytest
 
@@ -135,14 +137,56 @@ def test_an_unknown_exception_says_what_the_measurement_did() -> None:
 
 def test_an_unexplained_exception_names_its_log() -> None:
     """The log has the traceback; a message with a known cause stays as it is."""
-    found = failures.from_message({**REPORTED, "text": "odd " * 900, "doing": "training step 3"}).cause
+    found = failures.from_message({**REPORTED, "text": "odd 'text' " * 900, "doing": "training step 3"}).cause
     named = found.with_log("/state/logs/1.log")
-    assert named.message.startswith("While training step 3: RuntimeError: odd odd")
-    assert named.message.endswith("; log: /state/logs/1.log")
+    text = ("odd 'text' " * 900).strip()
+    assert named.message == f"While training step 3: RuntimeError: {text}; log: /state/logs/1.log"
     assert str(failures.raised(named)) == f"{named.message}."
     assert named.with_log("/other.log") == named
     known = failures.from_message({**REPORTED, "kind": "bad_input", "text": "No file."}).cause
     assert known.with_log("/state/logs/1.log") == known
+
+
+@pytest.mark.parametrize("kind", ["bad_input", "refused"])
+def test_a_known_cause_that_quotes_a_library(kind: Literal["bad_input", "refused"]) -> None:
+    """Its text is whole, also after its way between processes, and the message names the log."""
+    text = f"Line 3 cannot be tokenised: ValueError: {'no such token, ' * 100}and an end."
+    found = failures.from_message({**REPORTED, "kind": kind, "text": text, "quotes": True})
+    assert str(found) == str(pickle.loads(pickle.dumps(found))) == str(failures.raised(found.cause)) == text
+    assert found.cause.with_log("/state/1.log").message == f"{text[:-1]}; log: /state/1.log"
+    assert found.cause.group == {"bad_input": "broken", "refused": "cannot run"}[kind]
+
+
+@pytest.mark.parametrize(
+    ("type_name", "text", "begin"),
+    [
+        (
+            "DistBackendError",
+            "NCCL error in: x.cpp:1\nremote process exited",
+            "The connection between processes failed: ",
+        ),
+        ("RuntimeError", "gloo/pair.cc\nConnection closed by peer", "The connection between processes failed: "),
+        ("ConnectionResetError", "", "The connection between processes failed: "),
+        ("RuntimeError", "ncclInvalidUsage\nThis usually reflects invalid usage", "NCCL rejected its configuration: "),
+    ],
+)
+def test_lost_connections_are_quoted_in_full(type_name: str, text: str, begin: str) -> None:
+    """Their type and all lines of their text."""
+    quoted = ": ".join(part for part in (type_name, " ".join(text.split())) if part)
+    assert failures.classify_exception(type_name, text).message == f"{begin}{quoted}."
+
+
+def test_megabytes_of_text_lose_their_middle() -> None:
+    """The message says how much is left out, and cuts no word, which could be a part of a secret."""
+    found = failures.classify_exception("ValueError", "first " + "word " * 1_000_000 + "last")
+    assert len(found.message) < 21_000
+    assert re.fullmatch(r"ValueError: first (word )+\[4,980,\d{3} characters left out\] (word )+last\.", found.message)
+
+
+def test_a_traceback_in_the_log_is_quoted_with_all_lines() -> None:
+    """Of a process that ended without a message."""
+    tail = "Traceback (most recent call last):\n  ...\npkg.OddError: first line\nsecond 'line'\n"
+    assert str(failures.from_exit(1, tail, oom_killed=False)) == "OddError: first line second 'line'."
 
 
 @pytest.mark.parametrize(

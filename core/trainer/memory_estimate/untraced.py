@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 from collections.abc import Iterator
 
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -31,5 +30,4 @@ def explained(model_name: str) -> Iterator[None]:
             raise Refused(
                 "finetune_memory_estimate traces experts in bfloat16 only: use torch_dtype bfloat16 or mixed_precision bf16."
             ) from error
-        traceback.print_exc()
-        raise Refused(f"{model}: its code ended with {type(error).__name__}; the log has the traceback.") from error
+        raise Refused(f"{model}: its code failed", error) from error

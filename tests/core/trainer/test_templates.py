@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import pytest
 
 pytest.importorskip("torch")
 
 from ado_actuators.sfttrainer.core import failures
-from ado_actuators.sfttrainer.core.trainer import tokens
+from ado_actuators.sfttrainer.core.trainer import serve, tokens
 from ado_actuators.sfttrainer.core.trainer.errors import DataError
 
 from .test_formats import HI, build, tokenizer
@@ -90,16 +91,40 @@ def test_work_that_cannot_be_interrupted_ends_the_trainer() -> None:
     assert "The chat template did not end" in str(failure)
 
 
-def test_what_a_template_raises_is_not_cut_in_a_word(tmp_path: Path) -> None:
-    """The type and as much of the text as a message holds."""
+def test_what_a_template_raises_is_quoted_in_full(tmp_path: Path) -> None:
+    """The line, the type and the whole text, also on its way to the user."""
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"messages": HI}) + "\n")
     made = tokenizer()
-    made.chat_template = "{{ raise_exception('roles must alternate between user and assistant. ' * 9) }}"
+    made.chat_template = "{{ raise_exception('roles must \"alternate\" between user and assistant. ' * 9) }}"
     with pytest.raises(DataError) as raised:
         build(path, made)
-    assert re.search(
-        r": TemplateError: roles must alternate between user and .*(roles|must|alternate|user|and) …\.$",
-        str(raised.value),
-    )
-    assert 170 <= len(str(raised.value)) <= 200
+    text = ('roles must "alternate" between user and assistant. ' * 9).rstrip(". ")
+    assert str(raised.value).startswith("Line 1 of data set ")
+    assert str(raised.value).endswith(f": the chat template fails on these messages: TemplateError: {text}.")
+    assert str(failures.from_message(serve._known_failure(raised.value))) == str(raised.value)
+
+
+def test_a_template_that_marks_answers_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is under the limits of time and memory whenever it runs."""
+    runs = []
+    begin = jinja2.Template.new_context
+
+    def counted(*args: Any, **options: Any) -> Any:
+        runs.append(args)
+        return begin(*args, **options)
+
+    monkeypatch.setattr(jinja2.Template, "new_context", counted)
+    made = tokenizer()
+    made.chat_template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    ids, mask = tokens.assistant_ids(made, HI, None)
+    assert (len(runs), mask) == (1, [1] * len(ids))
+
+
+def test_an_endless_template_that_marks_answers_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that ends where nobody asks for the marks."""
+    monkeypatch.setattr(tokens, "TEMPLATE_LIMIT_S", 0.5)
+    made = tokenizer()
+    made.chat_template = "{% generation %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endgeneration %}"
+    with pytest.raises(tokens.TemplateTimeoutError):
+        tokens.assistant_ids(made, HI, 8)
