@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,10 +204,17 @@ def _explained(job: Job) -> Iterator[None]:
             for frame in traceback.extract_tb(error.__traceback__)
         ):
             raise BadInput(f"Model {name}: generation_config.json has a value that cannot be used", error) from error
-        kind = getattr(error, "name", None) if isinstance(error, ImportError) else None
-        if kind:
-            raise BadInput(f"Model {name} needs the package {kind} in the training environment.") from error
+        if package := _missing_package(error):
+            raise BadInput(f"Model {name} needs the package {package[:60]} in the training environment.") from error
         raise _unreadable(f"Model {name} cannot be read", job.source, error) from error
+
+
+def _missing_package(error: Exception) -> str | None:
+    if not isinstance(error, ImportError):
+        return None
+    # transformers raises an ImportError without a name, "X requires the timm library but it was not found"
+    named = re.search(r"requires the (\S+) library", str(error))
+    return error.name or (named and named.group(1))
 
 
 def _configuration(job: Job) -> Any:

@@ -378,3 +378,12 @@ def test_dense_models_have_no_router_load() -> None:
     network, _ = model.build(job(SMALL))
     assert model.router_load(network, torch.zeros(1, 4, dtype=torch.long)) is None
     assert model.router_facts(network, "none", [0] * 4) == {}
+
+
+def test_a_missing_package_is_named() -> None:
+    """Python names it, transformers in some places only in its text."""
+    assert model._missing_package(ImportError("No module", name="einops")) == "einops"
+    text = "TimmWrapperModel requires the timm library but it was not found in your environment."
+    assert model._missing_package(ImportError(text)) == "timm"
+    assert model._missing_package(ImportError("odd")) is None
+    assert model._missing_package(ValueError(text)) is None
