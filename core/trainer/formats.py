@@ -51,6 +51,8 @@ _STARTS = ("input_ids", "prompt", "messages", "conversations")
 _SHOWN = 30
 _FEW = 10
 _RENAMED = {"from": "role", "value": "content"}
+# names that templates and data sets have for the same thing
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 # columns of rows with input_ids that choose the tokens to train
 _CHOICES = ("labels", "assistant_masks")
 
@@ -318,7 +320,7 @@ def _from_value(messages: Any) -> bool:
 
 
 def _messages(values: list[Any], *, renamed: bool) -> list[Any]:
-    """Return messages without keys of null, ``renamed`` from from and value to role and content.
+    """Return messages without keys of null, ``renamed`` from from and value to role and content, with all names of reasoning.
 
     The datasets library stores messages of mixed types as JSON.
     """
@@ -341,7 +343,9 @@ def _message(value: Any, *, renamed: bool) -> Any:
     for old, new in _RENAMED.items():
         if renamed and old in message:
             message[new] = message.pop(old)
-    return message
+    # as transformers 5.24; releases such as 4.55 leave them apart, and would give other tokens
+    reasoning = next((message[name] for name in _REASONING if name in message), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def without_nulls(value: Any) -> Any:

@@ -16,7 +16,7 @@ trl = pytest.importorskip("trl")
 from tokenizers import Tokenizer, models, processors  # noqa: E402
 
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import byte_tokenizer, data, formats  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import DataError  # noqa: E402
 from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
 
@@ -337,3 +337,38 @@ def test_an_error_of_the_tokenizer_is_not_taken_for_bad_text(tmp_path: Path) -> 
     made.model_max_length = "x"
     with pytest.raises(DataError, match=r"^Line 1 .* cannot be tokenised: TypeError: "):
         build(path, made)
+
+
+class Recorder:
+    """A tokenizer that keeps the messages which its chat template would get."""
+
+    eos_token = "<eos>"
+    chat_template = "any"
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def apply_chat_template(self, messages: list[Any], **options: Any) -> str:
+        """Keep the messages."""
+        self.messages += messages
+        return "text"
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        """Return two tokens."""
+        return {"input_ids": [4, 5]}
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content", "thinking"])
+def test_reasoning_has_all_its_names(name: str) -> None:
+    """As in transformers 5.24, whichever release trains: both actuators train on the same tokens."""
+    made = Recorder()
+    read = formats.Reader(made, "text", 8, 300)
+    read({"messages": [{"role": "assistant", "content": "a", name: "b"}, {"role": "user", "content": "c"}]}, "Line 1")
+    assert made.messages[0] == {
+        "role": "assistant",
+        "content": "a",
+        "thinking": "b",
+        "reasoning_content": "b",
+        name: "b",
+    }
+    assert made.messages[1] == {"role": "user", "content": "c"}
