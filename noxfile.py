@@ -73,13 +73,13 @@ def install(session: nox.Session, *arguments: str) -> None:
     session.install(*options, *arguments, env=uv_settings())
 
 
-def install_for_training(session: nox.Session, *arguments: str) -> None:
-    """Install packages for training on CPUs, without the gigabytes that torch needs for GPUs."""
+def install_for_training(session: nox.Session, *arguments: str, compiled: bool = True) -> None:
+    """Install packages for training on CPUs, without the gigabytes that torch needs for GPUs; ``compiled``: all of their modules."""
     backend = []
     own_links = {"PIP_FIND_LINKS", "UV_FIND_LINKS"} & {name for name, value in package_settings().items() if value}
     if session.venv_backend == "uv" and not own_links:
         backend = ["--torch-backend", "cpu"]
-    if session.venv_backend == "uv":
+    if session.venv_backend == "uv" and compiled:
         # by default uv leaves compiling to the first import; if PYTHONDONTWRITEBYTECODE is set, each trainer would then start three
         # times as slowly
         backend.append("--compile-bytecode")
@@ -311,8 +311,11 @@ def deepspeed(session: nox.Session) -> None:
 def quickstart(session: nox.Session) -> None:
     """Measure the four workloads of the example and make a report; arguments after -- are passed to ado create operation."""
     session.log("Installing torch, TRL and ado: minutes the first time, seconds later.")
+    # most modules of these packages are never imported: Python compiles those that are, where it may keep the result
+    compiled = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    packages = ("./sfttrainer[train,qlora,report]", "pip")  # pip for the commands that pages and messages name
     with heartbeats(session):
-        install_for_training(session, *fresh(session, "sfttrainer"), "./sfttrainer[train,report]")
+        install_for_training(session, *fresh(session, "sfttrainer"), *packages, compiled=compiled)
     with session.chdir("sfttrainer/examples"):
         session.run("python", "../../tools/quickstart.py", *session.posargs)
 

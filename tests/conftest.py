@@ -23,6 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     home = Path(tempfile.mkdtemp(prefix="ado-", dir="/tmp"))
     (home / "r").mkdir()
     config.stash[KEY] = home
+    if hasattr(config, "workerinput"):
+        _share_environments(home, Path(os.environ["HOME"]))
     # uv's package cache is worth keeping: it holds packages, not state
     os.environ.setdefault("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))
     os.environ.update(
@@ -34,6 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
         # a client of a closed Ray instance that was left behind would end the whole process after a minute without its server
         RAY_gcs_rpc_server_reconnect_timeout_s="1800",
     )
+
+
+def _share_environments(home: Path, of_all: Path) -> None:
+    """Let processes of pytest-xdist share the environments for trainers, which take a minute to build: those of their parent's home."""
+    name = Path(".cache", "ado-actuators", "environments")
+    (of_all / name).mkdir(parents=True, exist_ok=True)
+    (home / name).parent.mkdir(parents=True)
+    (home / name).symlink_to(of_all / name)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

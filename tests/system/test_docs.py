@@ -45,15 +45,17 @@ HARMLESS = (
     "takes minutes",
     "would run itself",
 )
-# in the examples and the commands: shorter measurements, of one step at least; a study of one estimate; a smaller GPU, whose
-# largest batch is estimated in half the time
+# in the examples and the commands: shorter measurements, of one step at least; studies of one length, of one estimate; a smaller GPU,
+# whose largest batch is estimated in half the time
 SHORTER = {
     re.compile(r"^( *)(- property:\s+\{?identifier: )stop_after_seconds(\}?\n *value: )\d+", re.MULTILINE): (
-        r"\g<1>\g<2>stop_after_seconds\g<3>3\n\g<1>\g<2>min_steps\g<3>1"
+        r"\g<1>\g<2>stop_after_seconds\g<3>1\n\g<1>\g<2>min_steps\g<3>1"
     ),
-    re.compile(r"^stop_after_seconds: \d+", re.MULTILINE): "stop_after_seconds: 3\nmin_steps: 1",
-    re.compile(r"stop_after_seconds=\d+"): "stop_after_seconds=3 min_steps=1",
+    re.compile(r"^stop_after_seconds: \d+", re.MULTILINE): "stop_after_seconds: 1\nmin_steps: 1",
+    re.compile(r"stop_after_seconds=\d+"): "stop_after_seconds=1 min_steps=1",
     re.compile(r"\[llama3.2-1b, granite-3.1-2b, llama3.1-8b\]"): "[llama3.2-1b]",
+    re.compile(r"values: \[32, 64, 128\]"): "values: [32]",
+    re.compile(r"values: \[64, 128\]"): "values: [64]",
     re.compile(r"values: \[full, lora\]"): "values: [lora]",
     re.compile(r"values: \[false, true\]"): "values: [true]",
     re.compile(r"NVIDIA-H100-80GB-HBM3"): "Tesla-T4",
@@ -119,6 +121,9 @@ def run_page(script: str, directory: Path, here: Path | str) -> subprocess.Compl
         "PIP_CONSTRAINT": str(ROOT / "tests" / "constraints-cpu.txt"),
         "HOME": str(home),
         "XDG_CONFIG_HOME": str(home / ".config"),
+        # Python compiles what it imports, which is a tenth of what pip would compile
+        "PIP_NO_COMPILE": "1",
+        "PYTHONDONTWRITEBYTECODE": "",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "COLUMNS": "200",
     }
