@@ -9,6 +9,7 @@ from typing import Any
 from ..measurement.plugin import Plugin
 from ..workload import ibm_names, yaml_input
 from ..workload.experiments import KINDS
+from .options import Actuator
 
 DEFAULT_EXPERIMENT = "finetune_full_benchmark"
 # a word of the command line that is not a property of the workload, and the parameter that it sets
@@ -19,8 +20,16 @@ class BadUse(Exception):
     """The command line or a file named on it cannot be used."""
 
 
-def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> tuple[dict[str, Any], str]:
+def read_workload(
+    words: list[str], experiment: str | None, plugin: Plugin, *, of_any_actuator: bool = False
+) -> tuple[dict[str, Any], str]:
     """Return the property values and the experiment that the command line names, or ``method`` where none is named.
+
+    Args:
+        words: files and property=value pairs; later values replace earlier ones.
+        experiment: what to measure; None: as the words say.
+        plugin: to measure with.
+        of_any_actuator: take the experiment of a point file that is for the other actuator, too.
 
     Raises:
         BadUse: a word, a file or the experiment cannot be used.
@@ -32,13 +41,19 @@ def read_workload(words: list[str], experiment: str | None, plugin: Plugin) -> t
         is_pair = equals and not os.path.exists(word)  # noqa: PTH110
         if is_pair and not name:
             raise BadUse(f"{word!r:.60} has no property before the equals sign; expected property=value.")
-        values.update({name: _yaml(value, name) if value else ""} if is_pair else _workload(Path(word), plugin))
+        values.update(
+            {name: _yaml(value, name) if value else ""} if is_pair else _workload(Path(word), plugin, of_any_actuator)
+        )
     chosen = experiment or values.pop("experiment", None) or _of_method(values, plugin) or DEFAULT_EXPERIMENT
     values.pop("experiment", None)
     if not isinstance(chosen, str) or chosen not in plugin.kinds:
         answer = ibm_names.hint(str(chosen)) or f" Use {', '.join(sorted(plugin.kinds))}."
-        raise BadUse(f"Experiment {chosen!r:.60} does not exist.{answer}")
+        raise BadUse(f"Experiment {chosen!r:.60} does not exist{_where(plugin, of_any_actuator)}.{answer}")
     return values, chosen
+
+
+def _where(plugin: Plugin, of_any_actuator: bool) -> str:
+    return f" in {plugin.identifier}" if of_any_actuator else ""
 
 
 def _of_method(values: dict[str, Any], plugin: Plugin) -> str | None:
@@ -63,7 +78,7 @@ def _mapping(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
-def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
+def _workload(path: Path, plugin: Plugin, of_any_actuator: bool) -> dict[str, Any]:
     """Return the properties in a file; a point file of ado has them one level deeper, and names the experiment."""
     content = _mapping(path, "Give a YAML file, or property=value.")
     if "entity" not in content:
@@ -73,8 +88,8 @@ def _workload(path: Path, plugin: Plugin) -> dict[str, Any]:
         raise BadUse(f"{path}: expected a mapping entity and a list experiments, as in a point file of ado.")
     if len(asked) > 1:
         raise BadUse(f"{path}: has {len(asked)} experiments, expected one. Keep one of them in the file.")
-    if asked[0].get("actuatorIdentifier", plugin.identifier) != plugin.identifier:
-        other = asked[0]["actuatorIdentifier"]
+    other = asked[0].get("actuatorIdentifier", plugin.identifier)
+    if other != plugin.identifier and not (of_any_actuator and other in tuple(Actuator)):
         text = f"{path}: is for the actuator {other!r:.60}; expected {plugin.identifier}."
         raise BadUse(f"{text}{ibm_names.hint(str(other))}")
     experiment = asked[0].get("experimentIdentifier")

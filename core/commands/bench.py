@@ -37,6 +37,7 @@ class Bench:
         experiment: what to measure; None: as the words say.
         config: a file with the actuator configuration's parameters, or None.
         progress: gets messages on how far a measurement is.
+        of_any_actuator: whether a point file for the other actuator is used as well.
 
     Raises:
         BadUse: the words or the file cannot be used.
@@ -51,11 +52,13 @@ class Bench:
         experiment: str | None,
         config: Path | None,
         progress: ProgressCallback,
+        of_any_actuator: bool = False,
     ) -> None:
+        self._of_any_actuator = of_any_actuator
         self._plugin = plugin
         self._words = words
         self._experiment = experiment
-        values, _ = read_workload(words, experiment, plugin)
+        values, _ = read_workload(words, experiment, plugin, of_any_actuator=of_any_actuator)
         self._settings = read_settings(config, parameters_class, price=values.get(PRICE))
         self._local = Local(plugin, self._settings, state_dir(self._settings.state_dir), progress)
 
@@ -96,7 +99,10 @@ class Bench:
         return "run", actuator, experiment, asked, verdict.properties, message, verdict.metadata
 
     def _plan(self, word: str) -> tuple[Plan, dict[str, Any], str]:
-        asked, experiment = read_workload([*self._words, *([word] if word else [])], self._experiment, self._plugin)
+        words = [*self._words, *([word] if word else [])]
+        asked, experiment = read_workload(
+            words, self._experiment, self._plugin, of_any_actuator=self._of_any_actuator
+        )
         asked.pop(PRICE, None)
         return make_plan(self._plugin.identifier, experiment, asked), asked, experiment
 

@@ -101,13 +101,15 @@ def main(
         ):
             rows, notes = _rows(local, plugin.identifier, values, devices, cost)
             if rows and not any(row.fits for row in rows):
-                notes += _suggestions(local, plugin.identifier, values, devices, cost)
+                method = [name for name in METHODS if any(row.values["method"] == name for row in rows)][-1]
+                notes += _suggestions(local, plugin.identifier, {**values, "method": method}, devices, cost)
     except (failures.Failure, BadUse) as failure:
         print(failures.plain_message(str(failure), failures.LONGEST_ON_TERMINAL), file=sys.stderr)
         return 1 if isinstance(failure, failures.CannotRun) else 2
     except KeyboardInterrupt as interruption:
+        print("Interrupted. Nothing of this plan is kept.", file=sys.stderr)
         return 128 + (signal.SIGTERM if interruption.args else signal.SIGINT)
-    show(table(rows))
+    show("\n".join([*sentences(rows), "", table(rows)]))
     show("\n".join(["", *legend(rows), *notes]))
     if output is not None:
         try:
@@ -183,26 +185,36 @@ def _rows(
     """Return a row for each GPU, method, with and without checkpointing, and those of several GPUs where one is too small."""
     rows: list[Row] = []
     notes: list[str] = []
+    first: failures.CannotRun | None = None
     for method in METHODS:
         if method not in KINDS[EXPERIMENT].limits["method"]:
             notes.append(f"Not estimated: method {method}.")
             continue
-        for checkpointing in (False, True):
-            asked = {
-                **values,
-                "method": method,
-                "gradient_checkpointing": checkpointing,
-                "number_gpus": 1,
-                "batch_size": 1,
-            }
-            rows += _estimated(local, actuator, asked, devices, cost)
-        small = {row.values["gpu_model"] for row in rows if row.values["method"] == method}
-        small -= {row.values["gpu_model"] for row in rows if row.values["method"] == method and row.fits}
-        if small and method != "qlora":
-            asked |= {"number_gpus": 2, "batch_size": 2, "distributed_backend": "FSDP2"}
-            rows += _estimated(local, actuator, asked, {name: devices[name] for name in devices if name in small}, cost)
+        try:
+            rows += _of_method(local, actuator, {**values, "method": method}, devices, cost)
+        except failures.CannotRun as failure:
+            # one method may lack a package, or exclude a property; the answers for the others are worth having
+            first = first or failure
+            notes.append(f"Not estimated: method {method}. {failure}")
+    if first is not None and not rows:
+        raise first
     order = list(devices)
     return sorted(rows, key=lambda row: order.index(row.values["gpu_model"])), notes
+
+
+def _of_method(
+    local: Local, actuator: str, values: dict[str, Any], devices: dict[str, int], cost: Mapping[str, float]
+) -> list[Row]:
+    """Return the rows of one method, with and without checkpointing, and those of several GPUs where one is too small."""
+    rows: list[Row] = []
+    for checkpointing in (False, True):
+        asked = {**values, "gradient_checkpointing": checkpointing, "number_gpus": 1, "batch_size": 1}
+        rows += _estimated(local, actuator, asked, devices, cost)
+    small = {row.values["gpu_model"] for row in rows} - {row.values["gpu_model"] for row in rows if row.fits}
+    if small and values["method"] != "qlora":
+        asked |= {"number_gpus": 2, "batch_size": 2, "distributed_backend": "FSDP2"}
+        rows += _estimated(local, actuator, asked, {name: devices[name] for name in devices if name in small}, cost)
+    return rows
 
 
 def _estimated(
@@ -243,14 +255,13 @@ def _read(plan: Plan, metadata: ResultMetadata, devices: Mapping[str, int], cost
 def _suggestions(
     local: Local, actuator: str, values: dict[str, Any], devices: dict[str, int], cost: Mapping[str, float]
 ) -> list[str]:
-    """Return what fits when samples are shorter, with the method that needs least; each is estimated."""
-    length = int(values["model_max_length"])
-    method = [name for name in METHODS if name in KINDS[EXPERIMENT].limits["method"]][-1]
+    """Return what fits when samples are shorter, with the method of the values; each is estimated."""
+    length, method = int(values["model_max_length"]), values["method"]
     for _ in range(MOST_HALVINGS):
         length //= 2
         if length < 2:
             break
-        asked = {**values, "model_max_length": length, "method": method, "gradient_checkpointing": True}
+        asked = {**values, "model_max_length": length, "gradient_checkpointing": True}
         rows = _estimated(local, actuator, {**asked, "number_gpus": 1, "batch_size": 1}, devices, cost)
         fitting = [row for row in rows if row.fits]
         if fitting:
@@ -285,6 +296,26 @@ def best(rows: list[Row]) -> Row | None:
     if priced:
         return min(priced, key=lambda row: row.usd_per_million_tokens or 0.0)
     return min(fitting, key=lambda row: (row.values["number_gpus"], row.usable_bytes), default=None)
+
+
+def sentences(rows: list[Row]) -> list[str]:
+    """Return a sentence for each GPU: which methods are predicted to fit, on how many GPUs, with which batch."""
+    found: dict[str, dict[int, list[str]]] = {}
+    for row in rows:
+        ways = found.setdefault(row.values["gpu_model"], {})
+        if row.fits:
+            how = row.values["method"] + (" with checkpointing" if row.values["gradient_checkpointing"] else "")
+            ways.setdefault(row.values["number_gpus"], []).append(f"{how} (batch up to {row.largest_batch_size:,})")
+    return [
+        f"{gpu}: nothing is predicted to fit."
+        if not ways
+        else f"{gpu}: predicted to fit {'; '.join(f'on {_gpus(count)}: ' + ', '.join(ways[count]) for count in sorted(ways))}."
+        for gpu, ways in found.items()
+    ]
+
+
+def _gpus(count: int) -> str:
+    return "one GPU" if count == 1 else f"{count} GPUs"
 
 
 def legend(rows: list[Row]) -> list[str]:

@@ -78,6 +78,8 @@ def run(
     name, listed = parse(vary)
     progress = Bar() if sys.stderr.isatty() else Changes()
     options: dict[str, Any] = {"experiment": experiment, "config": config, "progress": progress}
+    # both measure the experiment that a point file names for one of them
+    options["of_any_actuator"] = name == ACTUATOR
     with terminated_as_interrupted(), contextlib.ExitStack() as ends:
         bench = ends.enter_context(Bench(plugin, parameters_class, words, **options))
         benches = {plugin.identifier: bench}
@@ -102,7 +104,8 @@ def run(
             used.end_trainers()
             return row
 
-        return main(name, listed, _first(name, words, experiment, plugin), measure, as_json=as_json)
+        first = _first(name, words, experiment, plugin) if name in DOUBLED else 1
+        return main(name, listed, first, measure, as_json=as_json)
 
 
 def _first(name: str, words: list[str], experiment: str | None, plugin: Plugin) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.commands import plan
 from ado_actuators.sfttrainer.core.metrics.roofline import Limit
 
@@ -80,11 +81,53 @@ def test_bad_use_is_answered_before_anything_is_traced(
     assert "tracing" not in said
 
 
+@pytest.mark.ray
+def test_an_interruption_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the status of the signal."""
+
+    def interrupt(*unused: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "_rows", interrupt)
+    assert run(capsys, "gpu_model=H100") == (130, "Interrupted. Nothing of this plan is kept.\n")
+
+
 def test_any_other_card_is_described_by_its_memory() -> None:
     """Its name may be given, too; the driver and CUDA's context take their part."""
     usable = int((0.988 * 40 - 0.85) * GIB)
     assert plan._devices(None, 40) == {"GPU": usable}
     assert plan._devices("Nope-40GB", "40") == {"Nope-40GB": usable}
+
+
+def test_a_sentence_for_each_gpu_answers() -> None:
+    """Before the table: which ways fit, on how many GPUs, with which batch."""
+    rows = [row(), row(method="full", number_gpus=4, gradient_checkpointing=False), row("T4", fits=False)]
+    assert plan.sentences(rows) == [
+        "L40S: predicted to fit on one GPU: lora with checkpointing (batch up to 12); on 4 GPUs: full (batch up to 12).",
+        "T4: nothing is predicted to fit.",
+    ]
+
+
+@pytest.mark.parametrize("impossible", [{"qlora"}, {"full", "lora", "qlora"}], ids=["one method", "all methods"])
+def test_a_method_that_cannot_be_estimated_leaves_the_others(
+    impossible: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example QLoRA without bitsandbytes: a note says why; the message of all is an error."""
+
+    def estimated(local: Any, actuator: str, values: dict[str, Any], *unused: Any) -> list[plan.Row]:
+        if values["method"] in impossible:
+            raise failures.InvalidConfiguration("It lacks a package.")
+        return [row(method=values["method"])]
+
+    monkeypatch.setattr(plan, "_estimated", estimated)
+    asked: tuple[Any, ...] = (None, "sfttrainer", {"model_name": "m"}, {"L40S": GIB}, {})
+    if impossible == set(plan.METHODS):
+        with pytest.raises(failures.InvalidConfiguration, match="It lacks a package"):
+            plan._rows(*asked)
+        return
+    rows, notes = plan._rows(*asked)
+    assert {one.values["method"] for one in rows} == {"full", "lora"}
+    assert notes == ["Not estimated: method qlora. It lacks a package."]
 
 
 def test_files_of_a_plan(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import importlib
 import importlib.util
 import json
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.commands import vary
@@ -155,8 +157,11 @@ def test_the_only_one_that_ran_is_named_by_what_was_varied(capsys: pytest.Captur
     assert capsys.readouterr().out.startswith("Fastest steady workload: batch 2, with 9 tokens/s ± 2 %.\n")
 
 
-def test_both_actuators_are_compared(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each measures with its own copy of the core, and its trainers end before the other's start."""
+@pytest.mark.parametrize("named", ["", "sfttrainer", "fms_hf_tuning"], ids=["words", "a point", "a point of the other"])
+def test_both_actuators_are_compared(
+    named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each measures with its own copy of the core, and its trainers end before the other's start; one point file is enough for both."""
     order: list[str] = []
 
     def add(name: str, rate: float) -> None:
@@ -176,11 +181,33 @@ def test_both_actuators_are_compared(capsys: pytest.CaptureFixture[str], monkeyp
     add("sfttrainer", 100.0)
     add("fms_hf_tuning", 80.0)
     words = ["model_name=tiny-llama-5m", "model_max_length=8", "batch_size=3", "number_gpus=0"]
+    if named:
+        words = [str(point(tmp_path, words, named, "finetune_lora_benchmark"))]
     assert main(["run", *words, "--vary", "actuator=sfttrainer,fms_hf_tuning"]) == 0
     assert order[:4] == ["sfttrainer 3", "sfttrainer ends", "fms_hf_tuning 3", "fms_hf_tuning ends"]
     printed = capsys.readouterr().out
     assert printed.startswith("Fastest steady workload: sfttrainer, with 100 tokens/s ± 1 %.\n")
     assert "fms_hf_tuning against sfttrainer" in printed
+
+
+def point(directory: Path, words: list[str], actuator: str, experiment: str) -> Path:
+    """Write a point file of ado with the properties of these words."""
+    entity = {name: yaml.safe_load(value) for name, _, value in (word.partition("=") for word in words)}
+    asked = [{"actuatorIdentifier": actuator, "experimentIdentifier": experiment}]
+    path = directory / "point.yaml"
+    path.write_text(yaml.safe_dump({"entity": entity, "experiments": asked}))
+    return path
+
+
+def test_a_point_of_an_experiment_that_one_actuator_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names the actuator; without --vary the file is for its own actuator only."""
+    words = ["model_name=tiny-llama-5m", "model_max_length=8", "batch_size=3", "number_gpus=0"]
+    file = str(point(tmp_path, words, "fms_hf_tuning", "finetune_gptq_lora_benchmark"))
+    assert main(["run", file, "--vary", "actuator=sfttrainer,fms_hf_tuning"]) == 2
+    expected = "Experiment 'finetune_gptq_lora_benchmark' does not exist in sfttrainer. Use "
+    assert capsys.readouterr().err.startswith(expected)
+    assert main(["run", file, "--vary", "batch_size=1,2"]) == 2
+    assert "is for the actuator 'fms_hf_tuning'; expected sfttrainer." in capsys.readouterr().err
 
 
 def test_the_other_actuator_checks_the_workload_too(capsys: pytest.CaptureFixture[str]) -> None:
