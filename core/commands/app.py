@@ -198,19 +198,15 @@ def _add_report(app: typer.Typer, name: str, plugin: str) -> None:
                 metavar="USD",
                 min=0,
                 max=1e6,
-                help="Price of one GPU (on CPU: one process) for an hour, with --tokens. Default: that of the measurements.",
+                help="Price of one GPU (on CPU: one process) for an hour. Default: that of the measurements.",
             ),
         ] = None,
     ) -> None:
-        from ..reporting.answers import Budget
         from . import report as command
 
         if not (math.isfinite(tokens or 0) and math.isfinite(price or 0)):
             raise typer.BadParameter("expected a finite number.", param_hint="--tokens, --price")
-        if price is not None and tokens is None:
-            raise typer.BadParameter("needs --tokens, the number of tokens to train on.", param_hint="--price")
-        budget = None if tokens is None else Budget(tokens, price)
-        raise typer.Exit(command.main(plugin, source, output=output, form=form.value, budget=budget))
+        raise typer.Exit(command.main(plugin, source, output=output, form=form.value, tokens=tokens, price=price))
 
 
 def _add_compare(app: typer.Typer, name: str) -> None:

@@ -100,9 +100,7 @@ class Bench:
 
     def _plan(self, word: str) -> tuple[Plan, dict[str, Any], str]:
         words = [*self._words, *([word] if word else [])]
-        asked, experiment = read_workload(
-            words, self._experiment, self._plugin, of_any_actuator=self._of_any_actuator
-        )
+        asked, experiment = read_workload(words, self._experiment, self._plugin, of_any_actuator=self._of_any_actuator)
         asked.pop(PRICE, None)
         return make_plan(self._plugin.identifier, experiment, asked), asked, experiment
 

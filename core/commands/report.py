@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from ..measurement.distribution import installed_version
 from ..reporting import answers, autoconf, read
-from ..reporting.answers import Budget
 from ..reporting.rows import Row, counted, differing, workload_label
 from ..workload.command import distribution
 from .console import show
@@ -23,7 +22,15 @@ if TYPE_CHECKING:
 LACKS_PACKAGE = "The report needs {}, which is not installed. Run: pip install './{}[report]'"
 
 
-def main(plugin: str, sources: list[str], *, output: Path, form: str, budget: Budget | None = None) -> int:
+def main(
+    plugin: str,
+    sources: list[str],
+    *,
+    output: Path,
+    form: str,
+    tokens: float | None = None,
+    price: float | None = None,
+) -> int:
     """Run the command; return its exit status: 0 written, 2 usage error.
 
     Args:
@@ -31,11 +38,12 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str, budget: Bu
         sources: where to read measurements.
         output: the directory to write.
         form: ``html``, ``png``, ``both``, or ``autoconf``.
-        budget: tokens whose hours and cost the page and the terminal show; None leaves that out.
+        tokens: real tokens whose hours and cost of training the page and the terminal show; None leaves that out.
+        price: USD of a GPU (on CPU: of a process) for an hour; None: the price that the measurements were given.
     """
     try:
         # an operation and its space hold the same measurements
-        rows = _distinct([read.rows(source) for source in sources])
+        rows = answers.priced(_distinct([read.rows(source) for source in sources]), price)
         if form == "autoconf":
             return _export(output, rows)
         from ..reporting import figures, page  # noqa: F401
@@ -50,7 +58,7 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str, budget: Bu
         return 2
     drawn, left_out = figures.draw(rows)
     try:
-        written = _write(output, form, rows, drawn, left_out, _origin(plugin, sources), budget)
+        written = _write(output, form, rows, drawn, left_out, _origin(plugin, sources), tokens)
     except OSError as error:
         print(f"{output} cannot be written: {error.strerror}.", file=sys.stderr)
         return 2
@@ -58,7 +66,7 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str, budget: Bu
         "\n".join(
             [
                 *answers.summary(rows),
-                *_spent(rows, budget),
+                *_spent(rows, tokens),
                 *filter(None, [answers.replayed(rows), answers.busy(rows)]),
                 *map(str, written),
                 *(f"{title}: left out; {reason}" for title, reason in left_out),
@@ -68,18 +76,40 @@ def main(plugin: str, sources: list[str], *, output: Path, form: str, budget: Bu
     return 0
 
 
-def _spent(rows: list[Row], budget: Budget | None) -> list[str]:
-    """Return a line for the workload that trains on the budget's tokens at the lowest cost, or else in the shortest time."""
-    found = answers.expenses(rows, budget) if budget else []
-    if not found or budget is None:
+def _spent(rows: list[Row], tokens: float | None) -> list[str]:
+    """Return a line for the workload of each model that trains on the tokens at the lowest cost, or else in the shortest time."""
+    found = answers.expenses(rows, tokens) if tokens else []
+    models = answers.by_model([one.row for one in found])
+    if len(models) > answers.MOST_MODELS:
+        return _best(found, found, tokens)
+    return [
+        line
+        for model in models
+        for line in _best([one for one in found if one.row.value("model_name") == model], found, tokens)
+    ]
+
+
+def _best(some: list[answers.Expense], among: list[answers.Expense], tokens: float | None) -> list[str]:
+    """Return the line of the best of ``some`` expenses, with a label that distinguishes it from the others."""
+    if not some:
         return []
-    first = answers.first_choice(found)
-    label = workload_label(first.row, differing([one.row for one in found]))
-    what = "Fastest" if first.usd is None else "Cheapest"
-    text = f"{what} for {budget.tokens:,.0f} tokens: {label}, {first.hours:.3g} hours"
+    first = answers.first_choice(some)
+    label = workload_label(first.row, [name for name in differing([one.row for one in among]) if name != "source"])
+    parts = [label, f"{first.hours:.3g} hours{_range(first.hours, first)}"]
     if first.usd is not None:
-        text += f" and {first.usd:.3g} USD"
-    return [f"{', '.join(filter(None, (text + answers.interval(first.row), answers.unreliable_reason(first.row))))}."]
+        parts[1] += f" and {first.usd:.3g} USD{_range(first.usd, first)}"
+    what = "Fastest" if first.usd is None else "Cheapest"
+    return [
+        f"{what} for {tokens:,.0f} tokens: {', '.join(filter(None, (*parts, answers.unreliable_reason(first.row))))}."
+    ]
+
+
+def _range(value: float, expense: answers.Expense) -> str:
+    """Return the 95 % interval of hours or cost; its ends are not equally far from the value."""
+    if expense.low is None:
+        return ""
+    high = "no limit" if expense.high is None else f"{value * expense.high:.3g}"
+    return f" ({value * expense.low:.3g} to {high})"
 
 
 def _export(directory: Path, rows: list[Row]) -> int:
@@ -124,7 +154,7 @@ def _write(
     drawn: list[Drawing],
     left_out: list[tuple[str, str]],
     made: str,
-    budget: Budget | None,
+    tokens: float | None,
 ) -> list[Path]:
     from ..reporting import figure_style, figures, page
 
@@ -135,7 +165,7 @@ def _write(
             page.Picture(one.name, one.title, one.caption, figure_style.render(one, "svg").decode()) for one in drawn
         ]
         written.append(directory / "report.html")
-        written[-1].write_text(page.html(rows, pictures, left_out, made, budget), encoding="utf-8")
+        written[-1].write_text(page.html(rows, pictures, left_out, made, tokens), encoding="utf-8")
     if form in ("png", "both"):
         # an earlier report may have figures that this one lacks; they must not be taken for figures of this one
         for name in figures.NAMES:

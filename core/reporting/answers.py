@@ -9,28 +9,17 @@ from ..protocol.stopping import LEAST_MEASURED
 from ..workload.outputs import LEAST_CPU_SHARE_PERCENT
 from ..workload.wording import plus_minus, rounded
 from . import tables
-from .rows import MEMORY, Row, counted, differing, workload_label
+from .rows import MEASURED, MEMORY, Row, counted, differing, workload_label
 
 COST = "usd_per_million_tokens"
 MOST_NAMED = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """A number of tokens to train on, and the price of a device-hour.
-
-    Attributes:
-        tokens: real tokens.
-        price_usd: price of one GPU (on CPU: one process) for an hour; None: the price that the measurements were given.
-    """
-
-    tokens: float
-    price_usd: float | None = None
+# of so many models each gets sentences of its own: the smallest would be the fastest of all
+MOST_MODELS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Expense:
-    """Time and cost of a budget at the rate of one workload.
+    """Time and cost of training on a number of tokens at the rate of one workload.
 
     Attributes:
         row: the measurement.
@@ -47,17 +36,28 @@ class Expense:
     high: float | None
 
 
-def expenses(rows: Sequence[Row], budget: Budget) -> list[Expense]:
-    """Return time and cost of the budget for each measured workload, the cheapest first; without a price the fastest first."""
+def priced(rows: Sequence[Row], usd_per_device_hour: float | None) -> list[Row]:
+    """Return the rows with the cost at another price of a GPU (on CPU: of a process) for an hour; None leaves them as they are."""
+    if usd_per_device_hour is None:
+        return list(rows)
+    found = []
+    for row in rows:
+        if row.state == MEASURED and row.throughput:
+            usd = usd_per_device_hour * row.devices / 3600 / row.throughput * 1e6
+            row = dataclasses.replace(row, outputs={**row.outputs, COST: usd})
+        found.append(row)
+    return found
+
+
+def expenses(rows: Sequence[Row], tokens: float) -> list[Expense]:
+    """Return time and cost of training on real tokens for each measured workload, the cheapest first; without prices the fastest."""
     found = []
     for row in tables.with_throughput(rows):
         if not row.throughput:
             continue
-        hours = budget.tokens / row.throughput / 3600
-        usd = None if budget.price_usd is None else hours * budget.price_usd * row.devices
+        hours = tokens / row.throughput / 3600
         known = row.output(COST)
-        if budget.price_usd is None and known is not None:
-            usd = known * budget.tokens / 1e6
+        usd = None if known is None else known * tokens / 1e6
         half = row.half_width
         factors = (None, None) if half is None else (1 / (1 + half), 1 / (1 - half) if half < 1 else None)
         found.append(Expense(row, hours, usd, *factors))
@@ -104,6 +104,9 @@ def summary(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[str]:
     measured = tables.with_throughput(rows)
     if not measured:
         return []
+    if not varied and 1 < len(models := by_model(measured)) <= MOST_MODELS:
+        names = [name for name in differing(measured) if name != "source"]
+        return [sentence for group in models.values() for sentence in summary(group, names)]
     varied = varied or differing(measured) or [name for name in differing(rows) if name != "source"]
     fastest = best(measured, lambda row: row.throughput or 0.0)
     kind = "workload, none of them steady" if unreliable_reason(fastest) else "steady workload"
@@ -126,6 +129,14 @@ def summary(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[str]:
         found.append(
             f"Cheapest: {workload_label(cheapest, varied)}, with {', '.join(filter(None, (cost, unreliable_reason(cheapest))))}."
         )
+    return found
+
+
+def by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each model."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(str(row.value("model_name")), []).append(row)
     return found
 
 

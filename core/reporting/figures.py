@@ -265,7 +265,7 @@ def _scaling(rows: Sequence[Row], colours: Colours) -> Iterator[Drawing]:
 def _cost(rows: Sequence[Row], colours: Colours) -> Iterator[Drawing]:
     yield draw_bars(
         rows, colours, "usd_per_million_tokens", 1.0, "cost", "Cost", "USD per million real tokens",
-        "the measurements have no price: set price_usd_per_device_hour in the actuator configuration.",
+        "the measurements have no price: give report --price USD, or set price_usd_per_device_hour when measuring.",
     )  # fmt: skip
 
 

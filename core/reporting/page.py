@@ -99,7 +99,7 @@ def html(
     pictures: Sequence[Picture],
     left_out: Sequence[tuple[str, str]],
     made: str,
-    budget: answers.Budget | None = None,
+    tokens: float | None = None,
 ) -> str:
     """Return the page.
 
@@ -108,11 +108,11 @@ def html(
         pictures: the figures, in order.
         left_out: title and reason of each figure that is missing.
         made: the first sentence of the footer: time, program and sources.
-        budget: tokens whose hours and cost are shown; None leaves that section out.
+        tokens: real tokens whose hours and cost of training are shown; None leaves that section out.
     """
     sources = ", ".join(dict.fromkeys(row.source for row in rows))
     sections = [
-        _budget(rows, budget),
+        _budget(rows, tokens),
         Section("figures", "Figures", key=_key(rows) if pictures else None, pictures=pictures),
         Section("stacks", "Both stacks", table=_pairs(rows)),
         Section("failures", "Workloads that cannot run or failed", table=_problems(rows)),
@@ -177,9 +177,9 @@ def _tiles(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return tiles
 
 
-def _budget(rows: Sequence[Row], budget: answers.Budget | None) -> Section:
-    found = answers.expenses(rows, budget) if budget else []
-    if not found or budget is None:
+def _budget(rows: Sequence[Row], tokens: float | None) -> Section:
+    found = answers.expenses(rows, tokens) if tokens else []
+    if not found or tokens is None:
         return Section("budget", "Budget")
     varied = differing([one.row for one in found])
     lines = [
@@ -194,9 +194,7 @@ def _budget(rows: Sequence[Row], budget: answers.Budget | None) -> Section:
         for one in found
     ]
     heads = ["workload", "hours", "95 % interval", "USD", "95 % interval", ""]
-    return Section(
-        "budget", f"Training on {budget.tokens:,.0f} tokens", table=Table(heads, lines, frozenset([1, 2, 3, 4]))
-    )
+    return Section("budget", f"Training on {tokens:,.0f} tokens", table=Table(heads, lines, frozenset([1, 2, 3, 4])))
 
 
 def _interval(value: float, one: answers.Expense) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,17 @@ def test_a_single_step_is_never_the_fastest_without_a_word(row: Make) -> None:
     )
 
 
+def test_models_are_not_compared_by_their_rates(row: Make) -> None:
+    """Each of up to three models has its own fastest workload: of two models the smaller one would always be the fastest."""
+    rows = [row(rate, model_name=name, batch_size=at) for name, rate in (("s", 900.0), ("l", 9.0)) for at in (2, 4)]
+    assert [line for line in answers.summary(rows) if line.startswith("Fastest")] == [
+        "Fastest steady workload: s, batch 2, with 900 tokens/s ± 1 %.",
+        "Fastest steady workload: l, batch 2, with 9 tokens/s ± 1 %.",
+    ]
+    many = [row(float(at + 1), model_name=f"m{at}") for at in range(answers.MOST_MODELS + 1)]
+    assert answers.summary(many)[0] == "Fastest steady workload: m3, with 4 tokens/s ± 1 %."
+
+
 def test_nothing_is_said_without_a_rate(row: Make) -> None:
     """Without a throughput there is no sentence."""
     assert answers.summary([row(oom=True)]) == []
@@ -53,10 +65,10 @@ def test_a_budget_of_tokens(row: Make) -> None:
     """36 million tokens at 1000 tokens/s take 10 hours; two GPUs at 2.50 USD cost 50 USD, with 25 % from 40 to 66.7 USD."""
     two = row(1000.0, 25.0, number_gpus=2)
     one = row(600.0, 25.0)
-    found = answers.expenses([two, one, row(oom=True)], answers.Budget(36e6, 2.5))
-    assert [(item.row, item.hours, item.usd) for item in found] == [
-        (one, pytest.approx(16.6667, rel=1e-4), pytest.approx(41.6667, rel=1e-4)),
-        (two, 10.0, 50.0),
+    found = answers.expenses(answers.priced([two, one, row(oom=True)], 2.5), 36e6)
+    assert [(item.row.workload, item.hours, item.usd) for item in found] == [
+        (one.workload, pytest.approx(16.6667, rel=1e-4), pytest.approx(41.6667, rel=1e-4)),
+        (two.workload, pytest.approx(10.0), pytest.approx(50.0)),
     ]
     assert (found[1].low, found[1].high) == (pytest.approx(0.8), pytest.approx(4 / 3))
 
@@ -64,23 +76,27 @@ def test_a_budget_of_tokens(row: Make) -> None:
 def test_the_price_of_the_measurements_is_the_default(row: Make) -> None:
     """With 2 USD per million tokens, 5 million cost 10 USD; without any price the fastest comes first."""
     priced = row(100.0, outputs={"usd_per_million_tokens": 2.0})
-    assert answers.expenses([priced], answers.Budget(5e6))[0].usd == 10.0
+    assert answers.expenses([priced], 5e6)[0].usd == 10.0
     unpriced = [row(50.0, batch_size=2), row(100.0)]
-    assert [item.usd for item in answers.expenses(unpriced, answers.Budget(5e6))] == [None, None]
-    assert answers.expenses(unpriced, answers.Budget(5e6))[0].row.throughput == 100.0
+    assert [item.usd for item in answers.expenses(unpriced, 5e6)] == [None, None]
+    assert answers.expenses(unpriced, 5e6)[0].row.throughput == 100.0
 
 
 def test_the_report_shows_answers_and_budget(report_of_recorded: tuple[Path, list[str]]) -> None:
     """On the terminal and on the page."""
     directory, printed = report_of_recorded
     assert printed[0].startswith("Fastest ")
-    assert any(line.startswith("Cheapest for 100,000,000 tokens: ") for line in printed)
+    (line,) = [line for line in printed if line.startswith("Cheapest for 100,000,000 tokens: ")]
+    assert re.search(r" hours \(\S+ to \S+\) and \S+ USD \(\S+ to \S+\)", line), (
+        "the ends of the interval, which are not equally far"
+    )
+    assert str(directory / "cost.png") in printed, "the price of the command gives the figure, too"
     page = (directory / "report.html").read_text(encoding="utf-8")
     assert 'class="answer">Fastest' in page
     assert "Training on 100,000,000 tokens" in page
 
 
-@pytest.mark.parametrize("words", [["--price", "2.5"], ["--tokens", "nan"], ["--tokens", "-1"], ["--tokens", "many"]])
+@pytest.mark.parametrize("words", [["--price", "-1"], ["--tokens", "nan"], ["--tokens", "-1"], ["--tokens", "many"]])
 def test_bad_budgets(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One message, status 2, and nothing written."""
     assert main(["report", str(RECORDINGS / "operation.yaml"), "-o", str(tmp_path), *words]) == 2
