@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..reporting import comparison, ibm, read
 from ..reporting.comparison import Comparison, Pair, Tolerance
 from ..reporting.rows import GIVEN, counted
 from .console import show
 
+# more pairs are answered by the table alone
+MOST_SENTENCES = 3
 MARKS = {"regression": "- ", "improvement": "+ ", "same": "  ", "unclear": "~ ", "unknown": "? "}
 
 
@@ -61,10 +63,14 @@ def main(
 
 def text(found: Comparison) -> str:
     """Return the comparison for a terminal."""
-    heads = ("workload", "before", "after", "ratio", "95 % interval", "verdict")
+    sides = ("reference", "other") if within(found) else ("before", "after")
+    heads = ("workload", *sides, "ratio", "95 % interval", "verdict")
     table = [heads, *(_cells(pair) for pair in found.pairs)]
     widths = [max(len(cells[column]) for cells in table) for column in range(len(heads))]
-    lines = ["  " + _line(heads, widths)]
+    lines = (
+        [] if len(found.pairs) > MOST_SENTENCES else [one for pair in found.pairs for one in comparison.sentences(pair)]
+    )
+    lines += ["", "  " + _line(heads, widths)] if lines else ["  " + _line(heads, widths)]
     lines += [MARKS[pair.verdict] + _line(_cells(pair), widths) for pair in found.pairs]
     lines += ["", "Rates are real tokens per second of all devices.", _summary(found)]
     if found.loose:
@@ -126,4 +132,20 @@ def _rate(value: float | None) -> str:
 def _summary(found: Comparison) -> str:
     counts = {verdict: sum(pair.verdict == verdict for pair in found.pairs) for verdict in MARKS}
     words = [f"{count} {verdict}" for verdict, count in counts.items() if count]
-    return f"{counted(len(found.pairs), 'workload')} compared: {', '.join(words)}."
+    text = f"{counted(len(found.pairs), 'workload')} compared: {', '.join(words)}."
+    return text if within(found) else f"{text} {_verdict(counts)}"
+
+
+def within(found: Comparison) -> bool:
+    """Whether the pairs are of one set, which differ in a property."""
+    return bool(found.pairs and found.pairs[0].reference)
+
+
+def _verdict(counts: Mapping[str, int]) -> str:
+    """Return whether the later set is worse, as far as that can be told."""
+    worse, unsure = counts["regression"], counts["unclear"] + counts["unknown"]
+    if worse:
+        return f"{worse} got worse."
+    if unsure == sum(counts.values()):
+        return "Whether any got worse cannot be told."
+    return "None got worse." if not unsure else f"None got worse, but for {unsure} that cannot be told."

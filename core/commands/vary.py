@@ -13,7 +13,7 @@ from typing import Any
 
 from ..measurement.plugin import Plugin
 from ..metrics.report import headline
-from ..reporting import answers, comparison
+from ..reporting import answers, comparison, tables
 from ..reporting.comparison import Tolerance
 from ..reporting.rows import FIELDS, MEASURED, Row, worded
 from . import compare
@@ -145,7 +145,7 @@ def main(name: str, values: list[str], first: int, measure: Measure, *, as_json:
             raise
         interrupted = signal.SIGTERM if interruption.args else signal.SIGINT
         print("Interrupted. What was measured before is compared.", file=sys.stderr, flush=True)
-    show(_json(rows) if as_json else _text(rows, name))
+    show(_json(rows) if as_json else _text(rows, name, "" if values or interrupted else _end_of_doubling(rows, name)))
     if interrupted is not None:
         return 128 + interrupted
     return 0 if any(row.state == MEASURED for row in rows) else 1
@@ -161,9 +161,29 @@ def _doubled(value: int, rows: list[Row]) -> Iterator[str]:
         value *= 2
 
 
-def _text(rows: list[Row], name: str) -> str:
+def _end_of_doubling(rows: list[Row], name: str) -> str:
+    """Return why no larger value was measured."""
+    *before, latest = rows
+    value = worded(name, latest.value(name))
+    if latest.state != MEASURED:
+        return f"Larger values were not measured, since {value} did not run."
+    if not before:
+        return ""
+    best = max(before, key=lambda row: row.throughput or 0.0)
+    if (latest.throughput or 0.0) >= LEAST_GAIN * (best.throughput or 0.0):
+        return f"Larger values than {LARGEST} are not measured."
+    gain = f"{100 * (LEAST_GAIN - 1):.0f} % faster than {worded(name, best.value(name))}"
+    text = f"Larger values were not measured, since {value} was not {gain}"
+    ratio = tables.ratio(latest, best)
+    sure = ratio is not None and ratio.high is not None and ratio.high < LEAST_GAIN
+    if sure and not any(map(answers.unreliable_reason, (latest, best))):
+        return f"{text}."
+    return f"{text}; their intervals do not exclude it. --vary {name}={best.value(name)},{latest.value(name)},... measures given values."
+
+
+def _text(rows: list[Row], name: str, end: str) -> str:
     found = comparison.compare_by(rows, name, Tolerance())
-    lines = answers.summary(rows, [name])
+    lines = [*answers.summary(rows, [name]), *filter(None, [end])]
     if found.pairs:
         lines += ["", compare.text(found)]
     return "\n".join(lines or ["Nothing was measured."])

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..workload.outputs import LEAST_CPU_SHARE_PERCENT
+from ..workload.wording import rounded
 from . import answers, ibm, tables
 from .rows import FAILED, MEASURED, Row, differing, worded, workload_label
 
@@ -14,6 +16,7 @@ REGRESSION, IMPROVEMENT, SAME, UNCLEAR, UNKNOWN = "regression", "improvement", "
 NO_REASON = "the reason is not known."
 # PyTorch's allocator gives the same peak in each run; resident memory and the driver's values vary
 STABLE_MEMORY = "torch_peak_allocated_gib"
+PER_CPU_SECOND = "dataset_tokens_per_cpu_second"
 # stability experiments and memory estimates have these instead of a throughput
 ENDED_WELL, ESTIMATE = "f_no_error", "memory_estimate_gib"
 
@@ -42,6 +45,9 @@ class Pair:
         verdict: ``regression``, ``improvement``, ``same``, ``unclear`` where the interval of the ratio is wider than the tolerance or a
             rate was not steady, or ``unknown`` where a side lacks the numbers.
         why: the reason of the verdict; empty where the throughput is the same.
+        label: of one set, what both rows have in common; empty if nothing distinguishes the pair from others.
+        reference: of one set, the value of ``before``; empty for a pair of two sets.
+        other: of one set, the value of ``after``.
     """
 
     what: str
@@ -50,6 +56,9 @@ class Pair:
     ratio: tables.Ratio | None
     verdict: str
     why: str = ""
+    label: str = ""
+    reference: str = ""
+    other: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +116,38 @@ def compare_by(rows: Sequence[Row], name: str, tolerance: Tolerance) -> Comparis
         if not others:
             alone.append(f"{label}: {worded(name, first.value(name))}".removeprefix(": "))
         for other in others:
-            what = f"{worded(name, other.value(name))} against {worded(name, first.value(name))}"
+            reference, value = worded(name, first.value(name)), worded(name, other.value(name))
+            what = f"{value} against {reference}"
             # another batch or method is expected to need other memory
             limits = tolerance if first.throughput is None else dataclasses.replace(tolerance, memory=math.inf)
             pair = _judge(f"{label}: {what}" if label else what, first, other, limits)
             if not first.state == other.state == MEASURED:
                 pair = dataclasses.replace(pair, why=_states(name, first, other))
-            pairs.append(pair)
+            pairs.append(dataclasses.replace(pair, label=label, reference=reference, other=value))
     return Comparison(pairs, alone, [])
+
+
+def sentences(pair: Pair) -> list[str]:
+    """Return whether one value of a property is faster than another, by how much and how sure; nothing where one has no rate."""
+    ratio = pair.ratio
+    if ratio is None or not pair.reference:
+        return []
+    prefix = f"{pair.label}: " if pair.label else ""
+    how = {REGRESSION: "slower than", IMPROVEMENT: "faster than", SAME: "about as fast as"}.get(pair.verdict)
+    begin = f"{pair.other} is {how} {pair.reference}: " if how else f"{pair.other} against {pair.reference}: unclear, "
+    times = f"{rounded(ratio.value)} times its rate"
+    if ratio.low is not None and ratio.high is not None:
+        times += f", 95 % interval {rounded(ratio.low)} to {rounded(ratio.high)}"
+    found = [f"{prefix}{begin}{times}."]
+    rows = (pair.after, pair.before)
+    busy = any((row.output("cpu_share_percent") or 100.0) < LEAST_CPU_SHARE_PERCENT for row in rows)
+    later, earlier = (row.output(PER_CPU_SECOND) for row in rows)
+    if pair.verdict == UNCLEAR and busy and later and earlier:
+        found.append(
+            f"{prefix}{pair.other} against {pair.reference}, per second of CPU time, which other work changes little: "
+            f"{rounded(later)} and {rounded(earlier)} tokens, {rounded(later / earlier)} times as many, without an interval."
+        )
+    return found
 
 
 def _states(name: str, *rows: Row) -> str:

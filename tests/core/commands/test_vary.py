@@ -51,6 +51,8 @@ def test_two_methods_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert printed.err == "full: 100 tokens/s ± 2 %, steady\nlora: 150 tokens/s ± 2 %, steady\n"
     assert printed.out.startswith("Fastest steady workload: lora, with 150 tokens/s ± 2 %.\n")
+    assert "lora is faster than full: 1.5 times its rate, 95 % interval 1.46 to 1.54.\n" in printed.out
+    assert " ".join(printed.out.split()).count("workload reference other ratio") == 1
     (line,) = [line for line in printed.out.splitlines() if line.startswith("+ ")]
     line = " ".join(line.split())
     assert "lora against full 100.0 150.0 1.500 1.458 to 1.543 improvement: faster by 50.0 %." in line
@@ -69,24 +71,33 @@ def test_notes_follow_their_value(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "asked"),
+    ("rates", "asked", "end"),
     [
-        ({"2": 10.0, "4": 19.0, "8": 30.0}, ["2", "4", "8", "16"]),
-        ({"2": 10.0, "4": 19.0, "8": 19.2, "16": 40.0}, ["2", "4", "8"]),
-        ({}, ["2"]),
+        ({"2": 10.0, "4": 19.0, "8": 30.0}, ["2", "4", "8", "16"], "since batch 16 did not run."),
+        ({"2": 10.0, "4": 19.0, "8": 18.0}, ["2", "4", "8"], "since batch 8 was not 3 % faster than batch 4."),
+        (
+            {"2": 10.0, "4": 19.0, "8": 19.2, "16": 40.0},
+            ["2", "4", "8"],
+            (
+                "since batch 8 was not 3 % faster than batch 4; their intervals do not exclude it. "
+                "--vary batch_size=4,8,... measures given values."
+            ),
+        ),
+        ({}, ["2"], "since batch 2 did not run."),
     ],
-    ids=["until it does not fit", "until it is no faster", "not even the first fits"],
+    ids=["until it does not fit", "until it is slower", "until it is no faster", "not even the first fits"],
 )
 def test_a_batch_is_doubled_as_long_as_that_pays(
-    capsys: pytest.CaptureFixture[str], rates: dict[str, float], asked: list[str]
+    capsys: pytest.CaptureFixture[str], rates: dict[str, float], asked: list[str], end: str
 ) -> None:
-    """From the first value on; the fastest is named."""
+    """From the first value on; the fastest is named, and why larger ones were not measured."""
     machine = Machine(rates)
     assert vary.main("batch_size", [], 2, machine, as_json=False) == (0 if rates else 1)
     assert machine.asked == asked
     printed = capsys.readouterr()
     assert ("The workload does not fit." in printed.err) == (asked[-1] not in rates)
-    assert printed.out.startswith("Fastest steady workload: batch " if rates else "Nothing was measured.\n")
+    assert printed.out.startswith("Fastest steady workload: batch " if rates else "Larger values were not measured, ")
+    assert f"Larger values were not measured, {end}\n" in printed.out
 
 
 def test_json_has_every_value(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from ado_actuators.fms_hf_tuning.__main__ import main as other_main
 from ado_actuators.sfttrainer.__main__ import main
-from ado_actuators.sfttrainer.core.reporting.comparison import Tolerance, compare, compare_by
+from ado_actuators.sfttrainer.core.commands.compare import text
+from ado_actuators.sfttrainer.core.reporting.comparison import Tolerance, compare, compare_by, sentences
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
 from .conftest import RECORDINGS
@@ -215,6 +216,48 @@ def test_values_of_a_property_are_compared_within_one_set(row: Make) -> None:
     assert [pair.what for pair in compare_by(rows, "batch_size", Tolerance()).pairs] == [
         "full: batch 16 against batch 8", "full: batch 32 against batch 8", "lora: batch 16 against batch 8"
     ]  # fmt: skip
+
+
+def test_sentences_answer_within_one_set(row: Make) -> None:
+    """Whether one value is faster, by how much and how sure; on a busy machine also by CPU time, which decides nothing."""
+    lora = {"experiment": "finetune_lora_benchmark"}
+
+    def said(*rows: Row) -> list[str]:
+        return [one for pair in compare_by(rows, "method", Tolerance()).pairs for one in sentences(pair)]
+
+    ratio = "1.5 times its rate, 95 % interval 1.46 to 1.54."
+    assert said(row(100.0, 2.0), row(150.0, 2.0, **lora)) == [f"lora is faster than full: {ratio}"]
+    rows = [row(rate, 1.0, batch_size=at, **kind) for at in (2, 4) for rate, kind in ((9.0, {}), (9.0, lora))]
+    assert said(*rows)[1] == "batch 4: lora is about as fast as full: 1 times its rate, 95 % interval 0.986 to 1.01."
+    busy = {"steady": 0, "cpu_share_percent": 40.0}
+    full = row(100.0, 2.0, outputs={**busy, "dataset_tokens_per_cpu_second": 200.0})
+    other = row(150.0, 2.0, outputs={**busy, "dataset_tokens_per_cpu_second": 220.0}, **lora)
+    assert said(full, other) == [
+        f"lora against full: unclear, {ratio}",
+        (
+            "lora against full, per second of CPU time, which other work changes little: 220 and 200 tokens, 1.1 times as many, "
+            "without an interval."
+        ),
+    ]
+    assert said(row(100.0), row(oom=True, **lora)) == []
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ((100.0, 100.0), "2 workloads compared: 2 same. None got worse."),
+        ((50.0, 100.0), "2 workloads compared: 1 regression, 1 same. 1 got worse."),
+        ((None, 100.0), "2 workloads compared: 1 same, 1 unclear. None got worse, but for 1 that cannot be told."),
+        ((None, None), "2 workloads compared: 2 unclear. Whether any got worse cannot be told."),
+    ],
+)
+def test_the_last_line_says_whether_anything_got_worse(row: Make, rates: tuple[float | None, ...], said: str) -> None:
+    """A rate that was not steady decides nothing."""
+    before = [row(100.0, batch_size=at) for at in range(len(rates))]
+    after = [
+        row(rate or 100.0, batch_size=at, outputs={"steady": int(rate is not None)}) for at, rate in enumerate(rates)
+    ]
+    assert text(compare(before, after, Tolerance())).splitlines()[-1] == said
 
 
 def test_within_one_set_nothing_is_before_or_after(row: Make) -> None:
