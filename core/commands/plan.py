@@ -305,7 +305,7 @@ def sentences(rows: list[Row]) -> list[str]:
         ways = found.setdefault(row.values["gpu_model"], {})
         if row.fits:
             how = row.values["method"] + (" with checkpointing" if row.values["gradient_checkpointing"] else "")
-            ways.setdefault(row.values["number_gpus"], []).append(f"{how} (batch up to {row.largest_batch_size:,})")
+            ways.setdefault(row.values["number_gpus"], []).append(f"{how} (batch <= {row.largest_batch_size:,})")
     return [
         f"{gpu}: nothing is predicted to fit."
         if not ways

@@ -103,7 +103,7 @@ def test_a_sentence_for_each_gpu_answers() -> None:
     """Before the table: which ways fit, on how many GPUs, with which batch."""
     rows = [row(), row(method="full", number_gpus=4, gradient_checkpointing=False), row("T4", fits=False)]
     assert plan.sentences(rows) == [
-        "L40S: predicted to fit on one GPU: lora with checkpointing (batch up to 12); on 4 GPUs: full (batch up to 12).",
+        "L40S: predicted to fit on one GPU: lora with checkpointing (batch <= 12); on 4 GPUs: full (batch <= 12).",
         "T4: nothing is predicted to fit.",
     ]
 
