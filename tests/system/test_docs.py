@@ -101,8 +101,8 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
     here = page.parent.relative_to(ROOT) if page.name == "README.md" else "."
     for attempt in ("first", "second"):
         done = run_page(script, tmp_path / attempt, here)
-        # on a crowded machine
-        if RAY_TOO_SLOW not in done.stdout + done.stderr:
+        # on a crowded machine; the quickstart itself tries twice
+        if done.returncode == 0 or RAY_TOO_SLOW not in done.stdout + done.stderr:
             break
     assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
