@@ -105,8 +105,8 @@ def summary(rows: Sequence[Row], varied: Sequence[str] = ()) -> list[str]:
     if not measured:
         return []
     if not varied and 1 < len(models := by_model(measured)) <= MOST_MODELS:
-        names = [name for name in differing(measured) if name != "source"]
-        return [sentence for group in models.values() for sentence in summary(group, names)]
+        shared = [name for name in differing(measured) if name != "source"]
+        return [sentence for group in models.values() for sentence in summary(group, shared)]
     varied = varied or differing(measured) or [name for name in differing(rows) if name != "source"]
     fastest = best(measured, lambda row: row.throughput or 0.0)
     kind = "workload, none of them steady" if unreliable_reason(fastest) else "steady workload"
