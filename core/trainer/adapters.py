@@ -25,6 +25,8 @@ _EXPRESSION = re.compile(r"[\\^$*+?{}\[\]()|]")
 _MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _USED_DIRECTLY = ("out_proj", "conv1d")
 _SHOWN = 60
+# as these initialise the factors
+_DECOMPOSED = ("olora", "pissa", "pissa_niter_16")
 # an expert in a list of modules, as transformers before 5 builds them
 _EXPERT = re.compile(r"\bexperts\.\d+\.")
 
@@ -50,15 +52,20 @@ def options(workload: JobWorkload) -> dict[str, Any]:
 
 
 def check_parameters(network: torch.nn.Module, workload: JobWorkload) -> None:
-    """Check that each name in ``target_parameters`` is the end of a parameter's name.
+    """Check that each name in ``target_parameters`` is the end of the name of a matrix, or of one for each expert.
 
     Raises:
-        Refused: a name matches no parameter.
+        Refused: a name matches no parameter, or one that PEFT cannot adapt.
     """
     names = [name.strip() for name in workload.target_parameters.split(",") if name.strip()]
-    known = [name for name, _ in network.named_parameters()]
+    known = dict(network.named_parameters())
     for name in names:
-        if not any(path == name or path.endswith(f".{name}") for path in known):
+        dimensions = {one.dim() for path, one in known.items() if path == name or path.endswith(f".{name}")}
+        if dimensions - {2, 3}:
+            raise Refused(
+                f"target_parameters {name[:_SHOWN]} names a parameter of {min(dimensions)} dimensions; name matrices or fused experts."
+            )
+        if not dimensions:
             experts = sorted({path.rpartition(".mlp.")[2] for path in known if "expert" in path})
             has = f"; it has {', '.join(experts)[:_SHOWN]}" if experts else ""
             raise Refused(f"target_parameters {name[:_SHOWN]} names no parameter of this model{has}.")
@@ -164,8 +171,11 @@ def explained(workload: JobWorkload) -> Iterator[None]:
             message = f"target_modules {shown} names a module that PEFT cannot adapt in this model; leave out out_proj, conv1d."
         elif re.search(r"adapter to `?lm_head", text):
             message = "TRL uses the weights of lm_head directly and would not train an adapter of it; leave it out of target_modules."
-        elif "does not work with lora_dropout" in text:
-            message = "lora_dropout must be 0 for this model: PEFT adapts its experts and routers as parameters."
+        elif option := re.search(r"does not work with (lora_dropout|use_dora|lora_bias)", text):
+            value = "0" if option.group(1) == "lora_dropout" else "false"
+            message = (
+                f"{option.group(1)} must be {value} for this model: PEFT adapts its experts and routers as parameters."
+            )
         elif workload.method == "prompt_tuning" and (
             needed := re.search(r"Please specify `(\w+)` in `peft_config`", text)
         ):
@@ -187,6 +197,7 @@ def adapted(model: torch.nn.Module, *, text_only: bool = True) -> list[dict[str,
     """
     found: Counter[tuple[str, int, int, int, int, bool]] = Counter()
     used = modalities.of_text(model) if text_only else None
+    configurations = getattr(model, "peft_config", {})
     for path, module in model.named_modules():
         if used is not None and module not in used:
             continue
@@ -199,6 +210,9 @@ def adapted(model: torch.nn.Module, *, text_only: bool = True) -> list[dict[str,
         for adapter, rank in ranks.items():
             looked_up = adapter in getattr(module, "lora_embedding_A", ())
             inputs = 0 if looked_up else int(module.in_features)
+            if getattr(configurations.get(adapter), "init_lora_weights", True) in _DECOMPOSED:
+                # the decomposition of a matrix has no more factors than its shorter side
+                rank = min(rank, int(module.in_features), int(module.out_features))
             routed = experts > 1 or _EXPERT.search(path) is not None
             found[name, inputs, int(module.out_features), int(rank), experts, routed] += 1
     keys = ("module", "inputs", "outputs", "rank", "experts", "routed")

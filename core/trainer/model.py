@@ -337,6 +337,10 @@ def router_load(model: torch.nn.Module, input_ids: torch.Tensor) -> float | None
         return None
     training = model.training
     model.eval()
+    for module in model.modules():
+        # on a CPU bitsandbytes would convert the weights, which it can only for some shapes
+        if type(module).__module__.startswith("bitsandbytes"):
+            module.training = True
     picked: list[torch.Tensor] = []
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: picked.extend(_choices(output, chosen)))

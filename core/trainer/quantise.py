@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,15 +74,33 @@ def configuration(asked: Scheme) -> Any:
 
 def in_place(model: Any, asked: Scheme, device: torch.device) -> Any:
     """Quantise the linear layers of ``model``, move it to ``device``, and mark it as quantised as transformers does; return it."""
-    output = model.get_output_embeddings()
     made = _in_eight_bits if asked.is_int8 else _in_four_bits
-    for name, layer in list(model.named_modules()):
-        if type(layer) is torch.nn.Linear and layer is not output:
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], made(layer, asked, device))
+    replace(model, lambda layer: made(layer, asked, device))
     model.to(device)
     mark(model, asked)
     return model
+
+
+def replace(model: Any, made: Callable[[torch.nn.Linear], Any]) -> None:
+    """Replace the linear layers of ``model``, except the output layer, by what ``made`` returns for each.
+
+    As in transformers, a ``Conv1D`` of GPT-2 counts as a linear layer with the transposed weight.
+    """
+    output = model.get_output_embeddings()
+    for name, layer in list(model.named_modules()):
+        if layer is not output and (type(layer) is torch.nn.Linear or type(layer).__name__ == "Conv1D"):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], made(_as_linear(layer)))
+
+
+def _as_linear(layer: Any) -> torch.nn.Linear:
+    if isinstance(layer, torch.nn.Linear):
+        return layer
+    with torch.device("meta"):
+        linear = torch.nn.Linear(*layer.weight.shape, bias=layer.bias is not None)
+    linear.weight = torch.nn.Parameter(layer.weight.detach().t().contiguous(), requires_grad=False)
+    linear.bias = layer.bias
+    return linear
 
 
 def mark(model: Any, asked: Scheme) -> None:
@@ -103,6 +122,20 @@ def facts(model: torch.nn.Module) -> dict[str, Any]:
         state = four[0].weight.quant_state
         found |= {"quantisation": state.quant_type, "double_quantisation": bool(state.nested)}
     return found
+
+
+def notes(model: torch.nn.Module) -> list[str]:
+    """Return a remark for the user about the frozen weights of fused experts, which bitsandbytes does not quantise; empty without any."""
+    sizes = [
+        one.numel()
+        for name, one in model.named_parameters()
+        if "expert" in name and one.dim() == 3 and one.is_floating_point() and not one.requires_grad
+    ]
+    if not sizes:
+        return []
+    return [
+        f"The weights of fused experts, {sum(sizes):,} parameters, keep their type: bitsandbytes quantises linear layers only."
+    ]
 
 
 def _in_four_bits(layer: torch.nn.Linear, asked: Scheme, device: torch.device) -> Any:

@@ -22,7 +22,12 @@ from ..protocol.stopping import APART_FOR_RANKS, StoppingRule
 from .memory import peak_resident_bytes, reset_peak_resident
 from .ranks import Ranks
 
-_DOING = {"model_load": "building the model", "data": "preparing the data", "setup": "preparing the training"}
+_DOING = {
+    "model_load": "building the model",
+    "data": "preparing the data",
+    "setup": "preparing the training",
+    "": "reading back what was trained",
+}
 
 
 class StepEnds:
@@ -215,6 +220,8 @@ class Clock:
         begin = time.perf_counter()
         try:
             yield
+            if name == "train":
+                self._phase = ""
         finally:
             self.phases[f"{name}_s"] = self.phases.get(f"{name}_s", 0.0) + time.perf_counter() - begin
 

@@ -13,6 +13,7 @@ from ..failures import InvalidConfiguration
 from ..protocol import optimizers, supported
 from .fields import Workload
 from .value_errors import first_message
+from .where import ADAPTERS
 
 # optimizers that accelerate replaces by DeepSpeed's own for CPUs
 DEEPSPEED_OFFLOADS = ("adamw_torch", "adamw_torch_fused", "adagrad")
@@ -126,6 +127,18 @@ def _adapter_rules(w: Workload) -> list[tuple[bool, str]]:
             f"init_lora_weights {w.init_lora_weights} decomposes the weights, which method {w.method} quantises; use gaussian.",
         ),
         (
+            w.init_lora_weights == "orthogonal" and w.r % 2 != 0 and w.method in ADAPTERS,
+            f"init_lora_weights orthogonal needs an even r, not {w.r}.",
+        ),
+        (
+            w.method == "qlora" and w.quantisation == "int8" and not w.double_quantisation,
+            "double_quantisation false needs quantisation nf4 or fp4: int8 has no scales that could be quantised.",
+        ),
+        (
+            w.method == "qlora" and w.quantisation == "int8" and w.use_dora and w.number_gpus == 0,
+            "use_dora with quantisation int8 needs a GPU: PEFT loses the scales of 8-bit weights on CPUs; use nf4.",
+        ),
+        (
             bool(w.target_parameters) and w.lora_dropout > 0,
             f"target_parameters needs lora_dropout 0, not {w.lora_dropout:g}: PEFT applies no dropout to parameters.",
         ),
@@ -235,6 +248,14 @@ def _checkpointing_rules(w: Workload) -> list[tuple[bool, str]]:
         (
             w.gradient_checkpointing_selective and (reentrant or not w.gradient_checkpointing),
             "gradient_checkpointing_selective needs gradient_checkpointing, without gradient_checkpointing_use_reentrant.",
+        ),
+        (
+            reentrant and not w.gradient_checkpointing,
+            "gradient_checkpointing_use_reentrant needs gradient_checkpointing.",
+        ),
+        (
+            w.gradient_checkpointing_selective and w.attn_implementation in ("eager", supported.FLEX_ATTENTION),
+            f"gradient_checkpointing_selective needs attn_implementation sdpa or a flash attention, not {w.attn_implementation}.",
         ),
         (
             w.gradient_checkpointing_selective and w.method != "full",

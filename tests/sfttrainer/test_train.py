@@ -195,10 +195,10 @@ def test_selective_checkpointing_without_effect_is_refused(train: Train) -> None
 
 
 def test_checkpointing_that_a_release_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has the property and the release."""
+    """The message has the property and the release; eager attention has no outputs that TRL could keep."""
     trl, transformers = pytest.importorskip("trl"), pytest.importorskip("transformers")
     from ado_actuators.sfttrainer import checkpointing
-    from ado_actuators.sfttrainer.core.trainer.errors import BadInput
+    from ado_actuators.sfttrainer.core.trainer.errors import BadInput, Refused
     from ado_actuators.sfttrainer.core.workload.fields import Workload
 
     values = {
@@ -208,14 +208,16 @@ def test_checkpointing_that_a_release_lacks_is_refused(monkeypatch: pytest.Monke
         "number_gpus": 0,
         "gradient_checkpointing": True,
     }
+    with pytest.raises(Refused, match=r"^gradient_checkpointing_selective needs attn_implementation sdpa or a flash"):
+        checkpointing.options(Workload.model_validate({**values, "gradient_checkpointing_selective": True}), "eager")
     monkeypatch.setattr(trl, "models", types.SimpleNamespace())
     asked: Any = Workload.model_validate({**values, "gradient_checkpointing_selective": True})
     with pytest.raises(BadInput, match=r"^gradient_checkpointing_selective does not exist in trl "):
-        checkpointing.options(asked)
+        checkpointing.options(asked, None)
     monkeypatch.setattr(transformers.PreTrainedModel, "_set_gradient_checkpointing", lambda self, enable=True: None)
     asked = Workload.model_validate({**values, "gradient_checkpointing_every_n_layers": 3})
     with pytest.raises(BadInput, match=r"^gradient_checkpointing_every_n_layers 3 does not exist in transformers "):
-        checkpointing.options(asked)
+        checkpointing.options(asked, None)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

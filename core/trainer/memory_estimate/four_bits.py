@@ -56,11 +56,7 @@ def quantised(
         double: whether the scales of NF4 and FP4 are quantised, too.
         group: inputs of a layer that share the scales of GPTQ; None: all of them.
     """
-    output = model.get_output_embeddings()
-    for name, layer in list(model.named_modules()):
-        if type(layer) is torch.nn.Linear and layer is not output:
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], _layer(layer, dtype, kind, double=double, group=group))
+    quantise.replace(model, lambda layer: _layer(layer, dtype, kind, double=double, group=group))
     quantise.mark(model, quantise.Scheme("nf4" if kind == "gptq" else kind, double, dtype))
     return model
 

@@ -45,7 +45,7 @@ def adapt(kind: str, target_modules: str, **change: Any) -> Any:
     wanted = workload(target_modules, **change)
     with adapters.explained(wanted):
         found, notes = adapters.resolved(network, wanted)
-        config = peft.LoraConfig(r=8, target_modules=found, task_type="CAUSAL_LM", lora_dropout=wanted.lora_dropout)
+        config = peft.LoraConfig(**adapters.options(wanted), target_modules=found, task_type="CAUSAL_LM")
         return peft.get_peft_model(network, config), notes
 
 
@@ -80,6 +80,16 @@ def test_every_form_of_names_is_adapted_and_counted(target_modules: str, expecte
     counted = (counter.get_total_flops() - without.get_total_flops()) / LENGTH
     architecture = CONFIGURATIONS["llama"].to_dict()
     assert sum(flops._adapter_flops(one, architecture) for one in adapters.adapted(model)) == counted
+
+
+@pytest.mark.parametrize("how", ["pissa", "olora", "orthogonal"])
+def test_a_decomposition_has_no_more_factors_than_the_matrix(how: str) -> None:
+    """k_proj has 16 outputs: two initialisations give it 16 factors of the 24 asked for, as the parameters show."""
+    model, _ = adapt("llama", "k_proj", r=24, init_lora_weights=how)
+    (adapter,) = adapters.adapted(model)
+    assert adapter["rank"] == (24 if how == "orthogonal" else 16)
+    trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    assert trainable == adapter["layers"] * adapter["rank"] * (adapter["inputs"] + adapter["outputs"])
 
 
 def test_fused_experts_and_routers_are_counted() -> None:
@@ -210,6 +220,12 @@ def test_impossible_adapters_of_peft_and_trl() -> None:
     """Exceptions with known causes become refusals; others pass."""
     with pytest.raises(Refused, match="lora_dropout must be 0"):
         adapt("qwen3_moe", "all-linear", lora_dropout=0.1)
+    with pytest.raises(Refused, match="use_dora must be false for this model: PEFT adapts its experts"):
+        adapt("qwen3_moe", "all-linear", use_dora=True)
+    network = transformers.AutoModelForCausalLM.from_config(CONFIGURATIONS["llama"])
+    asked = workload("q_proj", target_parameters="input_layernorm.weight")
+    with pytest.raises(Refused, match="names a parameter of 1 dimensions; name matrices or fused experts"):
+        adapters.check_parameters(network, asked)
     tuning = workload(method="prompt_tuning")
     network = transformers.AutoModelForCausalLM.from_config(CONFIGURATIONS["mamba"])
     config = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")

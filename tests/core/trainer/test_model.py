@@ -216,6 +216,50 @@ def test_pretrained_weights_are_quantised_as_random_ones_are(saved: Path, kind: 
     assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
 
 
+def test_layers_of_gpt2_are_quantised(tmp_path: Path) -> None:
+    """Their weights are transposed, and quantised as transformers does while it loads them."""
+    pytest.importorskip("bitsandbytes")
+    from ado_actuators.sfttrainer.core.trainer import quantise
+
+    sizes = {"vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    network, _ = model.build(job({"model_type": "gpt2", **sizes}))
+    network.save_pretrained(tmp_path)
+    loaded, _ = model.build(job(source=str(tmp_path), weights="pretrained", method="qlora"), quantised=True)
+    drawn, _ = model.build(job({"model_type": "gpt2", **sizes}, method="qlora"), quantised=True)
+    assert quantise.facts(drawn) == quantise.facts(loaded)
+    assert quantise.facts(drawn)["quantised_layers"] == 4
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    assert torch.equal(
+        *(one.train()(input_ids=ids).logits for one in (_without_dropout(loaded), _without_dropout(drawn)))
+    )
+
+
+def _without_dropout(network: Any) -> Any:
+    for one in network.modules():
+        if isinstance(one, torch.nn.Dropout):
+            one.p = 0.0
+    return network
+
+
+def test_experts_that_are_not_quantised_are_noted() -> None:
+    """Fused experts have 4 · 3 · 16 · 32 parameters; the router's load is read without converting weights."""
+    pytest.importorskip("bitsandbytes")
+    from ado_actuators.sfttrainer.core.trainer import quantise
+
+    network, _ = model.build(job(EXPERTS, method="qlora"), quantised=True)
+    network.requires_grad_(False)
+    is_fused = any(one.dim() == 3 for one in network.parameters())
+    noted = [
+        "The weights of fused experts, 6,144 parameters, keep their type: bitsandbytes quantises linear layers only."
+    ]
+    assert quantise.notes(network) == (noted if is_fused else [])
+    layer = network.get_submodule("model.layers.0.self_attn.q_proj")
+    modes = []
+    layer.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    assert model.router_load(network.train(), torch.zeros(1, 8, dtype=torch.long)) == 2.0
+    assert modes == [True]
+
+
 def test_pretrained_weights_are_the_saved_ones(saved: Path) -> None:
     """Loaded values are equal to the saved ones."""
     built, _ = model.build(job(SMALL))

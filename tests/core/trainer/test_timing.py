@@ -74,3 +74,14 @@ def test_peaks_of_warm_up_are_excluded(clock: timing.Clock, monkeypatch: pytest.
     train(clock)
     record = clock.record()
     assert (record["warmup_steps"], record["rss_peak_bytes"]) == (4, 200)
+
+
+def test_after_training_the_results_are_read_back() -> None:
+    """A failure then is not one of a further step; one in a step is."""
+    clock = timing.Clock(Job(id="test", workload=WORKLOAD), lambda message: None)
+    with pytest.raises(ValueError, match="now"), clock.phase("train"):
+        raise ValueError("now")
+    assert clock.doing == "training step 1"
+    with clock.phase("train"):
+        pass
+    assert clock.doing == "reading back what was trained"

@@ -53,6 +53,14 @@ def test_workloads_with_equal_values_are_equal() -> None:
             "gradient_checkpointing_selective needs gradient_checkpointing, without gradient_checkpointing_use_reentrant.",
         ),
         (
+            {"gradient_checkpointing_use_reentrant": True},
+            "gradient_checkpointing_use_reentrant needs gradient_checkpointing.",
+        ),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_selective": True, "attn_implementation": "eager"},
+            "gradient_checkpointing_selective needs attn_implementation sdpa or a flash attention, not eager.",
+        ),
+        (
             {"gradient_checkpointing_selective": True, "gradient_checkpointing": True, "method": "lora"},
             "gradient_checkpointing_selective needs method full, not lora: with adapters TRL recomputes everything.",
         ),
@@ -200,6 +208,18 @@ def test_workloads_with_equal_values_are_equal() -> None:
         (
             {"method": "qlora", "init_lora_weights": "pissa"},
             "init_lora_weights pissa decomposes the weights, which method qlora quantises; use gaussian.",
+        ),
+        (
+            {"method": "lora", "init_lora_weights": "orthogonal", "r": 7},
+            "init_lora_weights orthogonal needs an even r, not 7.",
+        ),
+        (
+            {"method": "qlora", "quantisation": "int8", "double_quantisation": False},
+            "double_quantisation false needs quantisation nf4 or fp4: int8 has no scales that could be quantised.",
+        ),
+        (
+            {"method": "qlora", "quantisation": "int8", "use_dora": True},
+            "use_dora with quantisation int8 needs a GPU: PEFT loses the scales of 8-bit weights on CPUs; use nf4.",
         ),
         (
             {"method": "lora", "target_parameters": "a.b", "lora_dropout": 0.1},

@@ -7,17 +7,25 @@ from typing import Any
 
 from .core.protocol.messages import JobWorkload
 
+# TRL keeps the outputs of PyTorch's and of flash attention's operations; these have none
+_NOT_KEPT = ("eager", "flex_attention")
 
-def options(workload: JobWorkload) -> dict[str, Any]:
+
+def options(workload: JobWorkload, attention: str | None) -> dict[str, Any]:
     """Return the arguments that choose what is recomputed; empty if everything is.
+
+    Args:
+        workload: the workload.
+        attention: the model's attention implementation.
 
     Raises:
         BadInput: the installed release of a library has no such choice.
+        Refused: the choice has no effect with this attention.
     """
     import transformers
     import trl
 
-    from .core.trainer.errors import BadInput
+    from .core.trainer.errors import BadInput, Refused
 
     every, selective = workload.gradient_checkpointing_every_n_layers, workload.gradient_checkpointing_selective
     known = inspect.signature(transformers.PreTrainedModel._set_gradient_checkpointing).parameters
@@ -28,6 +36,11 @@ def options(workload: JobWorkload) -> dict[str, Any]:
         )
     if selective and not hasattr(trl.models, "enable_selective_activation_checkpointing"):
         raise BadInput(f"gradient_checkpointing_selective does not exist in trl {trl.__version__} of the environment.")
+    if selective and attention in _NOT_KEPT:
+        raise Refused(
+            f"gradient_checkpointing_selective needs attn_implementation sdpa or a flash attention, not {attention}: "
+            "TRL keeps the outputs of no other."
+        )
     chosen: dict[str, Any] = {"every_n_layers": every} if every > 1 else {}
     if selective:
         chosen["selective"] = True

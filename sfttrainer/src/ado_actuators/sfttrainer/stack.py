@@ -71,6 +71,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         facts["adapters"] = adapters.adapted(trainer.model, text_only=not images)
     if quantised:
         facts |= quantise.facts(trainer.model)
+        facts["notes"] += quantise.notes(trainer.model)
     if workload.gradient_checkpointing:
         facts |= checkpointing.facts(trainer.model, workload)
     if message := fsdp.mismatch(workload, job.world_size, facts["wrapped_by"]):
@@ -168,7 +169,7 @@ def _arguments(job: Job, config: Any, epochs: int = 1) -> Any:
         # TRL's defaults differ from those of Trainer and change between releases, so everything that affects time is set explicitly
         **(
             arguments.shared(job, epochs)
-            | checkpointing.options(workload)
+            | checkpointing.options(workload, getattr(config, "_attn_implementation", None))
             | deepspeed.options(workload)
             | parallel.options(workload)
         ),
