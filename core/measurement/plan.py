@@ -123,7 +123,7 @@ def make_plan(actuator: str, experiment: str, values: dict[str, Any]) -> Plan:
             f"Model {workload.model_name} has no weights here; use weights random, or the hub id of a model."
         )
     _check_device(workload, experiment)
-    if source.architecture and (message := supported.image_mismatch(workload, source.architecture)):
+    if source.architecture and (message := supported.mismatch(workload, source.architecture)):
         raise failures.InvalidConfiguration(message)
     return Plan(actuator=actuator, experiment=experiment, workload=workload, given=dict(values), source=source)
 

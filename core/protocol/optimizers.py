@@ -126,6 +126,6 @@ def impossible(name: str, *, cpu: bool, processes: int, gradient_accumulation_st
         return f"optim {name} is impossible: transformers gives its Adafactor contradictory settings; use galore_adafactor."
     if name.endswith(LAYERWISE) and processes > 1:
         return f"optim {name} does not support several devices; use {name.removesuffix(LAYERWISE)}."
-    if name.endswith(LAYERWISE) and gradient_accumulation_steps > 1:
+    if (name.endswith(LAYERWISE) or PACKAGES.get(name) == LOMO) and gradient_accumulation_steps > 1:
         return f"optim {name} needs gradient_accumulation_steps 1, since it updates in the backward pass."
     return None

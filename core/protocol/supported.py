@@ -156,8 +156,8 @@ def is_flash(attention: str) -> bool:
     return attention in FLASH_ATTENTION or is_hub_kernel(attention)
 
 
-def image_mismatch(workload: WorkloadFields, architecture: Mapping[str, Any]) -> str | None:
-    """Return an error message if data have images that the model does not take, else None; a vision model can be trained on text.
+def mismatch(workload: WorkloadFields, architecture: Mapping[str, Any]) -> str | None:
+    """Return an error message if a model cannot be trained as a workload asks, else None; a vision model can be trained on text.
 
     Args:
         workload: what to train.
@@ -166,6 +166,12 @@ def image_mismatch(workload: WorkloadFields, architecture: Mapping[str, Any]) ->
     name = workload.model_name[-_SHOWN:]
     if workload.dataset_image_field and "vision_config" not in architecture:
         return f"Model {name} takes no images; leave dataset_image_field out, or use a vision model."
+    size = workload.tensor_parallel_size
+    text = architecture.get("text_config")
+    for key in ("num_attention_heads", "num_key_value_heads"):
+        heads = (text if isinstance(text, Mapping) else architecture).get(key)
+        if isinstance(heads, int) and heads % size:
+            return f"tensor_parallel_size {size} does not divide the {heads} {key} of model {name}."
     return None
 
 

@@ -82,7 +82,7 @@ def _check_use(job: Job, config: transformers.PretrainedConfig) -> None:
     """Check that the model predicts the next token, and would be trained in the form that the workload describes."""
     workload = job.workload
     name = workload.model_name[-80:]
-    if message := supported.image_mismatch(workload, config.to_dict()):
+    if message := supported.mismatch(workload, config.to_dict()):
         raise Refused(message)
     if getattr(config, "is_encoder_decoder", False):
         raise Refused(

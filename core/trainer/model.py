@@ -314,7 +314,11 @@ def router_facts(model: torch.nn.Module, wrapped_by: str, tokens: list[int]) -> 
     """
     if not is_whole(wrapped_by):
         return {}
-    ratio = router_load(model, torch.tensor([tokens], device=next(model.parameters()).device))
+    try:
+        ratio = router_load(model, torch.tensor([tokens], device=next(model.parameters()).device))
+    except Exception:  # the code of any model; what it cannot tell must not cost the measurement
+        traceback.print_exc()
+        return {}
     return {} if ratio is None else {"router_load_max_over_mean": ratio}
 
 
@@ -349,9 +353,8 @@ def router_load(model: torch.nn.Module, input_ids: torch.Tensor) -> float | None
     ]
     try:
         with torch.no_grad():
-            logits = getattr(
-                model(input_ids=input_ids, output_router_logits=True, use_cache=False), "router_logits", None
-            )
+            output = _body(model)(input_ids=input_ids, output_router_logits=True, use_cache=False)
+            logits = getattr(output, "router_logits", None)
     finally:
         for hook in hooks:
             hook.remove()
@@ -362,6 +365,12 @@ def router_load(model: torch.nn.Module, input_ids: torch.Tensor) -> float | None
     ]
     ratios = [_max_over_mean(layer, experts) for layer in picked]
     return sum(ratios) / len(ratios) if ratios else None
+
+
+def _body(model: Any) -> Any:
+    """Return a model without its output layer, which would add the routers' loss; that of Granite in transformers 4 needs a GPU."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.base_model
 
 
 def _choices(output: Any, chosen: int) -> list[torch.Tensor]:

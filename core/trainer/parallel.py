@@ -55,9 +55,12 @@ def distribute(model: Any, job: Job) -> Any:
     try:
         model = kind.maybe_distribute_model(model, settings, mesh)
     except (ValueError, RuntimeError) as error:
-        raise Refused(
-            f"tensor_parallel_size {size} is not possible with this model ({model.config.model_type})", error
-        ) from error
+        head = f"tensor_parallel_size {size} is not possible with this model ({model.config.model_type})"
+        if "has no `tp_plan`" in str(error):
+            raise Refused(
+                f"{head}: transformers {transformers.__version__} has no plan that divides its layers."
+            ) from error
+        raise Refused(head, error) from error
     # both ends of a tied weight were divided
     model.tie_weights()
     return model if job.workload.number_gpus == 0 else model.to(f"cuda:{job.local_rank}")

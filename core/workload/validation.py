@@ -157,6 +157,10 @@ def _sharing_rules(w: Workload, devices: str) -> list[tuple[bool, str]]:
         return [(w.batch_size % w.processes != 0, f"batch_size {w.batch_size} is not divisible by {devices}.")]
     return [
         (tensor > 1 and context > 1, "tensor_parallel_size excludes context_parallel_size: no library combines them."),
+        (
+            w.processes < size,
+            f"{name} {size} needs at least {size} devices, not {w.processes}: raise number_gpus, or number_nodes without GPUs.",
+        ),
         (w.processes % size != 0, f"{name} {size} does not divide {devices}."),
         (
             w.batch_size * size % w.processes != 0,

@@ -75,6 +75,10 @@ def test_every_optimizer_that_cpus_can_run_trains(train: Callable[..., Any], dis
             "optim apollo_adamw_layerwise needs gradient_accumulation_steps 1, since it updates in the backward pass.",
         ),
         (
+            {"optim": "lomo", "gradient_accumulation_steps": 2},
+            "optim lomo needs gradient_accumulation_steps 1, since it updates in the backward pass.",
+        ),
+        (
             {"optim": "galore_adafactor_layerwise", "number_gpus": 1},
             (
                 "optim galore_adafactor_layerwise is impossible: transformers gives its Adafactor contradictory settings; "

@@ -409,12 +409,16 @@ def test_router_load_of_groups_is_what_the_router_chose() -> None:
 
 
 def test_router_load_is_a_fact_where_the_model_is_whole() -> None:
-    """With DDP each rank runs its own copy; a sharded model has no router load."""
+    """With DDP each rank runs its own copy; a sharded model has no router load. The output layer and the routers' loss are not run."""
     network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
+    network.lm_head.forward = None
     for whole in ("none", "DistributedDataParallel"):
         assert model.router_facts(network, whole, [0] * 8) == {"router_load_max_over_mean": 2.0}
     for sharded in ("FullyShardedDataParallel", "FSDP2"):
         assert model.router_facts(network, sharded, [0] * 8) == {}
+    # what a model's code cannot tell does not fail the measurement
+    network.model.layers = None
+    assert model.router_facts(network, "none", [0] * 8) == {}
 
 
 def test_dense_models_have_no_router_load() -> None:

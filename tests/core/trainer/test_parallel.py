@@ -74,10 +74,21 @@ class Model:
         raise ValueError("`tp_size=2` was requested, but `GPT2` has no `tp_plan`.")
 
 
+def test_heads_that_the_devices_cannot_share_are_refused() -> None:
+    """A part of a head has no device; also in the text part of a vision model."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2}
+    asked = workload(tensor_parallel_size=4)
+    message = "tensor_parallel_size 4 does not divide the 2 num_key_value_heads of model tiny-llama-5m."
+    assert supported.mismatch(asked, heads) == supported.mismatch(asked, {"text_config": heads}) == message
+    assert supported.mismatch(workload(tensor_parallel_size=2), heads) is None
+
+
 def test_a_model_without_a_plan_is_refused() -> None:
     """With the reason of transformers; the devices that remain shard with FSDP2."""
     asked = job(tensor_parallel_size=2)
-    with pytest.raises(Refused, match=r"tensor_parallel_size 2 is not possible with this model .gpt2.: .*no `tp_plan`"):
+    with pytest.raises(
+        Refused, match=r"tensor_parallel_size 2 is not possible with this model .gpt2.: transformers [\d.]+ has no plan"
+    ):
         parallel.distribute(Model(), asked)
     assert (Model.settings.tp_size, Model.settings.fsdp_size) == (2, 4)
     model = object()

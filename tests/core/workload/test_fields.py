@@ -97,7 +97,14 @@ def test_workloads_with_equal_values_are_equal() -> None:
             {"fsdp_cpu_offload": True, "number_gpus": 1, "distributed_backend": "FSDP"},
             "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
         ),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 does not divide 1 processes."),
+        (
+            {"tensor_parallel_size": 2},
+            "tensor_parallel_size 2 needs at least 2 devices, not 1: raise number_gpus, or number_nodes without GPUs.",
+        ),
+        (
+            {"tensor_parallel_size": 2, "number_nodes": 3, "batch_size": 3},
+            "tensor_parallel_size 2 does not divide 3 processes.",
+        ),
         (
             {"tensor_parallel_size": 2, "number_nodes": 2},
             "tensor_parallel_size 2 needs distributed_backend FSDP2.",
