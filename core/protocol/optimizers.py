@@ -61,6 +61,8 @@ NEED_CUDA = {
     "galore_adamw_8bit": "galore_adamw",
     "galore_adamw_8bit_layerwise": "galore_adamw_layerwise",
 }
+# besides those of bitsandbytes, whose operators have no strategy for distributed tensors (0.50): they mix them with others
+NO_DTENSORS = ("adafactor", "galore_adafactor", "galore_adamw_8bit", "apollo_adamw")
 # they project the gradients of linear layers; their arguments have to name these layers
 LOW_RANK = ("galore", "apollo")
 
@@ -111,7 +113,7 @@ def is_traceable(name: str) -> bool:
     return name in OWN or PACKAGES.get(name) == BITSANDBYTES
 
 
-def impossible(name: str, *, cpu: bool, processes: int, gradient_accumulation_steps: int) -> str | None:
+def impossible(name: str, *, cpu: bool, processes: int, gradient_accumulation_steps: int, dtensors: bool) -> str | None:
     """Return an error message if an optimizer cannot be used with these values of a workload, else None.
 
     Args:
@@ -119,7 +121,10 @@ def impossible(name: str, *, cpu: bool, processes: int, gradient_accumulation_st
         cpu: whether the workload trains on the CPU.
         processes: training processes.
         gradient_accumulation_steps: passes of an optimizer step.
+        dtensors: whether parameters are distributed tensors, as with FSDP2 and tensor parallelism.
     """
+    if dtensors and (name in NO_DTENSORS or PACKAGES.get(name) == BITSANDBYTES):
+        return f"optim {name} is not supported with FSDP2, whose parameters are DTensors; use adamw_torch."
     if name in NEED_CUDA and cpu:
         return f"optim {name} needs a GPU: its implementation uses CUDA; on CPU use {NEED_CUDA[name]}."
     if name == "galore_adafactor_layerwise":

@@ -46,7 +46,14 @@ def _rules(w: Workload) -> list[tuple[bool, str]]:
     attention = w.attn_implementation[:60]
     accumulated = w.gradient_accumulation_steps
     optimizer = (
-        optimizers.impossible(w.optim, cpu=cpu, processes=processes, gradient_accumulation_steps=accumulated) or ""
+        optimizers.impossible(
+            w.optim,
+            cpu=cpu,
+            processes=processes,
+            gradient_accumulation_steps=accumulated,
+            dtensors=w.distributed_backend == "FSDP2" and processes > 1,
+        )
+        or ""
     )
     devices = f"{processes} devices" if gpus else f"{processes} processes"
     return [

@@ -208,10 +208,10 @@ def test_checkpointing_that_a_release_lacks_is_refused(monkeypatch: pytest.Monke
         "number_gpus": 0,
         "gradient_checkpointing": True,
     }
-    with pytest.raises(Refused, match=r"^gradient_checkpointing_selective needs attn_implementation sdpa or a flash"):
-        checkpointing.options(Workload.model_validate({**values, "gradient_checkpointing_selective": True}), "eager")
-    monkeypatch.setattr(trl, "models", types.SimpleNamespace())
     asked: Any = Workload.model_validate({**values, "gradient_checkpointing_selective": True})
+    with pytest.raises(Refused, match=r"^gradient_checkpointing_selective needs attn_implementation sdpa or a flash"):
+        checkpointing.options(asked, "eager")
+    monkeypatch.setattr(trl, "models", types.SimpleNamespace())
     with pytest.raises(BadInput, match=r"^gradient_checkpointing_selective does not exist in trl "):
         checkpointing.options(asked, None)
     monkeypatch.setattr(transformers.PreTrainedModel, "_set_gradient_checkpointing", lambda self, enable=True: None)

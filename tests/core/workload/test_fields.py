@@ -97,6 +97,13 @@ def test_workloads_with_equal_values_are_equal() -> None:
             {"fsdp_cpu_offload": True, "number_gpus": 1, "distributed_backend": "FSDP"},
             "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
         ),
+        *(
+            (
+                {"number_gpus": 2, "batch_size": 2, "distributed_backend": "FSDP2", "optim": name},
+                f"optim {name} is not supported with FSDP2, whose parameters are DTensors; use adamw_torch.",
+            )
+            for name in ("adafactor", "adamw_8bit")
+        ),
         (
             {"tensor_parallel_size": 2},
             "tensor_parallel_size 2 needs at least 2 devices, not 1: raise number_gpus, or number_nodes without GPUs.",
