@@ -49,7 +49,19 @@ def read_workload(
     if not isinstance(chosen, str) or chosen not in plugin.kinds:
         answer = ibm_names.hint(str(chosen)) or f" Use {', '.join(sorted(plugin.kinds))}."
         raise BadUse(f"Experiment {chosen!r:.60} does not exist{_where(plugin, of_any_actuator)}.{answer}")
+    _check_no_parameters(values)
     return values, chosen
+
+
+def _check_no_parameters(values: dict[str, Any]) -> None:
+    """Reject parameters of the actuator configuration among the properties, and say where they belong."""
+    from ..host.parameters import MeasuringParameters
+
+    for name in values.keys() & MeasuringParameters.model_fields.keys():
+        hint = f", or {PRICE}=USD" if name == PRICE_PARAMETER else ""
+        raise BadUse(
+            f"{name} is a parameter of the actuator configuration, not a property: put it into a YAML file and add --config FILE{hint}."
+        )
 
 
 def _where(plugin: Plugin, of_any_actuator: bool) -> str:

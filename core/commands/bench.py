@@ -16,6 +16,7 @@ from .. import failures
 from ..host import preflight
 from ..host.local import Local
 from ..host.state_dir import state_dir
+from ..measurement.distribution import beside
 from ..measurement.plan import Plan, make_plan
 from ..measurement.plugin import Plugin
 from ..measurement.verdict import refusal
@@ -23,6 +24,8 @@ from ..protocol.messages import ProgressCallback
 from ..protocol.results import ResultMetadata
 from .arguments import PRICE, BadUse, read_settings, read_workload
 
+# the package of this copy of the core is ado_actuators.NAME.core.commands
+PLUGIN = __name__.split(".core.")[0].rpartition(".")[2]
 # the arguments of ``reporting.rows.Row``, in its order
 RowValues = tuple[str, str, str, dict[str, Any], dict[str, Any], str, ResultMetadata]
 
@@ -133,7 +136,7 @@ def other(identifier: str, words: list[str], **options: Any) -> Bench:
     package = f"ado_actuators.{identifier}"
     if not _is_ours(package):
         # not by name: the index has IBM's distribution ado-sfttrainer
-        raise BadUse(f"The actuator {identifier} is not installed here. Run: pip install ./{identifier}")
+        raise BadUse(f"The actuator {identifier} is not installed here. Run: pip install {beside(PLUGIN, identifier)}")
     plugin, parameters_class = importlib.import_module(f"{package}.__main__").load()
     with _renamed():
         made: Bench = importlib.import_module(f"{package}.core.commands.bench").Bench(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import shlex
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,12 @@ def asked_by(requirement: Requirement, extra: str) -> bool:
 def install_command(plugin: str, extra: str) -> str:
     """Return the command that installs a plugin with an extra: from the directory that it was installed from if that is there."""
     return f"pip install '{_directory(plugin) or f'./{plugin}'}[{extra}]'"
+
+
+def beside(plugin: str, other: str) -> str:
+    """Return the directory of another plugin: beside the one that this plugin was installed from if it is there, else as in the root."""
+    found = Path(_directory(plugin) or "").parent / other
+    return shlex.quote(str(found)) if found.is_absolute() and (found / "pyproject.toml").is_file() else f"./{other}"
 
 
 def _directory(plugin: str) -> str | None:

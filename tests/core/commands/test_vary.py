@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,21 @@ def test_the_other_actuator_checks_the_workload_too(capsys: pytest.CaptureFixtur
     )
 
 
+def test_a_parameter_of_the_actuator_is_no_property(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says where it belongs; the price has a word of its own."""
+    words = ["model_name=tiny-llama-5m", "model_max_length=8", "batch_size=3", "number_gpus=0"]
+    for word, end in (
+        ("environment=managed", "add --config FILE."),
+        ("price_usd_per_device_hour=2", ", or price=USD."),
+    ):
+        assert main(["run", *words, word]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"{word.partition('=')[0]} is a parameter of the actuator configuration, not a property: "
+        )
+        assert said.endswith(f"{end}\n")
+
+
 def test_values_keep_their_order_and_count_once() -> None:
     """Spaces around them do not matter."""
     assert vary.parse("method=lora, full,lora") == ("method", ["lora", "full"])
@@ -257,5 +273,5 @@ def test_an_actuator_that_is_not_installed_is_named(
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
     words = ["model_name=tiny-llama-5m", "model_max_length=16", "batch_size=1", "number_gpus=0"]
     assert main(["run", *words, "--vary", "actuator=sfttrainer,fms_hf_tuning"]) == 2
-    expected = "The actuator fms_hf_tuning is not installed here. Run: pip install ./fms_hf_tuning"
-    assert expected in capsys.readouterr().err
+    expected = r"The actuator fms_hf_tuning is not installed here\. Run: pip install (\.|/\S+)/fms_hf_tuning\.?\n"
+    assert re.fullmatch(expected, capsys.readouterr().err)

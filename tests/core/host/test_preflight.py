@@ -84,3 +84,7 @@ def test_the_command_names_the_directory_that_pip_installed_from(
     monkeypatch.setattr(distribution, "_LONGEST_PATH", 1000)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed(f'{{"url": "file://{tmp_path}/p"}}'))
     assert distribution.install_command("sfttrainer", "train") == f"pip install '{tmp_path}/p[train]'"
+    assert distribution.beside("sfttrainer", "q") == "./q"
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "pyproject.toml").touch()
+    assert distribution.beside("sfttrainer", "q") == f"{tmp_path}/q", "the other plugin's directory, from anywhere"
