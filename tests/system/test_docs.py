@@ -56,6 +56,7 @@ SHORTER = {
     re.compile(r"\[llama3.2-1b, granite-3.1-2b, llama3.1-8b\]"): "[llama3.2-1b]",
     re.compile(r"values: \[32, 64, 128\]"): "values: [32]",
     re.compile(r"values: \[64, 128\]"): "values: [64]",
+    re.compile(r"values: \[128, 256\]"): "values: [128]",
     re.compile(r"values: \[full, lora\]"): "values: [lora]",
     re.compile(r"values: \[false, true\]"): "values: [true]",
     re.compile(r"NVIDIA-H100-80GB-HBM3"): "Tesla-T4",
