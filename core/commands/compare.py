@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..reporting import comparison, ibm, read
 from ..reporting.comparison import Comparison, Pair, Tolerance
-from ..reporting.rows import GIVEN, counted
+from ..reporting.rows import GIVEN, MEASURED, counted
 from .console import show
 
 # more pairs are answered by the table alone
@@ -77,9 +78,10 @@ def text(found: Comparison) -> str:
         lines += [f"One side is of IBM's actuator, which gives no interval. Not compared: {', '.join(ibm.IGNORED)}."]
     if found.repeated:
         lines += [f"{counted(found.repeated, 'measurement')} left out: of equal workloads the last counts."]
-    for side, labels in (("before", found.only_before), ("after", found.only_after)):
+    alone = "Without another value" if within(found) else "Only before"
+    for what, labels in ((alone, found.only_before), ("Only after", found.only_after)):
         if labels:
-            lines.append(f"Only {side}: {'; '.join(labels[:8])}{'; ...' if len(labels) > 8 else ''}")
+            lines.append(f"{what}: {'; '.join(labels[:8])}{'; ...' if len(labels) > 8 else ''}")
     return "\n".join(lines)
 
 
@@ -112,8 +114,25 @@ def _cells(pair: Pair) -> tuple[str, ...]:
         _rate(pair.after.throughput),
         f"{ratio.value:.3f}" if ratio else "",
         interval,
-        f"{pair.verdict}: {pair.why}" if pair.why else pair.verdict,
+        _reason(pair),
     )
+
+
+def _reason(pair: Pair) -> str:
+    """Return the verdict with its reason; of one set the reason alone where it says which of both is better."""
+    if pair.reference and pair.verdict in (comparison.REGRESSION, comparison.IMPROVEMENT):
+        return pair.why
+    return f"{pair.verdict}: {pair.why}" if pair.why else pair.verdict
+
+
+def _word(pair: Pair) -> str:
+    """Return the verdict as it is counted; within one set nothing regresses or improves."""
+    if not pair.reference or pair.verdict not in (comparison.REGRESSION, comparison.IMPROVEMENT):
+        return pair.verdict
+    if not pair.before.state == pair.after.state == MEASURED:
+        return "of which one does not run"
+    words = ("slower", "faster") if pair.ratio is not None else ("worse", "better")
+    return words[pair.verdict == comparison.IMPROVEMENT]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -131,7 +150,9 @@ def _rate(value: float | None) -> str:
 
 def _summary(found: Comparison) -> str:
     counts = {verdict: sum(pair.verdict == verdict for pair in found.pairs) for verdict in MARKS}
-    words = [f"{count} {verdict}" for verdict, count in counts.items() if count]
+    # in the order of the verdicts
+    pairs = sorted(found.pairs, key=lambda pair: [*MARKS].index(pair.verdict))
+    words = [f"{count} {word}" for word, count in Counter(map(_word, pairs)).items()]
     text = f"{counted(len(found.pairs), 'workload')} compared: {', '.join(words)}."
     return text if within(found) else f"{text} {_verdict(counts)}"
 

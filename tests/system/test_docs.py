@@ -45,14 +45,14 @@ HARMLESS = (
     "takes minutes",
     "would run itself",
 )
-# in the examples and the commands: shorter measurements, of one step at least; studies of one length, of one estimate; a smaller GPU,
+# in the examples and the commands: shorter measurements, of two steps at least for an interval; studies of one length, of one estimate; a smaller GPU,
 # whose largest batch is estimated in half the time
 SHORTER = {
     re.compile(r"^( *)(- property:\s+\{?identifier: )stop_after_seconds(\}?\n *value: )\d+", re.MULTILINE): (
-        r"\g<1>\g<2>stop_after_seconds\g<3>1\n\g<1>\g<2>min_steps\g<3>1"
+        r"\g<1>\g<2>stop_after_seconds\g<3>1\n\g<1>\g<2>min_steps\g<3>2"
     ),
-    re.compile(r"^stop_after_seconds: \d+", re.MULTILINE): "stop_after_seconds: 1\nmin_steps: 1",
-    re.compile(r"stop_after_seconds=\d+"): "stop_after_seconds=1 min_steps=1",
+    re.compile(r"^stop_after_seconds: \d+", re.MULTILINE): "stop_after_seconds: 1\nmin_steps: 2",
+    re.compile(r"stop_after_seconds=\d+"): "stop_after_seconds=1 min_steps=2",
     re.compile(r"\[llama3.2-1b, granite-3.1-2b, llama3.1-8b\]"): "[llama3.2-1b]",
     re.compile(r"values: \[32, 64, 128\]"): "values: [32]",
     re.compile(r"values: \[64, 128\]"): "values: [64]",

@@ -56,7 +56,8 @@ def test_two_methods_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert " ".join(printed.out.split()).count("workload reference other ratio") == 1
     (line,) = [line for line in printed.out.splitlines() if line.startswith("+ ")]
     line = " ".join(line.split())
-    assert "lora against full 100.0 150.0 1.500 1.458 to 1.543 improvement: faster by 50.0 %." in line
+    assert "lora against full 100.0 150.0 1.500 1.458 to 1.543 faster by 50.0 %." in line
+    assert printed.out.endswith("\n1 workload compared: 1 faster.\n")
 
 
 def test_notes_follow_their_value(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,8 @@ def test_notes_follow_their_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.err == (
         "full: 100 tokens/s ± 2 %, steady\n  The machine was busy.\nlora: The workload does not fit.\n"
     )
-    assert "regression: full runs; lora cannot run (gpu_oom): The workload does not fit." in printed.out
+    assert "  full runs; lora cannot run (gpu_oom): The workload does not fit." in printed.out
+    assert printed.out.endswith("\n1 workload compared: 1 of which one does not run.\n")
 
 
 @pytest.mark.parametrize(

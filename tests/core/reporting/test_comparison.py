@@ -213,6 +213,7 @@ def test_values_of_a_property_are_compared_within_one_set(row: Make) -> None:
         ("batch 8: lora against full", 1.2), ("batch 16: lora against full", 1.6)
     ]  # fmt: skip
     assert found.only_before == ["batch 32: full"]
+    assert text(found).endswith("\n2 workloads compared: 2 faster.\nWithout another value: batch 32: full")
     assert [pair.what for pair in compare_by(rows, "batch_size", Tolerance()).pairs] == [
         "full: batch 16 against batch 8", "full: batch 32 against batch 8", "lora: batch 16 against batch 8"
     ]  # fmt: skip
