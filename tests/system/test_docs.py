@@ -45,8 +45,8 @@ HARMLESS = (
     "takes minutes",
     "would run itself",
 )
-# in the examples and the commands: shorter measurements, of two steps at least for an interval; studies of one length, of one estimate; a smaller GPU,
-# whose largest batch is estimated in half the time
+# in the examples and the commands: shorter measurements, of two steps at least, since one has no interval; studies of one length, of
+# one estimate; a smaller GPU, whose largest batch is estimated in half the time
 SHORTER = {
     re.compile(r"^( *)(- property:\s+\{?identifier: )stop_after_seconds(\}?\n *value: )\d+", re.MULTILINE): (
         r"\g<1>\g<2>stop_after_seconds\g<3>1\n\g<1>\g<2>min_steps\g<3>2"
