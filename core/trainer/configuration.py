@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,8 @@ def read(job: Job) -> transformers.PretrainedConfig:
         # checked before the configuration is created, because that of a model with millions of layers would list them
         if message := supported.implausible(name, job.architecture):
             raise Refused(message)
-        config = transformers.AutoConfig.for_model(**job.architecture)
+        # a copy, because configurations add keys to the mappings inside
+        config = transformers.AutoConfig.for_model(**copy.deepcopy(job.architecture))
     else:
         _check_file(job)
         config = transformers.AutoConfig.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)

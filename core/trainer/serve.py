@@ -42,6 +42,7 @@ from . import deepspeed
 from .errors import BadInput, Refused
 
 if TYPE_CHECKING:
+    from .memory_estimate.kept import Kept
     from .stack import Stack
     from .timing import Clock
 
@@ -80,19 +81,22 @@ def main(stack_module: str) -> None:
         **_release_memory(),
     }
     _send(channel, ready)
+    from .memory_estimate.kept import Kept
+
+    kept = Kept()
     while (job := jobs.get()) is not None:
-        _send(channel, _answer(stack, job, channel, versions))
+        _send(channel, _answer(stack, job, channel, versions, kept))
         idle: Idle = {"event": "idle", **_release_memory()}
         _send(channel, idle)
 
 
 def _answer(
-    stack: Stack, job: Job, channel: IO[str], versions: dict[str, str]
+    stack: Stack, job: Job, channel: IO[str], versions: dict[str, str], kept: Kept
 ) -> Record | EstimateRecord | FailureMessage:
     """Measure one job. This frame holds all objects of the measurement: returning from it frees the model."""
     doing = ["starting"]
     try:
-        record = _measure(stack, job, _progress_callback(channel, job), doing)
+        record = _measure(stack, job, _progress_callback(channel, job), doing, kept)
         record["versions"] = versions
         return record
     except (Refused, BadInput) as error:
@@ -141,22 +145,24 @@ def _import_failure(error: ImportError) -> FailureMessage:
 # -- one job ---------------------------------------------------------------------------------------------------
 
 
-def _measure(stack: Stack, job: Job, progress: ProgressCallback, doing: list[str]) -> Record | EstimateRecord:
+def _measure(
+    stack: Stack, job: Job, progress: ProgressCallback, doing: list[str], kept: Kept
+) -> Record | EstimateRecord:
     Path(job.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     begin = time.perf_counter()
     with _distributed(job):
         if job.task == "memory_estimate":
             doing.append("estimating memory")
-            return _estimate(stack, job, progress)
+            return _estimate(stack, job, progress, kept)
         record = _train(stack, job, progress, doing)
         record["phases"]["measurement_s"] = time.perf_counter() - begin
         return record
 
 
-def _estimate(stack: Stack, job: Job, progress: ProgressCallback) -> EstimateRecord:
+def _estimate(stack: Stack, job: Job, progress: ProgressCallback, kept: Kept) -> EstimateRecord:
     from .memory_estimate import estimate
 
-    found = estimate.record(stack, job, progress)
+    found = estimate.record(stack, job, progress, kept)
     found["architecture"] = _json_values(found["architecture"])
     # the caller adds the versions
     return cast("EstimateRecord", {"event": "record", **found, "rank": 0, "world_size": 1})

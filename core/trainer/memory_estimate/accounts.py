@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ...protocol.messages import Job
+from . import kept
 from .depth import Depths, depths
 from .extrapolation import Grown, Irregular, batches, deeper, grown_like
 from .ledger import Ledger
@@ -20,7 +21,7 @@ from .ledger import Ledger
 # with this many tokens a loss that is computed in chunks has several of them
 TOKENS = 8192
 
-Trace = Callable[[Job, int, bool], tuple[Ledger, torch.nn.Module]]
+Trace = Callable[[Job, int, bool], tuple[Ledger, kept.Outline]]
 
 
 class Layered:
@@ -64,12 +65,13 @@ class Accounts:
     Args:
         job: the workload.
         trace: traces a job with a batch size per device, with or without the optimizer's update.
+        earlier: what earlier workloads had in common with this one.
     """
 
-    def __init__(self, job: Job, trace: Trace) -> None:
+    def __init__(self, job: Job, trace: Trace, earlier: kept.Kept) -> None:
         self._job = job
         self._trace = trace
-        self._depths = depths(job)
+        self._depths = earlier.get(kept.key_of_model(job), lambda: depths(job))
         self._kept: tuple[int, tuple[Ledger, Layered]] | None = None
 
     def traced(self, batch: int, *, update: bool) -> tuple[Ledger, Layered]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ...protocol.messages import Alternative, Job, JsonObject
+from ...protocol.messages import Alternative, Job, JobWorkload, JsonObject
 from ...protocol.outside import between_devices_bytes
 from ..errors import BadInput, Refused
 
@@ -23,13 +23,16 @@ def capacity_bytes(job: Job) -> int | None:
     return None if job.capacity_bytes is None else job.capacity_bytes - beside
 
 
-def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[Alternative]:
+def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf, *, parameters: int = 0) -> list[Alternative]:
     """Return what each change of ``job.alternatives`` needs on a device; a group is tried if nothing of the groups before it fits.
+
+    Changes with which the weights alone do not fit are left out.
 
     Args:
         job: a job with ``capacity_bytes``.
         update_bytes: what the optimizer's update needs without a change.
         estimator_of: makes the estimator of a job.
+        parameters: number of the model's parameters; 0: not known.
     """
     capacity = capacity_bytes(job)
     assert capacity is not None
@@ -39,7 +42,10 @@ def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[Altern
             if update_bytes > capacity and set(change) <= ACTIVATIONS:
                 # such a change saves activations only, and the update alone does not fit
                 continue
-            needed = _needed(changed(job, change), estimator_of)
+            asked = changed(job, change)
+            if least_bytes(asked.workload, parameters) > capacity:
+                continue
+            needed = _needed(asked, estimator_of)
             if needed is not None:
                 found.append({"change": change, "needed_bytes": needed, "fits": needed <= capacity})
         if any(one["fits"] for one in found):
@@ -47,7 +53,7 @@ def tried(job: Job, update_bytes: int, estimator_of: EstimatorOf) -> list[Altern
     return found
 
 
-def fewest(job: Job, *, fits: bool, estimator_of: EstimatorOf) -> int | None:
+def fewest(job: Job, *, fits: bool, estimator_of: EstimatorOf, parameters: int = 0) -> int | None:
     """Return the smallest of 1, 2, 4, ... devices on which the workload fits with the same samples on each; 0 if none is enough.
 
     None if that cannot be estimated.
@@ -56,6 +62,7 @@ def fewest(job: Job, *, fits: bool, estimator_of: EstimatorOf) -> int | None:
         job: a job with ``capacity_bytes`` and ``counts``.
         fits: whether the workload fits as it is.
         estimator_of: makes the estimator of a job.
+        parameters: number of the model's parameters; 0: not known.
     """
     unsharded = job.workload.distributed_backend not in ("FSDP", "FSDP2") or job.workload.number_gpus == 1
     if unsharded and fits:
@@ -64,17 +71,35 @@ def fewest(job: Job, *, fits: bool, estimator_of: EstimatorOf) -> int | None:
         if unsharded and change["number_gpus"] == job.workload.number_gpus:
             continue
         asked = changed(job, change)
+        if change["number_gpus"] == 1 and least_bytes(asked.workload, parameters) > (job.capacity_bytes or 0):
+            continue
         asked = dataclasses.replace(asked, capacities={job.workload.gpu_model: job.capacity_bytes or 0})
         try:
             estimator = estimator_of(asked)
             batch = asked.workload.batch_size // estimator.processes
-            estimator.peaks(batch)
             (found,) = estimator.devices(batch, with_largest=False)
         except (Refused, BadInput, RuntimeError):
             return None
         if found["fits"]:
             return int(found["number_gpus"])
     return 0
+
+
+def least_bytes(workload: JobWorkload, parameters: int) -> int:
+    """Return bytes of a device below which no trace of a workload stays: weights, and with full fine-tuning also their gradients.
+
+    Args:
+        workload: the workload.
+        parameters: number of the model's parameters.
+    """
+    width = 0.5 if workload.method == "qlora" else 4 if workload.torch_dtype == "float32" else 2
+    if workload.method == "full":
+        # the states of these have the type of the weights, and there are two
+        width *= 4 if workload.optim in ("adamw_torch", "adamw_torch_fused") else 2
+    if workload.fsdp_cpu_offload:
+        return 0
+    sharded = workload.distributed_backend in ("FSDP", "FSDP2")
+    return int(parameters * width / (workload.number_gpus if sharded else 1))
 
 
 def changed(job: Job, change: JsonObject) -> Job:

@@ -7,6 +7,7 @@ under FSDP2 one with three and one with four.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -64,7 +65,7 @@ def depths(job: Job) -> Depths | None:
         given = job.architecture or config.to_dict()
         cut = [_cut(given, layers, few) for few in (least, least + period)]
         for few, architecture in zip((least, least + period), cut, strict=True):
-            if _kinds(transformers.AutoConfig.for_model(**architecture), few) != kinds[:few]:
+            if _kinds(transformers.AutoConfig.for_model(**copy.deepcopy(architecture)), few) != kinds[:few]:
                 return None
     except (
         LookupError,
@@ -109,12 +110,15 @@ def _settings(layer: torch.nn.Module) -> Iterator[Hashable]:
 
 def _period(kinds: list[Hashable], periods: int) -> tuple[int, int] | None:
     """Return the number of layers before the repeating ones, and the period of the repetition; None with too few to repeat ``periods``."""
+    # numbers instead of the long descriptions, since each is compared many times
+    known: dict[Hashable, int] = {}
+    same = [known.setdefault(kind, len(known)) for kind in kinds]
     count = len(kinds)
     options = (
         (head, period)
         for period in range(1, count // (periods + 2) + 1)
         for head in range(count - (periods + 2) * period + 1)
-        if all(kinds[i] == kinds[i + period] for i in range(head, count - period))
+        if same[head : count - period] == same[head + period :]
     )
     return min(options, key=lambda one: one[0] + (periods + 1) * one[1], default=None)
 

@@ -31,16 +31,15 @@ class Traced:
         model: the model, for its parameters.
         ledger: the trace with update.
         step: moments of the trace with update.
-        passes: accounts of the passes for larger batches, or None if memory does not grow linearly.
-        moments: moments of ``passes``.
+        growth: returns the accounts of the passes for larger batches with their moments, or None if memory does not grow linearly; called
+            only for a device that the workload fits, since it may need further traces.
     """
 
     batch: int
     model: Layered
     ledger: Ledger
     step: Moments
-    passes: Passes | None
-    moments: Moments | None
+    growth: Callable[[], tuple[Passes, Moments] | None]
 
 
 def estimates(job: Job, traced: Traced, sharing_of: SharingOf) -> list[DeviceEstimate]:
@@ -100,9 +99,10 @@ def _largest(traced: Traced, sharing: Sharing, optimizer: int, usable: int, work
 
     Below that, it is interpolated linearly. Memory is convex in the batch there, so the interpolated batch fits, but a larger one may, too.
     """
-    if traced.passes is None or traced.moments is None:
+    growth = traced.growth()
+    if growth is None:
         return traced.batch
-    passes, moments = traced.passes, traced.moments
+    passes, moments = growth
     about = total_by_batch(passes, moments, sharing, optimizer)
     most = max(passes.base, 2**22 // workload.model_max_length)
     at_base = about(passes.base)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import time
 from typing import Any
@@ -34,11 +35,12 @@ from ..errors import Refused
 from ..stack import Stack
 from . import alternatives, attention
 from . import largest_batch as batches
-from .accounts import Accounts, Layered, fixed
+from .accounts import Accounts, Layered, Passes, fixed
 from .allocator import Reserved, replay
 from .devices import Traced, estimates, total_by_batch
 from .extrapolation import Irregular
 from .fully_sharded import Wrapping
+from .kept import Kept, Outline, key
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
 from .moments import Moments
 from .optimizer_states import follows_parameters
@@ -51,17 +53,19 @@ ACCELERATE_DIVIDES_OUTSIDE = (1, 14)
 MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
 
 
-def record(stack: Stack, job: Job, progress: ProgressCallback) -> MemoryEstimate:
+def record(stack: Stack, job: Job, progress: ProgressCallback, kept: Kept | None = None) -> MemoryEstimate:
     """Return the memory estimate of a job.
 
     Args:
         stack: the stack that trains.
         job: the job.
         progress: called with progress messages.
+        kept: traces of earlier jobs; None: there are none.
 
     Raises:
         Refused: the workload cannot be traced.
     """
+    kept = Kept() if kept is None else kept
     if message := supported.untraceable(job.workload):
         raise Refused(message)
     if job.workload.method == "qlora" and not getattr(stack, "QUANTISES_MODELS", False):
@@ -69,7 +73,7 @@ def record(stack: Stack, job: Job, progress: ProgressCallback) -> MemoryEstimate
             "finetune_memory_estimate traces method qlora in sfttrainer only: this library quantises weights that it reads."
         )
     begin = time.perf_counter()
-    estimator = Estimator(stack, job, progress)
+    estimator = Estimator(stack, job, progress, kept)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes
     capacity = alternatives.capacity_bytes(job) if estimator.cuda else None
     compared: Comparison = {}
@@ -78,7 +82,7 @@ def record(stack: Stack, job: Job, progress: ProgressCallback) -> MemoryEstimate
         peaks = estimator.peaks(batch)
         reserved = estimator.reserved.get(batch)
         if capacity is not None:
-            compared = _compared(stack, job, progress, estimator.needed(batch) <= capacity, peaks[UPDATE].total)
+            compared = _compared(stack, job, progress, kept, estimator, estimator.needed(batch) <= capacity)
             # the memory that is unused between blocks is assumed to be the same for each batch
             capacity -= estimator.needed(batch) - max(peak.total for peak in peaks.values())
             most = min(MOST_SAMPLES // processes, MOST_TOKENS // job.workload.model_max_length)
@@ -109,25 +113,30 @@ def record(stack: Stack, job: Job, progress: ProgressCallback) -> MemoryEstimate
     return found
 
 
-def _compared(stack: Stack, job: Job, progress: ProgressCallback, fits: bool, update_bytes: int) -> Comparison:
+def _compared(
+    stack: Stack, job: Job, progress: ProgressCallback, kept: Kept, estimator: Estimator, fits: bool
+) -> Comparison:
     """Estimate other workloads: the changes that make this one fit, and the fewest devices."""
 
     def estimator_of(asked: Job) -> Estimator:
-        return Estimator(stack, asked, progress)
+        return Estimator(stack, asked, progress, kept)
 
     found: Comparison = {}
+    parameters = estimator.description["model_parameters"]
     if job.alternatives and not fits:
-        found["alternatives"] = alternatives.tried(job, update_bytes, estimator_of)
+        update_bytes = estimator.peaks(job.workload.batch_size // estimator.processes)[UPDATE].total
+        found["alternatives"] = alternatives.tried(job, update_bytes, estimator_of, parameters=parameters)
     if job.counts:
-        found["minimum_gpus"] = alternatives.fewest(job, fits=fits, estimator_of=estimator_of)
+        found["minimum_gpus"] = alternatives.fewest(job, fits=fits, estimator_of=estimator_of, parameters=parameters)
     return found
 
 
 class Estimator:
     """Peaks of one workload by batch size per device, each traced once."""
 
-    def __init__(self, stack: Stack, job: Job, progress: ProgressCallback) -> None:
+    def __init__(self, stack: Stack, job: Job, progress: ProgressCallback, kept: Kept | None = None) -> None:
         workload = job.workload
+        self._kept = Kept() if kept is None else kept
         self._stack = stack
         self._job = job
         self._progress = progress
@@ -137,7 +146,7 @@ class Estimator:
         # set by the first trace
         self.description: ModelDescription
         self.reserved: dict[int, Reserved] = {}
-        self._accounts = Accounts(job, self._trace)
+        self._accounts = Accounts(job, self._trace, self._kept)
 
     @property
     def traced(self) -> list[int]:
@@ -193,7 +202,8 @@ class Estimator:
             capacity: bytes of a device.
             most: upper bound of the result.
         """
-        if self.peaks(batch)[UPDATE].total > capacity:
+        peaks = self.peaks(batch)
+        if peaks[UPDATE].total > capacity or (batch == 1 and peaks[PASSES].total > capacity):
             return 0
         try:
             self._progress(progress_message("tracing how memory grows with the batch"))
@@ -217,13 +227,16 @@ class Estimator:
     def devices(self, batch: int, *, with_largest: bool = True) -> list[DeviceEstimate]:
         """Return the memory that the workload needs on each device type of ``Job.capacities``, with ``batch`` samples per device."""
         ledger, model = self._accounts.traced(batch, update=True)
-        block = self._sharing.block_bytes
-        passes = None
-        if with_largest:
+        block = _block_bytes(self._job.workload)
+
+        @functools.cache
+        def growth() -> tuple[Passes, Moments] | None:
             with contextlib.suppress(Irregular):
-                passes = self._accounts.passes()
-        moments = Moments(passes.grown, block) if passes else None
-        traced = Traced(batch, model, ledger, Moments(fixed(ledger), block), passes, moments)
+                passes = self._accounts.passes() if with_largest else None
+                return (passes, Moments(passes.grown, block)) if passes else None
+            return None
+
+        traced = Traced(batch, model, ledger, Moments(fixed(ledger), block), growth)
         return estimates(self._job, traced, self._sharing_of)
 
     def _named(self, traced_attention: str) -> str:
@@ -244,13 +257,23 @@ class Estimator:
     def _sharing_of(self, workload: JobWorkload, model: torch.nn.Module | Layered) -> Sharing:
         return sharing(workload, model, self._job.workspaces.get(workload.gpu_model, 0))
 
-    def _trace(self, job: Job, batch: int, update: bool) -> tuple[Ledger, torch.nn.Module]:
+    def _trace(self, job: Job, batch: int, update: bool) -> tuple[Ledger, Outline]:
+        workload, single = job.workload, single_process_job(job, batch)
+        accelerate = getattr(self._stack, "accelerate_version", "") or importlib.metadata.version("accelerate")
+        wrapped: tuple[str, ...] = ()
+        if _is_sharded(workload):
+            names = (workload.distributed_backend, workload.fsdp_sharding_strategy)
+            wrapped = (*names, workload.fsdp_transformer_layer_cls_to_wrap, workload.mixed_precision, accelerate)
+        known = key(single, self.cuda, update, wrapped)
+        return self._kept.get(known, lambda: self._made(job, single, update, accelerate))
+
+    def _made(self, job: Job, single: Job, update: bool, accelerate: str) -> tuple[Ledger, Outline]:
         from .tracing import trace
 
         workload = job.workload
-        accelerate = getattr(self._stack, "accelerate_version", "") or importlib.metadata.version("accelerate")
         wrapped = (lambda model: wrapping(workload, model, accelerate)) if _is_sharded(workload) else None
-        return trace(self._stack, single_process_job(job, batch), cuda=self.cuda, update=update, wrapping=wrapped)
+        ledger, model = trace(self._stack, single, cuda=self.cuda, update=update, wrapping=wrapped)
+        return ledger, Outline(model)
 
 
 def single_process_job(job: Job, batch: int) -> Job:
@@ -291,8 +314,7 @@ def sharing(workload: JobWorkload, model: torch.nn.Module | Layered, workspaces:
         model: the traced model.
         workspaces: bytes of cuBLAS's workspaces on one device.
     """
-    cuda = workload.number_gpus > 0
-    block = CUDA_BLOCK_BYTES if cuda else 1
+    block = _block_bytes(workload)
     extra: dict[str, dict[str, int]] = {phase: {"temporaries": workspaces} for phase in (PASSES, UPDATE)}
     # one of the forward and one of the backward pass
     constant: tuple[int, ...] = (workspaces // 2, workspaces // 2) if workspaces else ()
@@ -366,6 +388,10 @@ def _sharded(workload: JobWorkload, whole: int, trained: int, block: int, extra:
         extra_bytes=extra,
         block_bytes=block,
     )
+
+
+def _block_bytes(workload: JobWorkload) -> int:
+    return CUDA_BLOCK_BYTES if workload.number_gpus > 0 else 1
 
 
 def _is_sharded(workload: JobWorkload) -> bool:

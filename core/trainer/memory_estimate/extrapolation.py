@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
@@ -54,9 +53,9 @@ class Grown:
 
     def at(self, part: Fraction) -> Ledger:
         """Return the ledger of a batch, relative to that of ``sizes``; 2 is that of ``more``."""
-        sizes = [
-            size + math.ceil((later - size) * (part - 1)) for size, later in zip(self.sizes, self.more, strict=True)
-        ]
+        over, of = part.numerator - part.denominator, part.denominator
+        # rounded up, in integers: fractions are slow
+        sizes = [size - (size - later) * over // of for size, later in zip(self.sizes, self.more, strict=True)]
         return Ledger.of(dataclasses.replace(self.account, sizes=sizes))
 
     def tokens(self) -> list[Hashable]:

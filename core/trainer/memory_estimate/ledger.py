@@ -7,9 +7,10 @@ is stored in ``.grad``), so the peak is found in a second pass over the events.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...protocol.messages import MEMORY_KINDS
 
@@ -69,8 +70,7 @@ class Peak:
         return sum(self.parts.values())
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A storage is allocated on a device (``size`` above 0) or freed (below 0).
 
     Attributes:
@@ -169,7 +169,7 @@ class Ledger:
 
     def changes(self, sharing: Sharing) -> Iterator[Change]:
         """Yield the allocations and frees on one device, in order."""
-        kinds = {number: self._kinds.get(number, "temporaries") for number in range(len(self._bytes))}
+        kinds, sizes, bytes_of = self._kinds, self._bytes, functools.lru_cache(maxsize=None)(sharing.bytes_of)
         held: dict[int, tuple[str, int]] = {}
         phase = PASSES
         for event in self._events:
@@ -181,29 +181,33 @@ class Ledger:
             first, second = event
             if isinstance(second, str):
                 number, kind = first, second
-                comes = number in held
+                comes, stream = number in held, REDUCES
             else:
                 number, comes = second, bool(first)
-                kind = kinds[number]
-            stream = REDUCES if isinstance(second, str) else GATHERS if kind == GATHERED else 0
+                kind = kinds.get(number, "temporaries")
+                stream = GATHERS if kind == GATHERED else 0
             if number in held:
                 was, size = held.pop(number)
                 if size and phase != LOADING:
                     yield Change(number, was, -size, phase)
             if comes:
-                part, size = PART_OF[kind], sharing.bytes_of(self._bytes[number], kind, phase)
+                part, size = PART_OF[kind], bytes_of(sizes[number], kind, phase)
                 held[number] = part, size
                 if size and phase != LOADING:
                     yield Change(number, part, size, phase, stream)
 
     def peaks(self, sharing: Sharing) -> dict[str, Peak]:
         """Return the peak of each phase on one device."""
-        walk = {phase: _Walk(sharing, phase) for phase in (PASSES, UPDATE)}
+        walks = {phase: _Walk(sharing, phase) for phase in (PASSES, UPDATE)}
         held = dict.fromkeys(MEMORY_KINDS, 0)
-        for change in self.changes(sharing):
-            held[change.kind] += change.size
-            walk[change.phase].look(held)
-        return {phase: Peak(walked.parts, walked.passing) for phase, walked in walk.items()}
+        total = passing = 0
+        for _, kind, size, phase, _ in self.changes(sharing):
+            held[kind] += size
+            total += size
+            if kind in PASSING:
+                passing += size
+            walks[phase].look(held, total, passing)
+        return {phase: walk.peak() for phase, walk in walks.items()}
 
 
 class _Walk:
@@ -212,17 +216,21 @@ class _Walk:
     def __init__(self, sharing: Sharing, phase: str) -> None:
         extra = sharing.extra_bytes.get(phase, {})
         self._extra = {kind: extra.get(kind, 0) for kind in MEMORY_KINDS}
-        self._most = -1
-        self.parts: dict[str, int] = dict.fromkeys(MEMORY_KINDS, 0)
-        self.passing = 0
+        self._most = self._passing = -1
+        self._fullest: dict[str, int] = {}
 
-    def look(self, held: Mapping[str, int]) -> None:
-        passing = sum(held[kind] + self._extra[kind] for kind in PASSING)
-        self.passing = max(self.passing, passing)
-        total = sum(held.values())
+    def look(self, held: dict[str, int], total: int, passing: int) -> None:
+        if passing > self._passing:
+            self._passing = passing
         if total > self._most:
-            self._most = total
-            self.parts = {kind: held[kind] + self._extra[kind] for kind in MEMORY_KINDS}
+            self._most, self._fullest = total, held.copy()
+
+    def peak(self) -> Peak:
+        if not self._fullest:
+            # the phase has no change
+            return Peak(dict.fromkeys(MEMORY_KINDS, 0))
+        passing = self._passing + sum(self._extra[kind] for kind in PASSING)
+        return Peak({kind: size + self._extra[kind] for kind, size in self._fullest.items()}, passing)
 
 
 def _rounded(size: int, block: int) -> int:

@@ -22,13 +22,18 @@ class Moments:
     """Bytes in use at the moments before a storage is freed."""
 
     def __init__(self, grown: Grown, block_bytes: int) -> None:
-        deltas, self._phases = _deltas(grown, block_bytes)
+        deltas, phases = _deltas(grown, block_bytes)
         held = deltas.cumsum(axis=1)
         total = held[1].sum(axis=1)
         # a moment that is followed by an allocation is not a peak
         full = numpy.append(total[1:] < total[:-1], True)
-        full[:-1] |= self._phases[1:] != self._phases[:-1]
-        self._held, self._phases = held[:, full], self._phases[full]
+        full[:-1] |= phases[1:] != phases[:-1]
+        held, update = held[:, full], phases[full]
+        # bytes of each use with one batch, and how much more with twice that
+        self._of = {
+            phase: (held[0, rows], held[1, rows] - held[0, rows])
+            for phase, rows in ((PASSES, ~update), (UPDATE, update))
+        }
 
     def parts(self, sharing: Sharing, phase: str, part: float = 1.0) -> dict[str, int]:
         """Return the bytes of each kind at the peak of a phase; all 0 if the account has no such phase.
@@ -40,11 +45,10 @@ class Moments:
         """
         extra = sharing.extra_bytes.get(phase, {})
         found = {kind: extra.get(kind, 0) for kind in MEMORY_KINDS}
-        rows = self._phases == (phase == UPDATE)
-        if not rows.any():
+        once, more = self._of[phase]
+        if not len(once):
             return found
-        held = self._held[0][rows] + (self._held[1][rows] - self._held[0][rows]) * (part - 1.0)
-        held = held * _weights(sharing, phase)
+        held = (once if part == 1.0 else once + more * (part - 1.0)) * _weights(sharing, phase)
         fullest = held[held.sum(axis=1).argmax()]
         for use, size in zip(USES, fullest, strict=True):
             found[PART_OF[use]] += int(size)
@@ -68,7 +72,8 @@ def _deltas(grown: Grown, block: int) -> tuple[numpy.ndarray, numpy.ndarray]:
     account = grown.account
     sizes = [(_rounded(one, block), _rounded(two, block)) for one, two in zip(grown.sizes, grown.more, strict=True)]
     uses: dict[int, int] = {}
-    deltas = numpy.zeros((2, len(account.events), len(USES)))
+    # for each change the event, the use and the sign and number of the storage
+    changes: list[tuple[int, int, int, int]] = []
     phases = numpy.zeros(len(account.events), dtype=bool)
     phase = PASSES
     # of the model's construction only what exists when it ends counts
@@ -83,12 +88,17 @@ def _deltas(grown: Grown, block: int) -> tuple[numpy.ndarray, numpy.ndarray]:
             number = first if turned else second
             known = number in uses
             if known:
-                deltas[:, row, uses.pop(number)] -= sizes[number]
+                changes.append((row, uses.pop(number), -1, number))
             if known if turned else first:
                 use = USES.index(second if turned else account.kinds.get(number, "temporaries"))
-                deltas[:, row, use] += sizes[number]
+                changes.append((row, use, 1, number))
                 uses[number] = use
         phases[number_of_event] = phase == UPDATE
+    deltas = numpy.zeros((2, len(account.events), len(USES)))
+    rows, columns, signs, numbers = numpy.array(changes, dtype=numpy.int64).reshape(-1, 4).T
+    changed = numpy.array(sizes, dtype=float).reshape(-1, 2)[numbers] * signs[:, None]
+    for batch in (0, 1):
+        numpy.add.at(deltas[batch], (rows, columns), changed[:, batch])
     return deltas, phases
 
 
