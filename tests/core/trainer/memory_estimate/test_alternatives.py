@@ -90,3 +90,36 @@ def test_the_fewest_devices() -> None:
     assert alternatives.fewest(shared, fits=True, estimator_of=Known) == 4
     assert [one["gpus"] for one in Known.asked] == [1, 2]
     assert alternatives.fewest(job(50, method="qlora"), fits=False, estimator_of=Known) is None
+
+
+def test_what_cannot_hold_its_weights_is_not_traced() -> None:
+    """Weights of 8 parameters take 32 bytes in float32, 4 as QLoRA; with full fine-tuning gradients and two states come on top."""
+    found = alternatives.tried(job(63), 20, Known, parameters=8)
+    assert {"torch_dtype": "bfloat16"} not in [one["change"] for one in found]
+    assert {one["method"] for one in Known.asked} == {"lora", "qlora"}
+    assert (
+        alternatives.fewest(
+            shared := job(63, number_gpus=8, distributed_backend="FSDP2"), fits=True, estimator_of=Known
+        )
+        == 4
+    )
+    Known.asked.clear()
+    assert alternatives.fewest(shared, fits=True, estimator_of=Known, parameters=8) == 4
+    assert [one["gpus"] for one in Known.asked] == [2]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 8 * 4 * 4),
+        ({"torch_dtype": "bfloat16", "optim": "adafactor"}, 8 * 2 * 2),
+        ({"method": "lora", "torch_dtype": "bfloat16"}, 8 * 2),
+        ({"method": "qlora"}, 4),
+        ({"number_gpus": 4, "distributed_backend": "FSDP2"}, 8 * 4),
+        ({"number_gpus": 4, "distributed_backend": "DDP"}, 8 * 4 * 4),
+        ({"number_gpus": 4, "distributed_backend": "FSDP2", "fsdp_cpu_offload": True}, 0),
+    ],
+)
+def test_the_least_that_a_workload_needs(change: dict[str, Any], expected: int) -> None:
+    """Weights by type, divided under FSDP, on no GPU with offload."""
+    assert alternatives.least_bytes(job(1, **change).workload, 8) == expected

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from ado_actuators.sfttrainer.core.protocol import supported  # noqa: E402
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import Refused  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.memory_estimate import attention, estimate  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate import attention, one_device  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.fully_sharded import Wrapping  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import GATHERED, PASSES, UPDATE  # noqa: E402
 from ado_actuators.sfttrainer.core.workload import validation as workload  # noqa: E402
@@ -51,7 +51,7 @@ def asked(**change: Any) -> JobWorkload:
 
 def test_one_gpu_holds_everything() -> None:
     """Nothing is divided; cuBLAS's workspace comes on top."""
-    got = estimate.sharing(asked(number_gpus=1), Model(), WORKSPACE)
+    got = one_device.sharing(asked(number_gpus=1), Model(), WORKSPACE)
     assert (got.shares, got.update_share, got.block_bytes) == ({}, 1.0, 512)
     assert got.extra_bytes == {PASSES: {"temporaries": WORKSPACE}, UPDATE: {"temporaries": WORKSPACE}}
 
@@ -60,14 +60,14 @@ def test_ddp_holds_its_gradients_twice() -> None:
     """Buckets are as large as the gradients of what is trained."""
     model = Model()
     model.embedding.weight.requires_grad = False
-    got = estimate.sharing(asked(), model)
+    got = one_device.sharing(asked(), model)
     assert got.extra_bytes[PASSES]["gradients"] == got.extra_bytes[UPDATE]["gradients"] == 2 * LAYER
     assert got.shares == {}
 
 
 def test_full_shard_holds_a_share() -> None:
     """A quarter of everything; what is whole for a while is in the trace."""
-    got = estimate.sharing(asked(distributed_backend="FSDP"), Model(), WORKSPACE)
+    got = one_device.sharing(asked(distributed_backend="FSDP"), Model(), WORKSPACE)
     assert got.shares == {"parameters": 0.25, "gradients": 0.25, "optimizer": 0.25}
     assert got.update_share == 0.25
     assert got.extra_bytes == {PASSES: {"temporaries": WORKSPACE}, UPDATE: {"temporaries": WORKSPACE}}
@@ -85,13 +85,13 @@ def test_full_shard_holds_a_share() -> None:
 )
 def test_how_a_model_is_wrapped(change: dict[str, Any], version: int, releases: bool) -> None:
     """The model's own layers; full sharding releases them between the passes."""
-    assert estimate.wrapping(asked(**change), Model(), "1.15.0") == Wrapping(version, releases, frozenset({"Layer"}))
+    assert one_device.wrapping(asked(**change), Model(), "1.15.0") == Wrapping(version, releases, frozenset({"Layer"}))
 
 
 def test_older_releases_of_accelerate_divide_only_the_layers() -> None:
     """Embedding and output layer are units of their own since 1.14; with older releases both stay gathered."""
     found = {
-        release: estimate.wrapping(asked(distributed_backend="FSDP2"), Model(), release).divides_outside
+        release: one_device.wrapping(asked(distributed_backend="FSDP2"), Model(), release).divides_outside
         for release in ("0.34.2", "1.9.0", "1.13.0", "1.14.0.dev0", "1.15.0", "2.0")
     }
     assert [release for release, divides in found.items() if divides] == ["1.14.0.dev0", "1.15.0", "2.0"]
@@ -100,26 +100,26 @@ def test_older_releases_of_accelerate_divide_only_the_layers() -> None:
 def test_hybrid_shards_within_a_node() -> None:
     """Each node of two GPUs holds everything once."""
     change = {"distributed_backend": "FSDP", "fsdp_sharding_strategy": "HYBRID_SHARD", "number_nodes": 2}
-    assert estimate.sharing(asked(**change), Model()).shares["optimizer"] == 0.5
+    assert one_device.sharing(asked(**change), Model()).shares["optimizer"] == 0.5
 
 
 def test_shards_keep_the_type_of_the_weights() -> None:
     """The trace of mixed precision is made in the computing type, half as wide as the shards."""
     change = {"distributed_backend": "FSDP", "mixed_precision": "bf16"}
-    assert estimate.sharing(asked(**change), Model()).shares["parameters"] == 0.5
-    traced = estimate.single_process_job(Job(id="test", workload=asked(**change), world_size=4), 2).workload
+    assert one_device.sharing(asked(**change), Model()).shares["parameters"] == 0.5
+    traced = one_device.single_process_job(Job(id="test", workload=asked(**change), world_size=4), 2).workload
     assert (traced.torch_dtype, traced.mixed_precision) == ("bfloat16", "bf16")
 
 
 def test_what_is_trained_in_mixed_precision_has_shards_in_float32() -> None:
     """Whatever the type of the weights: accelerate widens it. Frozen weights keep theirs; here half of the bytes are trained."""
     change = {"distributed_backend": "FSDP", "mixed_precision": "bf16", "torch_dtype": "bfloat16"}
-    got = estimate.sharing(asked(**change), Model())
+    got = one_device.sharing(asked(**change), Model())
     assert got.shares == {"parameters": 0.5, "gradients": 0.5, "optimizer": 0.5}
     assert got.update_share == 0.5
     model = Model()
     model.embedding.weight.requires_grad = False
-    got = estimate.sharing(asked(**change), model)
+    got = one_device.sharing(asked(**change), model)
     assert got.shares["parameters"] == pytest.approx((2 * LAYER * 2 + REST) / (2 * LAYER + REST) / 4)
     assert got.shares["optimizer"] == 0.5
 
@@ -128,15 +128,15 @@ def test_layers_that_are_not_there_are_refused() -> None:
     """Nothing would be wrapped, and the estimate be that of no sharding; of several classes each is looked for."""
     change = {"distributed_backend": "FSDP", "fsdp_transformer_layer_cls_to_wrap": "Nope"}
     with pytest.raises(Refused, match="Nope names no layer of this model"):
-        estimate.wrapping(asked(**change), Model(), "1.15.0")
+        one_device.wrapping(asked(**change), Model(), "1.15.0")
     wanted = asked(**change | {"fsdp_transformer_layer_cls_to_wrap": "Nope, Layer"})
-    both = estimate.wrapping(wanted, Model(), "1.15.0")
+    both = one_device.wrapping(wanted, Model(), "1.15.0")
     assert both.layers == {"Nope", "Layer"}
 
 
 def test_offloaded_shards_are_not_on_the_device() -> None:
     """What is gathered is."""
-    got = estimate.sharing(asked(distributed_backend="FSDP", fsdp_cpu_offload=True), Model())
+    got = one_device.sharing(asked(distributed_backend="FSDP", fsdp_cpu_offload=True), Model())
     assert got.shares["parameters"] == 0.0
     assert GATHERED not in got.shares
 
@@ -144,7 +144,7 @@ def test_offloaded_shards_are_not_on_the_device() -> None:
 def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
     """The batch of a device, and at most two micro-batches."""
     change = {"gpu_model": "L40S", "weights": "pretrained", "gradient_accumulation_steps": 16}
-    traced = estimate.single_process_job(Job(id="test", workload=asked(**change), world_size=4), 2)
+    traced = one_device.single_process_job(Job(id="test", workload=asked(**change), world_size=4), 2)
     got = traced.workload
     assert (got.batch_size, got.number_gpus, got.gradient_accumulation_steps) == (2, 0, 2)
     assert (got.weights, traced.world_size) == ("random", 1)
@@ -214,7 +214,7 @@ def test_dropout_keeps_one_byte_an_element() -> None:
 def test_buckets_of_ddp_are_pytorchs() -> None:
     """The first takes up to 1 MiB, each other up to 25 MiB; together they are as large as the gradients."""
     model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(20)))
-    buckets = estimate.bucket_bytes(model)
+    buckets = one_device.bucket_bytes(model)
     assert sum(buckets) == 20 * 4 * 2**20
     assert max(buckets) <= 28 * 2**20
     assert len(buckets) == 4
