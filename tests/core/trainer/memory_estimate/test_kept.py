@@ -18,6 +18,8 @@ from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import UPDATE,
 
 pytestmark = pytest.mark.torch
 
+# the traces below use no stack
+STACK: Any = None
 VALUES = {
     "model_name": "tiny-llama-5m",
     "model_max_length": 8192,
@@ -61,17 +63,17 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
 def test_another_gpu_and_more_of_them_need_no_trace(traced: list[Any]) -> None:
     """Samples on a device, method and length decide what is traced; the results are those of a trace of its own."""
     shared = kept.Kept()
-    first = estimate.record(None, job(), lambda message: None, shared)
+    first = estimate.record(STACK, job(), lambda message: None, shared)
     assert traced == [("full", 2, True)]
     further = job(number_gpus=4, batch_size=8, gpu_model="L40S", distributed_backend="DDP")
-    found = estimate.record(None, further, lambda message: None, shared)
+    found = estimate.record(STACK, further, lambda message: None, shared)
     assert traced == [("full", 2, True)]
-    alone = estimate.record(None, further, lambda message: None)
+    alone = estimate.record(STACK, further, lambda message: None)
     assert len(traced) == 2
     assert found["peaks_bytes"] == alone["peaks_bytes"] != first["peaks_bytes"]
     for change in ({"method": "lora"}, {"batch_size": 3}, {"model_max_length": 4096}, {"lora_alpha": 64}):
         before = len(traced)
-        estimate.record(None, job(**change), lambda message: None, shared)
+        estimate.record(STACK, job(**change), lambda message: None, shared)
         assert len(traced) == before + 1, change
 
 
@@ -88,15 +90,15 @@ def test_what_files_decide_is_traced_again(traced: list[Any], tmp_path: Any) -> 
         assert kept.key(changed) is None
     shared = kept.Kept()
     for _ in range(2):
-        estimate.record(None, asked, lambda message: None, shared)
+        estimate.record(STACK, asked, lambda message: None, shared)
     assert len(traced) == 2
 
 
 def test_growth_is_traced_only_for_what_fits(traced: list[Any]) -> None:
     """Larger batches are of no use to devices that do not take the smallest."""
-    estimate.record(None, job({"small": 2**20}), lambda message: None)
+    estimate.record(STACK, job({"small": 2**20}), lambda message: None)
     assert traced == [("full", 2, True)]
-    found = estimate.record(None, job({"small": 2**20, "large": 2**30}), lambda message: None)
+    found = estimate.record(STACK, job({"small": 2**20, "large": 2**30}), lambda message: None)
     assert traced[2:] == [("full", 2, False), ("full", 4, False)]
     assert [one["largest_batch_size"] > 2 for one in found["devices"]] == [False, True]
 
@@ -105,8 +107,15 @@ def test_the_least_recently_used_is_dropped() -> None:
     """And made again when it is asked for."""
     few = kept.Kept(2)
     made: list[str] = []
-    for name in ("a", "b", "a", "c", "a", "b"):
-        assert few.get(name, lambda name=name: made.append(name) or name) == name  # type: ignore[misc]
+
+    def asked(name: str) -> str:
+        def make() -> str:
+            made.append(name)
+            return name
+
+        return few.get(name, make)
+
+    assert [asked(name) for name in ("a", "b", "a", "c", "a", "b")] == ["a", "b", "a", "c", "a", "b"]
     assert made == ["a", "b", "c", "b"]
 
 
