@@ -30,6 +30,10 @@ METHODS = ("full", "lora", "qlora")
 DEFAULTS: Mapping[str, Any] = {"torch_dtype": "bfloat16", "model_max_length": 2048}
 # how often the length is halved in search of something that fits
 MOST_HALVINGS = 4
+# what a plan varies itself
+VARIED = ("batch_size", "number_gpus", "number_nodes", "distributed_backend")
+# as the property gpu_memory_gib
+MOST_GIB = 4096
 HEAD = (
     "GPU",
     "GPUs",
@@ -89,7 +93,8 @@ def main(
     """
     try:
         values, _ = read_workload(workload, EXPERIMENT, plugin)
-        values = {**DEFAULTS, **values}
+        unused = [name for name in VARIED if name in values]
+        values = {**DEFAULTS, **{name: value for name, value in values.items() if name not in unused}}
         devices = _devices(values.pop("gpu_model", None), values.pop("gpu_memory_gib", None))
         cost = _prices(prices, devices)
         chosen = read_settings(config, parameters_class)
@@ -100,8 +105,11 @@ def main(
             Local(plugin, chosen, state_dir(chosen.state_dir), progress) as local,
         ):
             rows, notes = _rows(local, plugin.identifier, values, devices, cost)
+            if unused:
+                notes.append(f"Not used: {', '.join(unused)}, which plan varies itself.")
             if rows and not any(row.fits for row in rows):
-                method = [name for name in METHODS if any(row.values["method"] == name for row in rows)][-1]
+                estimated = {row.values["method"] for row in rows}
+                method = next((name for name in reversed(METHODS) if name in estimated), rows[0].values["method"])
                 notes += _suggestions(local, plugin.identifier, {**values, "method": method}, devices, cost)
     except (failures.Failure, BadUse) as failure:
         print(failures.plain_message(str(failure), failures.LONGEST_ON_TERMINAL), file=sys.stderr)
@@ -150,11 +158,14 @@ def _one(names: list[str]) -> str:
 
 def _given_bytes(memory_gib: Any) -> int:
     try:
-        usable = accelerators.usable_bytes("", float(memory_gib)) or 0
+        gib = float(memory_gib)
+        usable = (accelerators.usable_bytes("", gib) or 0) if 0 < gib <= MOST_GIB else 0
     except (TypeError, ValueError):
         usable = 0
     if usable <= 0:
-        raise BadUse(f"gpu_memory_gib {str(memory_gib)[:20]!r}: expected the GiB of one GPU, more than 0.5.")
+        raise BadUse(
+            f"gpu_memory_gib {str(memory_gib)[:20]!r}: expected the GiB of one GPU, more than 0.5, at most {MOST_GIB}."
+        )
     return usable
 
 
@@ -182,12 +193,15 @@ def _prices(given: list[str], devices: Mapping[str, int]) -> dict[str, float]:
 def _rows(
     local: Local, actuator: str, values: dict[str, Any], devices: dict[str, int], cost: Mapping[str, float]
 ) -> tuple[list[Row], list[str]]:
-    """Return a row for each GPU, method, with and without checkpointing, and those of several GPUs where one is too small."""
+    """Return a row for each GPU, method, with and without checkpointing, and those of several GPUs where one is too small.
+
+    Where the values name a method, or say whether to checkpoint, there are rows of that only.
+    """
     rows: list[Row] = []
     notes: list[str] = []
     first: failures.CannotRun | None = None
-    for method in METHODS:
-        if method not in KINDS[EXPERIMENT].limits["method"]:
+    for method in (values["method"],) if "method" in values else METHODS:
+        if method in METHODS and method not in KINDS[EXPERIMENT].limits["method"]:
             notes.append(f"Not estimated: method {method}.")
             continue
         try:
@@ -207,7 +221,8 @@ def _of_method(
 ) -> list[Row]:
     """Return the rows of one method, with and without checkpointing, and those of several GPUs where one is too small."""
     rows: list[Row] = []
-    for checkpointing in (False, True):
+    given = values.get("gradient_checkpointing")
+    for checkpointing in (False, True) if given is None else (given,):
         asked = {**values, "gradient_checkpointing": checkpointing, "number_gpus": 1, "batch_size": 1}
         rows += _estimated(local, actuator, asked, devices, cost)
     small = {row.values["gpu_model"] for row in rows} - {row.values["gpu_model"] for row in rows if row.fits}

@@ -62,6 +62,11 @@ def test_the_star_is_explained() -> None:
     [
         (("gpu_model=H100,Nope",), (), "gpu_model 'Nope' is not known; set gpu_memory_gib, or use: GB200"),
         (("gpu_model=H100,L4", "gpu_memory_gib=40"), (), "is that of one GPU, and gpu_model names 2"),
+        (
+            ("gpu_memory_gib=.inf",),
+            (),
+            "gpu_memory_gib 'inf': expected the GiB of one GPU, more than 0.5, at most 4096.",
+        ),
         (("gpu_memory_gib=much",), (), "gpu_memory_gib 'much': expected the GiB of one GPU"),
         ((), (), "plan needs gpu_model=NAME"),
         (("gpu_model=H100",), ("L4=1",), "names no GPU of gpu_model"),
@@ -90,6 +95,29 @@ def test_an_interruption_is_said(capsys: pytest.CaptureFixture[str], monkeypatch
 
     monkeypatch.setattr(plan, "_rows", interrupt)
     assert run(capsys, "gpu_model=H100") == (130, "Interrupted. Nothing of this plan is kept.\n")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, [(method, checkpointing) for method in plan.METHODS for checkpointing in (False, True)]),
+        ({"method": "lora"}, [("lora", False), ("lora", True)]),
+        ({"method": "lora", "gradient_checkpointing": True}, [("lora", True)]),
+        ({"gradient_checkpointing": False}, [(method, False) for method in plan.METHODS]),
+    ],
+)
+def test_a_method_that_is_given_is_the_only_one(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], expected: list[tuple[str, bool]]
+) -> None:
+    """And so is checkpointing."""
+
+    def estimated(local: Any, actuator: str, asked: dict[str, Any], devices: Any, cost: Any) -> list[plan.Row]:
+        return [row("H100", method=asked["method"], gradient_checkpointing=asked["gradient_checkpointing"])]
+
+    monkeypatch.setattr(plan, "_estimated", estimated)
+    local: Any = None
+    rows, _ = plan._rows(local, "sfttrainer", values, {"H100": GIB}, {})
+    assert [(one.values["method"], one.values["gradient_checkpointing"]) for one in rows] == expected
 
 
 def test_any_other_card_is_described_by_its_memory() -> None:
