@@ -71,7 +71,7 @@ def run(command: Sequence[str]) -> tuple[int, str]:
 
 
 def conclusion(rows: Sequence[Row], report: Path) -> list[str]:
-    """Return the last lines: each rate with its interval, where the report is, and two commands to try next."""
+    """Return the last lines: each rate with its interval and what makes it less sure, where the report is, and two commands to try next."""
     measured = tables.with_throughput(rows)
     varied = [name for name in differing(measured) if name != "source"]
     labels = [workload_label(row, varied) for row in measured]
@@ -85,6 +85,7 @@ def conclusion(rows: Sequence[Row], report: Path) -> list[str]:
     command = shlex.quote(str(BIN / "ado-sfttrainer"))
     return [
         *lines,
+        *filter(None, [answers.replayed(rows), answers.busy(rows)]),
         "",
         f"Picture: {picture}",
         f"Report:  {report / 'report.html'}",

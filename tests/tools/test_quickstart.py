@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 import shlex
 import sys
@@ -56,6 +57,16 @@ def test_the_last_lines_are_rates_with_intervals_the_picture_and_two_commands(
         "Try next:",
         *commands,
     ]
+
+
+def test_rates_of_an_earlier_quickstart_or_of_a_busy_machine_are_named(
+    quickstart: dict[str, Any], tmp_path: Path
+) -> None:
+    """A second quickstart shows stored measurements again."""
+    one = row("tiny-llama-5m", 2, dataset_tokens_per_second=9.0, cpu_share_percent=21.0)
+    lines = quickstart["conclusion"]([dataclasses.replace(one, replayed=True)], tmp_path)
+    assert lines[1].startswith("1 of 1 workload is replayed: measured by an earlier operation")
+    assert lines[2].startswith("The machine was busy during 1 of 1 workload: ")
 
 
 def test_the_commands_to_try_next_can_be_planned(quickstart: dict[str, Any]) -> None:
