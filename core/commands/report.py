@@ -14,6 +14,7 @@ from ..measurement.distribution import installed_version
 from ..reporting import answers, autoconf, read
 from ..reporting.rows import Row, counted, differing, workload_label
 from ..workload.command import distribution
+from ..workload.wording import rounded
 from .console import show
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ def _best(some: list[answers.Expense], among: list[answers.Expense], tokens: flo
         return []
     first = answers.first_choice(some)
     label = workload_label(first.row, [name for name in differing([one.row for one in among]) if name != "source"])
-    parts = [label, f"{first.hours:.3g} hours{_range(first.hours, first)}"]
+    parts = [label, f"{rounded(first.hours)} hours{_range(first.hours, first)}"]
     if first.usd is not None:
-        parts[1] += f" and {first.usd:.3g} USD{_range(first.usd, first)}"
+        parts[1] += f" and {rounded(first.usd)} USD{_range(first.usd, first)}"
     what = "Fastest" if first.usd is None else "Cheapest"
     return [
         f"{what} for {tokens:,.0f} tokens: {', '.join(filter(None, (*parts, answers.unreliable_reason(first.row))))}."
@@ -108,8 +109,8 @@ def _range(value: float, expense: answers.Expense) -> str:
     """Return the 95 % interval of hours or cost; its ends are not equally far from the value."""
     if expense.low is None:
         return ""
-    high = "no limit" if expense.high is None else f"{value * expense.high:.3g}"
-    return f" ({value * expense.low:.3g} to {high})"
+    high = "no limit" if expense.high is None else rounded(value * expense.high)
+    return f" ({rounded(value * expense.low)} to {high})"
 
 
 def _export(directory: Path, rows: list[Row]) -> int:

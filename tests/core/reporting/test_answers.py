@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ado_actuators.sfttrainer.__main__ import main
+from ado_actuators.sfttrainer.core.commands import report
 from ado_actuators.sfttrainer.core.reporting import answers, page
 from ado_actuators.sfttrainer.core.reporting.rows import Row
 
@@ -71,6 +72,13 @@ def test_a_budget_of_tokens(row: Make) -> None:
         (two.workload, pytest.approx(10.0), pytest.approx(50.0)),
     ]
     assert (found[1].low, found[1].high) == (pytest.approx(0.8), pytest.approx(4 / 3))
+
+
+def test_a_large_budget_is_written_in_digits(row: Make) -> None:
+    """2,778 hours, not 2.78e+03."""
+    (line,) = report._spent(answers.priced([row(10.0, 10.0)], 2.0), 100e6)
+    assert line.startswith("Cheapest for 100,000,000 tokens: ")
+    assert "2,778 hours (2,525 to 3,086) and 5,556 USD (5,051 to 6,173)." in line
 
 
 def test_the_price_of_the_measurements_is_the_default(row: Make) -> None:
