@@ -23,7 +23,7 @@ BUSY = "The machine is busy: Ray did not start within its limit of 30 s. Trying 
 # what to try next, with the same environment: a question of its own each
 NEXT = (
     "run model_name=smollm2-135m model_max_length=64 batch_size=2 number_gpus=0 method=lora",
-    "plan model_name=llama3.1-8b model_max_length=2048 batch_size=4 gpu_model=RTX-4090,L40S,H100",
+    "plan model_name=llama3.1-8b model_max_length=2048 gpu_model=RTX-4090,L40S,H100",
 )
 
 

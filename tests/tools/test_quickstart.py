@@ -75,7 +75,7 @@ def test_the_commands_to_try_next_can_be_planned(quickstart: dict[str, Any]) -> 
         command, *words = shlex.split(line)
         assert command in ("run", "plan")
         if command == "plan":
-            words = [*(word.partition(",")[0] for word in words), "number_gpus=1"]
+            words = [*(word.partition(",")[0] for word in words), "number_gpus=1", "batch_size=1"]
         values, experiment = read_workload(words, None, PLUGIN)
         make_plan("sfttrainer", experiment, values)
 
