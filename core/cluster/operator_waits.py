@@ -10,10 +10,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import ray
 
+from . import tasks
 from .placement import Need
 from .pool import REPORT_AFTER_S, REPORT_EVERY_S
 from .snapshot import PREFIX, Snapshot, look, queued
@@ -90,7 +90,8 @@ def own_requests() -> list[dict[str, float]]:
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
 
-    own = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    job = ray.get_runtime_context().get_job_id()
+    own = bytes.fromhex(job)
     tables = state._connect_and_get_accessor()
     actors = [ActorTableData.FromString(row) for row in tables.get_actor_table(None, "PENDING_CREATION")]
     groups = [PlacementGroupTableData.FromString(row) for row in tables.get_placement_group_table()]
@@ -101,25 +102,15 @@ def own_requests() -> list[dict[str, float]]:
             bundles = [dict(bundle.unit_resources) for bundle in group.bundles]
             found.append({kind: max(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")})
     # the table of tasks may have many rows, and is read only if something is queued
-    found += _tasks(tables, own) if queued() else []
+    listed = tasks.table() if queued() else []
+    found += [
+        dict(task.resources)
+        for task in listed
+        if task.job == job and task.normal and not task.grouped and task.status == "PENDING_NODE_ASSIGNMENT"
+    ]
     in_groups = [any("_group_" in kind for kind in one) for one in found]
     return [
         one for one, inside in zip(found, in_groups, strict=True) if not inside and (one.get("CPU") or one.get("GPU"))
-    ]
-
-
-def _tasks(tables: Any, own: bytes) -> list[dict[str, float]]:
-    """Return the resources of the tasks of this job that wait for a node."""
-    from ray.core.generated.common_pb2 import NORMAL_TASK, TaskStatus
-    from ray.core.generated.gcs_pb2 import TaskEvents
-
-    rows = [TaskEvents.FromString(row) for row in tables.get_task_events()]
-    return [
-        dict(row.task_info.required_resources)
-        for row in rows
-        if row.job_id == own
-        and row.task_info.type == NORMAL_TASK
-        and max(row.state_updates.state_ts_ns, default=0) == TaskStatus.PENDING_NODE_ASSIGNMENT
     ]
 
 

@@ -3,7 +3,8 @@
 A measurement trains with ``threads`` CPUs on each node. Resources may be held by three kinds of holders, which count differently:
 
 - Leases of all pools, actuators and operations: their threads count in full, so that no two measurements share a CPU.
-- Actors of ado's operations, such as the trials of Ray Tune: they wait for measurements, so their CPUs do not count. Their GPUs do.
+- Actors of ado's operations, such as the trials of Ray Tune, and tasks that have asked for a measurement: they wait for measurements, so
+  their CPUs do not count. Their GPUs do.
 - All other holders of CPUs or GPUs in Ray: count in full.
 
 A lease may reserve fewer CPUs in Ray than it has threads, to leave some for ado's operators: ``SPARE_CPUS`` of each node with two
@@ -69,9 +70,9 @@ class Node:
         total: all its resources.
         free: its free resources in Ray.
         labels: its labels.
-        operators: CPUs that actors of ado's operations hold.
+        operators: CPUs that ado's operators hold: actors of its operations, and tasks that wait for a measurement.
         most_operators: most CPUs that they have held so far.
-        operator_gpus: GPUs that actors of this operation hold.
+        operator_gpus: GPUs that those of this operation hold.
         claims: resources of the leases on it.
     """
 
@@ -98,6 +99,12 @@ class Node:
     def others_cpus(self) -> float:
         """CPUs held by neither leases nor ado's operators."""
         return max(0.0, self.cpus - self.free.get("CPU", 0.0) - self.operators - self.reserved_cpus)
+
+    @property
+    def others_gpus(self) -> float:
+        """GPUs held by neither leases nor this operation's own operator."""
+        leased = sum(claim.reserved.get("GPU", 0.0) for claim in self.claims)
+        return max(0.0, self.total.get("GPU", 0.0) - self.free_gpus - leased - self.operator_gpus)
 
     @property
     def usable_cpus(self) -> float:

@@ -24,6 +24,7 @@ from .hosts import Lease, Shape, mark_waiting, remove, reserve, start_host
 from .patience import Patience
 from .placement import Need
 from .snapshot import Snapshot, Waiting, look
+from .tasks import Callers
 from .waiting import explain
 
 POLL_S = 0.25
@@ -55,7 +56,7 @@ class _Ticket:
     """A waiting request: its future lease, and the start of its wait in monotonic seconds."""
 
     lease: asyncio.Future[Lease]
-    joined_s: float = dataclasses.field(default_factory=time.monotonic)
+    joined_s: float = dataclasses.field(default_factory=lambda: time.monotonic())
 
 
 @dataclasses.dataclass
@@ -74,8 +75,8 @@ class _Line:
     """
 
     waiting: collections.deque[_Ticket] = dataclasses.field(default_factory=collections.deque)
-    since_s: float = dataclasses.field(default_factory=time.time)
-    unserved_s: float = dataclasses.field(default_factory=time.monotonic)
+    since_s: float = dataclasses.field(default_factory=lambda: time.time())
+    unserved_s: float = dataclasses.field(default_factory=lambda: time.monotonic())
     group: PlacementGroup | None = None
     asked_s: float = 0.0
     mark: PlacementGroup | None = None
@@ -112,6 +113,7 @@ class Pool:
         self._needs: dict[Shape, Need] = {}
         self._seen = Snapshot()
         self._patience = Patience()
+        self._callers = Callers()
         self._operators: dict[str, float] = {}
         self._freed_s = float("-inf")
         self._hurry = False
@@ -277,7 +279,7 @@ class Pool:
 
     def _look(self, shapes: list[Shape]) -> tuple[Snapshot, dict[Shape, Need]]:
         """Ask Ray for the state of the cluster, and update the most CPUs that ado's operators have held: their trials start and end."""
-        seen = look()
+        seen = self._callers.counted(look()) if shapes else look()
         for node in seen.nodes:
             self._operators[node.id] = max(node.operators, self._operators.get(node.id, 0.0))
         nodes = tuple(dataclasses.replace(node, most_operators=self._operators[node.id]) for node in seen.nodes)

@@ -19,8 +19,10 @@ from .placement import Claim, Need, Node
 # a placement group of a pool is either a lease, or the mark of a waiting request, which is removed as soon as Ray has created it
 LEASE, MARK = "lease", "waiting"
 PREFIX = "ado-actuators"
-# ends of the module names of this core's actors, in all plugins: a dispatcher marks a job as one of ado's, a host measures
+# ends of the module names of this core's actors, in all plugins
 DISPATCHER, HOST = ".core.actuator.dispatcher", ".core.cluster.hosts"
+# module of ado's manager of a space: an operation starts it before its operator, and the dispatcher with its first request
+MANAGER = "ado.modules.operators.discovery_space_manager"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ def look() -> Snapshot:
     groups = placement_group_table()
     actors = _actors()
     own = ray.get_runtime_context().get_job_id()
-    operators = frozenset({own, *(actor.job for actor in actors if actor.module.endswith(DISPATCHER))})
+    operators = _operators(actors, own)
     free = _free()
     claims: dict[str, list[Claim]] = collections.defaultdict(list)
     pending, waiting = queued(), []
@@ -143,6 +145,11 @@ def look() -> Snapshot:
         actors=tuple(actor for actor in actors if not actor.module.endswith(HOST)),
         operators=operators,
     )
+
+
+def _operators(actors: list[Actor], own: str) -> frozenset[str]:
+    """Return the jobs in which ado runs. A trial of Ray Tune may exist for a while before there is a dispatcher."""
+    return frozenset({own, *(one.job for one in actors if one.module == MANAGER or one.module.endswith(DISPATCHER))})
 
 
 def _node(
@@ -214,10 +221,15 @@ def _actors() -> list[Actor]:
 
 
 def _actor(row: Any) -> Actor:
-    resources: dict[str, float] = {}
-    for kind, amount in row.required_resources.items():
-        # in a placement group a resource appears with and without the bundle's index
-        plain = kind.partition("_group_")[0]
-        resources[plain] = max(resources.get(plain, 0.0), amount)
     module = row.function_descriptor.python_function_descriptor.module_name
-    return Actor(row.class_name, module, row.name, row.job_id.hex(), row.address.node_id.hex(), resources)
+    where = row.address.node_id.hex()
+    return Actor(row.class_name, module, row.name, row.job_id.hex(), where, plain(row.required_resources))
+
+
+def plain(resources: Mapping[str, float]) -> dict[str, float]:
+    """Return resources under their plain names: in a placement group each appears with and without the bundle's index."""
+    found: dict[str, float] = {}
+    for kind, amount in resources.items():
+        name = kind.partition("_group_")[0]
+        found[name] = max(found.get(name, 0.0), amount)
+    return found

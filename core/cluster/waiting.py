@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-import ray
-
+from . import tasks
 from .placement import Need, Node
 from .snapshot import Snapshot
 
 ADVICE = "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
 MOST_HOLDERS = 4
-# time limit of a request to Ray's API server, which is used for the names of tasks only
-TASKS_TIMEOUT_S = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Explanation:
 
 
 def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
-    """Explain why the measurement waits. Asks Ray for the names of tasks, which may take seconds."""
+    """Explain why the measurement waits. Reads Ray's table of tasks for their names."""
     fitting = [node for node in seen.nodes if node.fits(need)]
     kind = "GPU" if need.gpus and any("GPU" in node.lacks(need) for node in fitting) else "CPU"
     holders: dict[str, float] = collections.defaultdict(float)
@@ -54,7 +50,7 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
     rest = sum(held_by_others(node, kind) for node in fitting)
     named = _named(seen, {node.id for node in fitting}, kind)
     holders.update(named)
-    if kind == "CPU" and (unknown := rest - sum(named.values())) > 0.01:
+    if (unknown := rest - sum(named.values())) > 0.01:
         holders.update(_tasks({node.id for node in fitting}, kind, unknown, seen.operators) or {"other tasks": unknown})
     return Explanation(_needs(need), _free(fitting, kind), _list(holders, kind), only_own=own > 0 and rest <= 0.01)
 
@@ -89,26 +85,16 @@ def _named(seen: Snapshot, nodes: set[str], kind: str) -> dict[str, float]:
 
 
 def _tasks(nodes: set[str], kind: str, most: float, operators: frozenset[str]) -> dict[str, float]:
-    """Return the amounts that tasks hold, by name, in total at most ``most``; empty without a dashboard, whose API server is needed.
+    """Return the amounts that tasks hold, by name, in total at most ``most``.
 
     A task that waits for another has given its CPUs back, but is listed with them. Those of ado's operators mostly wait, so they
     are named only if the tasks of others do not hold as much.
     """
     found: dict[str, float] = collections.defaultdict(float)
-    with contextlib.suppress(Exception):
-        from ray.util.state import list_tasks
-
-        running = list_tasks(
-            address=ray.get_runtime_context().gcs_address,
-            filters=[("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")],
-            detail=True,
-            timeout=TASKS_TIMEOUT_S,
-            raise_on_missing_output=False,
-        )
-        for task in sorted(running, key=lambda one: one.job_id in operators):
-            held = (task.required_resources or {}).get(kind, 0.0)
-            if task.node_id in nodes and held and sum(found.values()) < most - 0.01:
-                found[f"task {task.name}"] += held
+    running = [task for task in tasks.table() if task.runs and task.node in nodes and task.resources.get(kind)]
+    for task in sorted(running, key=lambda one: one.job in operators):
+        if sum(found.values()) < most - 0.01:
+            found[f"task {task.name}"] += task.resources[kind]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Operations that share four CPUs with Ray Tune's trials, with each other and with other Ray jobs, on one real cluster."""
+"""Operations that share CPUs with Ray Tune's trials, with each other and with a submitted Ray job, on one real cluster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ..processes import run, started, wait_for
-from .conftest import end, own_environ, start_head
+from ..processes import marked, run, started, wait_for
+from .conftest import TOKEN, end, own_environ, start_head
 
 ADO = str(Path(sys.executable).parent / "ado")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -27,48 +28,63 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 CORE = Path(__file__).parents[2] / "core"
 PLUGIN = Path(__file__).parent / "sharing"
 ACTUATORS = {"timed": "Timed", "timed_too": "TimedToo"}
-# another user's job: a task that holds one of the CPUs until there is a file
+CPUS = 12
+# another user's job holds half of the CPUs: a task and an actor until there are files
 JOB = """
 import pathlib, sys, time, ray
+begun, task_done, actor_done = map(pathlib.Path, sys.argv[1:])
 ray.init(log_to_driver=False)
 
-@ray.remote(num_cpus=1)
-def preprocess(begun, done):
-    pathlib.Path(begun).touch()
-    while not pathlib.Path(done).exists():
+@ray.remote(num_cpus=0.5)
+class Model:
+    def ping(self):
+        pass
+
+@ray.remote(num_cpus=5.5)
+def preprocess():
+    begun.touch()
+    while not task_done.exists():
         time.sleep(0.2)
 
-ray.get(preprocess.options(name="preprocess").remote(*sys.argv[1:]))
+model = Model.options(name="serve").remote()
+ray.get(model.ping.remote())
+ray.get(preprocess.options(name="preprocess").remote())
+while not actor_done.exists():
+    time.sleep(0.2)
 """
 LEFT = """
 import json, ray
+from ray._private.state import actors
 from ray.util.placement_group import placement_group_table
 ray.init(log_to_driver=False)
-print(json.dumps([group["name"] for group in placement_group_table().values() if group["state"] != "REMOVED"]))
+groups = [group["name"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+print(json.dumps([groups, sorted(actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD")]))
 """
 POINTS = {
     "model_name": ["tiny-llama-5m"], "model_max_length": [16, 32, 48], "number_gpus": [0],
     "batch_size": [1, 2, 4, 8], "gradient_accumulation_steps": [1, 2],
 }  # fmt: skip
-FEW = POINTS | {"model_max_length": [32], "batch_size": [4]}
+# beside half a CPU that another program holds
+FRACTIONAL = CPUS - 1
+FEW = POINTS | {"model_max_length": [32], "batch_size": [4], "cpus_per_process": [FRACTIONAL]}
 # of POINTS; the stack says why
 FASTEST = "batch_size.4-gradient_accumulation_steps.2-model_max_length.32-"
-# one for the job, one for each trial of Ray Tune
-CPUS = 4
 # tasks of Ray Tune may hold CPUs as well while it starts
-NAMED = re.compile(r"A measurement has waited \d+ s for 4 CPUs: \d of 4 CPUs free, held by .*task preprocess \(1 CPU\)")
+NAMED = re.compile(
+    rf"A measurement has waited \d+ s for ({CPUS}|{FRACTIONAL}) CPUs: \d+ of {CPUS} CPUs free, "
+    r"held by task preprocess \(5\.5 CPUs\)(, | and ).*actor serve \(0\.5 CPUs\)"
+)
 WALK = {
     "module": {"operatorName": "random_walk", "operationType": "explore"},
     "parameters": {"numberEntities": "all", "batchSize": 4, "samplerConfig": {"samplerType": "generator", "mode": "sequential"}},
 }  # fmt: skip
-SAMPLES = 8
 
 
-def tune(concurrent: int) -> dict[str, Any]:
-    """Return an operation that minimises the step time, with a sampler that is the same in each run."""
-    sampler = {"sampler": "TPESampler", "sampler_parameters": {"multivariate": True, "n_startup_trials": 4, "seed": 10}}
+def tune(concurrent: int, samples: int) -> dict[str, Any]:
+    """Return an operation that minimises the step time. With this seed Optuna comes to the fastest point in its fifth or sixth trial."""
+    sampler = {"sampler": "TPESampler", "sampler_parameters": {"multivariate": True, "n_startup_trials": 4, "seed": 32}}
     config = {
-        "metric": "step_time_median_s", "mode": "min", "num_samples": SAMPLES, "max_concurrent_trials": concurrent,
+        "metric": "step_time_median_s", "mode": "min", "num_samples": samples, "max_concurrent_trials": concurrent,
         "search_alg": {"name": "optuna", "params": sampler},
     }  # fmt: skip
     return {"module": {"operatorName": "ray_tune", "operationType": "search"}, "parameters": {"tuneConfig": config}}
@@ -76,11 +92,13 @@ def tune(concurrent: int) -> dict[str, Any]:
 
 # what each operation does, its actuators and points
 OPERATIONS: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
-    "tune": (tune(2), ["timed"], POINTS),
+    "one trial": (tune(1, 24), ["timed"], POINTS),
+    "two trials": (tune(2, 6), ["timed"], POINTS),
     "walk": (WALK, ["timed", "timed_too"], FEW),
-    "terminated": (tune(1), ["timed"], POINTS),
+    "terminated": (tune(1, 24), ["timed"], POINTS),
     "interrupted": (WALK, ["timed"], FEW),
 }
+# those that are ended while they wait
 ENDED_BY = {"terminated": signal.SIGTERM, "interrupted": signal.SIGINT}
 
 
@@ -90,9 +108,23 @@ class Shared:
 
     Attributes:
         environ: environment of each of them.
+        dashboard: its address.
     """
 
     environ: dict[str, str]
+    dashboard: str
+
+    def submit(self, entrypoint: str) -> None:
+        """Submit a Ray job, as `ray job submit` does."""
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        body = json.dumps({"entrypoint": entrypoint}).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{self.dashboard}/api/jobs/", body, headers), timeout=60):
+            pass
+
+    def processes(self) -> list[str]:
+        """Return the command lines of dispatchers, hosts and trainers that run."""
+        lines = [" ".join(process.cmdline()) for process in marked("RAY_TMPDIR", self.environ["RAY_TMPDIR"])]
+        return [line for line in lines if re.search("core/trainer|Dispatcher|HostActor", line)]
 
     def operation(
         self, place: Path, operation: dict[str, Any], actuators: list[str], points: dict[str, Any]
@@ -152,11 +184,13 @@ def shared(own_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     marker = own_home / "s"
     marker.mkdir()
     environ = own_environ() | {"RAY_TMPDIR": str(marker), "PYTHONPATH": str(root / "plugin"), "COLUMNS": "200"}
-    environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests-0123456789abcdef", "NO_COLOR": "1"}
-    process, _ = start_head(Path(sys.executable).with_name("ray"), environ, root / "log", CPUS)
+    environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "NO_COLOR": "1"}
+    # workers that are nicer than the rest of the machine take minutes to start on a busy one
+    environ |= {"RAY_worker_niceness": "0"}
+    process, dashboard = start_head(Path(sys.executable).with_name("ray"), environ, root / "log", CPUS)
     (address,) = re.findall(r"ray start --address='([^']+)'", (root / "log").read_text())
     try:
-        yield Shared(environ | {"RAY_ADDRESS": address})
+        yield Shared(environ | {"RAY_ADDRESS": address}, dashboard)
     finally:
         end(process, str(marker))
 
@@ -182,7 +216,7 @@ class Ran:
     Attributes:
         code: its exit status.
         log: its output.
-        measured: metadata of its measurements, by entity.
+        measured: metadata of its measurements, by entity, in the order of the store.
     """
 
     code: int
@@ -192,14 +226,15 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
-    """Run all operations at once, together with another user's job, which ends when all of them have said that they wait for it.
+    """Run all operations at once beside a Ray job, half of which ends when all of them have said that they wait for it.
 
-    At that moment two of them are ended; they have 30 s.
+    At that moment two of them are ended. The other half of the job ends when the one that has CPUs enough has measured. What has 30 s
+    to end are those that get a signal.
     """
     root = tmp_path_factory.mktemp("operations")
-    begun, done = root / "begun", root / "done"
-    job = [sys.executable, "-c", JOB, str(begun), str(done)]
-    places = {name: root / name for name in OPERATIONS}
+    (root / "job.py").write_text(JOB)
+    begun, task_done, actor_done = files = [root / name for name in ("begun", "task-done", "actor-done")]
+    places = {name: root / name.replace(" ", "-") for name in OPERATIONS}
 
     def log(name: str) -> str:
         return (places[name] / "log").read_text(errors="replace")
@@ -209,44 +244,66 @@ def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
 
     running: dict[str, subprocess.Popen[bytes]] = {}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(started(job, cwd=root, env=shared.environ, log=root / "job", ready=begun.exists))
+        shared.submit(" ".join(map(str, (sys.executable, root / "job.py", *files))))
         for name, (operation, actuators, points) in OPERATIONS.items():
             place = places[name]
             command = shared.operation(place, operation, actuators, points)
             running[name] = stack.enter_context(started(command, cwd=place, env=shared.of(place), log=place / "log"))
-        reported = wait_for(lambda: all(NAMED.search(log(name)) for name in places), 300)
-        assert reported, {name: log(name)[-2000:] for name in places if not NAMED.search(log(name))}
+            assert begun.exists() or wait_for(begun.exists, 60)
+        assert wait_for(lambda: all(NAMED.search(log(name)) for name in places), 300), {
+            name: log(name)[-2000:] for name in places if not NAMED.search(log(name))
+        }
         for name, how in ENDED_BY.items():
             running[name].send_signal(how)
-        done.touch()
+        task_done.touch()
         assert wait_for(lambda: not unended(ENDED_BY), 30), unended(ENDED_BY)
+        assert wait_for(lambda: len(measured(places["walk"])) == 4, 120), log("walk")[-2000:]
+        assert not [name for name in ("one trial", "two trials") if measured(places[name])]
+        actor_done.touch()
+        assert wait_for(lambda: until_fastest(measured(places["one trial"])), 240), log("one trial")[-2000:]
+        running["one trial"].send_signal(signal.SIGINT)
+        assert wait_for(lambda: not unended(["one trial"]), 30), unended(["one trial"])
         assert wait_for(lambda: not unended(places), 240), unended(places)
     return {name: Ran(running[name].returncode, log(name), measured(place)) for name, place in places.items()}
 
 
-def test_optuna_finds_the_fastest_of_24_points(ran: dict[str, Ran]) -> None:
-    """Two trials at once hold CPUs while a measurement trains with all."""
-    tuned = ran["tune"]
-    assert tuned.code == 0, tuned.log
-    assert any(name.startswith(FASTEST) for name in tuned.measured)
-    assert len(tuned.measured) < 12
+def until_fastest(found: Iterable[str]) -> int:
+    """Return how many measurements it took to find the fastest point; 0 if it was not found."""
+    fastest = [number for number, name in enumerate(found, 1) if name.startswith(FASTEST)]
+    return min(fastest, default=0)
+
+
+@pytest.mark.parametrize("name", ["one trial", "two trials"])
+def test_optuna_finds_the_fastest_of_24_points(ran: dict[str, Ran], name: str) -> None:
+    """In fewer than 12 measurements, with one and with two trials at once, which hold CPUs while a measurement trains with all.
+
+    That it takes 5 is the seed's luck: with exact times 96 of 100 seeds need fewer than 12, and 91 with two trials at once.
+    """
+    tuned = ran[name]
+    assert 0 < until_fastest(tuned.measured) < 12, list(tuned.measured)
     assert {metadata["facts"]["cpu_threads"] for metadata in tuned.measured.values()} == {CPUS}
+    # the first one is interrupted in one of its 24 trials
+    assert (tuned.code == 0) == (name == "two trials"), tuned.log
 
 
 def test_four_requests_at_once_for_two_actuators(ran: dict[str, Ran]) -> None:
-    """Each of them is served at its first attempt, during another operation and the end of two more."""
+    """Each of them is served at its first attempt, beside half a CPU that somebody holds, and during other operations."""
     walked = ran["walk"]
     assert walked.code == 0, walked.log
-    assert [metadata["attempts"] for metadata in walked.measured.values()] == [1] * 4
+    assert [(metadata["attempts"], metadata["facts"]["cpu_threads"]) for metadata in walked.measured.values()] == [
+        (1, FRACTIONAL)
+    ] * 4
 
 
-@pytest.mark.parametrize("name", ENDED_BY)
-def test_an_operation_is_ended_while_it_waits(ran: dict[str, Ran], name: str) -> None:
-    """SIGTERM to one of Ray Tune, and Ctrl-C to a random walk: they end in time, and with an error."""
+@pytest.mark.parametrize("name", [*ENDED_BY, "one trial"])
+def test_an_operation_is_ended_in_time(ran: dict[str, Ran], name: str) -> None:
+    """SIGTERM to one of Ray Tune and Ctrl-C to a random walk, while they wait; Ctrl-C to one of Ray Tune that measures: with an error."""
     assert ran[name].code > 0, ran[name].log
 
 
 def test_nothing_is_left(ran: dict[str, Ran], shared: Shared, tmp_path: Path) -> None:
-    """No placement group keeps CPUs on the cluster, which still runs."""
+    """No process of ours, no placement group and no actor is on the cluster, which still runs, apart from the consoles that ado leaves."""
+    assert wait_for(lambda: not shared.processes(), 30), shared.processes()
     done = run([sys.executable, "-c", LEFT], cwd=tmp_path, env=shared.environ, timeout_s=60)
-    assert done.stdout.strip().splitlines()[-1] == "[]"
+    groups, actors = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (groups, set(actors)) == ([], {"RichConsoleQueue"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -283,9 +283,8 @@ def test_no_more_idle_hosts_are_ended_than_needed(tmp_path: Path, monkeypatch: p
     assert run(scenario()) == 1
 
 
-def test_a_shape_that_has_waited_for_long_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_that_has_waited_for_long_is_served(tmp_path: Path, later: Callable[[float], None]) -> None:
     """Requests for one shape keep coming; its lease is ended once another shape has waited for ``PATIENCE_S``."""
-    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
 
     async def scenario() -> list[str]:
         leases, served = Pool(600), []
@@ -298,7 +297,11 @@ def test_a_shape_that_has_waited_for_long_is_served(tmp_path: Path, monkeypatch:
 
         first = [asyncio.create_task(use("first")) for _ in range(12)]
         await asyncio.sleep(0.1)
-        await asyncio.gather(use("second"), *first)
+        second = asyncio.create_task(use("second"))
+        await asyncio.sleep(1.5)
+        assert "second" not in served
+        later(patience.PATIENCE_S)
+        await asyncio.gather(second, *first)
         leases.close()
         return served
 
@@ -307,9 +310,8 @@ def test_a_shape_that_has_waited_for_long_is_served(tmp_path: Path, monkeypatch:
     assert served[-1] == "first"
 
 
-def test_a_shape_with_gpus_is_served_among_shapes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_with_gpus_is_served_among_shapes_without(tmp_path: Path, later: Callable[[float], None]) -> None:
     """Its GPUs are free, and the CPUs that it needs are held by a shape without GPUs; otherwise it would wait for all twelve requests."""
-    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
     with_gpus = dataclasses.replace(shape(tmp_path, 2), host=dataclasses.replace(shape(tmp_path, 2).host, gpus=1))
 
     async def scenario() -> list[int]:
@@ -323,7 +325,10 @@ def test_a_shape_with_gpus_is_served_among_shapes_without(tmp_path: Path, monkey
 
         first = [asyncio.create_task(use(shape(tmp_path, 2))) for _ in range(12)]
         await asyncio.sleep(0.1)
-        await asyncio.gather(use(with_gpus), *first)
+        waiting = asyncio.create_task(use(with_gpus))
+        await asyncio.sleep(1.5)
+        later(patience.PATIENCE_S)
+        await asyncio.gather(waiting, *first)
         leases.close()
         return served
 

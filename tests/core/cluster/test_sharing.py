@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ado_actuators.sfttrainer.core import failures
-from ado_actuators.sfttrainer.core.cluster import operator_waits, patience
+from ado_actuators.sfttrainer.core.cluster import operator_waits, patience, tasks
 from ado_actuators.sfttrainer.core.cluster import pool as pool_module
 from ado_actuators.sfttrainer.core.cluster.hosts import Shape
 from ado_actuators.sfttrainer.core.cluster.pool import Pool
@@ -72,6 +73,9 @@ def holder(tmp_path: Path) -> Iterator[Callable[[float], Callable[[], None]]]:
         deadline = time.monotonic() + 60
         while ray.available_resources().get("CPU", 0.0) > 2 - cpus and time.monotonic() < deadline:
             time.sleep(0.1)
+        # Ray's table of tasks is a second old
+        while not any(task.runs and task.name == "hold" for task in tasks.table()) and time.monotonic() < deadline:
+            time.sleep(0.1)
         return done.touch
 
     yield start
@@ -100,10 +104,9 @@ def run(scenario: Coroutine[Any, Any, Any]) -> Any:
 
 @pytest.mark.parametrize("kind", ["actor", "placement group", "task"])
 def test_a_trial_that_waits_for_its_own_cpu_is_reported(
-    holder: Callable[[float], Callable[[], None]], monkeypatch: pytest.MonkeyPatch, kind: str
+    holder: Callable[[float], Callable[[], None]], later: Callable[[float], None], kind: str
 ) -> None:
     """It has asked for no measurement yet; the message says what it needs and what holds it, once, and when the wait is over."""
-    monkeypatch.setattr(operator_waits, "REPORT_AFTER_S", 0.0)
     release = holder(2.0)
     told: list[tuple[str, bool]] = []
     waits = operator_waits.OperatorWaits(lambda text, lasts: told.append((text, lasts)))
@@ -118,11 +121,21 @@ def test_a_trial_that_waits_for_its_own_cpu_is_reported(
     else:
         waiting = placement_group([{"CPU": 1}]) if kind == "placement group" else hold.remote("/")
     try:
+        while not operator_waits.own_requests() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        waits.check()
+        assert told == []
+        later(31)
         while not told and time.monotonic() < deadline:
             waits.check()
             time.sleep(0.1)
-        text = "ado's operator has waited 0 s for 1 CPU: 0 of 2 CPUs free, held by other tasks (2 CPUs). "
-        assert told == [(text + "It goes on as soon as they are free; end what holds them.", True)]
+        ((text, lasts),) = told
+        assert re.fullmatch(
+            r"ado's operator has waited 3\d s for 1 CPU: 0 of 2 CPUs free, held by task hold \(2 CPUs\)\. "
+            r"It goes on as soon as they are free; end what holds them\.",
+            text,
+        )
+        assert lasts
         waits.check()
         assert len(told) == 1
         release()
@@ -208,9 +221,8 @@ def test_two_pools_never_measure_on_the_same_cpus(shape: Callable[..., Shape]) -
     assert run(scenario()) == 1
 
 
-def test_a_busy_pool_gives_way_to_another(shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_pool_gives_way_to_another(shape: Callable[..., Shape], later: Callable[[float], None]) -> None:
     """One pool always has two requests in flight; a request of another pool is served, and then the first pool goes on."""
-    monkeypatch.setattr(patience, "PATIENCE_S", 2.0)
 
     async def scenario() -> bool:
         busy, other, ended = Pool(600), Pool(600), False
@@ -218,7 +230,7 @@ def test_a_busy_pool_gives_way_to_another(shape: Callable[..., Shape], monkeypat
         async def stream() -> int:
             served = 0
             while not ended or not served:
-                lease = await busy.acquire(shape(2), SERVED_S)
+                lease = await busy.acquire(shape(2), 2 * SERVED_S)
                 await asyncio.sleep(0.2)
                 busy.give_back(lease, keep=True)
                 served += 1
@@ -226,8 +238,11 @@ def test_a_busy_pool_gives_way_to_another(shape: Callable[..., Shape], monkeypat
 
         streams = [asyncio.create_task(stream()) for _ in range(2)]
         await asyncio.sleep(3.0)
-        lease = await other.acquire(shape(2), SERVED_S)
-        other.give_back(lease, keep=True)
+        waiting = asyncio.create_task(other.acquire(shape(2), 2 * SERVED_S))
+        await asyncio.sleep(3.0)
+        assert not waiting.done()
+        later(patience.PATIENCE_S)
+        other.give_back(await waiting, keep=True)
         ended = True
         counts = await asyncio.wait_for(asyncio.gather(*streams), SERVED_S)
         busy.close()
@@ -238,16 +253,18 @@ def test_a_busy_pool_gives_way_to_another(shape: Callable[..., Shape], monkeypat
 
 
 def test_what_another_program_holds_is_waited_for_and_named(
-    holder: Callable[[float], Callable[[], None]], shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch
+    holder: Callable[[float], Callable[[], None]], shape: Callable[..., Shape], later: Callable[[float], None]
 ) -> None:
     """Half a CPU of two: the wait says what it needs, what is free and what to do, and ends with what it waits for."""
-    monkeypatch.setattr(pool_module, "REPORT_AFTER_S", 1.0)
     reported: list[tuple[str, bool, bool]] = []
     free = holder(0.5)
 
     async def scenario() -> None:
         pool = Pool(600, report=lambda identifier, text, lasts, warn: reported.append((text, lasts, warn)))
-        waiting = asyncio.create_task(pool.acquire(shape(2), SERVED_S))
+        waiting = asyncio.create_task(pool.acquire(shape(2), 2 * SERVED_S))
+        await asyncio.sleep(1.0)
+        assert not reported
+        later(pool_module.REPORT_AFTER_S)
         while not reported:
             await asyncio.sleep(0.1)
         assert not waiting.done()
@@ -257,29 +274,74 @@ def test_what_another_program_holds_is_waited_for_and_named(
 
     run(scenario())
     (text, lasts, warn), after = reported
-    assert (
-        " s for 2 CPUs: 1.5 of 2 CPUs free, held by other tasks (0.5 CPUs). It starts as soon as they are free" in text
-    )
+    assert " s for 2 CPUs: 1.5 of 2 CPUs free, held by task hold (0.5 CPUs). It starts as soon as they are free" in text
     assert (lasts, warn, after) == (True, True, ("The wait for CPUs and GPUs is over.", False, False))
 
 
 def test_gpus_that_the_operation_holds_are_not_waited_for(
-    trial: Callable[..., None], shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch
+    trial: Callable[..., None], shape: Callable[..., Shape], later: Callable[[float], None]
 ) -> None:
-    """A trial holds a GPU until its measurement has ended, and the measurement needs both: it fails long before its limit."""
-    monkeypatch.setattr(pool_module, "STUCK_S", 1.0)
+    """A trial holds a GPU until its measurement has ended, and the measurement needs both: it fails within two minutes, not an hour."""
     trial(num_cpus=0, num_gpus=1)
 
     async def scenario() -> str:
         pool = Pool(600)
+        waiting = asyncio.create_task(pool.acquire(shape(1, gpus=2), 3600))
+        await asyncio.sleep(2.0)
+        assert not waiting.done()
+        later(115)
         with pytest.raises(failures.Broken) as caught:
-            await pool.acquire(shape(1, gpus=2), 3600)
+            await waiting
         pool.close()
         return str(caught.value)
 
     assert run(scenario()) == (
         "2 GPUs and 1 CPU can never become free: the operation itself holds them (actor Trial (1 GPU))."
     )
+
+
+@ray.remote(num_cpus=0)
+class Dispatcher:
+    """Has the name and the method of ours, and a pool."""
+
+    async def measure(self, shape: Shape) -> bool:
+        """Return whether a measurement would begin in time."""
+        pool = Pool(600)
+        lease = await pool.acquire(shape, SERVED_S)
+        answers = await lease.answers()
+        pool.close()
+        return answers
+
+
+@ray.remote(num_cpus=0)
+class Actuator:
+    """Passes a request on, as actuators do."""
+
+    def submit(self, shape: Shape) -> None:
+        """Return before the measurement begins."""
+        self._dispatcher = Dispatcher.remote()  # type: ignore[attr-defined]
+        self._measuring = self._dispatcher.measure.remote(shape)
+
+    def measured(self) -> bool | None:
+        """Return whether it was measured; None while it is not known."""
+        done, _ = ray.wait([self._measuring], timeout=0)
+        return bool(ray.get(done[0])) if done else None
+
+
+@ray.remote(num_cpus=2)
+def measuring(actuator: Any, shape: Shape) -> bool:
+    """Ask for a measurement and poll for its result, as trials do."""
+    ray.get(actuator.submit.remote(shape))
+    while (measured := ray.get(actuator.measured.remote())) is None:
+        time.sleep(1.0)
+    return bool(measured)
+
+
+def test_a_trial_may_be_a_task(shape: Callable[..., Shape]) -> None:
+    """It holds both CPUs, which its measurement needs, until it is measured."""
+    actuator = Actuator.remote()  # type: ignore[attr-defined]
+    assert ray.get(measuring.remote(actuator, shape(2)), timeout=2 * SERVED_S)
+    ray.kill(actuator)
 
 
 def test_idle_trainers_stay_for_a_group_they_do_not_serve(
@@ -318,15 +380,16 @@ def test_an_idle_trainer_gives_way_to_a_task(shape: Callable[..., Shape], tmp_pa
     assert run(scenario()) == 0
 
 
-def test_a_trainer_stays_after_a_long_queue(shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_stays_after_a_long_queue(shape: Callable[..., Shape], later: Callable[[float], None]) -> None:
     """A request that has waited for long for the same trainer is served, and the trainer stays for the next one."""
-    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
 
     async def scenario() -> bool:
         pool = Pool(600)
         lease = await pool.acquire(shape(2), SERVED_S)
-        waiting = asyncio.create_task(pool.acquire(shape(2), SERVED_S))
-        await asyncio.sleep(2.0)
+        waiting = asyncio.create_task(pool.acquire(shape(2), 2 * SERVED_S))
+        await asyncio.sleep(1.0)
+        later(patience.PATIENCE_S)
+        await asyncio.sleep(1.0)
         pool.give_back(lease, keep=True)
         pool.give_back(await waiting, keep=True)
         await asyncio.sleep(1.5)
@@ -337,22 +400,25 @@ def test_a_trainer_stays_after_a_long_queue(shape: Callable[..., Shape], monkeyp
     assert run(scenario())
 
 
-def test_a_busy_pool_gives_way_to_a_foreign_group(shape: Callable[..., Shape], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_pool_gives_way_to_a_foreign_group(shape: Callable[..., Shape], later: Callable[[float], None]) -> None:
     """While one measurement follows the other, a placement group that has waited for long is made."""
-    monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
 
     async def scenario() -> bool:
         pool, ended = Pool(600), False
 
         async def stream() -> None:
             while not ended:
-                lease = await pool.acquire(shape(2), SERVED_S)
+                lease = await pool.acquire(shape(2), 2 * SERVED_S)
                 await asyncio.sleep(0.2)
                 pool.give_back(lease, keep=True)
 
         streams = [asyncio.create_task(stream()) for _ in range(2)]
         await asyncio.sleep(1.0)
-        served = await made(placement_group([{"CPU": 2}]))
+        making = asyncio.create_task(made(placement_group([{"CPU": 2}])))
+        await asyncio.sleep(2.0)
+        assert not making.done()
+        later(patience.PATIENCE_S)
+        served = await making
         ended = True
         await asyncio.wait_for(asyncio.gather(*streams), SERVED_S)
         pool.close()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from ado_actuators.sfttrainer.core.cluster import operator_waits, patience
+from ado_actuators.sfttrainer.core.cluster import operator_waits, patience, snapshot, tasks
 from ado_actuators.sfttrainer.core.cluster.patience import Patience
 from ado_actuators.sfttrainer.core.cluster.placement import Claim, Need, Node
 from ado_actuators.sfttrainer.core.cluster.snapshot import Actor, GroupName, Pending, Snapshot, Waiting, parse_name
+from ado_actuators.sfttrainer.core.cluster.tasks import Callers, Task
 from ado_actuators.sfttrainer.core.cluster.waiting import explain
 
 pytestmark = pytest.mark.ray
@@ -47,6 +49,77 @@ def test_a_wait_for_gpus_names_who_holds_gpus() -> None:
     actor = Actor("Model", "", "", "2", "n", {"CPU": 1.0, "GPU": 1.0})
     why = explain(Need(2, 1, gpus=1), Snapshot(nodes=(node(8, 7, gpus=1),), actors=(actor,)), "me")
     assert (why.needs, why.free, why.held) == ("2 times 1 GPU and 1 CPU", "0 of 1 GPU free", "actor Model (1 GPU)")
+
+
+def task(name: str, status: str = "RUNNING", job: str = "2", **resources: float) -> Task:
+    """Return a task outside of actors."""
+    return Task(name, "", name, job, "n", normal=True, status=status, resources=resources)
+
+
+def test_tasks_are_named_as_far_as_they_can_hold_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of ado's operators come last, since most of them are blocked and hold nothing; GPUs of tasks count as well."""
+    listed = [task("tune", job="1", CPU=1.0), task("done", "FINISHED", CPU=1.0), task("preprocess", CPU=1.0, GPU=1.0)]
+    monkeypatch.setattr(tasks, "table", lambda: listed)
+    one_held = Snapshot(nodes=(node(4, 3, gpus=1),), operators=frozenset({"1"}))
+    assert explain(Need(1, 4), one_held, "me").held == "task preprocess (1 CPU)"
+    assert explain(Need(1, 1, gpus=1), one_held, "me").held == "task preprocess (1 GPU)"
+    monkeypatch.setattr(tasks, "table", list)
+    assert explain(Need(1, 1, gpus=1), one_held, "me").held == "other tasks (1 GPU)"
+
+
+def test_trials_count_as_operators_before_there_is_a_dispatcher() -> None:
+    """ado's manager of the space is there before them; actors of other jobs are no operators."""
+    manager = Actor("DiscoverySpaceManager", snapshot.MANAGER, "", "3", "n", {})
+    dispatcher = Actor("Dispatcher", "ado_actuators.x.core.actuator.dispatcher", "", "4", "n", {})
+    others = Actor("Model", "serving", "", "5", "n", {"CPU": 1.0})
+    assert snapshot._operators([manager, dispatcher, others], "1") == {"1", "3", "4"}
+
+
+ASKED = [
+    Task("m", "s", tasks.MEASURE, "1", "n", normal=False, status="RUNNING", resources={}),
+    Task("s", "trial", "Timed.submit", "1", "n", normal=False, status="FINISHED", resources={}),
+    task("trial", job="1", CPU=2.0, GPU=1.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "free", "counted"),
+    [
+        (ASKED, 0, 2),
+        ([*ASKED, task("preprocess", CPU=1.0)], 0, 1),
+        # blocked in Ray: what is held is all of the other task
+        ([*ASKED, task("preprocess", CPU=1.0)], 1, 0),
+        ([*ASKED[:2], task("trial", "FINISHED", job="1", CPU=2.0)], 0, 0),
+        ([*ASKED[1:]], 0, 0),
+        ([dataclasses.replace(ASKED[0], status="FINISHED"), *ASKED[1:]], 0, 0),
+        ([*ASKED[:2], task("trial", job="2", CPU=2.0)], 0, 0),
+    ],
+    ids=["asks", "beside another task", "blocked", "ended", "asks for nothing", "measured", "of another job"],
+)
+def test_a_task_that_asked_for_a_measurement_lends_its_cpus(
+    monkeypatch: pytest.MonkeyPatch, rows: list[Task], free: float, counted: float
+) -> None:
+    """What it holds for certain, once two readings of Ray's table have shown it."""
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "1"))
+    monkeypatch.setattr(tasks, "table", lambda: rows)
+    seen, counting = Snapshot(nodes=(node(2, free),), operators=frozenset({"1"})), Callers()
+    assert counting.counted(seen).nodes[0].operators == 0
+    now_s += tasks.READ_S
+    assert counting.counted(seen).nodes[0].operators == counted
+
+
+def test_the_gpu_of_a_task_that_asked_can_never_become_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes no GPU from a task that is blocked; one of another operation may end and free its GPU."""
+    monkeypatch.setattr(tasks, "table", lambda: ASKED)
+    for own, held in (("1", 1), ("2", 0)):
+        monkeypatch.setattr("ray.get_runtime_context", lambda own=own: SimpleNamespace(get_job_id=lambda: own))
+        monkeypatch.setattr(tasks, "READ_S", 0.0)
+        seen = Snapshot(nodes=(node(4, 2, gpus=1),), operators=frozenset({"1"}))
+        counting = Callers()
+        counting.counted(seen)
+        assert counting.counted(seen).nodes[0].operator_gpus == held
 
 
 def test_a_trial_that_waits_is_told_about_other_trials() -> None:
