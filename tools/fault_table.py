@@ -32,7 +32,7 @@ ELSEWHERE = {
         "trainer killed during another measurement",
         "measured at the second attempt; the other at the first",
     ),
-    "test_a_node_lost_in_mid_measurement": (
+    "test_a_node_lost_in_mid_measurement[default configuration]": (
         "node of a two-node cluster removed",
         "transient, then failed: the remaining nodes are too small",
     ),

@@ -50,11 +50,12 @@ def cluster(own_home: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def submit(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Function that submits one workload to an actuator, and returns a function that waits for the result."""
     queue = MeasurementQueue()
     # limits of waiting are the default ones
-    settings = SFTTrainer.parameters_class(state_dir=str(tmp_path), max_retries=1, retry_backoff_s=0.1)
+    retries = getattr(request, "param", {"max_retries": 1, "retry_backoff_s": 0.1})
+    settings = SFTTrainer.parameters_class(state_dir=str(tmp_path), **retries)
     actuator = unsupervised(SFTTrainer(queue=queue, params=settings))
     # queue and dispatcher are on the first node before the second one, which may get lost, exists
     ray.get(actuator._dispatch().__ray_ready__.remote())
@@ -200,14 +201,17 @@ def test_a_killed_rank_is_repeated_in_fresh_processes(submit: Callable[..., Any]
     assert (values(result)["is_valid"], result.metadata["attempts"]) == (1, 2)
 
 
+@pytest.mark.parametrize("submit", [{}], ids=["default configuration"], indirect=True)
 def test_a_node_lost_in_mid_measurement(cluster: Cluster, submit: Callable[..., Any]) -> None:
-    """A node that trains vanishes: repeated, and when what is left is too small, failed with a message; it never hangs."""
-    answer = submit(number_nodes=2, max_steps=2000, target_ci_percent=0, stop_after_seconds=600)
+    """A node that trains vanishes: what it measured is repeated, what waited for it waits, and both fail, as what is left is too small."""
+    long = {"number_nodes": 2, "max_steps": 2000, "target_ci_percent": 0, "stop_after_seconds": 600}
+    answers = [submit(**long, seed=seed) for seed in (1, 2)]
     assert wait_for(lambda: len(trainers()) == 2, 90)
     cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
-    assert answer(200).reason.startswith(
-        "2 processes with 1 CPU each do not fit; set autoscaling: true, or use what the cluster has: 1 CPUs"
-    )
+    for answer in answers:
+        assert answer(200).reason.startswith(
+            "2 processes with 1 CPU each do not fit; set autoscaling: true, or use what the cluster has: 1 CPUs"
+        )
     assert trainers() == []
 
 

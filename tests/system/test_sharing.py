@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -27,6 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CORE = Path(__file__).parents[2] / "core"
 PLUGIN = Path(__file__).parent / "sharing"
+DOCS = Path(__file__).parents[2] / "docs" / "cluster.md"
 ACTUATORS = {"timed": "Timed", "timed_too": "TimedToo"}
 CPUS = 12
 # another user's job holds half of the CPUs: a task and an actor until there are files
@@ -123,7 +126,7 @@ class Shared:
 
     def processes(self) -> list[str]:
         """Return the command lines of dispatchers, hosts and trainers that run."""
-        lines = [" ".join(process.cmdline()) for process in marked("RAY_TMPDIR", self.environ["RAY_TMPDIR"])]
+        lines = map(command_line, marked("RAY_TMPDIR", self.environ["RAY_TMPDIR"]))
         return [line for line in lines if re.search("core/trainer|Dispatcher|HostActor", line)]
 
     def operation(
@@ -147,6 +150,14 @@ class Shared:
     def of(self, place: Path) -> dict[str, str]:
         """Return the environment of an operation with a store of its own."""
         return {**self.environ, "HOME": str(place), "XDG_CONFIG_HOME": str(place / "config")}
+
+
+def command_line(process: psutil.Process) -> str:
+    """Return a process's command line; empty once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def experiment(actuator: str) -> dict[str, Any]:
@@ -302,8 +313,17 @@ def test_an_operation_is_ended_in_time(ran: dict[str, Ran], name: str) -> None:
 
 
 def test_nothing_is_left(ran: dict[str, Ran], shared: Shared, tmp_path: Path) -> None:
-    """No process of ours, no placement group and no actor is on the cluster, which still runs, apart from the consoles that ado leaves."""
+    """No process of ours, no placement group and no actor is on the cluster, apart from the consoles that ado leaves: docs/cluster.md."""
+
+    def left() -> Any:
+        done = run([sys.executable, "-c", LEFT], cwd=tmp_path, env=shared.environ, timeout_s=60)
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
     assert wait_for(lambda: not shared.processes(), 30), shared.processes()
-    done = run([sys.executable, "-c", LEFT], cwd=tmp_path, env=shared.environ, timeout_s=60)
-    groups, actors = json.loads(done.stdout.strip().splitlines()[-1])
+    groups, actors = left()
     assert (groups, set(actors)) == ([], {"RichConsoleQueue"})
+    (remove,) = re.findall(r"^python - <<'END'\n.*?^END$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = run(["sh", "-c", remove], cwd=tmp_path, env=shared.environ | {"PATH": path}, timeout_s=60)
+    assert done.returncode == 0, done.stderr
+    assert wait_for(lambda: left() == [[], []], 20)
