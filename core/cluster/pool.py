@@ -36,8 +36,10 @@ FIRST_LOOK_S = 0.03
 SETTLED_S = 0.5
 # Ray frees the resources of a killed host after a moment; until then no other lease is ended
 FREEING_S = 3.0
-# a placement group that Ray has not created by then is requested anew, since other resources are free now
+# a placement group that Ray has not created by then is requested anew, since other resources are free now; each time it has twice as long,
+# since Ray may be slow on a busy machine
 RENEW_S = 3.0
+LONGEST_RENEW_S = 24.0
 # a request that has waited for less is not shown to other pools
 MARK_AFTER_S = 1.0
 # a wait is reported after REPORT_AFTER_S, and again every REPORT_EVERY_S
@@ -69,6 +71,7 @@ class _Line:
         unserved_s: the same in monotonic seconds.
         group: placement group that Ray was asked to create; None while the resources are not free.
         asked_s: when Ray was asked, monotonic seconds.
+        renew_s: how long Ray has for it.
         mark: placement group that shows the wait to other pools while the resources are not free.
         reported_s: when the wait was last reported.
         stuck_s: since when the wait cannot end.
@@ -79,6 +82,7 @@ class _Line:
     unserved_s: float = dataclasses.field(default_factory=lambda: time.monotonic())
     group: PlacementGroup | None = None
     asked_s: float = 0.0
+    renew_s: float = RENEW_S
     mark: PlacementGroup | None = None
     reported_s: float | None = None
     stuck_s: float | None = None
@@ -303,12 +307,12 @@ class Pool:
             if row.get("state") == "CREATED":
                 held = [row["bundles"][index].get("CPU", 0.0) for index in range(shape.nodes)]
                 hosts = [start_host(shape, line.group, index, cpus) for index, cpus in enumerate(held)]
-                lease, line.group = Lease(shape, line.group, hosts), None
+                lease, line.group, line.renew_s = Lease(shape, line.group, hosts), None, RENEW_S
                 self._hurry = True
                 self._hand_over(lease)
-            elif row.get("state") == "REMOVED" or time.monotonic() - line.asked_s > RENEW_S:
+            elif row.get("state") == "REMOVED" or time.monotonic() - line.asked_s > line.renew_s:
                 remove(line.group)
-                line.group = None
+                line.group, line.renew_s = None, min(LONGEST_RENEW_S, 2 * line.renew_s)
 
     def _ask(self) -> None:
         """Ask Ray for one placement group: for the line that has waited longest of those whose resources are free."""

@@ -20,6 +20,7 @@ from ado_actuators.sfttrainer.core.cluster import patience
 from ado_actuators.sfttrainer.core.cluster import pool as pool_module
 from ado_actuators.sfttrainer.core.cluster.hosts import Shape
 from ado_actuators.sfttrainer.core.cluster.pool import Pool
+from ado_actuators.sfttrainer.core.cluster.snapshot import Snapshot
 from ado_actuators.sfttrainer.core.host.host import HostSpec
 from ado_actuators.sfttrainer.core.workload.validation import parse
 
@@ -333,6 +334,29 @@ def test_a_shape_with_gpus_is_served_among_shapes_without(tmp_path: Path, later:
         return served
 
     assert run(scenario())[-1] == 0
+
+
+def test_a_slow_ray_is_given_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a placement group may take longer than a pool allows at first; here its making shows 4 s later."""
+    look, seen_s = pool_module.look, dict[str, float]()
+
+    def slow() -> Snapshot:
+        seen = look()
+        for group in seen.groups:
+            seen_s.setdefault(group, time.monotonic())
+        late = {group for group, first_s in seen_s.items() if time.monotonic() - first_s < 4.0}
+        hidden = {group: {**row, "state": "PENDING"} for group, row in seen.groups.items() if group in late}
+        return dataclasses.replace(seen, groups={**seen.groups, **hidden})
+
+    monkeypatch.setattr(pool_module, "look", slow)
+
+    async def scenario() -> bool:
+        pool = Pool(600)
+        answers = await (await pool.acquire(shape(tmp_path, 1), 60)).answers()
+        pool.close()
+        return answers
+
+    assert run(scenario())
 
 
 def test_a_closed_pool_starts_nothing(tmp_path: Path) -> None:
