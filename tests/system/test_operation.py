@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import sys
@@ -48,39 +49,83 @@ DIRECTORIES = [
 ]
 
 
-@pytest.mark.parametrize("directory", DIRECTORIES)
-def test_examples_pass_ados_dry_run(directory: str, tmp_path: Path) -> None:
-    """ado accepts the space, the operation on it, and the configuration."""
+QUESTIONS = sorted(
+    str(path.parent.relative_to(ROOT)) for path in (ROOT / "examples" / "questions").glob("*/space.yaml")
+)
+# the import of ado takes longer than a dry run: each command has a process of its own, in which ado is imported already
+COMMANDS = """
+import json, os, sys
+from ado.cli.core.cli import app
+codes = []
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if not child:
+        output = os.open(f"{number}.txt", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = ["ado", *arguments]
+        sys.exit(app())
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+def refusals(commands: dict[str, list[str]], cwd: Path) -> dict[str, str]:
+    """Run ado's commands; return what those printed that failed, or are dry runs and did not say that the configuration is valid."""
+    command = [sys.executable, "-c", COMMANDS, json.dumps([*commands.values()])]
+    done = run(command, cwd=cwd, timeout_s=400, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = [(cwd / f"{number}.txt").read_text() for number in range(len(commands))]
+    codes = json.loads(done.stdout.strip().splitlines()[-1])
+    return {
+        name: text
+        for (name, words), code, text in zip(commands.items(), codes, printed, strict=True)
+        if code or ("--dry-run" in words and "The configuration passed is valid!" not in text)
+    }
+
+
+def of_example(directory: str) -> dict[str, list[str]]:
+    """Return the commands that make an example's space, the operation on it with its configuration, and that configuration."""
     here = ROOT / directory
-    ado("create", "space", "-f", str(here / "space.yaml"), "--dry-run", cwd=tmp_path)
-    ado(
-        "create",
-        "operation",
-        "-f",
-        str(here / "operation.yaml"),
-        "--with",
-        f"space={here / 'space.yaml'}",
-        "--dry-run",
-        cwd=tmp_path,
+    space, operation, configuration = (
+        here / f"{name}.yaml" for name in ("space", "operation", "actuatorconfiguration")
     )
-    if (here / "actuatorconfiguration.yaml").exists():
-        ado(
-            "create", "actuatorconfiguration", "-f", str(here / "actuatorconfiguration.yaml"), "--dry-run", cwd=tmp_path
-        )
+    with_all = ["--with", f"space={space}"]
+    commands = {f"{directory} space": ["create", "space", "-f", str(space), "--dry-run"]}
+    if configuration.exists():
+        commands[f"{directory} configuration"] = [
+            "create",
+            "actuatorconfiguration",
+            "-f",
+            str(configuration),
+            "--dry-run",
+        ]
+        with_all += ["--with", f"actuatorconfiguration={configuration}"] if "questions" in directory else []
+    return commands | {f"{directory} operation": ["create", "operation", "-f", str(operation), *with_all, "--dry-run"]}
 
 
-QUESTIONS = sorted(path.parent.name for path in (ROOT / "examples" / "questions").glob("*/space.yaml"))
+TEMPLATES = ("sfttrainer.finetune_full_stability", "fms_hf_tuning.finetune_lora_benchmark")
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_questions_pass_ados_dry_run(question: str, tmp_path: Path) -> None:
-    """ado accepts the space and the operation on it."""
-    here = ROOT / "examples" / "questions" / question
-    arguments = ["-f", str(here / "operation.yaml"), "--with", f"space={here / 'space.yaml'}", "--dry-run"]
-    if (here / "actuatorconfiguration.yaml").exists():
-        arguments += ["--with", f"actuatorconfiguration={here / 'actuatorconfiguration.yaml'}"]
-    printed = ado("create", "operation", *arguments, cwd=tmp_path)
-    assert "The configuration passed is valid!" in printed
+def of_template(experiment: str) -> dict[str, list[str]]:
+    """Return the commands that write an experiment's template and make a dry run of it."""
+    make = ["template", "space", "--from-experiment", experiment, "--output-file", f"{experiment}.yaml"]
+    return {f"template {experiment}": make, experiment: ["create", "space", "-f", f"{experiment}.yaml", "--dry-run"]}
+
+
+def test_examples_and_templates_pass_ados_dry_run(tmp_path: Path) -> None:
+    """ado accepts the space, the operation on it, and the configuration of each example, and what it writes for an experiment itself.
+
+    It refuses what is no space.
+    """
+    (tmp_path / "broken.yaml").write_text("experiments: 5\n")
+    made = [*map(of_example, (*DIRECTORIES, *QUESTIONS)), *map(of_template, TEMPLATES)]
+    commands = {name: words for group in made for name, words in group.items()}
+    assert len(commands) >= 2 * (len(DIRECTORIES) + len(QUESTIONS) + len(TEMPLATES))
+    commands["broken"] = ["create", "space", "-f", "broken.yaml", "--dry-run"]
+    refused = refusals(commands, tmp_path)
+    assert refused.pop("broken")
+    assert refused == {}
 
 
 @pytest.mark.parametrize(("directory", "actuator"), [("sfttrainer", SFTTrainer), ("fms_hf_tuning", FMSHFTuning)])
@@ -99,13 +144,6 @@ def test_the_example_point_is_in_the_experiments_domains(directory: str, actuato
     assert all(
         one.propertyDomain.valueInDomain(point["entity"][one.identifier]) for one in experiment.requiredProperties
     )
-
-
-@pytest.mark.parametrize("experiment", ["sfttrainer.finetune_full_stability", "fms_hf_tuning.finetune_lora_benchmark"])
-def test_ados_template_makes_a_space_that_works(tmp_path: Path, experiment: str) -> None:
-    """What ``ado template`` writes for an experiment passes ado's own dry run."""
-    ado("template", "space", "--from-experiment", experiment, "--output-file", "space.yaml", cwd=tmp_path)
-    ado("create", "space", "-f", "space.yaml", "--dry-run", cwd=tmp_path)
 
 
 def operate(tmp_path: Path, space: dict[str, Any], *settings: str, in_flight: int) -> str:
