@@ -316,6 +316,7 @@ class Pool:
 
     def _ask(self) -> None:
         """Ask Ray for one placement group: for the line that has waited longest of those whose resources are free."""
+        made = self._remove_made_marks()
         if any(line.group is not None for line in self._lines.values()):
             return
         for shape, line in sorted(self._lines.items(), key=lambda one: one[1].since_s):
@@ -330,18 +331,25 @@ class Pool:
                     line.group = reserve(places, need, self._owner, line.since_s)
                     line.asked_s, self._hurry = time.monotonic(), True
                     return
-                self._mark(line, need)
+                if shape not in made:
+                    self._mark(line, need)
             except Exception as error:
                 self._fail(shape, error)
 
+    def _remove_made_marks(self) -> list[Shape]:
+        """Remove the marks that Ray has created nevertheless: they hold CPUs, which another line may wait for. Return their shapes."""
+        made = []
+        for shape, line in self._lines.items():
+            if line.mark and self._seen.groups.get(line.mark.id.hex(), {}).get("state") in ("CREATED", "REMOVED"):
+                remove(line.mark)
+                line.mark = None
+                made.append(shape)
+        return made
+
     def _mark(self, line: _Line, need: Need) -> None:
-        """Show the wait to other pools. A mark that Ray has created nevertheless is removed, since it holds CPUs."""
-        if line.mark is None:
-            if time.monotonic() - line.unserved_s > MARK_AFTER_S:
-                line.mark = mark_waiting(need, self._seen.nodes, self._owner, line.since_s)
-        elif self._seen.groups.get(line.mark.id.hex(), {}).get("state") in ("CREATED", "REMOVED"):
-            remove(line.mark)
-            line.mark = None
+        """Show the wait to other pools."""
+        if line.mark is None and time.monotonic() - line.unserved_s > MARK_AFTER_S:
+            line.mark = mark_waiting(need, self._seen.nodes, self._owner, line.since_s)
 
     def _must_end(self, lease: Lease) -> bool:
         """Whether a lease must end for a request that has waited for long, although requests of its own shape wait as well."""

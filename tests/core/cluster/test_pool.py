@@ -336,6 +336,28 @@ def test_a_shape_with_gpus_is_served_among_shapes_without(tmp_path: Path, later:
     assert run(scenario())[-1] == 0
 
 
+def test_two_shapes_that_wait_do_not_block_each_other(tmp_path: Path) -> None:
+    """Ray creates the group that shows the wait of one, when the CPUs become free, before the one that the other asks for."""
+
+    async def scenario() -> int:
+        pool = Pool(600)
+        lease = await pool.acquire(shape(tmp_path, 2), 60)
+        waiting = {asyncio.create_task(pool.acquire(shape(tmp_path, 2, name=name), 60)) for name in ("one", "other")}
+        while await pending() < 2:
+            await asyncio.sleep(0.1)
+        pool.give_back(lease, keep=False)
+        served = 0
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                pool.give_back(one.result(), keep=False)
+                served += 1
+        pool.close()
+        return served
+
+    assert run(scenario()) == 2
+
+
 def test_a_slow_ray_is_given_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine a placement group may take longer than a pool allows at first; here its making shows 4 s later."""
     look, seen_s = pool_module.look, dict[str, float]()
