@@ -16,7 +16,7 @@ from ray.util.placement_group import placement_group_table
 
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.cluster import nodes as cluster
-from ado_actuators.sfttrainer.core.cluster import patience
+from ado_actuators.sfttrainer.core.cluster import patience, snapshot
 from ado_actuators.sfttrainer.core.cluster import pool as pool_module
 from ado_actuators.sfttrainer.core.cluster.hosts import Shape
 from ado_actuators.sfttrainer.core.cluster.pool import Pool
@@ -360,10 +360,10 @@ def test_two_shapes_that_wait_do_not_block_each_other(tmp_path: Path) -> None:
 
 def test_a_slow_ray_is_given_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine a placement group may take longer than a pool allows at first; here its making shows 4 s later."""
-    look, seen_s = pool_module.look, dict[str, float]()
+    seen_s = dict[str, float]()
 
     def slow() -> Snapshot:
-        seen = look()
+        seen = snapshot.look()
         for group in seen.groups:
             seen_s.setdefault(group, time.monotonic())
         late = {group for group, first_s in seen_s.items() if time.monotonic() - first_s < 4.0}
