@@ -13,6 +13,8 @@ from .snapshot import Pending, Snapshot, Waiting
 PATIENCE_S = 30.0
 # Ray's table of queued tasks is a second old
 QUEUED_S = 2.0
+# after a lease was ended for a request of another program, this pool asks for nothing: Ray serves requests in no order
+YIELDS_S = 5.0
 # a request that does not take its free resources within this time no longer holds back newer ones
 UNTAKEN_S = 60.0
 
@@ -28,8 +30,9 @@ class Patience:
         self._foreign_s: dict[str, float] = {}
         # since when each request has been seen: the wall clock may be set back, and then its wait would begin in the future
         self._first_seen_s: dict[tuple[str, float], float] = {}
-        # requests of other programs for which a lease was ended: one each, since they may wait for something that Ray's tables do not show
-        self._tried: set[str] = set()
+        # requests of other programs for which a lease was ended, and when: one each, since they may wait for something that Ray's tables
+        # do not show
+        self._tried: dict[str, float] = {}
 
     def update(self, seen: Snapshot, waiting: Sequence[Waiting]) -> None:
         """Set the snapshot, and the waiting requests of all pools, this one included."""
@@ -42,7 +45,12 @@ class Patience:
         }
         foreign = {one.id for one in seen.pending}
         self._foreign_s = {one: self._foreign_s.get(one, now) for one in foreign}
-        self._tried &= foreign
+        self._tried = {one: at_s for one, at_s in self._tried.items() if one in foreign}
+
+    def yields(self) -> bool:
+        """Whether resources were freed for a request of another program, which has not taken them yet."""
+        now = time.monotonic()
+        return any(now - at_s < YIELDS_S for at_s in self._tried.values())
 
     def holds_back(self, need: Need, since_s: float) -> bool:
         """Whether a request must wait for an older one that has waited for long and lacks only resources of leases."""
@@ -67,7 +75,7 @@ class Patience:
             return True
         for one in self._foreign(PATIENCE_S):
             if placement.leases_to_end([lease], one.bundles, nodes):
-                self._tried.add(one.id)
+                self._tried[one.id] = time.monotonic()
                 return True
         return False
 
@@ -83,7 +91,7 @@ class Patience:
                 return set(ended)
         for foreign in self._foreign(0.0):
             if ended := placement.leases_to_end(idle, foreign.bundles, nodes):
-                self._tried.add(foreign.id)
+                self._tried[foreign.id] = time.monotonic()
                 return set(ended)
         return set()
 

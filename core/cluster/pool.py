@@ -317,7 +317,7 @@ class Pool:
     def _ask(self) -> None:
         """Ask Ray for one placement group: for the line that has waited longest of those whose resources are free."""
         made = self._remove_made_marks()
-        if any(line.group is not None for line in self._lines.values()):
+        if self._patience.yields() or any(line.group is not None for line in self._lines.values()):
             return
         for shape, line in sorted(self._lines.items(), key=lambda one: one[1].since_s):
             need = self._needs.get(shape)

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from ado_actuators.sfttrainer.core.cluster import operator_waits, patience, pool
-
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Give a function that sets forward the clocks of the pools of this process, in seconds."""
+    # this file is imported where there is no Ray, too
+    from ado_actuators.sfttrainer.core.cluster import operator_waits, patience, pool
+
     passed_s = 0.0
 
     def forward(seconds: float) -> None:

@@ -199,9 +199,14 @@ def test_a_request_that_waits_for_another_program_holds_nothing_back() -> None:
 def test_idle_leases_are_given_up_for_a_foreign_group_once() -> None:
     """Should it go on waiting, it lacks something that its bundles do not show; the next lease is kept."""
     decide, group = Patience(), Pending("f", ({"CPU": 2.0},))
+    assert not decide.yields()
     for name, ended in (("a", {"a"}), ("b", set())):
         decide.update(Snapshot(nodes=(node(2, 0, lease(name, 2)),), pending=(group,)), [])
         assert decide.idle_to_end([name]) == ended
+        # nothing is asked for that could take what was freed for the group, until it has it
+        assert decide.yields()
+    decide.update(Snapshot(nodes=(node(2, 0),)), [])
+    assert not decide.yields()
 
 
 @pytest.mark.parametrize(("cpus", "free", "waits_s"), [(2.0, 1.0, patience.QUEUED_S), (1.0, 0.0, patience.PATIENCE_S)])
