@@ -244,18 +244,18 @@ class Reader:
             raise DataError(f"{position}: the chat template fails on these messages", error) from error
 
     def _ids(self, row: Mapping[str, Any], position: str) -> tuple[list[int], list[int]]:
-        ids = self._numbers(row["input_ids"], "input_ids", position, least=0)
-        labels = ids
+        ids = self._numbers(row["input_ids"], "input_ids", position)
+        length = len(row["input_ids"])
         if "labels" in row:
-            labels = self._numbers(row["labels"], "labels", position, least=0)
-        else:
-            masks = [row[name] for name in self._masks(row)]
-            if any(not isinstance(mask, list) or len(mask) != len(ids) for mask in masks):
-                raise DataError(f"{position} needs a mask as long as its {len(ids)} input_ids.")
-            labels = [one if all(bits) else IGNORED for one, *bits in zip(ids, *masks, strict=True)]
-        if len(labels) != len(ids):
-            raise DataError(f"{position} has {len(labels)} labels for {len(ids)} input_ids; expected as many.")
-        return ids[: self._most], labels[: self._most]
+            labels = self._numbers(row["labels"], "labels", position)
+            if len(row["labels"]) != length:
+                raise DataError(f"{position} has {len(row['labels'])} labels for {length} input_ids; expected as many.")
+            return ids, labels
+        masks = [row[name] for name in self._masks(row)]
+        if any(not isinstance(mask, list) or len(mask) != length for mask in masks):
+            raise DataError(f"{position} needs a mask as long as its {length} input_ids.")
+        # the ids end before the masks where they are cut
+        return ids, [one if all(bits) else IGNORED for one, *bits in zip(ids, *masks, strict=False)]
 
     def _masks(self, row: Mapping[str, Any]) -> list[str]:
         only = self._completion_only
@@ -264,7 +264,9 @@ class Reader:
         names = ["completion_mask"] if only else []
         return [name for name in (*names, "assistant_masks") if name in row]
 
-    def _numbers(self, values: Any, name: str, position: str, *, least: int) -> list[int]:
+    def _numbers(self, values: Any, name: str, position: str) -> list[int]:
+        """Return the first numbers of a list, as many as a sample has at most; others are not looked at."""
+        values = values[: self._most] if isinstance(values, list) else values
         wrong = next((one for one in values if type(one) is not int), None) if isinstance(values, list) else values
         if wrong is not None or not isinstance(values, list) or None in values:
             shown = f"{kind(wrong)} {str(wrong)[:_FEW]}" if isinstance(wrong, (str, int, float)) else kind(wrong)
@@ -272,7 +274,7 @@ class Reader:
         for one in values:
             if one == IGNORED and name == "labels":
                 continue
-            if one < least or (self._vocabulary is not None and one >= self._vocabulary):
+            if one < 0 or (self._vocabulary is not None and one >= self._vocabulary):
                 limit = "the size of the vocabulary" if self._vocabulary is None else self._vocabulary
                 raise DataError(
                     f"{position} has {name} with the token {str(one)[:20]}; expected 0 or more, and less than {limit}."

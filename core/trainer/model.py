@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
@@ -164,6 +165,11 @@ def _explained(job: Job) -> Iterator[None]:
             f"Model {name}: its weights cannot be loaded as tensors ({type(error).__name__}): a damaged file, or one with "
             "other objects; use safetensors."
         ) from error
+    except safetensors.SafetensorError as error:
+        raise BadInput(
+            f"Model {name}: safetensors {safetensors.__version__} does not read {_unread(job)}; download it again",
+            error,
+        ) from error
     except _NO_MODEL as error:
         if fault := _file_fault(job):
             raise BadInput(f"Model {name}: {fault}.") from error
@@ -207,6 +213,17 @@ def _explained(job: Job) -> Iterator[None]:
         if package := _missing_package(error):
             raise BadInput(f"Model {name} needs the package {package[:60]} in the training environment.") from error
         raise _unreadable(f"Model {name} cannot be read", job.source, error) from error
+
+
+def _unread(job: Job) -> str:
+    """Return the name of the first file of weights that safetensors does not read."""
+    for file in sorted(Path(job.source or "").glob("*.safetensors")):
+        try:
+            with safetensors.safe_open(file, "pt"):
+                pass
+        except safetensors.SafetensorError:
+            return file.name[-60:]
+    return "its weights"
 
 
 def _missing_package(error: Exception) -> str | None:

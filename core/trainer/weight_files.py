@@ -9,6 +9,9 @@ from pathlib import Path
 
 from .errors import BadInput
 
+# what transformers loads: a whole file, or the parts of an index
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _POINTER = b"version https://git-lfs.github.com/"
 _MOST_POINTER_BYTES = 1024
 # how torch's files begin: an archive, or a pickle as before torch 1.6
@@ -28,13 +31,19 @@ def check(model_name: str, directory: Path, *, weights: bool) -> None:
         weights: whether the weights will be read, too.
 
     Raises:
-        BadInput: a file is a git-lfs pointer, or a file of weights is truncated.
+        BadInput: a file is a git-lfs pointer, or a file of weights is truncated or missing.
     """
     if not directory.is_dir():
         return
     name = model_name[-_SHOWN:]
+    if weights and not any(file.suffix in _SUFFIXES or file.name in _WEIGHTS for file in directory.iterdir()):
+        raise BadInput(
+            f"Model {name} has no {_WEIGHTS[0]} or {_WEIGHTS[1]}; save its weights there, or use weights random."
+        )
+    if weights and (part := _missing_part(directory)):
+        raise BadInput(f"Model {name}: {part[-_SHOWN:]} is missing, which the index of its weights names; download it.")
     for file in sorted(directory.iterdir()):
-        if not file.is_file() or (not weights and file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")):
+        if not file.is_file() or (not weights and file.suffix in _SUFFIXES):
             continue
         if _is_pointer(file):
             raise BadInput(
@@ -44,6 +53,18 @@ def check(model_name: str, directory: Path, *, weights: bool) -> None:
             raise BadInput(f"Model {name}: {file.name[-_SHOWN:]} {reason}; download it again, or run git lfs pull.")
         if file.name.startswith("pytorch_model") and file.suffix == ".bin" and (reason := _damaged_archive(file)):
             raise BadInput(f"Model {name}: {file.name[-_SHOWN:]} {reason}; download it again, or use safetensors.")
+
+
+def _missing_part(directory: Path) -> str | None:
+    """Return the first file that the index of the weights names, and that does not exist; None without an index that can be read."""
+    index = next((directory / file for file in _WEIGHTS[2:] if (directory / file).is_file()), None)
+    if index is None or (directory / _WEIGHTS[0]).is_file():
+        return None
+    try:
+        parts = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        return next((part for part in parts if not (directory / part).is_file()), None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _is_pointer(file: Path) -> bool:

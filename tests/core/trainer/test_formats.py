@@ -339,6 +339,15 @@ def test_an_error_of_the_tokenizer_is_not_taken_for_bad_text(tmp_path: Path) -> 
         build(path, made)
 
 
+def test_only_the_beginning_of_token_ids_is_looked_at() -> None:
+    """As of a text: what is cut takes no time, and is not checked."""
+    read = formats.Reader(None, "text", 4, 300)
+    ids = [5] * 4
+    assert read({"input_ids": [*ids, "x"], "labels": [*ids, None]}, "Line 1") == (ids, ids)
+    read = formats.Reader(None, "text", 4, 300)
+    assert read({"input_ids": [*ids, 9], "assistant_masks": [0, 1, 1, 0, 1]}, "Line 1") == (ids, [-100, 5, 5, -100])
+
+
 class Recorder:
     """A tokenizer that keeps the messages which its chat template would get."""
 

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
@@ -76,6 +77,39 @@ def test_a_truncated_file(saved: Path, left: int, expected: str) -> None:
     file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(BadInput, match=rf"model\.safetensors {expected}.*; download it again"):
         model.build(job(saved))
+
+
+def test_weights_that_are_missing(saved: Path) -> None:
+    """All of them, or a file that the index names."""
+    file = saved / "model.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    with pytest.raises(
+        BadInput, match=r"^Model m has no model\.safetensors or pytorch_model\.bin; save its weights there"
+    ):
+        model.build(job(saved))
+    (saved / "part-1.safetensors").write_bytes(content)
+    index = {
+        "metadata": {},
+        "weight_map": {"lm_head.weight": "part-2.safetensors", "model.norm.weight": "part-1.safetensors"},
+    }
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        BadInput, match=r"^Model m: part-2\.safetensors is missing, which the index of its weights names"
+    ):
+        model.build(job(saved))
+
+
+def test_a_file_of_weights_that_the_library_does_not_read(saved: Path) -> None:
+    """Such as one with a data type of a newer release: the file, and what the library says in full."""
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"F99"', 1))
+    with pytest.raises(BadInput) as raised:
+        model.build(job(saved))
+    begin = f"Model m: safetensors {safetensors.__version__} does not read model.safetensors; download it again: "
+    assert str(raised.value).startswith(f"{begin}SafetensorError: ")
+    assert "unknown variant `F99`, expected one of `BOOL`" in str(raised.value)
+    assert raised.value.quotes
 
 
 def as_bin(directory: Path, content: bytes | None = None, *, archive: bool = True) -> Path:
