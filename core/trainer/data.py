@@ -1,8 +1,8 @@
 """The data set of a job as token ids and labels, either synthetic or read from a user's file. Imports datasets, numpy and pyarrow.
 
 Every data set has the same form, so that every stack trains on the same tokens: the columns ``input_ids`` and ``labels``, where the
-label -100 excludes a token from the loss. Samples are truncated to ``model_max_length``, except with packing, which splits them
-itself. The data set is in memory; nothing is cached on disk.
+label -100 excludes a token from the loss. Samples are truncated to ``model_max_length``, except where packing cuts them anywhere. The
+data set is in memory; nothing is cached on disk.
 
 Synthetic data sets draw token ids uniformly from the vocabulary. Lengths and ids depend only on the workload's seed. Every token has a
 label, except the first ones of each sample that ``synthetic_prompt_share`` makes a prompt. With L for ``model_max_length``:
@@ -78,12 +78,19 @@ class _Demand:
         longest: most tokens per sample or pack.
         samples: without packing, samples of all steps.
         packs: with packing, packs of all steps, or of as many whole steps as the limits allow; None without packing.
+        wraps: whether packing cuts samples anywhere; else it uses the first ``longest`` tokens of each only.
     """
 
     step: int
     longest: int
     samples: int
     packs: int | None
+    wraps: bool = False
+
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens of a sample that are used."""
+        return self.pack_tokens if self.wraps else self.longest
 
     @property
     def pack_tokens(self) -> int:
@@ -99,7 +106,7 @@ class _Samples:
     Attributes:
         ids: token ids of each sample.
         labels: labels of each sample.
-        tokens: sum of the lengths, each counted up to the most tokens per sample.
+        tokens: sum of the lengths.
         dropped: samples left out because no label remained after truncation.
         cut: whether truncation may have removed the labels of a sample that was left out.
         complete: False if reading stopped at the last sample that is needed.
@@ -121,7 +128,7 @@ class _Samples:
             return
         self.ids.append(ids)
         self.labels.append(labels)
-        self.tokens += min(len(ids), longest)
+        self.tokens += len(ids)
 
     def fill(self, demand: _Demand) -> bool:
         """Return whether no further sample is needed, or allowed by the limits."""
@@ -167,7 +174,7 @@ def _demand(workload: JobWorkload) -> _Demand:
     packs = None
     if workload.packing:
         packs = min(samples, _affordable(step, longest, MOST_SAMPLES // SAMPLES_OF_A_PACK))
-    return _Demand(step, longest, samples, packs)
+    return _Demand(step, longest, samples, packs, wraps=packs is not None and workload.packing_strategy == "wrapped")
 
 
 def _affordable(step: int, longest: int, samples: int) -> int:
@@ -222,12 +229,10 @@ def _lengths(name: str, count: int, longest: int, random: numpy.random.Generator
 def _samples_for_packs(lengths: numpy.ndarray, demand: _Demand) -> int:
     """Return how many samples, taken in order and repeatedly, have as many tokens as all packs.
 
-    They make at least that many packs with any packing strategy, because a sample longer than a pack counts as one pack only and no
-    pack holds more than its size.
+    They make at least that many packs, because no pack holds more than its size, and no sample is longer than what is used of it.
     """
-    usable = numpy.minimum(lengths, demand.longest)
-    passes = -(-demand.pack_tokens // int(usable.sum()))
-    cumulative = numpy.cumsum(numpy.resize(usable, passes * len(usable)))
+    passes = -(-demand.pack_tokens // int(lengths.sum()))
+    cumulative = numpy.cumsum(numpy.resize(lengths, passes * len(lengths)))
     return int(numpy.searchsorted(cumulative, demand.pack_tokens)) + 1
 
 
@@ -273,12 +278,11 @@ def _epochs(workload: JobWorkload, samples: _Samples) -> int:
 def _read(workload: JobWorkload, demand: _Demand, tokenizer: Any, vocabulary: int | None) -> _Samples:
     """Read and tokenise as many samples of a file as the workload can use."""
     path = workload.dataset_id
-    most = demand.longest if demand.packs is None else demand.pack_tokens
     only = workload.completion_only_loss
     reader = formats.Reader(
         tokenizer,
         workload.dataset_text_field,
-        most,
+        demand.most_tokens,
         vocabulary,
         completion_only=None if only == "auto" else only,
         assistant_only=workload.assistant_only_loss,

@@ -117,10 +117,12 @@ def test_packs_are_enough_for_a_step(name: str, length: int, batch: int, accumul
 
 
 def test_a_file_is_repeated_until_it_fills_the_packs(tmp_path: Path) -> None:
-    """Three steps of eight packs of 16 tokens need 96 texts of four tokens, or 24 texts longer than a pack."""
+    """Three steps of eight packs of 16 tokens need 96 texts of four tokens, or 24 texts of which a pack has the beginning."""
     short = write(tmp_path / "short.jsonl", {"text": "abc"}, {"text": "def"})
     assert build(dataset_id=short, packing=True).lengths == [4] * 96
-    assert build(dataset_id=write(tmp_path / "d.jsonl", {"text": "a" * 40}), packing=True).lengths == [41] * 24
+    long = write(tmp_path / "d.jsonl", {"text": "a" * 40})
+    assert build(dataset_id=long, packing=True).lengths == [16] * 24
+    assert build(dataset_id=long, packing=True, packing_strategy="wrapped").lengths == [41] * 10
     assert build(dataset_id=short, packing=True, num_train_epochs=1).lengths == [4] * 2
 
 
@@ -202,12 +204,24 @@ def test_chat_goes_through_the_template(tmp_path: Path) -> None:
 
 
 def test_long_samples_are_cut(tmp_path: Path) -> None:
-    """At most model_max_length tokens remain; with packing, samples are as long as all packs together at most."""
+    """At most model_max_length tokens remain; of packs cut anywhere a sample is as long as all together at most."""
     path = write(tmp_path / "d.jsonl", {"text": "a" * 40})
     assert set(build(dataset_id=path).lengths) == {16}
-    assert set(build(dataset_id=path, packing=True).lengths) == {41}
+    wrapped = {"packing": True, "packing_strategy": "wrapped"}
+    assert set(build(dataset_id=path, packing=True).lengths) == {16}
+    assert set(build(dataset_id=path, **wrapped).lengths) == {41}
     long = write(tmp_path / "e.jsonl", {"text": "a" * 10_000})
-    assert set(build(dataset_id=long, packing=True).lengths) == {3 * 8 * 16}
+    assert set(build(dataset_id=long, **wrapped).lengths) == {3 * 8 * 16}
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+def test_a_long_line_is_not_repeated_for_each_pack(tmp_path: Path, strategy: str) -> None:
+    """The data are at most as long as the limit, or all packs and the longest sample; packs of TRL are enough for a step."""
+    trl = pytest.importorskip("trl")
+    path = write(tmp_path / "d.jsonl", {"text": "a" * 100_000}, {"text": "b"})
+    built = build(dataset_id=path, packing=True, packing_strategy=strategy, max_steps=800)
+    assert sum(built.lengths) <= 800 * 8 * 16 + 100_000
+    assert len(trl.pack_dataset(built.dataset, 16, strategy)) >= 800 * 8
 
 
 def test_samples_without_loss_after_the_cut_are_dropped(tmp_path: Path) -> None:
