@@ -41,7 +41,7 @@ each of the {count} types was trained for one step on the CPU with `sfttrainer` 
 Their tokens were counted and their loss was finite. `nox -s models` repeats this.
 
 The FLOPs of the types in bold follow from a formula ([metrics.md](metrics.md)). Those of the others are counted by PyTorch on a model
-without weights; a note in the result says so.
+without weights; a note in the result says so. The code of dbrx, dory, jetmoe and xlstm needs values for that: their results have no FLOPs.
 
 ## Trained
 """

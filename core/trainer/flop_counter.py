@@ -35,14 +35,21 @@ def facts(config: Any, *, images: bool = False) -> dict[str, Any]:
     # text parts that have no class of their own are counted in the whole model, through whose vision part text does not pass
     whole = modalities.sees(config) and text.model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     counted = config if whole else text
-    try:
-        short, long = (_forward(counted, length) for length in LENGTHS)
-    except Exception:  # code of any model can fail without values; the result says that the FLOPs are not known
+    found = next((both for masked in (False, True) if (both := _both(counted, masked=masked))), None)
+    if found is None:
         return {}
-    first, second = LENGTHS
+    (short, long), (first, second) = found, LENGTHS
     # F(L) = token·L + pair·L²
     pair = (long / second - short / first) / (second - first)
     return {"counted_flops": {"token": short / first - pair * first, "pair": pair}}
+
+
+def _both(config: transformers.PretrainedConfig, *, masked: bool) -> tuple[float, float] | None:
+    try:
+        first, second = (_forward(config, length, masked=masked) for length in LENGTHS)
+    except Exception:  # code of any model can fail without values; the result says that the FLOPs are not known
+        return None
+    return first, second
 
 
 def note(config: transformers.PretrainedConfig) -> str:
@@ -50,15 +57,17 @@ def note(config: transformers.PretrainedConfig) -> str:
     return f"FLOPs of model type {config.model_type} were counted by PyTorch on the meta device, sliding windows as full attention."
 
 
-def _forward(config: transformers.PretrainedConfig, length: int) -> float:
+def _forward(config: transformers.PretrainedConfig, length: int, *, masked: bool) -> float:
     config = copy.deepcopy(config)
+    config.use_cache = True
     # the other implementations need values
     config._experts_implementation = "batched_mm"
     with torch.device("meta"):
         model = modalities.loader(config).from_config(config, attn_implementation="eager")
         ids = torch.zeros(1, length, dtype=torch.long)
+    # without a cache and a mask transformers looks into the positions for packed documents, which have no values here
+    everything = torch.ones(1, length, dtype=torch.long, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        # without a cache transformers looks into the positions for packed documents, which have no values here
-        model(input_ids=ids)
+        model(input_ids=ids, **({"attention_mask": everything} if masked else {}))
     counts = counter.get_flop_counts()["Global"]
     return float(sum(number for name, number in counts.items() if "convolution" not in str(name)))

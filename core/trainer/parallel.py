@@ -54,7 +54,13 @@ def distribute(model: Any, job: Job) -> Any:
     settings, _, mesh = kind.prepare_distribute_model(config(tp_size=size, fsdp_size=job.world_size // size))
     try:
         model = kind.maybe_distribute_model(model, settings, mesh)
-    except (ValueError, RuntimeError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:  # a plan that does not fit the model
         head = f"tensor_parallel_size {size} is not possible with this model ({model.config.model_type})"
         if "has no `tp_plan`" in str(error):
             raise Refused(

@@ -83,7 +83,7 @@ def test_heads_that_the_devices_cannot_share_are_refused() -> None:
     assert supported.mismatch(workload(tensor_parallel_size=2), heads) is None
 
 
-def test_a_model_without_a_plan_is_refused() -> None:
+def test_a_model_without_a_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the reason of transformers; the devices that remain shard with FSDP2."""
     asked = job(tensor_parallel_size=2)
     with pytest.raises(
@@ -91,6 +91,10 @@ def test_a_model_without_a_plan_is_refused() -> None:
     ):
         parallel.distribute(Model(), asked)
     assert (Model.settings.tp_size, Model.settings.fsdp_size) == (2, 4)
+    parts: dict[str, Any] = {}
+    monkeypatch.setattr(Model, "maybe_distribute_model", lambda model, settings, mesh: parts["lm_head.weight"])
+    with pytest.raises(Refused, match=r"not possible with this model .gpt2.: KeyError: 'lm_head.weight'\.$"):
+        parallel.distribute(Model(), asked)
     model = object()
     assert parallel.distribute(model, job()) is model
 
