@@ -10,8 +10,10 @@ from typing import Any
 import matplotlib as mpl
 import yaml
 
+from ..workload.experiments import KINDS
 from .figure_style import INK, SIZE, STYLE, Drawing, legend, plain_axes, render, style_of
 from .page_style import SHEET
+from .rows import DEFAULTS
 from .templates import template
 
 # a picture of more bars cannot be read
@@ -108,12 +110,17 @@ def _space(actuator: str, candidate: Candidate) -> dict[str, Any]:
         **{name: [values.pop(name)] for name in required},
         "batch_size": sorted({candidate.values["number_gpus"], largest}),
     }
+    name_of_experiment = f"finetune_{method}_benchmark"
+    defaults = {**DEFAULTS, **KINDS[name_of_experiment].defaults}
     experiment = {
         "actuatorIdentifier": actuator,
-        "experimentIdentifier": f"finetune_{method}_benchmark",
+        "experimentIdentifier": name_of_experiment,
         "experimentVersion": "1.0.0",
         "parameterization": [
-            {"property": {"identifier": name}, "value": value} for name, value in sorted(values.items())
+            {"property": {"identifier": name}, "value": value}
+            for name, value in sorted(values.items())
+            # ado rejects a value that is the default
+            if name not in defaults or value != defaults[name]
         ],
     }
     return {

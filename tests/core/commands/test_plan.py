@@ -11,6 +11,7 @@ import yaml
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.commands import plan
 from ado_actuators.sfttrainer.core.metrics.roofline import Limit
+from ado_actuators.sfttrainer.core.reporting import plan_page
 
 GIB = 2**30
 PARTS = {"parameters": 10 * GIB, "gradients": 5 * GIB, "optimizer": 4 * GIB, "activations": GIB, "temporaries": 0}
@@ -156,6 +157,17 @@ def test_a_method_that_cannot_be_estimated_leaves_the_others(
     rows, notes = plan._rows(*asked)
     assert {one.values["method"] for one in rows} == {"full", "lora"}
     assert notes == ["Not estimated: method qlora. It lacks a package."]
+
+
+def test_a_space_names_no_default() -> None:
+    """A value that is the default is an error of ado's."""
+    change = {"gradient_checkpointing": False, "torch_dtype": "float32", "optim": "sgd"}
+    values = row(**change).values
+    candidate = plan_page.Candidate(values=values, cells=(), parts_gib={}, usable_gib=40.0, fits=True, best=True)
+    (space,) = plan_page.spaces("sfttrainer", [candidate]).values()
+    (experiment,) = space["experiments"]
+    found = {one["property"]["identifier"]: one["value"] for one in experiment["parameterization"]}
+    assert found == {"gpu_model": "L40S", "optim": "sgd"}
 
 
 def test_files_of_a_plan(tmp_path: Path) -> None:
