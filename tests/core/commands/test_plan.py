@@ -161,8 +161,7 @@ def test_a_method_that_cannot_be_estimated_leaves_the_others(
 
 def test_a_space_names_no_default() -> None:
     """A value that is the default is an error of ado's."""
-    change = {"gradient_checkpointing": False, "torch_dtype": "float32", "optim": "sgd"}
-    values = row(**change).values
+    values = row(gradient_checkpointing=False, torch_dtype="float32", optim="sgd").values
     candidate = plan_page.Candidate(values=values, cells=(), parts_gib={}, usable_gib=40.0, fits=True, best=True)
     (space,) = plan_page.spaces("sfttrainer", [candidate]).values()
     (experiment,) = space["experiments"]
