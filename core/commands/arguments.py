@@ -42,7 +42,7 @@ def read_workload(
         if is_pair and not name:
             raise BadUse(f"{word!r:.60} has no property before the equals sign; expected property=value.")
         values.update(
-            {name: _yaml(value, name) if value else ""} if is_pair else _workload(Path(word), plugin, of_any_actuator)
+            {name: _value(value, name) if value else ""} if is_pair else _workload(Path(word), plugin, of_any_actuator)
         )
     chosen = experiment or values.pop("experiment", None) or _of_method(values, plugin) or DEFAULT_EXPERIMENT
     values.pop("experiment", None)
@@ -116,6 +116,18 @@ def _parameterization(items: Any, path: Path) -> dict[str, Any]:
     except (KeyError, TypeError):
         text = "each item of parameterization needs property, with its identifier, and value."
         raise BadUse(f"{path}: {text}") from None
+
+
+def _value(text: str, name: str) -> Any:
+    try:
+        return yaml_input.load(text)
+    except yaml_input.InvalidYAML as error:
+        if str(error).startswith("not valid"):
+            raise BadUse(
+                f"{name} {text!r:.60} is not valid YAML; a text with special characters needs quotes inside the shell's: "
+                f"{name}='\"...\"'."
+            ) from None
+        raise BadUse(f"{name}: {error}") from None
 
 
 def _yaml(text: str, where: str) -> Any:

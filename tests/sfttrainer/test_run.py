@@ -207,6 +207,10 @@ def test_a_log_has_a_line_for_each_state_and_half_minute(
         ),
         ([*WORDS, "price=-1"], "price -1 is impossible: expected a number from 0 to 1000000."),
         ([*WORDS, "=5"], "'=5' has no property before the equals sign"),
+        (
+            [*WORDS, "target_modules=*_proj"],
+            "target_modules '*_proj' is not valid YAML; a text with special characters needs quotes inside",
+        ),
         (["other.yaml"], "Experiment 'finetune_everything' does not exist"),
     ],
 )
