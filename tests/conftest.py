@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,8 @@ KEY = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the run its own home, before any library has read the real one."""
+    # a shell without job control starts background jobs with SIGINT ignored, which what the tests start would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     home = Path(tempfile.mkdtemp(prefix="ado-", dir="/tmp"))
     (home / "r").mkdir()
     config.stash[KEY] = home
