@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import failures
 from .console import show
-from .machine import Finding, Subject, examine
+from .machine import Check, Subject, examine
 
 ANSWER_TIMEOUT_S = 60.0
 START_RAY = "ray start --head   # prints the address to give"
@@ -26,19 +26,19 @@ CONNECT_TIMEOUT_S = 5.0
 # -- a cluster --------------------------------------------------------------------------------------------------
 
 
-def examine_cluster(address: str, subject: Subject) -> list[Finding]:
+def examine_cluster(address: str, subject: Subject) -> list[Check]:
     """Examine every node of a Ray cluster in a task on that node; the task reserves no resources."""
     if address.startswith(("http://", "https://")):
         return [_dashboard(address, subject)]
     if refused := _refused(address):
-        return [Finding("cluster", "missing", f"nothing answers at {address}: {refused}", START_RAY)]
+        return [Check("cluster", "missing", f"nothing answers at {address}: {refused}", START_RAY)]
     import ray
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="ado-doctor")
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [Finding("cluster", "missing", failures.plain_message(reason), START_RAY)]
+        return [Check("cluster", "missing", failures.plain_message(reason), START_RAY)]
     try:
         return [finding for node in ray.nodes() for finding in _node(node, subject)]
     finally:
@@ -56,31 +56,31 @@ def _refused(address: str) -> str:
     return ""
 
 
-def _dashboard(address: str, subject: Subject) -> Finding:
+def _dashboard(address: str, subject: Subject) -> Check:
     host = urllib.parse.urlsplit(address).hostname or "HOST"
     text = f"{address} is the address of the dashboard, which accepts jobs only; from outside the cluster give ray://{host}:10001"
     again = f"{subject.distribution} doctor --address {host}:6379"
-    return Finding("cluster", "missing", text, again)
+    return Check("cluster", "missing", text, again)
 
 
-def _node(node: dict[str, Any], subject: Subject) -> Iterator[Finding]:
+def _node(node: dict[str, Any], subject: Subject) -> Iterator[Check]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     name = node["NodeManagerHostname"]
     if not node["Alive"]:
-        yield Finding(name, "note", "was lost")
+        yield Check(name, "note", "was lost")
         return
-    yield Finding(name, "ok", _offer(node["Resources"]))
+    yield Check(name, "ok", _offer(node["Resources"]))
     here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     task: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(examine)
     try:
         answered = ray.get(task.remote(subject), timeout=ANSWER_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:
-        yield Finding(name, "missing", f"did not answer within {ANSWER_TIMEOUT_S:g} s", "ray status")
+        yield Check(name, "missing", f"did not answer within {ANSWER_TIMEOUT_S:g} s", "ray status")
     except Exception as error:
         reason = failures.plain_message(str(error).strip().rpartition("\n")[2])
-        yield Finding(
+        yield Check(
             name, "note",
             f"cannot be examined ({reason}); ado sends the plugin along with a job, otherwise install it on the node",
             f"pip install ./{subject.plugin}   # on {name}",
@@ -122,7 +122,7 @@ def main(plugin: str, trains_in: str, *, address: str | None, state_dir: str) ->
     return 1 if any(finding.state == "missing" for finding in findings) else 0
 
 
-def text(findings: list[Finding]) -> str:
+def text(findings: list[Check]) -> str:
     """Return findings and a conclusion for a terminal."""
     width = max(len(finding.what) for finding in findings)
     lines = []
@@ -132,7 +132,7 @@ def text(findings: list[Finding]) -> str:
     return "\n".join([*lines, "", _conclusion(findings)])
 
 
-def _conclusion(findings: list[Finding]) -> str:
+def _conclusion(findings: list[Check]) -> str:
     missing = sum(finding.state == "missing" for finding in findings)
     if missing:
         return f"{missing} missing: run the command below each, then run doctor again."

@@ -38,7 +38,7 @@ OF_IBM = f"ado_actuators.sfttrainer.actuators:{ibm_names.ACTUATOR}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Check:
     """The result of one check; ``remedy`` is the command that installs or repairs what is missing."""
 
     what: str
@@ -72,11 +72,11 @@ class Subject:
         return state_dir(self.configured)
 
 
-def examine(subject: Subject) -> list[Finding]:
+def examine(subject: Subject) -> list[Check]:
     """Examine this machine; takes seconds at most and changes nothing."""
     gpus = _gpus()
     return [
-        Finding("CPU", "ok", _cpu()),
+        Check("CPU", "ok", _cpu()),
         _load(),
         *gpus,
         *_packages(subject),
@@ -98,34 +98,34 @@ def _cpu() -> str:
     return f"{cpu_count()} usable cores, {memory.total / GIB:.1f} GiB of memory, {memory.available / GIB:.1f} GiB of it free"
 
 
-def _load() -> Finding:
+def _load() -> Check:
     """Check whether other work takes CPU time: rates measured meanwhile are lower, and not steady on CPUs."""
     busy, cores = os.getloadavg()[0], os.cpu_count() or 1
     text = f"{busy:.1f} of {cores} cores busy in the last minute"
     if busy <= QUIET_LOAD * cores:
-        return Finding("load", "ok", text)
-    return Finding("load", "note", f"{text}; rates on CPUs will not be steady: measure when the machine is quiet")
+        return Check("load", "ok", text)
+    return Check("load", "note", f"{text}; rates on CPUs will not be steady: measure when the machine is quiet")
 
 
-def _gpus() -> list[Finding]:
+def _gpus() -> list[Check]:
     try:
         visible = nvml.visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
     except failures.Failure as refused:
-        return [Finding("GPU", "missing", str(refused), "nvidia-smi -L")]
+        return [Check("GPU", "missing", str(refused), "nvidia-smi -L")]
     if len(visible):
         return [finding for device in visible for finding in _gpu(device)]
     if _is_on_pci_bus():
         reason = f"an NVIDIA GPU is installed, but {visible.absent}"
-        return [Finding("GPU", "missing", reason, "nvidia-smi   # lists the GPU once NVIDIA's driver is installed")]
-    return [Finding("GPU", "note", f"{visible.absent} number_gpus 0 measures on the CPU.")]
+        return [Check("GPU", "missing", reason, "nvidia-smi   # lists the GPU once NVIDIA's driver is installed")]
+    return [Check("GPU", "note", f"{visible.absent} number_gpus 0 measures on the CPU.")]
 
 
-def _gpu(device: nvml.Device) -> Iterator[Finding]:
+def _gpu(device: nvml.Device) -> Iterator[Check]:
     memory = f", {device.memory_total_bytes / GIB:.1f} GiB" if device.memory_total_bytes else ""
     limit = f", limit {device.power_limit_watts:g} W" if device.power_limit_watts else ""
-    yield Finding("GPU", "ok", f"{device.name}{memory}{limit}, driver {device.driver}")
+    yield Check("GPU", "ok", f"{device.name}{memory}{limit}, driver {device.driver}")
     if device.missing:
-        yield Finding("GPU", "note", "; ".join(f"no {name}: {why}" for name, why in device.missing.items()))
+        yield Check("GPU", "note", "; ".join(f"no {name}: {why}" for name, why in device.missing.items()))
 
 
 def _is_on_pci_bus() -> bool:
@@ -143,15 +143,15 @@ def _is_on_pci_bus() -> bool:
 # -- software ---------------------------------------------------------------------------------------------------
 
 
-def _packages(subject: Subject) -> Iterator[Finding]:
+def _packages(subject: Subject) -> Iterator[Check]:
     """Check the plugin, the packages that it requires, and those of its extras."""
     try:
         version = importlib.metadata.version(subject.distribution)
         wanted = [Requirement(line) for line in importlib.metadata.requires(subject.distribution) or []]
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(subject.distribution, "missing", "the plugin is not installed", f"pip install ./{subject.plugin}")
+        yield Check(subject.distribution, "missing", "the plugin is not installed", f"pip install ./{subject.plugin}")
         return
-    yield Finding(subject.distribution, "ok", version)
+    yield Check(subject.distribution, "ok", version)
     extras: dict[str, State] = {
         "": "missing",
         "train": "missing" if subject.environment == "current" else "note",
@@ -167,23 +167,23 @@ def _packages(subject: Subject) -> Iterator[Finding]:
         name = {"": "packages", "train": "training stack"}.get(extra, extra)
         remedy = f"pip install './{subject.plugin}[{extra}]'" if extra else f"pip install ./{subject.plugin}"
         if problems:
-            yield Finding(name, state, "; ".join(problems), remedy)
+            yield Check(name, state, "; ".join(problems), remedy)
         elif asked:
-            yield Finding(name, "ok", ", ".join(f"{one.name} {importlib.metadata.version(one.name)}" for one in asked))
+            yield Check(name, "ok", ", ".join(f"{one.name} {importlib.metadata.version(one.name)}" for one in asked))
 
 
-def _cpu_build_of_torch(subject: Subject, has_gpu: bool) -> Iterator[Finding]:
+def _cpu_build_of_torch(subject: Subject, has_gpu: bool) -> Iterator[Check]:
     torch = _version("torch")
     if has_gpu and subject.environment == "current" and torch and torch.endswith("+cpu"):
         remedy = "pip install --force-reinstall torch"
-        yield Finding("torch", "missing", f"torch {torch} is a CPU build and does not use the GPU", remedy)
+        yield Check("torch", "missing", f"torch {torch} is a CPU build and does not use the GPU", remedy)
 
 
-def _pip() -> Iterator[Finding]:
+def _pip() -> Iterator[Check]:
     """Check pip, with which Ray installs what jobs bring along; environments made by uv lack it."""
     if importlib.util.find_spec("pip") is None:
         text = "pip is not installed: Ray jobs that bring packages, such as ray_submit's, cannot install them here"
-        yield Finding("pip", "note", text, f"{sys.executable} -m ensurepip")
+        yield Check("pip", "note", text, f"{sys.executable} -m ensurepip")
 
 
 def problem(requirement: Requirement) -> str:
@@ -203,19 +203,19 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _actuator(subject: Subject) -> Finding:
+def _actuator(subject: Subject) -> Check:
     found = list(importlib.metadata.entry_points(group="ado.actuators", name=subject.plugin))
     again = f"pip install --force-reinstall --no-deps ./{subject.plugin}"
     if not found:
-        return Finding("actuator", "missing", "the installed package declares no ado.actuators entry point", again)
+        return Check("actuator", "missing", "the installed package declares no ado.actuators entry point", again)
     try:
         found[0].load()
     except Exception as error:
-        return Finding("actuator", "missing", f"ado cannot load it: {type(error).__name__}: {error}", again)
-    return Finding("actuator", "ok", f"ado finds {subject.plugin}")
+        return Check("actuator", "missing", f"ado cannot load it: {type(error).__name__}: {error}", again)
+    return Check("actuator", "ok", f"ado finds {subject.plugin}")
 
 
-def _whose(installed: Iterable[importlib.metadata.Distribution], subject: Subject) -> Iterator[Finding]:
+def _whose(installed: Iterable[importlib.metadata.Distribution], subject: Subject) -> Iterator[Check]:
     """Distinguish the distribution ado-sfttrainer of this project from IBM's, which has the same name and the same package."""
     of_ibm: list[str] = []
     ours: list[str] = []
@@ -225,30 +225,30 @@ def _whose(installed: Iterable[importlib.metadata.Distribution], subject: Subjec
     what, again = "distribution", "pip uninstall ado-sfttrainer && pip install ./sfttrainer"
     if of_ibm and ours:
         text = f"{SHARED_NAME} is there twice, {ours[0]} of this project and {of_ibm[0]} of IBM: files of one hide the other's"
-        yield Finding(what, "missing", text, again)
+        yield Check(what, "missing", text, again)
     elif of_ibm:
         state: State = "missing" if subject.distribution == SHARED_NAME else "note"
         text = f"{SHARED_NAME} {of_ibm[0]} is IBM's, with the actuator {ibm_names.ACTUATOR}; this project's would replace it"
-        yield Finding(what, state, text, again if state == "missing" else "")
+        yield Check(what, state, text, again if state == "missing" else "")
     elif ours:
-        yield Finding(what, "ok", f"{SHARED_NAME} {ours[0]} is this project's, not IBM's of the same name")
+        yield Check(what, "ok", f"{SHARED_NAME} {ours[0]} is this project's, not IBM's of the same name")
 
 
-def _managed(subject: Subject) -> Iterator[Finding]:
+def _managed(subject: Subject) -> Iterator[Check]:
     lists = sorted(ENVIRONMENTS.glob("*.txt"))
     if not lists:
         return
     try:
-        yield Finding("uv", "ok", uv.find_uv())
+        yield Check("uv", "ok", uv.find_uv())
     except uv.EnvironmentProblem as problem:
-        yield Finding("uv", "missing", str(problem), "pip install uv")
+        yield Check("uv", "missing", str(problem), "pip install uv")
     for one in lists:
         python = environment.built(one, subject.state_dir / "environments")
         text = f"built: {python}" if python else "not built yet; the first measurement that needs it builds it"
-        yield Finding(one.stem, "ok" if python else "note", text)
+        yield Check(one.stem, "ok" if python else "note", text)
 
 
-def _recurrent(subject: Subject) -> Iterator[Finding]:
+def _recurrent(subject: Subject) -> Iterator[Check]:
     """Check the packages without which models with state spaces or linear attention run in PyTorch."""
     what = "recurrent layers"
     if subject.environment == "managed":
@@ -261,22 +261,22 @@ def _recurrent(subject: Subject) -> Iterator[Finding]:
         remedy, where = f"pip install --no-build-isolation {' '.join(missing)}", "installed"
     if missing:
         text = f"{', '.join(missing)} not {where}: on a GPU Granite 4 hybrids and Qwen3-Next run in PyTorch's slow path"
-        yield Finding(what, "note", text, remedy)
+        yield Check(what, "note", text, remedy)
     else:
-        yield Finding(what, "ok", ", ".join(RECURRENT_PACKAGES.values()))
+        yield Check(what, "ok", ", ".join(RECURRENT_PACKAGES.values()))
 
 
-def _disk(subject: Subject) -> Finding:
+def _disk(subject: Subject) -> Check:
     place = next(path for path in (subject.state_dir, *subject.state_dir.parents) if path.exists())
     free = shutil.disk_usage(place).free / GIB
     text = f"{free:.1f} GiB free at {subject.state_dir}"
     needed = SPACE_FOR_CUDA_GIB if subject.environment == "managed" else SPACE_FOR_CPU_GIB
     if not os.access(place, os.W_OK):
-        return Finding(
+        return Check(
             "disk", "missing", f"{place} is not writable", f"ls -ld {place}   # or set state_dir in the configuration"
         )
     if free < needed:
-        return Finding(
+        return Check(
             "disk", "missing", f"{text}, {needed:g} GiB are needed", f"du -sh {place}/*   # or set state_dir elsewhere"
         )
-    return Finding("disk", "ok", text)
+    return Check("disk", "ok", text)

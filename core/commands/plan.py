@@ -50,7 +50,7 @@ HEAD = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PlanRow:
     """One way to train, on one type of GPU.
 
     Attributes:
@@ -192,12 +192,12 @@ def _prices(given: list[str], devices: Mapping[str, int]) -> dict[str, float]:
 
 def _rows(
     local: Local, actuator: str, values: dict[str, Any], devices: dict[str, int], cost: Mapping[str, float]
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[PlanRow], list[str]]:
     """Return a row for each GPU, method, with and without checkpointing, and those of several GPUs where one is too small.
 
     Where the values name a method, or say whether to checkpoint, there are rows of that only.
     """
-    rows: list[Row] = []
+    rows: list[PlanRow] = []
     notes: list[str] = []
     first: failures.CannotRun | None = None
     for method in (values["method"],) if "method" in values else METHODS:
@@ -218,9 +218,9 @@ def _rows(
 
 def _of_method(
     local: Local, actuator: str, values: dict[str, Any], devices: dict[str, int], cost: Mapping[str, float]
-) -> list[Row]:
+) -> list[PlanRow]:
     """Return the rows of one method, with and without checkpointing, and those of several GPUs where one is too small."""
-    rows: list[Row] = []
+    rows: list[PlanRow] = []
     given = values.get("gradient_checkpointing")
     for checkpointing in (False, True) if given is None else (given,):
         asked = {**values, "gradient_checkpointing": checkpointing, "number_gpus": 1, "batch_size": 1}
@@ -234,7 +234,7 @@ def _of_method(
 
 def _estimated(
     local: Local, actuator: str, values: dict[str, Any], devices: dict[str, int], cost: Mapping[str, float]
-) -> list[Row]:
+) -> list[PlanRow]:
     """Return the rows of one workload on each GPU, from one trace.
 
     Raises:
@@ -250,7 +250,9 @@ def _estimated(
     return list(_read(plan, verdict.metadata, devices, cost))
 
 
-def _read(plan: Plan, metadata: ResultMetadata, devices: Mapping[str, int], cost: Mapping[str, float]) -> Iterator[Row]:
+def _read(
+    plan: Plan, metadata: ResultMetadata, devices: Mapping[str, int], cost: Mapping[str, float]
+) -> Iterator[PlanRow]:
     for found in metadata["devices"]:
         name, count = found["gpu_model"], found["number_gpus"]
         batch = found["largest_batch_size"] or found["batch_size"]
@@ -264,7 +266,7 @@ def _read(plan: Plan, metadata: ResultMetadata, devices: Mapping[str, int], cost
         price = bound.usd_per_million_tokens(cost[name], count) if bound and name in cost else None
         fits = bool(found["fits"])
         usable = devices[name] - between_devices_bytes(plan.workload.distributed_backend, count)
-        yield Row(values, fits, found["parts_bytes"], usable, found["largest_batch_size"], bound, price)
+        yield PlanRow(values, fits, found["parts_bytes"], usable, found["largest_batch_size"], bound, price)
 
 
 def _suggestions(
@@ -285,7 +287,7 @@ def _suggestions(
     return [f"Nothing fits, not even {method} with checkpointing and model_max_length={length}: take larger GPUs."]
 
 
-def _write(output: Path, actuator: str, values: dict[str, Any], rows: list[Row], notes: list[str]) -> list[str]:
+def _write(output: Path, actuator: str, values: dict[str, Any], rows: list[PlanRow], notes: list[str]) -> list[str]:
     from ..reporting import plan_page
 
     chosen = best(rows)
@@ -304,7 +306,7 @@ def _write(output: Path, actuator: str, values: dict[str, Any], rows: list[Row],
     return plan_page.write(output, actuator, title, HEAD, candidates, notes)
 
 
-def best(rows: list[Row]) -> Row | None:
+def best(rows: list[PlanRow]) -> PlanRow | None:
     """Return the cheapest row that fits; without prices the one with the fewest GPUs, then with the smallest memory of a GPU."""
     fitting = [row for row in rows if row.fits]
     priced = [row for row in fitting if row.usd_per_million_tokens is not None]
@@ -313,7 +315,7 @@ def best(rows: list[Row]) -> Row | None:
     return min(fitting, key=lambda row: (row.values["number_gpus"], row.usable_bytes), default=None)
 
 
-def sentences(rows: list[Row]) -> list[str]:
+def sentences(rows: list[PlanRow]) -> list[str]:
     """Return a sentence for each GPU: which methods are predicted to fit, on how many GPUs, with which batch."""
     found: dict[str, dict[int, list[str]]] = {}
     for row in rows:
@@ -333,7 +335,7 @@ def _gpus(count: int) -> str:
     return "one GPU" if count == 1 else f"{count} GPUs"
 
 
-def legend(rows: list[Row]) -> list[str]:
+def legend(rows: list[PlanRow]) -> list[str]:
     """Return what the star of ``table`` means; empty where nothing fits."""
     chosen = best(rows)
     if chosen is None:
@@ -343,7 +345,7 @@ def legend(rows: list[Row]) -> list[str]:
     return ["* of what fits, the fewest GPUs with the least memory; --price NAME=USD gives the cheapest"]
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: PlanRow) -> tuple[str, ...]:
     """Return the texts of a row, in the order of ``HEAD``."""
     return (
         row.values["gpu_model"],
@@ -360,7 +362,7 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[PlanRow]) -> str:
     """Return the rows as text; the cheapest that fits has a star."""
     chosen = best(rows)
     lines = [("", *HEAD), *((("*" if row is chosen else ""), *cells(row)) for row in rows)]

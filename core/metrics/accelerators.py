@@ -41,7 +41,7 @@ SLICE = re.compile(r"\b(MIG|GRID|VF)\b|-\d+[ABCQ](ME)?\b")
 
 
 @dataclasses.dataclass(frozen=True)
-class Device:
+class Accelerator:
     """A row of the table.
 
     Attributes:
@@ -70,94 +70,94 @@ _A100 = _rates(312.0, 19.5)
 _V100_SXM, _V100_PCIE = {"float16": 125.0, "float32": 15.7}, {"float16": 112.0, "float32": 14.0}
 
 # The first pattern that matches a name decides, so variants stand before the family they belong to.
-TABLE: tuple[Device, ...] = (
+TABLE: tuple[Accelerator, ...] = (
     # NVIDIA GB200 NVL72 data sheet: 72 GPUs, 360 PFLOP/s FP16/BF16 with sparsity, 5760 TFLOP/s FP32, 13.4 TB HBM3e, 576 TB/s
-    Device(r"\bGB200\b", 186.0, _rates(2500.0, 80.0), 8000.0, capability=10.0, link_gb_s=NVLINK_5),
+    Accelerator(r"\bGB200\b", 186.0, _rates(2500.0, 80.0), 8000.0, capability=10.0, link_gb_s=NVLINK_5),
     # NVIDIA HGX B300 data sheet: eight GPUs, 36 PFLOP/s FP16/BF16 with sparsity, 600 TFLOP/s FP32, 270 GB HBM3e and 8 TB/s each
-    Device(r"\bB300\b", 270.0, _rates(2250.0, 75.0), 8000.0, capability=10.3, link_gb_s=NVLINK_5),
+    Accelerator(r"\bB300\b", 270.0, _rates(2250.0, 75.0), 8000.0, capability=10.3, link_gb_s=NVLINK_5),
     # NVIDIA HGX and DGX B200 data sheets: eight GPUs, 36 PFLOP/s FP16/BF16 with sparsity, 600 TFLOP/s FP32, 1440 GB HBM3e, 64 TB/s
-    Device(r"\bB200\b", 180.0, _rates(2250.0, 75.0), 8000.0, capability=10.0, link_gb_s=NVLINK_5),
+    Accelerator(r"\bB200\b", 180.0, _rates(2250.0, 75.0), 8000.0, capability=10.0, link_gb_s=NVLINK_5),
     # NVIDIA GH200 data sheet: 1979 with sparsity, 67; 96 GB HBM3 and 4 TB/s (the driver's GH200 480GB), or 144 GB HBM3e and 4.9 TB/s
-    Device(r"\bGH200\b.*\b(480|96) ?GB?\b", 96.0, _H100_SXM, 4000.0, capability=9.0, link_gb_s=NVLINK_4),
-    Device(r"\bGH200\b.*\b144 ?GB?\b", 144.0, _H100_SXM, 4900.0, capability=9.0, link_gb_s=NVLINK_4),
-    Device(r"\bGH200\b", None, _H100_SXM, None, capability=9.0, link_gb_s=NVLINK_4),
+    Accelerator(r"\bGH200\b.*\b(480|96) ?GB?\b", 96.0, _H100_SXM, 4000.0, capability=9.0, link_gb_s=NVLINK_4),
+    Accelerator(r"\bGH200\b.*\b144 ?GB?\b", 144.0, _H100_SXM, 4900.0, capability=9.0, link_gb_s=NVLINK_4),
+    Accelerator(r"\bGH200\b", None, _H100_SXM, None, capability=9.0, link_gb_s=NVLINK_4),
     # NVIDIA H200 data sheet: NVL 1671 with sparsity, 60; SXM 1979 with sparsity, 67; both 141 GB HBM3e, 4.8 TB/s
-    Device(r"\bH200[ -]NVL\b", 141.0, _rates(835.5, 60.0), 4800.0, capability=9.0, link_gb_s=PCIE_5),
-    Device(r"\bH200\b", 141.0, _H100_SXM, 4800.0, capability=9.0, link_gb_s=NVLINK_4),
+    Accelerator(r"\bH200[ -]NVL\b", 141.0, _rates(835.5, 60.0), 4800.0, capability=9.0, link_gb_s=PCIE_5),
+    Accelerator(r"\bH200\b", 141.0, _H100_SXM, 4800.0, capability=9.0, link_gb_s=NVLINK_4),
     # NVIDIA H20 data sheet: 148 dense, 44; 96 GB HBM3, 4 TB/s
-    Device(r"\bH20\b", 96.0, _rates(148.0, 44.0), 4000.0, capability=9.0, link_gb_s=NVLINK_4),
+    Accelerator(r"\bH20\b", 96.0, _rates(148.0, 44.0), 4000.0, capability=9.0, link_gb_s=NVLINK_4),
     # NVIDIA H100 data sheet: NVL 1671 with sparsity, 60; 94 GB HBM3, 3.9 TB/s
-    Device(r"\bH100[ -]NVL\b", 94.0, _rates(835.5, 60.0), 3900.0, capability=9.0, link_gb_s=PCIE_5),
+    Accelerator(r"\bH100[ -]NVL\b", 94.0, _rates(835.5, 60.0), 3900.0, capability=9.0, link_gb_s=PCIE_5),
     # NVIDIA H100 PCIe product brief and data sheet: 1513 with sparsity, 51; 80 GB HBM2e, 2 TB/s. H800 PCIe: the same
-    Device(
+    Accelerator(
         r"\bH[18]00[ -]PCIe\b|\bH100[ -]80GB[ -]HBM2e\b", 80.0, _H100_PCIE, 2000.0, capability=9.0, link_gb_s=PCIE_5
     ),
     # NVIDIA H100 data sheet: SXM 1979 with sparsity, 67; 80 GB HBM3, 3.35 TB/s. H800 SXM: the same, with NVLink of 400 GB/s. A name
     # without its form is read as SXM
-    Device(r"\bH800[ -]SXM|^H800$|\bNVIDIA[ -]H800$", 80.0, _H100_SXM, 3350.0, capability=9.0, link_gb_s=200.0),
-    Device(
+    Accelerator(r"\bH800[ -]SXM|^H800$|\bNVIDIA[ -]H800$", 80.0, _H100_SXM, 3350.0, capability=9.0, link_gb_s=200.0),
+    Accelerator(
         r"\bH100[ -]SXM|\bH100[ -]80GB[ -]HBM3\b|^H100$", 80.0, _H100_SXM, 3350.0, capability=9.0, link_gb_s=NVLINK_4
     ),
-    Device(r"\bH[18]00\b", 80.0, {}, None, capability=9.0),
+    Accelerator(r"\bH[18]00\b", 80.0, {}, None, capability=9.0),
     # NVIDIA A100 data sheet: 312, 19.5; 40 GB HBM2 1555 GB/s; 80 GB HBM2e, PCIe 1935 and SXM 2039 GB/s
-    Device(r"\bA100\b.*\b80 ?GB?[ -]PCIe\b|\bA100[ -]PCIe[ -]80 ?GB?\b", 80.0, _A100, 1935.0, capability=8.0),
-    Device(r"\bA100\b.*\b80 ?GB?\b", 80.0, _A100, 2039.0, capability=8.0, link_gb_s=NVLINK_3),
-    Device(r"\bA100\b.*\b40 ?GB?[ -]PCIe\b|\bA100[ -]PCIe[ -]40 ?GB?\b", 40.0, _A100, 1555.0, capability=8.0),
-    Device(r"\bA100\b.*\b40 ?GB?\b", 40.0, _A100, 1555.0, capability=8.0, link_gb_s=NVLINK_3),
-    Device(r"\bA100\b", None, _A100, None, capability=8.0, link_gb_s=NVLINK_3),
+    Accelerator(r"\bA100\b.*\b80 ?GB?[ -]PCIe\b|\bA100[ -]PCIe[ -]80 ?GB?\b", 80.0, _A100, 1935.0, capability=8.0),
+    Accelerator(r"\bA100\b.*\b80 ?GB?\b", 80.0, _A100, 2039.0, capability=8.0, link_gb_s=NVLINK_3),
+    Accelerator(r"\bA100\b.*\b40 ?GB?[ -]PCIe\b|\bA100[ -]PCIe[ -]40 ?GB?\b", 40.0, _A100, 1555.0, capability=8.0),
+    Accelerator(r"\bA100\b.*\b40 ?GB?\b", 40.0, _A100, 1555.0, capability=8.0, link_gb_s=NVLINK_3),
+    Accelerator(r"\bA100\b", None, _A100, None, capability=8.0, link_gb_s=NVLINK_3),
     # NVIDIA L40S data sheet: 362.05 dense, 91.6; 48 GB GDDR6, 864 GB/s
-    Device(r"\bL40S\b", 48.0 * GDDR, _rates(362.05, 91.6), 864.0, capability=8.9),
+    Accelerator(r"\bL40S\b", 48.0 * GDDR, _rates(362.05, 91.6), 864.0, capability=8.9),
     # NVIDIA L40 data sheet: 181.05 dense, 90.5; 48 GB GDDR6, 864 GB/s
-    Device(r"\bL40\b", 48.0 * GDDR, _rates(181.05, 90.5), 864.0, capability=8.9),
+    Accelerator(r"\bL40\b", 48.0 * GDDR, _rates(181.05, 90.5), 864.0, capability=8.9),
     # NVIDIA L4 data sheet: 242 with sparsity, 30.3; 24 GB GDDR6, 300 GB/s
-    Device(r"\bL4\b", 24.0 * GDDR, _rates(121.0, 30.3), 300.0, capability=8.9),
+    Accelerator(r"\bL4\b", 24.0 * GDDR, _rates(121.0, 30.3), 300.0, capability=8.9),
     # NVIDIA A40 data sheet: 149.7 dense, 37.4; 48 GB GDDR6, 696 GB/s
-    Device(r"\bA40\b", 48.0 * GDDR, _rates(149.7, 37.4), 696.0, capability=8.6),
+    Accelerator(r"\bA40\b", 48.0 * GDDR, _rates(149.7, 37.4), 696.0, capability=8.6),
     # NVIDIA A30 data sheet: 165 dense, 10.3; 24 GB HBM2, 933 GB/s
-    Device(r"\bA30\b", 24.0, _rates(165.0, 10.3), 933.0, capability=8.0),
+    Accelerator(r"\bA30\b", 24.0, _rates(165.0, 10.3), 933.0, capability=8.0),
     # NVIDIA A10G data sheet for AWS G5 (AWS itself names 250 and 125 for other types): BF16 70 dense, FP32 31.52; 24 GB GDDR6, 600 GB/s
-    Device(r"\bA10G\b", 24.0 * GDDR, _rates(70.0, 31.52), 600.0, capability=8.6),
+    Accelerator(r"\bA10G\b", 24.0 * GDDR, _rates(70.0, 31.52), 600.0, capability=8.6),
     # NVIDIA A10 data sheet: 125 dense, 31.2; 24 GB GDDR6, 600 GB/s
-    Device(r"\bA10\b", 24.0 * GDDR, _rates(125.0, 31.2), 600.0, capability=8.6),
+    Accelerator(r"\bA10\b", 24.0 * GDDR, _rates(125.0, 31.2), 600.0, capability=8.6),
     # NVIDIA RTX PRO 6000 Blackwell data sheets: 4000 TOPS FP4 with sparsity, eight times BF16 dense; Workstation 125, 1792 GB/s; Max-Q
     # 3511 TOPS, 110; Server 120, 1597 GB/s; 96 GB GDDR7, whose error correction takes none of it
-    Device(r"\bPRO[ -]6000\b.*\bMax-Q\b", 96.0, _rates(438.9, 110.0), 1792.0, capability=12.0, link_gb_s=PCIE_5),
-    Device(r"\bPRO[ -]6000\b.*\bServer\b", 96.0, _rates(500.0, 120.0), 1597.0, capability=12.0, link_gb_s=PCIE_5),
-    Device(r"\bPRO[ -]6000\b", 96.0, _rates(500.0, 125.0), 1792.0, capability=12.0, link_gb_s=PCIE_5),
+    Accelerator(r"\bPRO[ -]6000\b.*\bMax-Q\b", 96.0, _rates(438.9, 110.0), 1792.0, capability=12.0, link_gb_s=PCIE_5),
+    Accelerator(r"\bPRO[ -]6000\b.*\bServer\b", 96.0, _rates(500.0, 120.0), 1597.0, capability=12.0, link_gb_s=PCIE_5),
+    Accelerator(r"\bPRO[ -]6000\b", 96.0, _rates(500.0, 125.0), 1792.0, capability=12.0, link_gb_s=PCIE_5),
     # NVIDIA RTX 6000 Ada data sheet: 1457 FP8 with sparsity, four times BF16 dense, 91.1; 48 GB GDDR6 (no error correction), 960 GB/s
-    Device(r"\b6000[ -]Ada\b", 48.0, _rates(364.25, 91.1), 960.0, capability=8.9),
+    Accelerator(r"\b6000[ -]Ada\b", 48.0, _rates(364.25, 91.1), 960.0, capability=8.9),
     # NVIDIA RTX A6000 data sheet: 309.7 with sparsity, 38.7; 48 GB GDDR6 (error correction is off by default), 768 GB/s
-    Device(r"\bA6000\b", 48.0, _rates(154.8, 38.7), 768.0, capability=8.6),
+    Accelerator(r"\bA6000\b", 48.0, _rates(154.8, 38.7), 768.0, capability=8.6),
     # NVIDIA RTX Blackwell whitepaper: RTX 5090 209.5 dense with FP32 accumulation, 104.8; 32 GB GDDR7, 1792 GB/s
-    Device(
+    Accelerator(
         r"\bRTX[ -]?5090\b(?!.*(\bD\b|Laptop))", 32.0, _rates(209.5, 104.8), 1792.0, capability=12.0, link_gb_s=PCIE_5
     ),
     # NVIDIA Ada whitepaper: RTX 4090 165.2 dense with FP32 accumulation, 82.6; 24 GB GDDR6X, 1008 GB/s. RTX 4080 97.5, 48.7; 16 GB, 717
-    Device(r"\bRTX[ -]?4090\b(?!.*(\bD\b|Laptop))", 24.0, _rates(165.2, 82.6), 1008.0, capability=8.9),
-    Device(r"\bRTX[ -]?4080\b(?!.*(SUPER|Laptop))", 16.0, _rates(97.5, 48.7), 716.8, capability=8.9),
+    Accelerator(r"\bRTX[ -]?4090\b(?!.*(\bD\b|Laptop))", 24.0, _rates(165.2, 82.6), 1008.0, capability=8.9),
+    Accelerator(r"\bRTX[ -]?4080\b(?!.*(SUPER|Laptop))", 16.0, _rates(97.5, 48.7), 716.8, capability=8.9),
     # NVIDIA GA102 whitepaper: RTX 3090 71 dense with FP32 accumulation, 35.6; 24 GB GDDR6X, 936 GB/s
-    Device(r"\bRTX[ -]?3090\b(?![ -]?Ti)", 24.0, _rates(71.0, 35.6), 936.0, capability=8.6),
+    Accelerator(r"\bRTX[ -]?3090\b(?![ -]?Ti)", 24.0, _rates(71.0, 35.6), 936.0, capability=8.6),
     # NVIDIA V100 data sheet: tensor 130, 125 and 112; single precision 16.4, 15.7 and 14; no bfloat16; 1134 and 900 GB/s
-    Device(r"\bV100S\b", 32.0, {"float16": 130.0, "float32": 16.4}, 1134.0, capability=7.0),
-    Device(r"\bV100-SXM.*\b32 ?GB\b", 32.0, _V100_SXM, 900.0, capability=7.0, link_gb_s=NVLINK_2),
-    Device(r"\bV100-SXM.*\b16 ?GB\b", 16.0, _V100_SXM, 900.0, capability=7.0, link_gb_s=NVLINK_2),
-    Device(r"\bV100-SXM", None, _V100_SXM, 900.0, capability=7.0, link_gb_s=NVLINK_2),
-    Device(r"\bV100-PCIE.*\b32 ?GB\b", 32.0, _V100_PCIE, 900.0, capability=7.0),
-    Device(r"\bV100-PCIE.*\b16 ?GB\b", 16.0, _V100_PCIE, 900.0, capability=7.0),
-    Device(r"\bV100-PCIE", None, _V100_PCIE, 900.0, capability=7.0),
-    Device(r"\bV100\b.*\b32 ?GB\b", 32.0, {}, 900.0, capability=7.0),
-    Device(r"\bV100\b.*\b16 ?GB\b", 16.0, {}, 900.0, capability=7.0),
+    Accelerator(r"\bV100S\b", 32.0, {"float16": 130.0, "float32": 16.4}, 1134.0, capability=7.0),
+    Accelerator(r"\bV100-SXM.*\b32 ?GB\b", 32.0, _V100_SXM, 900.0, capability=7.0, link_gb_s=NVLINK_2),
+    Accelerator(r"\bV100-SXM.*\b16 ?GB\b", 16.0, _V100_SXM, 900.0, capability=7.0, link_gb_s=NVLINK_2),
+    Accelerator(r"\bV100-SXM", None, _V100_SXM, 900.0, capability=7.0, link_gb_s=NVLINK_2),
+    Accelerator(r"\bV100-PCIE.*\b32 ?GB\b", 32.0, _V100_PCIE, 900.0, capability=7.0),
+    Accelerator(r"\bV100-PCIE.*\b16 ?GB\b", 16.0, _V100_PCIE, 900.0, capability=7.0),
+    Accelerator(r"\bV100-PCIE", None, _V100_PCIE, 900.0, capability=7.0),
+    Accelerator(r"\bV100\b.*\b32 ?GB\b", 32.0, {}, 900.0, capability=7.0),
+    Accelerator(r"\bV100\b.*\b16 ?GB\b", 16.0, {}, 900.0, capability=7.0),
     # NVIDIA T4 data sheet: mixed precision 65, single precision 8.1; no bfloat16; 16 GB GDDR6, 320 GB/s
-    Device(r"\bT4\b", 16.0 * GDDR, {"float16": 65.0, "float32": 8.1}, 320.0, capability=7.5),
+    Accelerator(r"\bT4\b", 16.0 * GDDR, {"float16": 65.0, "float32": 8.1}, 320.0, capability=7.5),
     # AMD Instinct MI355X and MI350X data sheets: 2516.6 and 2306.9 without sparsity, 157.3 and 144.2; 288 GB HBM3E, 8 TB/s; no TF32
-    Device(
+    Accelerator(
         r"\bMI355X\b",
         288.0,
         {"bfloat16": 2516.6, "float16": 2516.6, "float32": 157.3},
         8000.0,
         link_gb_s=INFINITY_FABRIC,
     ),
-    Device(
+    Accelerator(
         r"\bMI350X\b",
         288.0,
         {"bfloat16": 2306.9, "float16": 2306.9, "float32": 144.2},
@@ -165,8 +165,8 @@ TABLE: tuple[Device, ...] = (
         link_gb_s=INFINITY_FABRIC,
     ),
     # AMD Instinct MI325X and MI300X data sheets: 1307.4 without sparsity, 163.4; 256 GB HBM3E 6 TB/s, 192 GB HBM3 5.3 TB/s
-    Device(r"\bMI325X\b", 256.0, _rates(1307.4, 163.4), 6000.0, link_gb_s=INFINITY_FABRIC),
-    Device(r"\bMI300X\b", 192.0, _rates(1307.4, 163.4), 5300.0, link_gb_s=INFINITY_FABRIC),
+    Accelerator(r"\bMI325X\b", 256.0, _rates(1307.4, 163.4), 6000.0, link_gb_s=INFINITY_FABRIC),
+    Accelerator(r"\bMI300X\b", 192.0, _rates(1307.4, 163.4), 5300.0, link_gb_s=INFINITY_FABRIC),
 )
 
 
@@ -192,7 +192,7 @@ NAMES = (
 )
 
 
-def find(name: str) -> Device | None:
+def find(name: str) -> Accelerator | None:
     """Return the row of a device, or None."""
     return next((row for row in TABLE if re.search(row.pattern, name, re.IGNORECASE)), None)
 

@@ -345,7 +345,7 @@ class Alternative(TypedDict):
     fits: bool
 
 
-class Comparison(TypedDict, total=False):
+class OtherEstimates(TypedDict, total=False):
     """Estimates of other workloads than that of the job.
 
     ``alternatives`` is there if the workload does not fit. ``minimum_gpus`` is there if the job has ``counts``; None if it cannot be
@@ -363,7 +363,7 @@ class _MemoryEstimate(_Timed, ModelDescription):
     traced_batches: list[int]
 
 
-class MemoryEstimate(_MemoryEstimate, Comparison, total=False):
+class MemoryEstimate(_MemoryEstimate, OtherEstimates, total=False):
     """The result of a memory estimate: bytes by phase and kind of memory; batch sizes are sums over all devices.
 
     ``devices`` is there if the job has ``capacities``.

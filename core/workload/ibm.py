@@ -24,7 +24,7 @@ from .ibm_names import (
     REQUIRED,
     WARMUP_THEN_STABLE,
 )
-from .ibm_values import FMS, Choices, Finding, Values, is_true, number
+from .ibm_values import FMS, Choices, Finding, ValueTranslator, is_true, number
 
 WARMUP_THEN_STABLE_S = 180.0
 NO_LIMIT_STEPS = 1_000_000
@@ -74,7 +74,7 @@ def translate(
     known = fields(choices.actuator, kind)
     # a dimension with one value fixes it
     ends = {name: varied[name][0] for name in ENDS if len(varied.get(name, ())) == 1}
-    values = Values(choices, max(_whole("model_max_length", varied), default=0))
+    values = ValueTranslator(choices, max(_whole("model_max_length", varied), default=0))
     found = Translation(findings=values.findings)
     found.varied = {name: None if name in ends else _vary(name, wanted, values) for name, wanted in varied.items()}
     _join_precision(found, {**_defaults(experiment), **given}, varied, values)
@@ -136,7 +136,7 @@ def _whole(name: str, varied: Mapping[str, Sequence[Any]]) -> list[int]:
 
 
 def _join_precision(
-    found: Translation, fixed: Mapping[str, Any], varied: Mapping[str, Sequence[Any]], values: Values
+    found: Translation, fixed: Mapping[str, Any], varied: Mapping[str, Sequence[Any]], values: ValueTranslator
 ) -> None:
     """Make one dimension of those that are mixed_precision here: bf16 counts where it is true."""
     names = [name for name in (MIXED_PRECISION, "bf16") if name in varied]
@@ -155,7 +155,7 @@ def _join_precision(
         )
 
 
-def _vary(name: str, wanted: Sequence[Any], values: Values) -> tuple[str, list[Any]] | None:
+def _vary(name: str, wanted: Sequence[Any], values: ValueTranslator) -> tuple[str, list[Any]] | None:
     """Return our name and values of a varied property, or None if it has no counterpart."""
     if name in ENDS:
         values.add_finding(f"{name} is varied, which has no counterpart: measurements stop by themselves.", same=False)
@@ -172,7 +172,7 @@ def _vary(name: str, wanted: Sequence[Any], values: Values) -> tuple[str, list[A
     return (ours, translated) if translated else None
 
 
-def _set_ends(found: Translation, given: Mapping[str, Any], values: Values) -> None:
+def _set_ends(found: Translation, given: Mapping[str, Any], values: ValueTranslator) -> None:
     """Translate the properties that end a measurement."""
     given = {name: value for name, value in given.items() if name in ENDS and value not in (None, "None")}
     ends = {name: given.get(name, DEFAULTS[name]) for name in ENDS}
@@ -212,7 +212,7 @@ def _set_ends(found: Translation, given: Mapping[str, Any], values: Values) -> N
         values.add_finding(f"num_train_epochs {epochs:g} is left out: synthetic data has no end.")
 
 
-def _modules(names: Iterable[Any], values: Values) -> str:
+def _modules(names: Iterable[Any], values: ValueTranslator) -> str:
     """Return the LoRA target modules for these models."""
     wanted = {str(name): MODULES.get(str(name), MOST_MODULES) for name in names}
     chosen = max(wanted.values(), key=list(wanted.values()).count, default=MOST_MODULES)
@@ -222,7 +222,7 @@ def _modules(names: Iterable[Any], values: Values) -> str:
     return chosen
 
 
-def _check_backend(found: Translation, counts: Sequence[int], experiment: str, values: Values) -> None:
+def _check_backend(found: Translation, counts: Sequence[int], experiment: str, values: ValueTranslator) -> None:
     """Leave FSDP out where IBM's actuator does not use it, and where it is not supported here."""
     if found.fixed.get("distributed_backend") != "FSDP":
         return
@@ -239,7 +239,7 @@ def _check_backend(found: Translation, counts: Sequence[int], experiment: str, v
         values.add_finding(f"{text}: make a separate space for it.", same=False)
 
 
-def _check_attention(found: Translation, counts: Sequence[int], values: Values) -> None:
+def _check_attention(found: Translation, counts: Sequence[int], values: ValueTranslator) -> None:
     """Leave IBM's default of ``flash_attn`` out where the study has no GPU: flash attention needs one."""
     by_default = "attn_implementation" in found.fixed and "attn_implementation" not in found.origin
     if by_default and counts and not any(counts):

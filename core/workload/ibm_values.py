@@ -51,7 +51,7 @@ class Choices:
     model_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Values:
+class ValueTranslator:
     """Translates values one by one and collects findings about them."""
 
     def __init__(self, choices: Choices, longest: int) -> None:

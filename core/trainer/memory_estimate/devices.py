@@ -23,7 +23,7 @@ SharingOf = Callable[[JobWorkload, Layered], Sharing]
 
 
 @dataclasses.dataclass(frozen=True)
-class Traced:
+class TracedWorkload:
     """A workload that has been traced.
 
     Attributes:
@@ -42,7 +42,7 @@ class Traced:
     growth: Callable[[], tuple[Passes, Moments] | None]
 
 
-def estimates(job: Job, traced: Traced, sharing_of: SharingOf) -> list[DeviceEstimate]:
+def estimates(job: Job, traced: TracedWorkload, sharing_of: SharingOf) -> list[DeviceEstimate]:
     """Return the memory that the workload needs on each device type of ``job.capacities``.
 
     Under FSDP the number of devices is the smallest of ``MOST_DEVICES`` with which the workload fits; else it is 1.
@@ -66,7 +66,7 @@ class _Needs:
 
 
 def _estimate(
-    workload: JobWorkload, name: str, alone: int, traced: Traced, sharing_of: SharingOf, needs: _Needs
+    workload: JobWorkload, name: str, alone: int, traced: TracedWorkload, sharing_of: SharingOf, needs: _Needs
 ) -> DeviceEstimate:
     sharded = workload.distributed_backend in ("FSDP", "FSDP2")
     for count in MOST_DEVICES[1:] if sharded else MOST_DEVICES[:1]:
@@ -94,7 +94,7 @@ def _estimate(
     return found
 
 
-def _largest(traced: Traced, sharing: Sharing, optimizer: int, usable: int, workload: JobWorkload) -> int:
+def _largest(traced: TracedWorkload, sharing: Sharing, optimizer: int, usable: int, workload: JobWorkload) -> int:
     """Return a batch per device that fits. From ``Passes.base`` on it is the largest.
 
     Below that, it is interpolated linearly. Memory is convex in the batch there, so the interpolated batch fits, but a larger one may, too.

@@ -18,12 +18,12 @@ import torch
 
 from ...protocol import supported
 from ...protocol.messages import (
-    Comparison,
     DeviceEstimate,
     Job,
     JobWorkload,
     MemoryEstimate,
     ModelDescription,
+    OtherEstimates,
     ProgressCallback,
 )
 from ...protocol.messages import progress as progress_message
@@ -33,7 +33,7 @@ from . import alternatives, attention
 from . import largest_batch as batches
 from .accounts import Accounts, Layered, Passes, fixed
 from .allocator import Reserved, replay
-from .devices import Traced, estimates, total_by_batch
+from .devices import TracedWorkload, estimates, total_by_batch
 from .extrapolation import Irregular
 from .kept import Kept, Outline, key
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
@@ -68,7 +68,7 @@ def record(stack: Stack, job: Job, progress: ProgressCallback, kept: Kept | None
     estimator = Estimator(stack, job, progress, kept)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes
     capacity = alternatives.capacity_bytes(job) if estimator.cuda else None
-    compared: Comparison = {}
+    compared: OtherEstimates = {}
     largest = None
     with explained(job.workload.model_name):
         peaks = estimator.peaks(batch)
@@ -107,13 +107,13 @@ def record(stack: Stack, job: Job, progress: ProgressCallback, kept: Kept | None
 
 def _compared(
     stack: Stack, job: Job, progress: ProgressCallback, kept: Kept, estimator: Estimator, fits: bool
-) -> Comparison:
+) -> OtherEstimates:
     """Estimate other workloads: the changes that make this one fit, and the fewest devices."""
 
     def estimator_of(asked: Job) -> Estimator:
         return Estimator(stack, asked, progress, kept)
 
-    found: Comparison = {}
+    found: OtherEstimates = {}
     parameters = estimator.description["model_parameters"]
     if job.alternatives and not fits:
         update_bytes = estimator.peaks(job.workload.batch_size // estimator.processes)[UPDATE].total
@@ -228,7 +228,7 @@ class Estimator:
                 return (passes, Moments(passes.grown, block)) if passes else None
             return None
 
-        traced = Traced(batch, model, ledger, Moments(fixed(ledger), block), growth)
+        traced = TracedWorkload(batch, model, ledger, Moments(fixed(ledger), block), growth)
         return estimates(self._job, traced, self._sharing_of)
 
     def _named(self, traced_attention: str) -> str:

@@ -27,7 +27,7 @@ from .four_bits import kernels_of_four_bits
 from .fully_sharded import FullySharded, Wrapping
 from .ledger import LOADING, PASSES, UPDATE, WHOLE, Ledger
 from .optimizer_states import states_without_updates
-from .values import Values, experts_of
+from .values import AssumedValues, experts_of
 
 STEPS = 2
 _DEVICE = torch.ops.prim.device.default
@@ -35,14 +35,14 @@ _DEVICE = torch.ops.prim.device.default
 MOST_CONSTANT_NUMBERS = 2**22
 
 
-class Traced(Exception):
+class TraceComplete(Exception):
     """Enough steps have been traced; ends the stack's training."""
 
 
 class Watch(TorchDispatchMode):
     """Records the storages that operations allocate, and supplies assumed values (see ``values``)."""
 
-    def __init__(self, ledger: Ledger, values: Values) -> None:
+    def __init__(self, ledger: Ledger, values: AssumedValues) -> None:
         super().__init__()
         self._ledger = ledger
         self._values = values
@@ -152,7 +152,7 @@ class StepWatch(transformers.TrainerCallback):
 
     def _end(self) -> None:
         self._ledger.end()
-        raise Traced
+        raise TraceComplete
 
     def _name_states(self, optimizer: Any) -> None:
         for values in optimizer.state.values():
@@ -228,7 +228,7 @@ def trace(
     ledger = Ledger()
     ledger.begin(LOADING)
     mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
-    watch = Watch(ledger, Values(mode, experts_of(job.architecture), MOST_CONSTANT_NUMBERS))
+    watch = Watch(ledger, AssumedValues(mode, experts_of(job.architecture), MOST_CONSTANT_NUMBERS))
     steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)
     with contextlib.ExitStack() as around:
         for context in (_libraries_unaware(), kernels_of_four_bits(), states_without_updates(), mode, watch):
@@ -237,7 +237,7 @@ def trace(
             around.enter_context(kernels_of_cuda())
             around.enter_context(loss_of_cuda())
             around.enter_context(lists_of_cuda())
-        with contextlib.suppress(Traced):
+        with contextlib.suppress(TraceComplete):
             stack.train(job, QuietClock(steps))
     ledger.end()
     assert steps.model is not None

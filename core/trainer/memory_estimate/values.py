@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 _ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default, torch.ops.aten.zeros_like.default)
 
 
-class Values:
+class AssumedValues:
     """Computes the results of operations that depend on data."""
 
     def __init__(self, mode: FakeTensorMode, experts: int, most: int) -> None:

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from ado_actuators.sfttrainer.__main__ import main
 from ado_actuators.sfttrainer.core.commands import doctor, machine
-from ado_actuators.sfttrainer.core.commands.machine import Finding, Subject
+from ado_actuators.sfttrainer.core.commands.machine import Check, Subject
 from ado_actuators.sfttrainer.core.host.state_dir import state_dir
 
 from ..host.test_sampler import Replay
@@ -32,7 +32,7 @@ def subject(tmp_path: Path) -> Subject:
     return Subject("sfttrainer", "current", str(tmp_path))
 
 
-def found(findings: list[Finding], what: str) -> list[tuple[str, str]]:
+def found(findings: list[Check], what: str) -> list[tuple[str, str]]:
     """Return state and text of the findings with this name."""
     return [(one.state, one.text) for one in findings if one.what == what]
 
@@ -127,9 +127,9 @@ def test_the_state_directory_is_resolved_on_each_node(
     """Homes differ between nodes; the directory is the one that measurements on that node use."""
     shipped: list[Subject] = []
 
-    def look(address: str, subject: Subject) -> list[Finding]:
+    def look(address: str, subject: Subject) -> list[Check]:
         shipped.append(subject)
-        return [Finding(address, "ok", "")]
+        return [Check(address, "ok", "")]
 
     monkeypatch.setattr(doctor, "examine_cluster", look)
     assert main(["doctor", "--address", "head:6379", *given]) == 0
@@ -164,14 +164,14 @@ def test_missing_packages_of_the_extra_qlora_are_a_note(subject: Subject, monkey
     installed = machine._version
     monkeypatch.setattr(machine, "_version", lambda name: None if name == "bitsandbytes" else installed(name))
     notes = [one for one in machine.examine(subject) if one.what == "qlora"]
-    assert notes == [Finding("qlora", "note", "bitsandbytes is not installed", "pip install './sfttrainer[qlora]'")]
+    assert notes == [Check("qlora", "note", "bitsandbytes is not installed", "pip install './sfttrainer[qlora]'")]
 
 
 def test_a_missing_package_has_the_command_that_installs_it(tmp_path: Path) -> None:
     """A plugin that is not installed; the last line is a conclusion."""
     findings = machine.examine(Subject("other", "current", str(tmp_path)))
     missing = [one for one in findings if one.what == "ado-other"]
-    assert missing == [Finding("ado-other", "missing", "the plugin is not installed", "pip install ./other")]
+    assert missing == [Check("ado-other", "missing", "the plugin is not installed", "pip install ./other")]
     lines = doctor.text(missing).splitlines()
     assert lines[:2] == [
         "missing ado-other  the plugin is not installed",
@@ -242,7 +242,7 @@ def test_an_address_where_nothing_answers_is_reported_at_once(subject: Subject) 
 def test_the_address_of_a_dashboard_is_rejected(subject: Subject) -> None:
     """RAY_ADDRESS may hold it; message and command say which address to give instead."""
     (finding,) = doctor.examine_cluster("http://127.0.0.1:8265", subject)
-    assert finding == Finding(
+    assert finding == Check(
         "cluster", "missing",
         "http://127.0.0.1:8265 is the address of the dashboard, which accepts jobs only; "
         "from outside the cluster give ray://127.0.0.1:10001",

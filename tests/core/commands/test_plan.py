@@ -17,11 +17,11 @@ GIB = 2**30
 PARTS = {"parameters": 10 * GIB, "gradients": 5 * GIB, "optimizer": 4 * GIB, "activations": GIB, "temporaries": 0}
 
 
-def row(gpu: str = "L40S", *, fits: bool = True, usd: float | None = None, **change: Any) -> plan.Row:
+def row(gpu: str = "L40S", *, fits: bool = True, usd: float | None = None, **change: Any) -> plan.PlanRow:
     """Return a row of 20 GiB."""
     values = {"model_name": "tiny-llama-5m", "model_max_length": 64, "method": "lora", "gradient_checkpointing": True}
     values |= {"number_gpus": 1, "gpu_model": gpu, "batch_size": 12, "torch_dtype": "bfloat16", **change}
-    return plan.Row(values, fits, PARTS, 40 * GIB, 12 if fits else 0, Limit(0.5, "compute", 4096.0), usd)
+    return plan.PlanRow(values, fits, PARTS, 40 * GIB, 12 if fits else 0, Limit(0.5, "compute", 4096.0), usd)
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str, prices: tuple[str, ...] = ()) -> tuple[int, str]:
@@ -112,7 +112,7 @@ def test_a_method_that_is_given_is_the_only_one(
 ) -> None:
     """And so is checkpointing."""
 
-    def estimated(local: Any, actuator: str, asked: dict[str, Any], devices: Any, cost: Any) -> list[plan.Row]:
+    def estimated(local: Any, actuator: str, asked: dict[str, Any], devices: Any, cost: Any) -> list[plan.PlanRow]:
         return [row("H100", method=asked["method"], gradient_checkpointing=asked["gradient_checkpointing"])]
 
     monkeypatch.setattr(plan, "_estimated", estimated)
@@ -143,7 +143,7 @@ def test_a_method_that_cannot_be_estimated_leaves_the_others(
 ) -> None:
     """For example QLoRA without bitsandbytes: a note says why; the message of all is an error."""
 
-    def estimated(local: Any, actuator: str, values: dict[str, Any], *unused: Any) -> list[plan.Row]:
+    def estimated(local: Any, actuator: str, values: dict[str, Any], *unused: Any) -> list[plan.PlanRow]:
         if values["method"] in impossible:
             raise failures.InvalidConfiguration("It lacks a package.")
         return [row(method=values["method"])]

@@ -15,7 +15,7 @@ chunked = pytest.importorskip("trl.kernels.chunked_logprob")
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import chunked_loss, tracing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.chunked_loss import IN_PLACE, MODULE, loss_of_cuda  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Ledger  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import Values  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import AssumedValues  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -26,7 +26,7 @@ def largest_storage(*, cuda: bool) -> int:
     """Return the bytes of the largest storage of a loss and its gradients, in bfloat16."""
     ledger = Ledger()
     mode = fake_tensor.FakeTensorMode()
-    with mode, tracing.Watch(ledger, Values(mode, 0, 0)):
+    with mode, tracing.Watch(ledger, AssumedValues(mode, 0, 0)):
         hidden = torch.empty(TOKENS, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
         weight = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
         targets = torch.zeros(TOKENS, dtype=torch.int64)

@@ -16,7 +16,7 @@ from ado_actuators.sfttrainer.core.protocol.supported import untraceable  # noqa
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import four_bits  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, Ledger, Sharing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.tracing import Watch  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import Values  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import AssumedValues  # noqa: E402
 from ado_actuators.sfttrainer.core.workload.fields import Workload  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -82,7 +82,7 @@ def test_weights_of_eight_bits_are_refused() -> None:
 def test_a_product_makes_the_whole_weight() -> None:
     """In the forward pass, and again in the backward pass, where nothing else of it was kept."""
     ledger, mode = Ledger(), FakeTensorMode()
-    watch = Watch(ledger, Values(mode, 0, 0))
+    watch = Watch(ledger, AssumedValues(mode, 0, 0))
     with four_bits.kernels_of_four_bits(), mode:
         model = four_bits.quantised(Model(), torch.bfloat16)
         given = torch.ones(1, COLUMNS, dtype=torch.bfloat16, requires_grad=True)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.fully_sharded import FullySharded, Wrapping  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES, UPDATE, Ledger, Sharing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.tracing import Watch  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import Values  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import AssumedValues  # noqa: E402
 
 from .... import memory  # noqa: E402
 
@@ -127,7 +127,7 @@ def wrapped(model: Model, wrapping: Wrapping) -> Any:
 def played_peaks(wrapping: Wrapping, **kind: bool) -> list[int]:
     """Return the same of a trace."""
     ledger, mode = Ledger(), FakeTensorMode(allow_non_fake_inputs=True)
-    watch = Watch(ledger, Values(mode, 0, 0))
+    watch = Watch(ledger, AssumedValues(mode, 0, 0))
     with mode, watch:
         model = Model(**kind)
         ids = torch.randint(0, VOCABULARY, (4, 32))

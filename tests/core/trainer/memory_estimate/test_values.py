@@ -14,7 +14,7 @@ from torch._subclasses import fake_tensor  # noqa: E402
 
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Ledger  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.tracing import Watch  # noqa: E402
-from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import Values, experts_of  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer.memory_estimate.values import AssumedValues, experts_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -26,7 +26,7 @@ def trace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """A trace that keeps values up to a size."""
     monkeypatch.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", request.param or 1)
     mode = fake_tensor.FakeTensorMode()
-    with mode, Watch(Ledger(), Values(mode, EXPERTS, request.param)):
+    with mode, Watch(Ledger(), AssumedValues(mode, EXPERTS, request.param)):
         yield
 
 
@@ -57,7 +57,7 @@ def test_pieces_of_known_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Granite's experts: how many tokens each has is read back, and the tokens are split by it."""
     monkeypatch.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", 2**20)
     mode = fake_tensor.FakeTensorMode()
-    with mode, Watch(Ledger(), Values(mode, EXPERTS, 2**20)):
+    with mode, Watch(Ledger(), AssumedValues(mode, EXPERTS, 2**20)):
         gates = torch.zeros(TOKENS, EXPERTS).scatter(1, chosen(), 1)
         sizes = gates.long().sum(0).tolist()
         pieces = torch.rand(TOKENS * CHOSEN, 16).split(sizes)
