@@ -8,6 +8,7 @@ such formats, lacks the one of the Hugging Face hub and would have to be install
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
@@ -16,8 +17,8 @@ from collections.abc import Iterator, Mapping
 
 # the first alternative matches at the end of a word of the name (PGPASSWORD, X_API_KEYS); the second only whole words
 SECRET_NAMES = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|SECRET|ACCESS)KEY|CREDENTIAL|SSHPASS|AUTHORIZATION|COOKIE|WEBHOOK|KUBECONFIG)S?\d*(_|$)"
-    r"|(^|_)(PWD|PASS|PAT|AUTH|KEY|JWT|SAS|SIGNATURE|SIG)S?\d*(_|$)"
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|SECRET|ACCESS)KEY|CREDENTIAL|SSHPASS|AUTHORIZATION|COOKIE|WEBHOOK|KUBECONFIG|CONNECTION_STRING)S?\d*(_|$)"
+    r"|(^|_)(PWD|PW|PASS|PAT|AUTH|KEY|JWT|SAS|SIGNATURE|SIG)S?\d*(_|$)"
     r"|(COOKIE|WEBHOOK|CREDENTIAL|PASSPHRASE|KUBECONFIG)"
 )
 # shorter values are usually modes and switches; hiding them would change ordinary words
@@ -25,6 +26,9 @@ SHORTEST = 8
 HIDDEN = "***"
 # longer lines are written in pieces
 LONGEST_LINE_BYTES = 2**16
+# characters that stay as they are when a URL is quoted: none, as by Python, as by JavaScript's encodeURIComponent, as by requests
+_UNQUOTED = ("", "/", "!*'()", "!#$%&'()*+,/:;=?@[]~")
+_ESCAPED = re.compile("%[0-9A-F]{2}")
 _LOGIN = re.compile(r"\w+://([^/\s]+)@")
 # variables in which shells keep directories
 _DIRECTORIES = ("PWD", "OLDPWD")
@@ -43,7 +47,8 @@ _FORMS = (
     re.compile(r"()\bxox[abeoprs]-[\w-]{10,}"),
     re.compile(r"()\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"),
     re.compile(r"()\bpypi-AgE[\w-]{50,}|()\bnpm_[A-Za-z0-9]{36}\b|()\bAIza[\w-]{35}\b"),
-    re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]+"),
+    re.compile(r"()\b(?:dckr_pat_|nvapi-|ya29\.)[\w-]{20,}|()\b(?:r8|gsk)_\w{36,}|()\bSG\.[\w-]{16,}\.[\w-]{16,}"),
+    re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?:[^-]|-(?!----))+"),
 )
 # also tokens that are cut or invented: a message seldom has a word like them, a log may
 _SHORT_TOKENS = re.compile(r"\b(hf_|sk-|ghp_|glpat-)[A-Za-z0-9_\-]{8,}")
@@ -63,12 +68,17 @@ def secrets(environ: Mapping[str, str]) -> list[str]:
 
 
 def _encoded(secret: str) -> Iterator[str]:
-    """Return the forms of a secret: as quoted by Python, JSON and URLs, and its base64 at each of the three possible offsets."""
+    """Return the forms of a secret: as quoted by Python, JSON, HTML and URLs, and its base64 at each of the three possible offsets."""
     yield from (quoted[1:-1] for quoted in (repr(secret), json.dumps(secret)))
-    yield from (
-        urllib.parse.quote(secret, safe="", errors="replace"),
-        urllib.parse.quote_plus(secret, errors="replace"),
-    )
+    for safe in _UNQUOTED:
+        for quote in (urllib.parse.quote, urllib.parse.quote_plus):
+            quoted = quote(secret, safe, errors="replace")
+            yield from (
+                quoted,
+                _ESCAPED.sub(lambda found: found.group().lower(), quoted),
+                urllib.parse.quote(quoted, ""),
+            )
+    yield html.escape(secret)
     data = secret.encode("utf-8", "surrogateescape")
     for offset in range(3):
         # only the characters that do not depend on the text around the secret

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
@@ -21,6 +21,8 @@ from .errors import DataError
 Row = tuple[str, dict[str, Any]]
 # most bytes of a line, which is read as a whole
 MOST_ROW_BYTES = 128 * 2**20
+# lines are counted in pieces of this size
+_PIECE_BYTES = 2**20
 # what a file can be that is named .jsonl, by its first bytes
 _OTHER_KINDS = {
     b"\x1f\x8b": "compressed with gzip; unpack it",
@@ -92,10 +94,11 @@ def _json_object(line: bytes, position: str) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise _RepeatedKeyError(name)
+        made[name] = value
     return made
 
 
@@ -174,6 +177,18 @@ def _unpacked_bytes(file: pyarrow.parquet.ParquetFile, group: int, columns: list
     return unpacked
 
 
+def _lines(file: IO[bytes]) -> int:
+    """Return the number of lines that are not blank, in bounded memory: a line may be as long as the file."""
+    count, blank = 0, True
+    while piece := file.read(_PIECE_BYTES):
+        *ended, last = piece.split(b"\n")
+        for part in ended:
+            count += not (blank and not part.strip())
+            blank = True
+        blank = blank and not last.strip()
+    return count + (not blank)
+
+
 def count_rows(path: str) -> int:
     """Return the number of rows of a .parquet file, or of lines that are not blank of any other file, without parsing them.
 
@@ -186,7 +201,7 @@ def count_rows(path: str) -> int:
             with pyarrow.parquet.ParquetFile(path) as file:
                 rows: int = file.metadata.num_rows
                 return rows
-        with Path(path).open("rb") as lines:
-            return sum(1 for line in lines if not line.isspace())
+        with Path(path).open("rb") as file:
+            return _lines(file)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"Data set {quoted(path)} cannot be read.") from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import base64
+import html
 import json
 import os
+import re
 import threading
 import time
 import urllib.parse
@@ -88,15 +90,24 @@ def test_a_name_may_run_its_words_together(name: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["planted\"de\\fgh'12345", "-----BEGIN KEY-----\nplanted-line-1\nplanted-line-2\n", "plänted-wörd-1234"],
+    [
+        "planted/9+x=Kp.7w&Rt~2m'N\"v",
+        "planted\"de\\fgh'12345",
+        "-----BEGIN KEY-----\nplanted-line-1\nplanted-line-2\n",
+        "plänted-wörd-1234",
+    ],
     # pytest names the running test in the environment
-    ids=["quotes", "lines", "letters"],
+    ids=["characters of URLs", "quotes", "lines", "letters"],
 )
 def test_a_secret_is_hidden_however_it_is_quoted(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is, line by line, and as an exception or a record quotes it."""
     monkeypatch.setenv("MY_API_KEY", value)
     quoted = [value, repr(value), json.dumps(value), str(dict(os.environ)), *value.splitlines()]
-    in_url = [urllib.parse.quote(value, safe=""), urllib.parse.quote_plus(value)]
+    in_url = [
+        quote(value, safe) for quote in (urllib.parse.quote, urllib.parse.quote_plus) for safe in ("", "/", "!*'()")
+    ]
+    in_url += [re.sub("%..", lambda found: found.group().lower(), text) for text in in_url]
+    in_url += [urllib.parse.quote(text, "") for text in in_url[:6]] + [html.escape(value)]
     assert [text for text in map(redaction.hide, quoted + in_url) if "plant" in text or "nted" in text] == []
 
 
@@ -120,6 +131,7 @@ def test_a_secret_is_hidden_in_base64(before: str, monkeypatch: pytest.MonkeyPat
         ("AKIAABCDEFGHIJKLMNOP", "***"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "***"),
         ("glpat-" + "x" * 20, "***"),
+        ("nvapi-" + "x" * 30 + " dckr_pat_" + "y" * 27 + " r8_" + "z" * 37, "*** *** ***"),
         ("Authorization: Bearer abcdefghijklmnopqrstuv==", "Authorization: Bearer ***"),
         ("get https://bob:pw@host/simple", "get https://***@host/simple"),
         ("https://h/f?X-Amz-Signature=abc&x=1", "https://h/f?X-Amz-Signature=***&x=1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -82,3 +83,29 @@ def test_rows_are_counted_without_reading_them(tmp_path: Path, name: str) -> Non
     else:
         parquet.write_table(pyarrow.table({"text": ["a", "b"]}), path)
     assert files.count_rows(str(path)) == 2
+
+
+def test_lines_are_counted_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line may be as long as the file: it is never read as a whole, and blank lines may be divided as well."""
+    monkeypatch.setattr(files, "_PIECE_BYTES", 4)
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"a" * 9 + b"\n      \r\n\n" + b" " * 7 + b"b\n" + b"\0" * 9)
+    assert files.count_rows(str(path)) == 3
+    read = []
+
+    class Recording(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            read.append(size)
+            return super().read(size)
+
+    assert files._lines(Recording(b"x" * 20)) == 1
+    assert set(read) == {4}
+
+
+def test_a_repeated_key_is_found_among_many(tmp_path: Path) -> None:
+    """Four hundred thousand keys, the last one twice, are read in one pass."""
+    path = tmp_path / "d.jsonl"
+    pairs = ",".join(f'"k{number}": 0' for number in range(400_000))
+    path.write_text(f'{{{pairs}, "k399999": 1}}\n')
+    with pytest.raises(DataError, match="k399999"):
+        next(files.json_lines(str(path)))
