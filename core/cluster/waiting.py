@@ -50,9 +50,14 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
     rest = sum(held_by_others(node, kind) for node in fitting)
     named = _named(seen, {node.id for node in fitting}, kind)
     holders.update(named)
-    if (unknown := rest - sum(named.values())) > 0.01:
+    # a lease may train with more CPUs than it reserves, those of waiting operators: together nobody holds more than there is
+    unknown = min(
+        rest - sum(named.values()), _amount(fitting, kind) - _amount_free(fitting, kind) - sum(holders.values())
+    )
+    if unknown > 0.01:
         holders.update(_tasks({node.id for node in fitting}, kind, unknown, seen.operators) or {"other tasks": unknown})
-    return Explanation(_needs(need), _free(fitting, kind), _list(holders, kind), only_own=own > 0 and rest <= 0.01)
+    only_own = own > 0 and sum(holders.values()) - own <= 0.01
+    return Explanation(_needs(need), _free(fitting, kind), _list(holders, kind), only_own)
 
 
 def held_by_others(node: Node, kind: str) -> float:
@@ -70,8 +75,15 @@ def _needs(need: Need) -> str:
 
 
 def _free(nodes: list[Node], kind: str) -> str:
-    free = sum(max(0.0, node.free_gpus if kind == "GPU" else node.usable_cpus) for node in nodes)
-    return f"{free:g} of {amount(sum(node.total.get(kind, 0.0) for node in nodes), kind)} free"
+    return f"{_amount_free(nodes, kind):g} of {amount(_amount(nodes, kind), kind)} free"
+
+
+def _amount(nodes: list[Node], kind: str) -> float:
+    return sum(node.total.get(kind, 0.0) for node in nodes)
+
+
+def _amount_free(nodes: list[Node], kind: str) -> float:
+    return sum(max(0.0, node.free_gpus if kind == "GPU" else node.usable_cpus) for node in nodes)
 
 
 def _named(seen: Snapshot, nodes: set[str], kind: str) -> dict[str, float]:

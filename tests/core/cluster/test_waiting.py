@@ -67,6 +67,14 @@ def test_tasks_are_named_as_far_as_they_can_hold_what_is_missing(monkeypatch: py
     assert explain(Need(1, 1, gpus=1), one_held, "me").held == "other tasks (1 GPU)"
 
 
+def test_nobody_holds_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement trains with the CPU that an operator has lent, which Ray lists as that of a task."""
+    monkeypatch.setattr(tasks, "table", lambda: [task("tune", CPU=1.0)])
+    lent = Node("n", {"CPU": 2}, {"CPU": 0}, claims=(Claim("a", "me", 2, {"CPU": 1.0}),))
+    why = explain(Need(1, 2), Snapshot(nodes=(lent,)), "me")
+    assert (why.held, why.only_own) == ("other measurements of this operation (2 CPUs)", True)
+
+
 def test_trials_count_as_operators_before_there_is_a_dispatcher() -> None:
     """ado's manager of the space is there before them; actors of other jobs are no operators."""
     manager = Actor("DiscoverySpaceManager", snapshot.MANAGER, "", "3", "n", {})
