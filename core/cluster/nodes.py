@@ -62,10 +62,10 @@ def check(workload: Workload, cpus: int | None = None, *, autoscaling: bool) -> 
         # processes share nodes
         places = sum(int(node["Resources"].get("CPU", 0) // cpus) for node in nodes())
         if places < workload.number_nodes:
-            processes = f"{workload.number_nodes} processes" if workload.number_nodes > 1 else "1 process"
-            verb = "do" if workload.number_nodes > 1 else "does"
             unit = "CPU" if cpus == 1 else "CPUs"
-            raise failures.Broken(f"{processes} with {cpus} {unit} each {verb} not fit; {offer()}")
+            one = f"1 process with {cpus} {unit} does"
+            several = f"{workload.number_nodes} processes with {cpus} {unit} each do"
+            raise failures.Broken(f"{several if workload.number_nodes > 1 else one} not fit; {offer()}")
         return
     with_gpus = [node for node in nodes() if _fits(node, workload)]
     fitting = [node for node in with_gpus if node["Resources"].get("CPU", 0) >= cpus]

@@ -45,7 +45,11 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
     for claim in (claim for node in fitting for claim in node.claims):
         amount = claim.reserved.get("GPU", 0.0) if kind == "GPU" else claim.threads
         own += amount if claim.owner == owner else 0.0
-        whose = "other measurements of this operation" if claim.owner == owner else "measurements of another pool"
+        whose = (
+            "other measurements of this operation"
+            if claim.owner == owner
+            else "measurements of another operation or actuator"
+        )
         holders[whose] += amount
     rest = sum(held_by_others(node, kind) for node in fitting)
     named = _named(seen, {node.id for node in fitting}, kind)

@@ -112,6 +112,8 @@ class MeasuringParameters(pydantic.BaseModel):
         # the path must name the same directory in processes with other working directories
         if value and not value.startswith(("/", "~")):
             raise ValueError("expected a path that begins with / or ~")
+        if "\0" in value:
+            raise ValueError("expected a path without zero bytes")
         try:
             state_dir(value)
         except RuntimeError as error:

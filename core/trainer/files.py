@@ -21,6 +21,8 @@ from .errors import DataError
 Row = tuple[str, dict[str, Any]]
 # most bytes of a line, which is read as a whole
 MOST_ROW_BYTES = 128 * 2**20
+# blank lines in a row, whose number has no other limit
+_MOST_BLANK_LINES = 100_000
 # lines are counted in pieces of this size
 _PIECE_BYTES = 2**20
 # what a file can be that is named .jsonl, by its first bytes
@@ -63,20 +65,24 @@ def json_lines(path: str) -> Iterator[Row]:
     """Yield the JSON objects of a file with one object per line. Blank lines are skipped.
 
     Raises:
-        DataError: the file cannot be read, or a line is not a JSON object in UTF-8, has a key twice, or has more than
-            ``MOST_ROW_BYTES`` bytes.
+        DataError: the file cannot be read, or a line is not a JSON object in UTF-8, has a key twice, has more than
+            ``MOST_ROW_BYTES`` bytes, or follows more than ``_MOST_BLANK_LINES`` blank ones.
     """
     check_regular(path)
     try:
         with Path(path).open("rb") as file:
-            number = 0
+            number = blank = 0
             while line := file.readline(MOST_ROW_BYTES + 1):
                 number += 1
+                blank = 0 if line.strip() else blank + 1
+                if 0 < blank <= _MOST_BLANK_LINES and len(line) <= MOST_ROW_BYTES:
+                    continue
                 position = f"Line {number} of data set {quoted(path)}"
                 if len(line) > MOST_ROW_BYTES:
                     raise DataError(f"{position} has more than {MOST_ROW_BYTES} bytes; expected one sample per line.")
-                if line.strip():
-                    yield position, _json_object(line, position)
+                if blank:
+                    raise DataError(f"{position} follows {_MOST_BLANK_LINES:,} blank lines; remove them.")
+                yield position, _json_object(line, position)
     except OSError as error:
         raise DataError(unreadable(path, error.strerror)) from error
 

@@ -38,7 +38,7 @@ def test_a_wait_names_who_holds_what() -> None:
     busy = Node("n", {"CPU": 8}, {"CPU": 0.5}, operators=1, claims=(lease("a", 2), lease("b", 3, "other")))
     why = explain(Need(1, 4), Snapshot(nodes=(busy,), actors=actors, operators=frozenset({"1"})), "me")
     assert why.message(31.2) == (
-        "A measurement has waited 31 s for 4 CPUs: 1.5 of 8 CPUs free, held by measurements of another pool (3 CPUs), "
+        "A measurement has waited 31 s for 4 CPUs: 1.5 of 8 CPUs free, held by measurements of another operation or actuator (3 CPUs), "
         "other measurements of this operation (2 CPUs), actor serve (1 CPU) and actor Worker (0.5 CPUs). "
         "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
     )
@@ -253,5 +253,5 @@ def test_a_trial_that_waits_for_an_own_measurement_is_not_reported(
     assert bool(told) is reported
     if told:
         assert told[0].startswith(
-            "ado's operator has waited 31 s for 1 CPU: 0 of 2 CPUs free, held by measurements of another pool (2 CPUs)."
+            "ado's operator has waited 31 s for 1 CPU: 0 of 2 CPUs free, held by measurements of another operation or actuator (2 CPUs)."
         )

@@ -166,6 +166,7 @@ def test_a_configuration_is_taken_as_given_or_refused(given_values: dict[str, An
     ("place", "why"),
     [
         ("state", "expected a path that begins with / or ~"),
+        ("/a\0b", "expected a path without zero bytes"),
         ("~nobody-of-this-name/state", "could not determine home directory"),
     ],
 )

@@ -109,3 +109,14 @@ def test_a_repeated_key_is_found_among_many(tmp_path: Path) -> None:
     path.write_text(f'{{{pairs}, "k399999": 1}}\n')
     with pytest.raises(DataError, match="k399999"):
         next(files.json_lines(str(path)))
+
+
+def test_blank_lines_are_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few between rows are skipped; so many in a row are refused."""
+    monkeypatch.setattr(files, "_MOST_BLANK_LINES", 3)
+    path = tmp_path / "d.jsonl"
+    path.write_text('\n\n{"text": "a"}\n\n \n\n{"text": "b"}\n')
+    assert [row for _, row in files.json_lines(str(path))] == [{"text": "a"}, {"text": "b"}]
+    path.write_text('{"text": "a"}\n' + 4 * "\n")
+    with pytest.raises(DataError, match=r"Line 5 of .* follows 3 blank lines; remove them\."):
+        list(files.json_lines(str(path)))
