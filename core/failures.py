@@ -47,7 +47,7 @@ class Cause:
         group: ``cannot run``, ``transient`` or ``broken``.
         what: ``gpu_oom``, ``host_oom``, ``predicted_oom`` or ``invalid_configuration`` if the workload cannot run;
             ``bad_input`` if the user's input cannot be used; else the group.
-        message: the message for the user, at most 200 characters, without those of a library's exception.
+        message: the message for the user, at most 200 characters, not counting a library's exception that it quotes.
         quotes: whether the message contains type and text of a library's exception.
     """
 

@@ -53,6 +53,7 @@ ENDED = "The operation has ended."
 Report = Callable[[str, str, bool, bool], None]
 
 
+# lambdas, so that a test can replace the clock
 @dataclasses.dataclass
 class _Ticket:
     """A waiting request: its future lease, and the start of its wait in monotonic seconds."""

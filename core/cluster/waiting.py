@@ -68,7 +68,7 @@ def held_by_others(node: Node, kind: str) -> float:
     """Return the amount that is held neither by leases nor, for CPUs, by ado's operators."""
     if kind == "CPU":
         return node.others_cpus
-    return node.total.get("GPU", 0.0) - node.free_gpus - sum(claim.reserved.get("GPU", 0.0) for claim in node.claims)
+    return node.others_gpus + node.operator_gpus
 
 
 def _needs(need: Need) -> str:

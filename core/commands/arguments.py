@@ -121,12 +121,12 @@ def _parameterization(items: Any, path: Path) -> dict[str, Any]:
 def _value(text: str, name: str) -> Any:
     try:
         return yaml_input.load(text)
+    except yaml_input.NotYAML:
+        raise BadUse(
+            f"{name} {text!r:.60} is not valid YAML; a text with special characters needs quotes inside the shell's: "
+            f"{name}='\"...\"'."
+        ) from None
     except yaml_input.InvalidYAML as error:
-        if str(error).startswith("not valid"):
-            raise BadUse(
-                f"{name} {text!r:.60} is not valid YAML; a text with special characters needs quotes inside the shell's: "
-                f"{name}='\"...\"'."
-            ) from None
         raise BadUse(f"{name}: {error}") from None
 
 

@@ -40,7 +40,7 @@ def examine_cluster(address: str, subject: Subject) -> list[Check]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return [Check("cluster", "missing", failures.plain_message(reason), START_RAY)]
     try:
-        return [finding for node in ray.nodes() for finding in _node(node, subject)]
+        return [check for node in ray.nodes() for check in _node(node, subject)]
     finally:
         ray.shutdown()
 
@@ -86,7 +86,7 @@ def _node(node: dict[str, Any], subject: Subject) -> Iterator[Check]:
             f"pip install ./{subject.plugin}   # on {name}",
         )  # fmt: skip
     else:
-        yield from (dataclasses.replace(finding, what=f"{name} {finding.what}") for finding in answered)
+        yield from (dataclasses.replace(check, what=f"{name} {check.what}") for check in answered)
 
 
 def _offer(resources: dict[str, float]) -> str:
@@ -116,27 +116,27 @@ def main(plugin: str, trains_in: str, *, address: str | None, state_dir: str) ->
         print(f"--state-dir {state_dir}: {error}", file=sys.stderr)
         return 2
     address = address or os.environ.get("RAY_ADDRESS")
-    findings = examine_cluster(address, subject) if address else examine(subject)
+    checks = examine_cluster(address, subject) if address else examine(subject)
     where = f"the Ray cluster at {address}" if address else f"this machine, {socket.gethostname()}"
-    show(f"{plugin} on {where}\n\n{text(findings)}")
-    return 1 if any(finding.state == "missing" for finding in findings) else 0
+    show(f"{plugin} on {where}\n\n{text(checks)}")
+    return 1 if any(check.state == "missing" for check in checks) else 0
 
 
-def text(findings: list[Check]) -> str:
-    """Return findings and a conclusion for a terminal."""
-    width = max(len(finding.what) for finding in findings)
+def text(checks: list[Check]) -> str:
+    """Return checks and a conclusion for a terminal."""
+    width = max(len(check.what) for check in checks)
     lines = []
-    for finding in findings:
-        lines.append(f"{finding.state:<8}{finding.what:<{width}}  {finding.text}")
-        lines += [f"{'':8}{'':<{width}}  $ {finding.remedy}"] if finding.remedy else []
-    return "\n".join([*lines, "", _conclusion(findings)])
+    for check in checks:
+        lines.append(f"{check.state:<8}{check.what:<{width}}  {check.text}")
+        lines += [f"{'':8}{'':<{width}}  $ {check.remedy}"] if check.remedy else []
+    return "\n".join([*lines, "", _conclusion(checks)])
 
 
-def _conclusion(findings: list[Check]) -> str:
-    missing = sum(finding.state == "missing" for finding in findings)
+def _conclusion(checks: list[Check]) -> str:
+    missing = sum(check.state == "missing" for check in checks)
     if missing:
         return f"{missing} missing: run the command below each, then run doctor again."
-    gpus = sum(finding.what.split()[-1] == "GPU" and finding.state == "ok" for finding in findings)
+    gpus = sum(check.what.split()[-1] == "GPU" and check.state == "ok" for check in checks)
     return "Nothing is missing: measurements can run on the CPU" + (f" and on {gpus} GPUs." if gpus else ".")
 
 

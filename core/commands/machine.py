@@ -80,7 +80,7 @@ def examine(subject: Subject) -> list[Check]:
         _load(),
         *gpus,
         *_packages(subject),
-        *_cpu_build_of_torch(subject, has_gpu=any(finding.what == "GPU" and finding.state == "ok" for finding in gpus)),
+        *_cpu_build_of_torch(subject, has_gpu=any(check.what == "GPU" and check.state == "ok" for check in gpus)),
         *_pip(),
         _actuator(subject),
         *_whose(importlib.metadata.distributions(name=SHARED_NAME), subject),
@@ -113,7 +113,7 @@ def _gpus() -> list[Check]:
     except failures.Failure as refused:
         return [Check("GPU", "missing", str(refused), "nvidia-smi -L")]
     if len(visible):
-        return [finding for device in visible for finding in _gpu(device)]
+        return [check for device in visible for check in _gpu(device)]
     if _is_on_pci_bus():
         reason = f"an NVIDIA GPU is installed, but {visible.absent}"
         return [Check("GPU", "missing", reason, "nvidia-smi   # lists the GPU once NVIDIA's driver is installed")]

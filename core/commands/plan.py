@@ -19,6 +19,7 @@ from ..metrics.accelerators import GIB
 from ..protocol.outside import between_devices_bytes
 from ..protocol.results import ResultMetadata
 from ..workload.experiments import KINDS
+from ..workload.fields import Workload
 from ..workload.validation import parse
 from .arguments import BadUse, read_settings, read_workload
 from .console import show
@@ -32,8 +33,7 @@ DEFAULTS: Mapping[str, Any] = {"torch_dtype": "bfloat16", "model_max_length": 20
 MOST_HALVINGS = 4
 # what a plan varies itself
 VARIED = ("batch_size", "number_gpus", "number_nodes", "distributed_backend")
-# as the property gpu_memory_gib
-MOST_GIB = 4096
+MOST_GIB = next(rule.le for rule in Workload.model_fields["gpu_memory_gib"].metadata if hasattr(rule, "le"))
 HEAD = (
     "GPU",
     "GPUs",

@@ -106,11 +106,8 @@ def _best(some: list[answers.Expense], among: list[answers.Expense], tokens: flo
 
 
 def _range(value: float, expense: answers.Expense) -> str:
-    """Return the 95 % interval of hours or cost; its ends are not equally far from the value."""
-    if expense.low is None:
-        return ""
-    high = "no limit" if expense.high is None else rounded(value * expense.high)
-    return f" ({rounded(value * expense.low)} to {high})"
+    interval = expense.interval(value)
+    return f" ({interval})" if interval else ""
 
 
 def _export(directory: Path, rows: list[Row]) -> int:

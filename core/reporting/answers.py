@@ -13,7 +13,7 @@ from .rows import MEASURED, MEMORY, Row, counted, differing, workload_label
 
 COST = "usd_per_million_tokens"
 MOST_NAMED = 4
-# of so many models each gets sentences of its own: the smallest would be the fastest of all
+# up to so many models are answered one by one: among all of them the smallest would always be the fastest
 MOST_MODELS = 3
 
 
@@ -34,6 +34,12 @@ class Expense:
     usd: float | None
     low: float | None
     high: float | None
+
+    def interval(self, value: float) -> str:
+        """Return the 95 % interval of ``value``, which is its hours or its cost; empty if none is known. Its ends are not equally far."""
+        if self.low is None:
+            return ""
+        return f"{rounded(value * self.low)} to {'no limit' if self.high is None else rounded(value * self.high)}"
 
 
 def priced(rows: Sequence[Row], usd_per_device_hour: float | None) -> list[Row]:

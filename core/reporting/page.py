@@ -186,21 +186,15 @@ def _budget(rows: Sequence[Row], tokens: float | None) -> Section:
         [
             workload_label(one.row, varied),
             _number(one.hours),
-            _interval(one.hours, one),
+            one.interval(one.hours),
             _number(one.usd),
-            "" if one.usd is None else _interval(one.usd, one),
+            "" if one.usd is None else one.interval(one.usd),
             answers.unreliable_reason(one.row),
         ]
         for one in found
     ]
     heads = ["workload", "hours", "95 % interval", "USD", "95 % interval", ""]
     return Section("budget", f"Training on {tokens:,.0f} tokens", table=Table(heads, lines, frozenset([1, 2, 3, 4])))
-
-
-def _interval(value: float, one: answers.Expense) -> str:
-    if one.low is None:
-        return ""
-    return f"{_number(value * one.low)} to {_number(value * one.high) if one.high is not None else 'any'}"
 
 
 def _pairs(rows: Sequence[Row]) -> Table | None:

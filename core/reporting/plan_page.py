@@ -110,11 +110,11 @@ def _space(actuator: str, candidate: Candidate) -> dict[str, Any]:
         **{name: [values.pop(name)] for name in required},
         "batch_size": sorted({candidate.values["number_gpus"], largest}),
     }
-    name_of_experiment = f"finetune_{method}_benchmark"
-    defaults = {**DEFAULTS, **KINDS[name_of_experiment].defaults}
+    experiment_name = f"finetune_{method}_benchmark"
+    defaults = {**DEFAULTS, **KINDS[experiment_name].defaults}
     experiment = {
         "actuatorIdentifier": actuator,
-        "experimentIdentifier": name_of_experiment,
+        "experimentIdentifier": experiment_name,
         "experimentVersion": "1.0.0",
         "parameterization": [
             {"property": {"identifier": name}, "value": value}

@@ -25,7 +25,7 @@ _EXPRESSION = re.compile(r"[\\^$*+?{}\[\]()|]")
 _MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _USED_DIRECTLY = ("out_proj", "conv1d")
 _SHOWN = 60
-# as these initialise the factors
+# values of init_lora_weights that take the factors from a decomposition of the weights
 _DECOMPOSED = ("olora", "pissa", "pissa_niter_16")
 # an expert in a list of modules, as transformers before 5 builds them
 _EXPERT = re.compile(r"\bexperts\.\d+\.")

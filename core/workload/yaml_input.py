@@ -18,13 +18,18 @@ class InvalidYAML(Exception):
     """The text cannot be used; the message says where and why."""
 
 
+class NotYAML(InvalidYAML):
+    """The text is not valid YAML."""
+
+
 def load(text: str) -> Any:
     """Return the value of a YAML document.
 
     Numbers follow YAML 1.2: ``1e1`` is 10.0. ``010``, which YAML 1.1 reads as 8, is rejected, and so is ``1:30``, which it reads as 90.
 
     Raises:
-        InvalidYAML: the text is not valid YAML, has a key twice or a number that begins with 0 or has a colon, or is longer, deeper or
+        NotYAML: the text is not valid YAML.
+        InvalidYAML: the text has a key twice or a number that begins with 0 or has a colon, or is longer, deeper or
             has more aliases than allowed.
     """
     if len(text) > LONGEST_CHARACTERS:
@@ -37,7 +42,7 @@ def load(text: str) -> Any:
         if mark and "single document" in str(getattr(error, "context", "")):
             text = f"more than one YAML document: another begins at line {mark.line + 1}"
             raise InvalidYAML(f"{text}. Write each to a file of its own.") from None
-        raise InvalidYAML("not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
+        raise NotYAML("not valid YAML" + (f" at line {mark.line + 1}." if mark else ".")) from None
 
 
 def _check_size(text: str) -> None:

@@ -86,7 +86,7 @@ def fewest(job: Job, *, fits: bool, estimator_of: EstimatorOf, parameters: int =
 
 
 def least_bytes(workload: JobWorkload, parameters: int) -> int:
-    """Return bytes of a device below which no trace of a workload stays: weights, and with full fine-tuning also their gradients.
+    """Return a lower bound of the memory of a device: the weights and, with full fine-tuning, gradients and AdamW's states.
 
     Args:
         workload: the workload.
@@ -94,7 +94,7 @@ def least_bytes(workload: JobWorkload, parameters: int) -> int:
     """
     width = 0.5 if workload.method == "qlora" else 4 if workload.torch_dtype == "float32" else 2
     if workload.method == "full":
-        # the states of these have the type of the weights, and there are two
+        # weights and gradients, and AdamW's two states in the type of the weights
         width *= 4 if workload.optim in ("adamw_torch", "adamw_torch_fused") else 2
     if workload.fsdp_cpu_offload:
         return 0

@@ -32,19 +32,19 @@ def subject(tmp_path: Path) -> Subject:
     return Subject("sfttrainer", "current", str(tmp_path))
 
 
-def found(findings: list[Check], what: str) -> list[tuple[str, str]]:
-    """Return state and text of the findings with this name."""
-    return [(one.state, one.text) for one in findings if one.what == what]
+def found(checks: list[Check], what: str) -> list[tuple[str, str]]:
+    """Return state and text of the checks with this name."""
+    return [(one.state, one.text) for one in checks if one.what == what]
 
 
 def test_installed_packages_are_listed(subject: Subject) -> None:
     """The training stack with its versions, and ado's entry point."""
-    findings = machine.examine(subject)
-    ((state, text),) = found(findings, "training stack")
+    checks = machine.examine(subject)
+    ((state, text),) = found(checks, "training stack")
     assert state == "ok"
     assert f"trl {importlib.metadata.version('trl')}" in text.split(", ")
-    assert found(findings, "actuator") == [("ok", "ado finds sfttrainer")]
-    assert found(findings, "disk")[0][1].endswith(f"GiB free at {subject.state_dir}")
+    assert found(checks, "actuator") == [("ok", "ado finds sfttrainer")]
+    assert found(checks, "disk")[0][1].endswith(f"GiB free at {subject.state_dir}")
 
 
 @pytest.mark.parametrize(("busy", "state"), [(0.1, "ok"), (64.0, "note")])
@@ -91,9 +91,9 @@ def test_ibms_distribution_of_the_same_name_is_recognised(
         (metadata / "entry_points.txt").write_text(f"[ado.actuators]\nsfttrainer = {entry}\n")
     paths = [str(path) for path in sorted(tmp_path.iterdir())]
     installed = list(importlib.metadata.distributions(name="ado-sfttrainer", path=paths))
-    findings = list(machine._whose(installed, Subject(plugin, "current", "")))
-    assert [one.state for one in findings] == states
-    assert [bool(one.remedy) for one in findings] == [state == "missing" for state in states]
+    checks = list(machine._whose(installed, Subject(plugin, "current", "")))
+    assert [one.state for one in checks] == states
+    assert [bool(one.remedy) for one in checks] == [state == "missing" for state in states]
 
 
 def test_this_distribution_is_this_projects(subject: Subject) -> None:
@@ -169,8 +169,8 @@ def test_missing_packages_of_the_extra_qlora_are_a_note(subject: Subject, monkey
 
 def test_a_missing_package_has_the_command_that_installs_it(tmp_path: Path) -> None:
     """A plugin that is not installed; the last line is a conclusion."""
-    findings = machine.examine(Subject("other", "current", str(tmp_path)))
-    missing = [one for one in findings if one.what == "ado-other"]
+    checks = machine.examine(Subject("other", "current", str(tmp_path)))
+    missing = [one for one in checks if one.what == "ado-other"]
     assert missing == [Check("ado-other", "missing", "the plugin is not installed", "pip install ./other")]
     lines = doctor.text(missing).splitlines()
     assert lines[:2] == [
@@ -200,7 +200,7 @@ def test_the_command_needs_neither_torch_nor_ray_running(plugin: str, own_home: 
 
 
 def test_an_ado_that_cannot_be_imported_is_reported() -> None:
-    """The command does not need ado itself, so the other findings are shown as well."""
+    """The command does not need ado itself, so the other checks are shown as well."""
     code = "import sys; sys.modules['ado'] = None; from ado_actuators.sfttrainer.__main__ import main; "
     code += "sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
@@ -222,7 +222,7 @@ def cluster() -> Iterator[Cluster]:
 def test_every_node_of_a_cluster_is_examined(
     cluster: Cluster, subject: Subject, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its resources in Ray, and the findings of a task on the node."""
+    """Its resources in Ray, and the checks of a task on the node."""
     status = main(["doctor", "--address", cluster.address, "--state-dir", str(subject.state_dir)])
     printed = capsys.readouterr().out
     assert status == 0
@@ -235,14 +235,14 @@ def test_an_address_where_nothing_answers_is_reported_at_once(subject: Subject) 
     """Without waiting for Ray's own time-out."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    (finding,) = doctor.examine_cluster(f"127.0.0.1:{port}", subject)
-    assert finding.text == f"nothing answers at 127.0.0.1:{port}: Connection refused"
+    (check,) = doctor.examine_cluster(f"127.0.0.1:{port}", subject)
+    assert check.text == f"nothing answers at 127.0.0.1:{port}: Connection refused"
 
 
 def test_the_address_of_a_dashboard_is_rejected(subject: Subject) -> None:
     """RAY_ADDRESS may hold it; message and command say which address to give instead."""
-    (finding,) = doctor.examine_cluster("http://127.0.0.1:8265", subject)
-    assert finding == Check(
+    (check,) = doctor.examine_cluster("http://127.0.0.1:8265", subject)
+    assert check == Check(
         "cluster", "missing",
         "http://127.0.0.1:8265 is the address of the dashboard, which accepts jobs only; "
         "from outside the cluster give ray://127.0.0.1:10001",
