@@ -1,4 +1,4 @@
-"""Models of a job: random weights, pretrained weights, tokenizers, router load. Uses torch with tiny models."""
+"""Models of a job: random weights, pretrained weights, tokenizers. Uses torch with tiny models."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def _without_dropout(network: Any) -> Any:
 
 
 def test_experts_that_are_not_quantised_are_noted() -> None:
-    """Fused experts have 4 · 3 · 16 · 32 parameters; the router's load is read without converting weights."""
+    """Fused experts have 4 · 3 · 16 · 32 parameters."""
     pytest.importorskip("bitsandbytes")
     from ado_actuators.sfttrainer.core.trainer import quantise
 
@@ -253,11 +253,6 @@ def test_experts_that_are_not_quantised_are_noted() -> None:
         "The weights of fused experts, 6,144 parameters, keep their type: bitsandbytes quantises linear layers only."
     ]
     assert quantise.notes(network) == (noted if is_fused else [])
-    layer = network.get_submodule("model.layers.0.self_attn.q_proj")
-    modes = []
-    layer.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
-    assert model.router_load(network.train(), torch.zeros(1, 8, dtype=torch.long)) == 2.0
-    assert modes == [True]
 
 
 def test_pretrained_weights_are_the_saved_ones(saved: Path) -> None:
@@ -360,72 +355,6 @@ def test_a_tokenizer_larger_than_the_model(saved: Path) -> None:
     network, _ = model.build(its_job)
     with pytest.raises(BadInput, match="has 359 tokens, but the model only 300"):
         model.tokenizer(its_job, network)
-
-
-@pytest.mark.parametrize("model_type", ["mixtral", "granitemoe", "qwen3_moe"])
-def test_router_load_of_experts(model_type: str) -> None:
-    """The ratio is between 1 (balance) and 2 (all tokens use the same two of four experts); the model is in training mode afterwards."""
-    architecture = {**EXPERTS, "model_type": model_type}
-    if model_type == "qwen3_moe":
-        architecture |= {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8}
-        del architecture["num_local_experts"]
-    network, _ = model.build(job(architecture))
-    network.train()
-    ratio = model.router_load(network, torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0)))
-    assert ratio is not None
-    assert 1.0 <= ratio <= 2.0
-    assert network.training
-
-
-def test_router_load_of_equal_tokens_is_the_worst() -> None:
-    """Equal tokens in one layer use the same experts: the ratio is experts ÷ experts per token."""
-    network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
-    assert model.router_load(network, torch.zeros(1, 8, dtype=torch.long)) == 2.0
-
-
-def test_router_load_of_groups_is_what_the_router_chose() -> None:
-    """With groups of experts the largest logits are not always chosen."""
-    groups = {
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 2,
-        "n_group": 4,
-        "topk_group": 1,
-        "first_k_dense_replace": 0,
-    }
-    sizes = {
-        "moe_intermediate_size": 16,
-        "q_lora_rank": 8,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-    }
-    network, _ = model.build(job({**SMALL, "model_type": "deepseek_v3", "v_head_dim": 8, **groups, **sizes}))
-    chosen: list[Any] = []
-    network.model.layers[0].mlp.gate.register_forward_hook(lambda module, inputs, output: chosen.append(output[2]))
-    ids = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0))
-    ratio = model.router_load(network, ids)
-    load = torch.bincount(chosen[0].flatten(), minlength=8).double()
-    assert ratio == pytest.approx(float(load.max() / load.mean()))
-
-
-def test_router_load_is_a_fact_where_the_model_is_whole() -> None:
-    """With DDP each rank runs its own copy; a sharded model has no router load. The output layer and the routers' loss are not run."""
-    network, _ = model.build(job({**EXPERTS, "num_hidden_layers": 1}))
-    network.lm_head.forward = None
-    for whole in ("none", "DistributedDataParallel"):
-        assert model.router_facts(network, whole, [0] * 8) == {"router_load_max_over_mean": 2.0}
-    for sharded in ("FullyShardedDataParallel", "FSDP2"):
-        assert model.router_facts(network, sharded, [0] * 8) == {}
-    # what a model's code cannot tell does not fail the measurement
-    network.model.layers = None
-    assert model.router_facts(network, "none", [0] * 8) == {}
-
-
-def test_dense_models_have_no_router_load() -> None:
-    """The router load of a model without experts is None."""
-    network, _ = model.build(job(SMALL))
-    assert model.router_load(network, torch.zeros(1, 4, dtype=torch.long)) is None
-    assert model.router_facts(network, "none", [0] * 4) == {}
 
 
 def test_a_missing_package_is_named() -> None:

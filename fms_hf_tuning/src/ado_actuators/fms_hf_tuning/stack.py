@@ -35,7 +35,7 @@ def load() -> None:
 
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
-    from .core.trainer import adapters, deepspeed, fsdp, model, quantise, recurrence
+    from .core.trainer import adapters, deepspeed, fsdp, quantise, recurrence, router_load
     from .core.trainer.errors import BadInput
 
     workload = job.workload
@@ -66,7 +66,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         facts["trainable_parameters"] = phases.trainable
     # with fast_moe a rank has only a part of the experts
     if prepared.sample is not None and not workload.fast_moe:
-        facts |= model.router_facts(trainer.model, facts["wrapped_by"], prepared.sample)
+        facts |= router_load.facts(trainer.model, facts["wrapped_by"], prepared.sample)
     return facts
 
 

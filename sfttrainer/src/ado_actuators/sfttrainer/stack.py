@@ -30,7 +30,18 @@ def load() -> None:
 def train(job: Job, clock: Any) -> dict[str, Any]:
     """See ``core.trainer.stack.Stack.train``."""
     from . import checkpointing
-    from .core.trainer import adapters, deepspeed, float8, fsdp, modalities, model, parallel, quantise, recurrence
+    from .core.trainer import (
+        adapters,
+        deepspeed,
+        float8,
+        fsdp,
+        modalities,
+        model,
+        parallel,
+        quantise,
+        recurrence,
+        router_load,
+    )
     from .core.trainer.errors import BadInput
 
     workload, images = job.workload, bool(job.workload.dataset_image_field)
@@ -80,7 +91,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
         return facts | {"image_processor": type(processing.image_processor).__name__}
     # samples for packing are not truncated
     sample = samples.dataset[0]["input_ids"][: workload.model_max_length]
-    return facts | model.router_facts(trainer.model, facts["wrapped_by"], sample)
+    return facts | router_load.facts(trainer.model, facts["wrapped_by"], sample)
 
 
 def _processing(job: Job, network: Any) -> Any:
