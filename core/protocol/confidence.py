@@ -100,6 +100,8 @@ def _autocovariance(centred: Sequence[float], lag: int) -> float:
 
 def _join_neighbours(values: Sequence[float]) -> list[float]:
     size = -(-len(values) // MOST_POINTS)
+    if size == 1:
+        return list(values)
     return [math.fsum(values[i : i + size]) / size for i in range(0, len(values) - size + 1, size)]
 
 

@@ -5,6 +5,7 @@ measured steps. Long stalls that never occur while measuring cannot be taken int
 of all series, but need not reach that share by themselves.
 """
 
+import itertools
 import math
 import random
 import statistics
@@ -21,15 +22,21 @@ CHECKS = {step for step in range(1, MOST_STEPS) if is_check(step)} | {MOST_STEPS
 
 def noise(spread):
     """Independent steps."""
-    return lambda rng: ([1 + rng.gauss(0, spread) for _ in range(MOST_STEPS)], [1.0] * MOST_STEPS)
+
+    def series(rng):
+        while True:
+            yield 1 + rng.gauss(0, spread), 1.0
+
+    return series
 
 
 def drift(slope, spread):
     """Steps whose mean moves by ``slope`` of the first step with each step."""
 
     def series(rng):
-        trend = [1 + slope * step for step in range(MOST_STEPS)]
-        return [mean * (1 + rng.gauss(0, spread)) for mean in trend], trend
+        for step in itertools.count():
+            mean = 1 + slope * step
+            yield mean * (1 + rng.gauss(0, spread)), mean
 
     return series
 
@@ -38,8 +45,8 @@ def spikes(chance, size):
     """Steps of which some take longer by ``size`` steps."""
 
     def series(rng):
-        steps = [1 + rng.gauss(0, 0.01) + size * (rng.random() < chance) for _ in range(MOST_STEPS)]
-        return steps, [1 + chance * size] * MOST_STEPS
+        while True:
+            yield 1 + rng.gauss(0, 0.01) + size * (rng.random() < chance), 1 + chance * size
 
     return series
 
@@ -48,9 +55,8 @@ def every(period, size):
     """Steps of which each ``period``-th takes longer by ``size`` steps, as with logging or garbage collection."""
 
     def series(rng):
-        offset = rng.randrange(period)
-        steps = [1 + rng.gauss(0, 0.01) + size * ((step + offset) % period == 0) for step in range(MOST_STEPS)]
-        return steps, [1 + size / period] * MOST_STEPS
+        for step in itertools.count(rng.randrange(period)):
+            yield 1 + rng.gauss(0, 0.01) + size * (step % period == 0), 1 + size / period
 
     return series
 
@@ -59,11 +65,10 @@ def autocorrelation(rho, spread):
     """A first-order autoregression."""
 
     def series(rng):
-        value, steps = rng.gauss(0, spread), []
-        for _ in range(MOST_STEPS):
-            steps.append(1 + value)
+        value = rng.gauss(0, spread)
+        while True:
+            yield 1 + value, 1.0
             value = rho * value + math.sqrt(1 - rho * rho) * rng.gauss(0, spread)
-        return steps, [1.0] * MOST_STEPS
 
     return series
 
@@ -89,19 +94,21 @@ KINDS = {
 }
 
 
-def stopped(steps, **options):
-    """Return the protocol of a measurement of these steps at its end."""
+def stopped(series, **options):
+    """Return the protocol of a measurement of these steps at its end, and the true means of the steps that it took."""
     protocol = StoppingRule(target_ci_percent=2.0, max_steps=MOST_STEPS, **options)
-    for step, duration in enumerate(steps, start=1):
+    truth = []
+    for step, (duration, mean) in enumerate(itertools.islice(series, MOST_STEPS), start=1):
         protocol.add(max(duration, 0.05))
+        truth.append(mean)
         if step in CHECKS and protocol.should_stop():
             break
-    return protocol
+    return protocol, truth
 
 
-def covered(steps, truth, **options):
-    """Return whether the confidence interval at the last step contains the mean of ``truth`` over the measured steps."""
-    protocol = stopped(steps, **options)
+def covered(series, **options):
+    """Return whether the confidence interval at the last step contains the true mean over the measured steps."""
+    protocol, truth = stopped(series, **options)
     measured = protocol.measured
     mean = sum(measured) / len(measured)
     true_mean = sum(truth[protocol.warmup_steps :][: len(measured)]) / len(measured)
@@ -114,7 +121,7 @@ def shares():
     found = {}
     for kind, makers in KINDS.items():
         rng = random.Random(kind)
-        outcomes = [covered(*make(rng)) for make in makers for _ in range(SERIES)]
+        outcomes = [covered(make(rng)) for make in makers for _ in range(SERIES)]
         found[kind] = sum(outcomes) / len(outcomes)
     return found
 
@@ -127,16 +134,18 @@ CUT_AT_ONCE = {"stop_after_seconds": 0.01}
 def test_ten_steps_are_enough_for_the_interval(kind):
     """Measurements that a time limit cuts to the ten steps of ``min_steps`` have intervals that contain the true mean."""
     rng = random.Random(kind)
-    outcomes = [covered(*make(rng), **CUT_AT_ONCE) for make in KINDS[kind] for _ in range(SERIES)]
+    outcomes = [covered(make(rng), **CUT_AT_ONCE) for make in KINDS[kind] for _ in range(SERIES)]
     assert sum(outcomes) / len(outcomes) >= 0.9
 
 
 def test_two_steps_tell_little():
     """The reason for ``min_steps``: with steps that vary by 5 %, the interval of two is ± 30 % or wider, that of ten below 10 %."""
     rng = random.Random(2)
-    series = [noise(0.05)(rng)[0] for _ in range(SERIES)]
     few, enough = (
-        statistics.median(half_width_percent(stopped(one, min_steps=fewest, **CUT_AT_ONCE).measured) for one in series)
+        statistics.median(
+            half_width_percent(stopped(noise(0.05)(rng), min_steps=fewest, **CUT_AT_ONCE)[0].measured)
+            for _ in range(SERIES)
+        )
         for fewest in (2, 10)
     )
     assert few > 29.9

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,20 +87,6 @@ def test_the_price_of_the_measurements_is_the_default(row: Make) -> None:
     unpriced = [row(50.0, batch_size=2), row(100.0)]
     assert [item.usd for item in answers.expenses(unpriced, 5e6)] == [None, None]
     assert answers.expenses(unpriced, 5e6)[0].row.throughput == 100.0
-
-
-def test_the_report_shows_answers_and_budget(report_of_recorded: tuple[Path, list[str]]) -> None:
-    """On the terminal and on the page."""
-    directory, printed = report_of_recorded
-    assert printed[0].startswith("Fastest ")
-    (line,) = [line for line in printed if line.startswith("Cheapest for 100,000,000 tokens: ")]
-    assert re.search(r" hours \(\S+ to \S+\) and \S+ USD \(\S+ to \S+\)", line), (
-        "the ends of the interval, which are not equally far"
-    )
-    assert str(directory / "cost.png") in printed, "the price of the command gives the figure, too"
-    page = (directory / "report.html").read_text(encoding="utf-8")
-    assert 'class="answer">Fastest' in page
-    assert "Training on 100,000,000 tokens" in page
 
 
 @pytest.mark.parametrize("words", [["--price", "-1"], ["--tokens", "nan"], ["--tokens", "-1"], ["--tokens", "many"]])

@@ -206,6 +206,20 @@ def test_one_workload_is_counted_in_the_singular(row: Make) -> None:
     assert "<b>2</b><span>of 2 workloads measured</span>" in tables_of([row(1.0), row(2.0)])
 
 
+def test_the_report_shows_answers_and_budget(report_of_recorded: tuple[Path, list[str]]) -> None:
+    """On the terminal and on the page."""
+    directory, printed = report_of_recorded
+    assert printed[0].startswith("Fastest ")
+    (line,) = [line for line in printed if line.startswith("Cheapest for 100,000,000 tokens: ")]
+    assert re.search(r" hours \(\S+ to \S+\) and \S+ USD \(\S+ to \S+\)", line), (
+        "the ends of the interval, which are not equally far"
+    )
+    assert str(directory / "cost.png") in printed, "the price of the command gives the figure, too"
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert 'class="answer">Fastest' in page
+    assert "Training on 100,000,000 tokens" in page
+
+
 def test_drawings_take_their_colours_from_the_page(full_page: str) -> None:
     """The SVG is well-formed and has no colours of its own, so that it fits both the light and the dark page."""
     drawings = re.findall(r"<svg .*?</svg>", full_page, re.DOTALL)
