@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+from ..workload.wording import listed
 from . import tasks
 from .placement import Need, Node
 from .snapshot import Snapshot
@@ -117,12 +118,7 @@ def _tasks(nodes: set[str], kind: str, most: float, operators: frozenset[str]) -
 def _list(holders: Mapping[str, float], kind: str) -> str:
     ordered = sorted(((name, held) for name, held in holders.items() if held > 0.01), key=lambda one: -one[1])
     shown = [f"{name} ({amount(held, kind)})" for name, held in ordered[:MOST_HOLDERS]]
-    return _joined([*shown, "others"] if len(ordered) > MOST_HOLDERS else shown) or "no program now"
-
-
-def _joined(words: Iterable[str]) -> str:
-    *first, last = [*words] or [""]
-    return f"{', '.join(first)} and {last}" if first else last
+    return listed([*shown, "others"] if len(ordered) > MOST_HOLDERS else shown) or "no program now"
 
 
 def amount(number: float, kind: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import newer
+from . import models_since_2025
 from .products import BUILDERS, OUTPUT_LAYER, Attention, Model, Product, UnknownArchitecture
 
 # names of the number of experts that a token is sent to, and of all routed experts
@@ -21,7 +21,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 __all__ = ["KNOWN", "OUTPUT_LAYER", "Attention", "Model", "Product", "UnknownArchitecture", "model", "per_token"]
 
 # the model types that have a count
-KNOWN = {**BUILDERS, **newer.BUILDERS}
+KNOWN = {**BUILDERS, **models_since_2025.BUILDERS}
 
 
 def per_token(

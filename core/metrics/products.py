@@ -1,6 +1,6 @@
 """The matrix products of models by type, from their configurations. Standard library only.
 
-``newer.py`` has the families since 2025, ``flops.py`` counts with all of them.
+``models_since_2025.py`` has the families since 2025, ``flops.py`` counts with all of them.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..protocol import supported
 from ..protocol.messages import Job
+from ..protocol.releases import release_of
 from . import (
     attention,
     byte_tokenizer,
@@ -34,7 +35,7 @@ from . import (
 from .errors import BadInput, Refused
 
 # transformers renamed the argument in 4.56
-_DTYPE = "dtype" if tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
+_DTYPE = "dtype" if release_of(transformers.__version__) >= (4, 56) else "torch_dtype"
 
 # what a file of weights raises that is damaged or holds more than tensors
 _NO_WEIGHTS = (pickle.UnpicklingError, EOFError)
@@ -300,7 +301,7 @@ def _explained_tokenizer(job: Job) -> Iterator[None]:
     except Exception as error:  # the tokenizer's files can make the libraries raise anything
         name = job.workload.model_name[-60:]
         # the class that transformers 5 writes for every tokenizer of the tokenizers library
-        if "TokenizersBackend" in str(error) and int(transformers.__version__.split(".")[0]) < 5:
+        if "TokenizersBackend" in str(error) and release_of(transformers.__version__) < (5,):
             raise BadInput(
                 f"The tokenizer of model {name[-40:]} was saved by transformers 5, but {transformers.__version__} trains; "
                 "save it with transformers 4, or set its tokenizer_class to PreTrainedTokenizerFast."

@@ -11,6 +11,7 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from . import ibm_names
+from .wording import listed
 
 KINDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -59,7 +60,7 @@ def accepted(field: FieldInfo, given: Any = None) -> str:
         close.sort(key=lambda one: not one.startswith(wanted))
         return f"one of {len(choices)} values, such as {', '.join(close[:MOST_CLOSE])}"
     if choices:
-        return _joined([str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices])
+        return listed((str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices), "or")
     kind = next((KINDS[one] for one in types if one in KINDS), "another type")
     metadata = [*field.metadata, *_nested_metadata(field.annotation)]
     form = f" in the form of {field.default}" if any(getattr(one, "pattern", None) for one in metadata) else ""
@@ -117,11 +118,6 @@ def _constraints(one: Any) -> Iterator[tuple[str, Any]]:
     for key in (*BOUNDS, "min_length", "max_length"):
         if getattr(one, key, None) is not None:
             yield key, getattr(one, key)
-
-
-def _joined(words: list[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _shortened(value: Any) -> str:

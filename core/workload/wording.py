@@ -1,6 +1,8 @@
-"""Numbers in words, the same in every output. Standard library only."""
+"""Numbers and lists in words, the same in every output. Standard library only."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def rounded(value: float) -> str:
@@ -13,3 +15,9 @@ def plus_minus(percent: float | None) -> str:
     if percent is None:
         return ""
     return f" ± {percent:.0f} %" if percent >= 10 else f" ± {percent:.2g} %"
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Return words as a list in a sentence: ``a, b and c``; empty for none."""
+    *before, end = [*words] or [""]
+    return f"{', '.join(before)} {last} {end}" if before else end

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ...protocol.releases import release_of
+
 # operations of CUDA's lists that models use and that the CPU's list lacks
 FLOAT32 = (
     "exp",
@@ -57,8 +59,7 @@ def lists_of_cuda() -> Iterator[None]:
 
 
 def _operations() -> list[str]:
-    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    return [*FLOAT32, *(name for name, first in SINCE.items() if release >= first)]
+    return [*FLOAT32, *(name for name, first in SINCE.items() if release_of(torch.__version__) >= first)]
 
 
 def _operation(name: str) -> Callable[..., Any]:

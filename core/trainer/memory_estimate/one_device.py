@@ -9,6 +9,7 @@ import torch
 
 from ...protocol import supported
 from ...protocol.messages import AUTOCAST_DTYPES, Job, JobWorkload
+from ...protocol.releases import release_of
 from .. import fsdp
 from ..errors import Refused
 from . import attention
@@ -103,12 +104,8 @@ def wrapping(workload: JobWorkload, model: torch.nn.Module, accelerate: str) -> 
         releases=workload.fsdp_sharding_strategy in ("FULL_SHARD", "HYBRID_SHARD"),
         layers=frozenset(names),
         one_type=workload.mixed_precision != "no",
-        divides_outside=_release(accelerate) >= ACCELERATE_DIVIDES_OUTSIDE,
+        divides_outside=release_of(accelerate) >= ACCELERATE_DIVIDES_OUTSIDE,
     )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _sharded(workload: JobWorkload, whole: int, trained: int, block: int, extra: dict[str, dict[str, int]]) -> Sharing:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .core.protocol import optimizers, supported
 from .core.protocol.messages import JobWorkload
+from .core.protocol.releases import release_of
 
 # packages that each acceleration imports; all of them need CUDA as well
 NEEDS = {
@@ -127,7 +128,7 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
     if workload.method == "prompt_tuning":
         trl = release.get("trl", "")
         # before 0.20 TRL compares the logits of virtual tokens with labels, and fails
-        if _numbers(trl) < (0, 20):
+        if release_of(trl) < (0, 20):
             yield (
                 f"Prompt tuning fails in fms-hf-tuning {release.get('fms-hf-tuning', '')}, because trl {trl} compares the logits "
                 "of virtual tokens with labels; use the sfttrainer actuator."
@@ -160,7 +161,7 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
     if workload.dataset_image_field:
         if not has("PIL"):
             yield supported.lacks_package("dataset_image_field", "pillow")
-        if _numbers(release.get("fms-hf-tuning", "")) < (3, 2):
+        if release_of(release.get("fms-hf-tuning", "")) < (3, 2):
             yield (
                 f"dataset_image_field needs fms-hf-tuning 3.2 or newer, not {release.get('fms-hf-tuning')}; "
                 "use fms_hf_tuning_version 3.2.2."
@@ -179,7 +180,3 @@ def _asked(workload: JobWorkload) -> Iterator[str]:
         value = getattr(workload, name)
         if (asked := f"{name} {value}") in NEEDS or supported.is_hub_kernel(value):
             yield asked
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
