@@ -21,6 +21,7 @@ from .snapshot import Snapshot, parse_name, plain
 # interval at which the table is read; what two of them show is believed, since the table is a second old
 READ_S = 5.0
 MEASURE = "Dispatcher.measure"
+ENDED = ("FINISHED", "FAILED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +91,17 @@ def callers(tasks: Sequence[Task], operators: frozenset[str]) -> list[Task]:
     known = {task.id: task for task in tasks}
     found = {}
     for task in tasks:
-        if task.name == MEASURE and not task.normal and task.status not in ("FINISHED", "FAILED"):
+        if task.name == MEASURE and not task.normal and task.status not in ENDED:
             submit = known.get(task.parent)
             caller = known.get(submit.parent) if submit else None
             if caller and caller.runs and not caller.grouped and caller.job in operators:
                 found[caller.id] = caller
     return list(found.values())
+
+
+def waiting(tasks: Sequence[Task]) -> set[str]:
+    """Return the ids of the tasks that have called tasks which have not ended: most of them wait for these, and hold nothing."""
+    return {task.parent for task in tasks if task.status not in ENDED}
 
 
 class Callers:

@@ -13,6 +13,10 @@ from .snapshot import Snapshot
 
 ADVICE = "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
 MOST_HOLDERS = 4
+OWN = "other measurements of this operation"
+DISPATCHER, JOB_DIGITS = "dispatcher-", 8
+# names of classes that Ray makes and users do not know
+CLASSES = {"ImplicitFunc": "a trial of Ray Tune"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Explanation:
         needs: what it needs.
         free: the free part of it.
         held: what holds the rest.
-        only_own: whether only measurements of its own pool hold it.
+        only_own: whether only measurements of its own operation hold it.
     """
 
     needs: str
@@ -42,16 +46,10 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
     fitting = [node for node in seen.nodes if node.fits(need)]
     kind = "GPU" if need.gpus and any("GPU" in node.lacks(need) for node in fitting) else "CPU"
     holders: dict[str, float] = collections.defaultdict(float)
-    own = 0.0
     for claim in (claim for node in fitting for claim in node.claims):
-        amount = claim.reserved.get("GPU", 0.0) if kind == "GPU" else claim.threads
-        own += amount if claim.owner == owner else 0.0
-        whose = (
-            "other measurements of this operation"
-            if claim.owner == owner
-            else "measurements of another operation or actuator"
-        )
-        holders[whose] += amount
+        whose = OWN if _same_operation(claim.owner, owner) else "measurements of another operation"
+        holders[whose] += claim.reserved.get("GPU", 0.0) if kind == "GPU" else claim.threads
+    own = holders.get(OWN, 0.0)
     rest = sum(held_by_others(node, kind) for node in fitting)
     named = _named(seen, {node.id for node in fitting}, kind)
     holders.update(named)
@@ -63,6 +61,12 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
         holders.update(_tasks({node.id for node in fitting}, kind, unknown, seen.operators) or {"other tasks": unknown})
     only_own = own > 0 and sum(holders.values()) - own <= 0.01
     return Explanation(_needs(need), _free(fitting, kind), _list(holders, kind), only_own)
+
+
+def _same_operation(owner: str, other: str) -> bool:
+    """Whether two pools belong to one Ray job: the id of a dispatcher, of which each actuator has one, ends with that of its job."""
+    dispatchers = owner.startswith(DISPATCHER) and other.startswith(DISPATCHER)
+    return owner == other or (dispatchers and owner[-JOB_DIGITS:] == other[-JOB_DIGITS:])
 
 
 def held_by_others(node: Node, kind: str) -> float:
@@ -97,19 +101,21 @@ def _named(seen: Snapshot, nodes: set[str], kind: str) -> dict[str, float]:
     for actor in seen.actors:
         operator = actor.job in seen.operators and kind == "CPU"
         if actor.node in nodes and actor.resources.get(kind, 0.0) and not operator:
-            found[f"actor {actor.name or actor.class_name}"] += actor.resources[kind]
+            found[CLASSES.get(actor.class_name) or f"actor {actor.name or actor.class_name}"] += actor.resources[kind]
     return found
 
 
 def _tasks(nodes: set[str], kind: str, most: float, operators: frozenset[str]) -> dict[str, float]:
     """Return the amounts that tasks hold, by name, in total at most ``most``.
 
-    A task that waits for another has given its CPUs back, but is listed with them. Those of ado's operators mostly wait, so they
-    are named only if the tasks of others do not hold as much.
+    A task that waits for another has given its CPUs back, but is listed with them. So tasks whose own tasks have not ended are named
+    only if the others do not hold as much, and those of ado's operators after those of other jobs.
     """
     found: dict[str, float] = collections.defaultdict(float)
-    running = [task for task in tasks.table() if task.runs and task.node in nodes and task.resources.get(kind)]
-    for task in sorted(running, key=lambda one: one.job in operators):
+    table = tasks.table()
+    waits = tasks.waiting(table) if kind == "CPU" else set()
+    running = [task for task in table if task.runs and task.node in nodes and task.resources.get(kind)]
+    for task in sorted(running, key=lambda one: (one.id in waits, one.job in operators)):
         if sum(found.values()) < most - 0.01:
             found[f"task {task.name}"] += task.resources[kind]
     return found

@@ -99,7 +99,11 @@ OPERATIONS: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
     "two trials": (tune(2, 5), ["timed"], POINTS),
     "walk": (WALK, ["timed", "timed_too"], FEW),
     "terminated": (tune(1, 24), ["timed"], POINTS),
+    "interrupted": (tune(1, 24), ["timed"], POINTS),
+    "interrupted walk": (WALK, ["timed"], FEW),
 }
+# what they get while they wait
+SIGNALS = {"terminated": signal.SIGTERM, "interrupted": signal.SIGINT, "interrupted walk": signal.SIGINT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +240,7 @@ class Ran:
 def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
     """Run all operations at once beside a Ray job, half of which ends when all of them have said that they wait for it.
 
-    At that moment one of them is terminated. The rest of the job ends when the one that has CPUs enough has measured. An operation that
+    At that moment some of them get a signal. The rest of the job ends when the one that has CPUs enough has measured. An operation that
     gets a signal has 30 s to end.
     """
     root = tmp_path_factory.mktemp("operations")
@@ -261,9 +265,10 @@ def ran(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
         assert wait_for(lambda: all(NAMED.search(log(name)) for name in places), 300), {
             name: log(name)[-2000:] for name in places if not NAMED.search(log(name))
         }
-        running["terminated"].send_signal(signal.SIGTERM)
+        for name, number in SIGNALS.items():
+            running[name].send_signal(number)
         task_done.touch()
-        assert wait_for(lambda: not unended(["terminated"]), 30), unended(["terminated"])
+        assert wait_for(lambda: not unended(SIGNALS), 30), unended(SIGNALS)
         assert wait_for(lambda: len(measured(places["walk"])) == 4, 120), log("walk")[-2000:]
         assert not [name for name in ("one trial", "two trials") if measured(places[name])]
         actor_done.touch()
@@ -302,9 +307,9 @@ def test_four_requests_at_once_for_two_actuators(ran: dict[str, Ran]) -> None:
     ] * 4
 
 
-@pytest.mark.parametrize("name", ["terminated", "one trial"])
+@pytest.mark.parametrize("name", [*SIGNALS, "one trial"])
 def test_an_operation_is_ended_in_time(ran: dict[str, Ran], name: str) -> None:
-    """SIGTERM to one of Ray Tune that waits, and Ctrl-C to one that measures: both end with an error."""
+    """SIGTERM and Ctrl-C to those that wait, and Ctrl-C to one of Ray Tune that measures: all end with an error."""
     assert ran[name].code > 0, ran[name].log
 
 

@@ -38,7 +38,7 @@ def test_a_wait_names_who_holds_what() -> None:
     busy = Node("n", {"CPU": 8}, {"CPU": 0.5}, operators=1, claims=(lease("a", 2), lease("b", 3, "other")))
     why = explain(Need(1, 4), Snapshot(nodes=(busy,), actors=actors, operators=frozenset({"1"})), "me")
     assert why.message(31.2) == (
-        "A measurement has waited 31 s for 4 CPUs: 1.5 of 8 CPUs free, held by measurements of another operation or actuator (3 CPUs), "
+        "A measurement has waited 31 s for 4 CPUs: 1.5 of 8 CPUs free, held by measurements of another operation (3 CPUs), "
         "other measurements of this operation (2 CPUs), actor serve (1 CPU) and actor Worker (0.5 CPUs). "
         "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
     )
@@ -65,6 +65,29 @@ def test_tasks_are_named_as_far_as_they_can_hold_what_is_missing(monkeypatch: py
     assert explain(Need(1, 1, gpus=1), one_held, "me").held == "task preprocess (1 GPU)"
     monkeypatch.setattr(tasks, "table", list)
     assert explain(Need(1, 1, gpus=1), one_held, "me").held == "other tasks (1 GPU)"
+
+
+def test_a_task_that_waits_for_its_own_tasks_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has given its CPUs back, and not its GPUs, of whichever job it is. What it waits for is named, and is no word of Ray's."""
+    child = Task("c", "outer", "f", "3", "n", normal=False, status="RUNNING", resources={})
+    listed = [task("outer", job="3", CPU=1.0, GPU=1.0), child, task("tune", job="1", CPU=1.0)]
+    monkeypatch.setattr(tasks, "table", lambda: listed)
+    one_held = Snapshot(nodes=(node(4, 3, gpus=1),), operators=frozenset({"1"}))
+    assert explain(Need(1, 4), one_held, "me").held == "task tune (1 CPU)"
+    assert explain(Need(1, 1, gpus=1), one_held, "me").held == "task outer (1 GPU)"
+    monkeypatch.setattr(tasks, "table", lambda: [listed[0], dataclasses.replace(child, status="FINISHED")])
+    assert explain(Need(1, 4), one_held, "me").held == "task outer (1 CPU)"
+    trial = Snapshot(nodes=(node(4, 3),), actors=(Actor("ImplicitFunc", "", "", "3", "n", {"CPU": 1.0}),))
+    assert explain(Need(1, 4), trial, "me").held == "a trial of Ray Tune (1 CPU)"
+
+
+def test_another_actuator_of_the_operation_is_not_to_be_ended() -> None:
+    """Its measurements are of the same operation; those of another Ray job are not."""
+    mine = "dispatcher-aa01000000"
+    for owner, own in (("dispatcher-bb01000000", True), ("dispatcher-bb02000000", False)):
+        why = explain(Need(1, 2), Snapshot(nodes=(node(2, 0, lease("a", 2, owner)),)), mine)
+        assert why.only_own is own
+        assert ("end what holds them" in why.message(40)) is not own
 
 
 def test_nobody_holds_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,5 +276,5 @@ def test_a_trial_that_waits_for_an_own_measurement_is_not_reported(
     assert bool(told) is reported
     if told:
         assert told[0].startswith(
-            "ado's operator has waited 31 s for 1 CPU: 0 of 2 CPUs free, held by measurements of another operation or actuator (2 CPUs)."
+            "ado's operator has waited 31 s for 1 CPU: 0 of 2 CPUs free, held by measurements of another operation (2 CPUs)."
         )
