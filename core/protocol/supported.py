@@ -5,14 +5,11 @@ The host checks this before it starts a trainer if it knows the model's configur
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from . import optimizers
-from .data_files import kind
 
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
@@ -73,40 +70,6 @@ RECURRENT_PACKAGES = {
 # the least compute capability of each of torchao's recipes: that of torch's products with one scale, and with a scale for each row
 FP8_CAPABILITY = {"tensorwise": 8.9, "rowwise": 9.0, "rowwise_with_gw_hp": 9.0}
 _HUB_KERNEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(:\w+)?")
-
-# the largest published configuration has less than 100 kB
-LARGEST_CONFIGURATION_BYTES = 4 * 2**20
-# largest plausible values: for sizes about a thousand times those of published models; the smallest is 1, except for ``_MAY_BE_ZERO``
-_MOST = {
-    "num_hidden_layers": 2_000,
-    "hidden_size": 2_000_000,
-    "intermediate_size": 20_000_000,
-    "vocab_size": 20_000_000,
-    "num_attention_heads": 20_000,
-    "num_key_value_heads": 20_000,
-    "head_dim": 100_000,
-    "max_position_embeddings": 10_000_000_000,
-    "num_experts": 100_000,
-    "num_local_experts": 100_000,
-    "n_routed_experts": 100_000,
-    "moe_intermediate_size": 20_000_000,
-}
-# other names of the same numbers
-_ALIASES = {
-    "n_layer": "num_hidden_layers",
-    "n_layers": "num_hidden_layers",
-    "num_layers": "num_hidden_layers",
-    "n_embd": "hidden_size",
-    "d_model": "hidden_size",
-    "n_head": "num_attention_heads",
-    "n_heads": "num_attention_heads",
-    "n_inner": "intermediate_size",
-    "ffn_dim": "intermediate_size",
-    "n_positions": "max_position_embeddings",
-    "n_ctx": "max_position_embeddings",
-}
-# 0 or null: the model type has none, or derives the number
-_MAY_BE_ZERO = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "intermediate_size")
 
 
 class WorkloadFields(Protocol):
@@ -173,67 +136,6 @@ def mismatch(workload: WorkloadFields, architecture: Mapping[str, Any]) -> str |
         if isinstance(heads, int) and heads % size:
             return f"tensor_parallel_size {size} does not divide the {heads} {key} of model {name}."
     return None
-
-
-def implausible(model_name: str, configuration: Mapping[str, Any]) -> str | None:
-    """Return an error message if a number of a model's configuration, or of a part of it, cannot be meant; else None.
-
-    Args:
-        model_name: for the message.
-        configuration: keys of a Hugging Face configuration.
-    """
-    for key, value in configuration.items():
-        if isinstance(value, Mapping):
-            found = implausible(model_name, value) if key.endswith("_config") and key != "quantization_config" else None
-            if found:
-                return found
-            continue
-        name = _ALIASES.get(key, key)
-        if name not in _MOST or value is None or isinstance(value, list):
-            continue
-        least = 0 if name in _MAY_BE_ZERO else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST[name]:
-            return (
-                f"Model {model_name[-_SHOWN:]} has {key} {value!r:.40} in its configuration; "
-                f"expected a whole number from {least} to {_MOST[name]}."
-            )
-    return _inconsistent(model_name[-_SHOWN:], configuration)
-
-
-def _inconsistent(name: str, configuration: Mapping[str, Any]) -> str | None:
-    heads: Any = configuration.get("num_attention_heads")
-    groups: Any = configuration.get("num_key_value_heads")
-    # latent attention (kv_lora_rank) does not use the groups
-    known = isinstance(heads, int) and isinstance(groups, int) and not configuration.get("kv_lora_rank")
-    if known and groups and heads % groups:
-        return f"Model {name} has {heads} num_attention_heads, which its {groups} num_key_value_heads do not divide."
-    quantisation = configuration.get("quantization_config")
-    if quantisation is not None and not isinstance(quantisation, Mapping):
-        return (
-            f"Model {name} has quantization_config {str(quantisation)[:40]!r} in its configuration; expected a mapping."
-        )
-    return None
-
-
-def unusable_configuration(model_name: str, file: Path) -> str | None:
-    """Return an error message if a model's config.json is not a regular file, is too large, is no object, or has an implausible number."""
-    name = model_name[-_SHOWN:]
-    if not file.is_file():
-        return f"Model {name} has a config.json that is not a regular file; replace it by one."
-    size = file.stat().st_size
-    if size > LARGEST_CONFIGURATION_BYTES:
-        return f"Model {name} has a config.json of {size} bytes; expected at most {LARGEST_CONFIGURATION_BYTES}."
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        return f"Model {name} has a config.json that cannot be read: {error.strerror}."
-    except RecursionError:
-        return f"Model {name} has a config.json that is nested too deeply; download it again."
-    except ValueError:  # includes UnicodeDecodeError
-        return f"Model {name} has a config.json that is not valid JSON; download it again."
-    if not isinstance(content, dict):
-        return f"Model {name} has a config.json that holds: {kind(content)}; expected an object with model_type. Download it again."
-    return implausible(model_name, content)
 
 
 def is_bounded(workload: WorkloadFields) -> bool:

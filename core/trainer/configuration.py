@@ -10,7 +10,7 @@ from pathlib import Path
 import transformers
 from transformers.models.auto import modeling_auto
 
-from ..protocol import supported
+from ..protocol import model_config, supported
 from ..protocol.messages import Job
 from .errors import BadInput, Refused
 
@@ -33,7 +33,7 @@ def read(job: Job) -> transformers.PretrainedConfig:
     name = job.workload.model_name
     if job.architecture is not None:
         # checked before the configuration is created, because that of a model with millions of layers would list them
-        if message := supported.implausible(name, job.architecture):
+        if message := model_config.implausible(name, job.architecture):
             raise Refused(message)
         # a copy, because configurations add keys to the mappings inside
         config = transformers.AutoConfig.for_model(**copy.deepcopy(job.architecture))
@@ -42,7 +42,7 @@ def read(job: Job) -> transformers.PretrainedConfig:
         config = transformers.AutoConfig.from_pretrained(job.source, trust_remote_code=job.trust_remote_code)
     for part in _parts(config):
         _remove_code(part)
-    if message := supported.implausible(name, config.to_dict()):
+    if message := model_config.implausible(name, config.to_dict()):
         raise Refused(message)
     _check_use(job, config)
     return config
@@ -53,7 +53,7 @@ def _check_file(job: Job) -> None:
     file = directory / "config.json"
     if not os.path.exists(file):  # noqa: PTH110 - a hub id need not be a valid path
         return
-    if message := supported.unusable_configuration(job.workload.model_name, file):
+    if message := model_config.unusable(job.workload.model_name, file):
         raise BadInput(message)
     if (directory / "adapter_config.json").exists():
         raise BadInput(

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from ..protocol import supported
+from ..protocol import model_config
 from ..protocol.data_files import quoted
 
 ACCEPTED = "a name of the catalogue, a directory with a config.json, or a hub id (org/name)"
@@ -89,7 +89,7 @@ def _model_directory(path: Path, name: str) -> Path:
     if not (path / "config.json").is_file():
         remedy = "give the directory that holds the model's config.json, or a name of the catalogue"
         raise NotAModelDirectory(f"Model directory {quoted(name, _SHOWN)} has no config.json; {remedy}.")
-    if message := supported.unusable_configuration(name, path / "config.json"):
+    if message := model_config.unusable(name, path / "config.json"):
         raise NotAModelDirectory(message)
     return path.absolute()
 

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from ado_actuators.sfttrainer.core.protocol import supported  # noqa: E402
+from ado_actuators.sfttrainer.core.protocol import model_config  # noqa: E402
 from ado_actuators.sfttrainer.core.protocol.messages import Job, JobWorkload  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer import model  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.errors import BadInput, Refused  # noqa: E402
@@ -63,7 +63,7 @@ def test_a_configuration_chooses_no_kernel(key: str, tmp_path: Path, monkeypatch
         ({**LLAMA, "hidden_size": True}, "has hidden_size True"),
         ({**LLAMA, "vocab_size": 10**12}, "has vocab_size 1000000000000"),
         ({"model_type": "gpt2", "n_layer": 0}, "has n_layer 0"),
-        ({"model_type": "gemma3", "text_config": {**LLAMA, "hidden_size": 0}}, "has hidden_size 0"),
+        ({"model_type": "gemma3", "text_config": {**LLAMA, "hidden_size": 0}}, "has text_config.hidden_size 0"),
     ],
 )
 def test_numbers_that_cannot_be_meant(config: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -77,9 +77,28 @@ def test_numbers_that_cannot_be_meant(config: dict[str, Any], message: str, tmp_
         model.build(dataclasses.replace(job, architecture=config, source=None))
 
 
+def test_what_transformers_builds_by_default_can_be_meant() -> None:
+    """The configuration of each type of causal and of vision models."""
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    checked = 0
+    types = {
+        **modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        **modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    }
+    for name in types:
+        try:
+            config = configuration_auto.CONFIG_MAPPING[name]()
+        except Exception:  # some types have no defaults
+            continue
+        assert model_config.implausible(name, config.to_dict()) is None
+        checked += 1
+    assert checked > 0.9 * len(types)
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     """100 MB of JSON took 100 s."""
-    job = directory(tmp_path, {**LLAMA, "filler": "x" * supported.LARGEST_CONFIGURATION_BYTES})
+    job = directory(tmp_path, {**LLAMA, "filler": "x" * model_config.LARGEST_CONFIGURATION_BYTES})
     with pytest.raises(models.NotAModelDirectory, match="expected at most 4194304"):
         models.resolve(str(tmp_path))
     with pytest.raises(BadInput, match="expected at most 4194304"):
