@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-LONGEST_CHARACTERS = 2**20
+LONGEST_CHARACTERS = 2**18
 # nested aliases multiply: nine levels of nine aliases expand to 400 million values
 MOST_ALIASES = 20
 DEEPEST = 20
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 
 
@@ -47,7 +48,7 @@ def load(text: str) -> Any:
 
 def _check_size(text: str) -> None:
     aliases = depth = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, Loader=_Base):
         aliases += isinstance(event, yaml.AliasEvent)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if aliases > MOST_ALIASES or depth > DEEPEST:
@@ -56,7 +57,7 @@ def _check_size(text: str) -> None:
             raise InvalidYAML(f"has {what} at line {line}. Replace aliases by their values, or use fewer levels.")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(_Base):
     """Rejects a mapping with a duplicate key, because one of its values would be ignored."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -68,7 +69,8 @@ class _Loader(yaml.SafeLoader):
                     f"{key.value[:60]} is given twice in the mapping that begins in line {line}. Remove one of them."
                 )
             seen.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return made
 
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:

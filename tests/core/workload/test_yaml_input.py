@@ -46,7 +46,7 @@ def test_values_are_read_as_people_write_them(text: str, value: Any) -> None:
         ("[" * 30 + "]" * 30, "more than 20 levels at line 1"),
         ("{a: " * 10_000, "more than 20 levels"),
         (BOMB, "more than 20 aliases at line 4"),
-        ("x" * 2_000_000, "has 2000000 characters; expected at most 1048576"),
+        ("x" * 2_000_000, "has 2000000 characters; expected at most 262144"),
     ],
 )
 def test_what_cannot_be_used_gets_one_message(text: str, message: str) -> None:
