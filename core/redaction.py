@@ -13,7 +13,7 @@ import json
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 # the first alternative matches at the end of a word of the name (PGPASSWORD, X_API_KEYS); the second only whole words
 SECRET_NAMES = re.compile(
@@ -39,6 +39,12 @@ _FORMS = (
         r"([?&;](?:[\w.-]*[_.-])?(?:access_?token|token|sig|signature|credential|secret|password|passwd|api_?key|key|auth|awsaccesskeyid)=)[^&;\s'\"<>]+",
         re.IGNORECASE,
     ),
+    re.compile(
+        r"(\b(?:password|passwd|passphrase|api_?key|access_?key|secret_?key|access_?token)['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]{4,}",
+        re.IGNORECASE,
+    ),
+    re.compile(r"(\b(?:Set-)?Cookie['\"]?:\s*['\"]?)[^\r\n'\"]+", re.IGNORECASE),
+    re.compile(r"((?:^|[\s'\"(,=])[\w.+-]+:)[^\s:@/'\"]{3,}(?=@[\w-]+(?:\.[\w-]+)+)"),
     re.compile(r"(\b(?:Bearer|Basic) )[\w.~+/-]{16,}=*", re.IGNORECASE),
     re.compile(r"()\b(?:hf|api_org)_[A-Za-z0-9]{30,}"),
     re.compile(r"()\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,}|gl(?:pat|ptt|cbt|rt|dt|imt)-[\w-]{20,})"),
@@ -68,7 +74,7 @@ def secrets(environ: Mapping[str, str]) -> list[str]:
 
 
 def _encoded(secret: str) -> Iterator[str]:
-    """Return the forms of a secret: as quoted by Python, JSON, HTML and URLs, and its base64 at each of the three possible offsets."""
+    """Return the forms of a secret: as quoted by Python, JSON, HTML and URLs, and in base64, base32 and hexadecimal digits."""
     yield from (quoted[1:-1] for quoted in (repr(secret), json.dumps(secret)))
     for safe in _UNQUOTED:
         for quote in (urllib.parse.quote, urllib.parse.quote_plus):
@@ -79,12 +85,21 @@ def _encoded(secret: str) -> Iterator[str]:
                 urllib.parse.quote(quoted, ""),
             )
     yield html.escape(secret)
-    data = secret.encode("utf-8", "surrogateescape")
-    for offset in range(3):
-        # only the characters that do not depend on the text around the secret
-        first, last = -(-offset * 4 // 3), (offset + len(data)) * 4 // 3
-        encoded = base64.b64encode(bytes(offset) + data).decode()[first:last]
-        yield from (encoded, encoded.translate(str.maketrans("+/", "-_")))
+    for data in (secret.encode("utf-8", "surrogateescape"), secret.encode("utf-16-le", "surrogatepass")):
+        yield from (data.hex(), data.hex().upper())
+        for encoded in _in_digits(data, base64.b64encode, 3, 4):
+            yield from (encoded, encoded.translate(str.maketrans("+/", "-_")))
+            # as programs break it into lines
+            yield from (encoded[at : at + width] for width in (64, 76) for at in range(0, len(encoded), width))
+        yield from _in_digits(data, base64.b32encode, 5, 8)
+
+
+def _in_digits(data: bytes, encode: Callable[[bytes], bytes], size: int, digits: int) -> Iterator[str]:
+    """Return ``data`` as it is encoded behind other text, at each place in a group of ``size`` bytes, which become ``digits`` digits."""
+    for offset in range(size):
+        # only the digits that do not depend on the text around it
+        first, last = -(-offset * digits // size), (offset + len(data)) * digits // size
+        yield encode(bytes(offset) + data).decode()[first:last]
 
 
 def hide(text: str) -> str:

@@ -123,6 +123,21 @@ def test_a_secret_is_hidden_in_base64(before: str, monkeypatch: pytest.MonkeyPat
         assert len(hidden) <= len("header ***") + len(before) * 4 // 3 + 4
 
 
+@pytest.mark.parametrize("before", ["", "a", "me:", "user:", "four", "five5"])
+def test_a_secret_is_hidden_in_other_encodings(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hexadecimal digits, base32, lines of base64, and base64 of UTF-16."""
+    secret = "planted-" + "0123456789" * 8
+    monkeypatch.setenv("MY_PASSWORD", secret)
+    data, wide = f"{before}{secret}".encode(), f"{before}{secret}".encode("utf-16-le")
+    for text in (data.hex(), data.hex().upper(), base64.b32encode(data).decode(), base64.b64encode(wide).decode()):
+        hidden = redaction.hide(f"log {text} end")
+        assert hidden.startswith("log ")
+        assert "***" in hidden
+        assert len(hidden) < len("log *** end") + 4 * (len(before) + 2)
+    for encoded in (base64.encodebytes(secret.encode()).decode(), base64.encodebytes(secret.encode() * 2).decode()):
+        assert len(redaction.hide(encoded).replace("***", "").strip()) < 76
+
+
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [
@@ -142,6 +157,15 @@ def test_a_secret_is_hidden_in_base64(before: str, monkeypatch: pytest.MonkeyPat
             "ssh://git@host/x and sk-learn, task-specific-adapters",
         ),
         ("tcp://127.0.0.1:6379 me@host", "tcp://127.0.0.1:6379 me@host"),
+        ("psql bob:pa55word@db.example.org/x", "psql bob:***@db.example.org/x"),
+        ("password=pa55word, passwd: 'pa55word', API_KEY=pa55word", "password=***, passwd: '***', API_KEY=***"),
+        ("Cookie: a=b; c=d", "Cookie: ***"),
+        ("{'Set-Cookie': 'a=b; c=d', 'x': 1}", "{'Set-Cookie': '***', 'x': 1}"),
+        ("12:30:45 me@example.org step 3: loss=2.1", "12:30:45 me@example.org step 3: loss=2.1"),
+        (
+            "pad_token=0 eos_token: </s> key: value num_key_value_heads=8",
+            "pad_token=0 eos_token: </s> key: value num_key_value_heads=8",
+        ),
     ],
 )
 def test_what_has_the_form_of_a_secret_is_hidden(text: str, hidden: str) -> None:
