@@ -30,6 +30,8 @@ from .uv import POLL_S, Deadline, EnvironmentProblem, Progress, Uv
 # limit in seconds for waiting for another builder and building
 BUILD_TIMEOUT_S = 3600.0
 OLDEST_PYTHON = (3, 10)
+# seconds an interpreter has to say which it is
+ANSWER_S = 30.0
 
 
 def resolve(
@@ -96,14 +98,25 @@ def _named(environment: str) -> Path:
             f"environment {environment!r} is not an executable file; give the path of a Python interpreter."
         )
     ask = [str(path), "-I", "-c", "import sys; print('python', *sys.version_info[:2])"]
+    why = "it does not answer as one does"
+    answer: list[str] = []
     try:
-        answer = subprocess.run(
-            ask, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False
-        ).stdout.split()
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        answer = []
+        done = subprocess.run(
+            ask, capture_output=True, text=True, timeout=ANSWER_S, stdin=subprocess.DEVNULL, check=False
+        )
+        answer = done.stdout.split()
+        if len(answer) > 3 and answer[-3] == "python":
+            why = f"it prints {done.stdout.strip().splitlines()[0]!r:.30}, and the trainer's output is read"
+    except OSError as error:
+        why = f"it cannot be run ({error.strerror})"
+    except subprocess.TimeoutExpired:
+        why = f"it has not answered within {ANSWER_S:g} s"
+    except UnicodeDecodeError:
+        pass
     if len(answer) != 3 or answer[0] != "python":
-        raise EnvironmentProblem(f"environment {environment!r} is not a Python interpreter; give the path of one.")
+        raise EnvironmentProblem(
+            f"environment {environment!r} is not a Python interpreter: {why}; give the path of one."
+        )
     if (int(answer[1]), int(answer[2])) < OLDEST_PYTHON:
         raise EnvironmentProblem(
             f"environment {environment!r} is Python {answer[1]}.{answer[2]}; the trainer needs 3.10 or newer."

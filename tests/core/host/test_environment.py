@@ -72,18 +72,29 @@ def test_a_path_is_not_resolved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "says"),
+    ("name", "mode", "text", "says"),
     [
-        ("absent", None, "does not exist"),
-        ("text", 0o644, "is not an executable file"),
-        ("script", 0o755, "is not a Python interpreter"),
+        ("absent", None, "", "does not exist"),
+        ("text", 0o644, "", "is not an executable file"),
+        ("script", 0o755, "#!/bin/sh\necho hello\n", "is not a Python interpreter: it does not answer as one does; "),
+        ("binary", 0o755, "\0", r"is not a Python interpreter: it cannot be run \(Exec format error\); "),
+        (
+            "slow",
+            0o755,
+            "#!/bin/sh\nexec sleep 60\n",
+            "is not a Python interpreter: it has not answered within 0.2 s; ",
+        ),
     ],
 )
-def test_a_wrong_path_is_one_message(tmp_path: Path, name: str, mode: int | None, says: str) -> None:
+def test_a_wrong_path_is_one_message(
+    tmp_path: Path, name: str, mode: int | None, text: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A path that is not a Python interpreter is named in the message, with the reason."""
+    if name == "slow":
+        monkeypatch.setattr(environment, "ANSWER_S", 0.2)
     path = tmp_path / name
     if mode is not None:
-        path.write_text("#!/bin/sh\necho hello\n")
+        path.write_text(text)
         path.chmod(mode)
     with pytest.raises(EnvironmentProblem, match=says) as problem:
         environment.resolve(str(path), requirements=None, cache_dir=tmp_path, progress=print)
