@@ -44,6 +44,11 @@ def test_plain_methods_run_anywhere(method: str) -> None:
     assert say({"method": method}, cuda=False, lacks="triton") is None
 
 
+def test_qlora_runs_on_cpus() -> None:
+    """Its plugin needs no CUDA device."""
+    assert say({"method": "qlora", "mixed_precision": "bf16"}, cuda=False) is None
+
+
 @pytest.mark.parametrize(
     ("change", "begins"),
     [
@@ -51,7 +56,6 @@ def test_plain_methods_run_anywhere(method: str) -> None:
         ({"fast_kernels": True}, "fast_kernels"),
         ({"padding_free": True}, "padding_free"),
         ({"padding_free": True, "multipack": True}, "padding_free"),
-        ({"method": "qlora", "mixed_precision": "bf16"}, "method qlora"),
         ({"method": "gptq_lora", "weights": "pretrained", "torch_dtype": "float16"}, "method gptq_lora"),
         ({"attn_implementation": "flash_attention_2"}, "attn_implementation flash_attention_2"),
         ({"attn_implementation": "kernels-community/x"}, "attn_implementation kernels-community/x"),

@@ -91,7 +91,7 @@ def test_the_list_for_cuda(asked: list[list[str]]) -> None:
 def test_the_list_for_cpus(asked: list[list[str]]) -> None:
     """Packages that need CUDA are left out; torch is the CPU build on Linux, and the head names its index."""
     text = lists.pin("9.9", "cpu")
-    assert asked[0] == ["fms-hf-tuning==9.9", lists.ACCELERATION, *lists.UNDECLARED]
+    assert asked[0] == ["fms-hf-tuning==9.9", lists.ACCELERATION, *lists.UNDECLARED, "fms-acceleration-peft"]
     assert text.splitlines()[3] == f"# index: {lists.CPU_INDEX}"
     assert [line.split(" \\")[0] for line in text.splitlines() if "==" in line and line[0] not in "# "] == [
         "fms-hf-tuning==9.9",

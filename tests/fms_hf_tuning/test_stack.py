@@ -117,10 +117,19 @@ def test_the_packs_of_an_epoch_are_counted(local: Local, tmp_path: Path) -> None
 
 
 @latest
-@pytest.mark.parametrize("method", ["prompt_tuning", "qlora"])
-def test_an_unsupported_method_is_a_complete_measurement(local: Local, method: str) -> None:
+def test_qlora_is_measured_on_cpus(local: Local) -> None:
+    """The library's plugin quantises the layers, and their scales, with bitsandbytes."""
+    verdict = measure(local, "finetune_qlora_benchmark", mixed_precision="bf16", max_steps=4)
+    assert verdict.message == ""
+    facts = verdict.metadata["facts"]
+    assert (facts["quantisation"], facts["double_quantisation"]) == ("nf4", True)
+    assert facts["quantised_layers"] == 7 * architecture()["num_hidden_layers"]
+
+
+@latest
+def test_an_unsupported_method_is_a_complete_measurement(local: Local) -> None:
     """The metadata have the reason."""
-    verdict = measure(local, f"finetune_{method}_benchmark")
+    verdict = measure(local, "finetune_prompt_tuning_benchmark")
     assert (verdict.properties["is_valid"], verdict.properties["failure"]) == (0, "invalid_configuration")
     assert len(verdict.metadata["reason"]) <= 200
 

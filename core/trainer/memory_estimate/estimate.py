@@ -60,10 +60,6 @@ def record(stack: Stack, job: Job, progress: ProgressCallback, kept: Kept | None
     kept = Kept() if kept is None else kept
     if message := supported.untraceable(job.workload):
         raise Refused(message)
-    if job.workload.method == "qlora" and not getattr(stack, "QUANTISES_MODELS", False):
-        raise Refused(
-            "finetune_memory_estimate traces method qlora in sfttrainer only: this library quantises weights that it reads."
-        )
     begin = time.perf_counter()
     estimator = Estimator(stack, job, progress, kept)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes

@@ -17,7 +17,7 @@ from .core.protocol import optimizers, supported
 from .core.protocol.messages import JobWorkload
 from .core.protocol.releases import release_of
 
-# packages that each acceleration imports; all of them need CUDA as well
+# packages that each acceleration imports
 NEEDS = {
     "fast_moe": ("fms_acceleration_moe", "triton"),
     "fast_kernels": ("fms_acceleration_foak", "triton"),
@@ -29,6 +29,8 @@ NEEDS = {
     "attn_implementation flash_attention_3": ("flash_attn_interface",),
     "attn_implementation flex_attention": (),
 }
+# runs without CUDA, too; the other accelerations do not
+ON_CPU = "method qlora"
 DISTRIBUTIONS = {"PIL": "pillow"}
 DISTRIBUTIONS |= {module: distribution for distribution, module in supported.FLASH_PACKAGES.values()}
 DISTRIBUTIONS |= {package.module: package.distribution for package in optimizers.PACKAGES.values()}
@@ -134,7 +136,7 @@ def _messages(workload: JobWorkload, cuda: bool, has: Callable[[str], bool], rel
                 "of virtual tokens with labels; use the sfttrainer actuator."
             )
     for asked in _asked(workload):
-        if not cuda:
+        if not cuda and asked != ON_CPU:
             yield f"{asked} needs a CUDA device, but this trainer has none."
         missing = [_distribution(module) for module in NEEDS.get(asked, ("kernels",)) if not has(module)]
         if missing:

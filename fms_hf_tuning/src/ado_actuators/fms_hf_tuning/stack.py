@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from .core.protocol.messages import Job, JobWorkload
 
@@ -46,7 +47,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     # ``serve`` resets them after the measurement
     os.environ.update(fsdp.variables(workload))
     phases = _Phases(clock, workload)
-    provided = _model_provided(prepared.model, images=images)
+    provided = _model_provided(prepared.model, images=images, quantised=workload.method == "qlora")
     patched = deepspeed.forgotten(workload)
     with phases, provided, _private_cache(directory), patched, adapters.explained(workload):
         trainer = _train(job, prepared, directory, [phases.trainer_callback(), clock.callback])
@@ -81,8 +82,14 @@ def _check(job: Job) -> None:
         raise BadInput(
             f"fms_hf_tuning_version is {wanted}, but the training environment has {release}; use environment managed."
         )
-    if message := refusal(job.workload, cuda=torch.cuda.is_available(), architecture=job.architecture):
+    cuda = torch.cuda.is_available() or _is_traced(job)
+    if message := refusal(job.workload, cuda=cuda, architecture=job.architecture):
         raise Refused(message)
+
+
+def _is_traced(job: Job) -> bool:
+    """Return whether the job is the trace of a memory estimate, whose tensors have no data."""
+    return job.task == "memory_estimate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +124,8 @@ def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
     targets: list[str] | None = None
     notes: list[str] = []
     with clock.phase("model_load"):
-        network, facts = model.build(job)
+        # a trace has no weights that a plugin could read and quantise
+        network, facts = model.build(job, quantised=_is_traced(job) and job.workload.method == "qlora")
         # of a directory or hub id the architecture was not known before
         if message := without_images(job.workload, network.config.to_dict()):
             raise Refused(message)
@@ -134,7 +142,7 @@ def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
         samples.dataset.to_parquet(str(directory / "data.parquet"))
     # samples for packing are not truncated
     sample = samples.dataset[0]["input_ids"][: job.workload.model_max_length]
-    network = None if _reads_weights(job.workload) else network
+    network = None if _reads_weights(job) else network
     return _Prepared(
         network, source, facts["model_parameters"], sample, samples.epochs, [*samples.notes, *notes], targets
     )
@@ -172,9 +180,10 @@ def _train(job: Job, prepared: _Prepared, directory: Path, callbacks: list[Any])
     return trainer
 
 
-def _reads_weights(workload: JobWorkload) -> bool:
+def _reads_weights(job: Job) -> bool:
     """Return whether an acceleration plugin loads the weights itself, from a directory."""
-    return workload.method in ("qlora", "gptq_lora") or bool(workload.fast_moe)
+    workload = job.workload
+    return not _is_traced(job) and (workload.method in ("qlora", "gptq_lora") or bool(workload.fast_moe))
 
 
 def _source(job: Job, network: Any, directory: Path) -> Path | str:
@@ -182,7 +191,7 @@ def _source(job: Job, network: Any, directory: Path) -> Path | str:
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = network.get_input_embeddings().weight.shape[0]
     padding_tokenizer(vocabulary, job.workload.model_max_length).save_pretrained(directory / "tokenizer")
-    if not _reads_weights(job.workload):
+    if not _reads_weights(job):
         network.config.save_pretrained(directory / "model")
         return directory / "model"
     if job.workload.weights == "pretrained":
@@ -264,12 +273,24 @@ class _NoLanguageModel:
 
 
 @contextlib.contextmanager
-def _model_provided(network: Any, *, images: bool) -> Iterator[None]:
-    """Replace the library's model loaders, so that it gets ``network`` as language or vision model; None leaves them unchanged."""
+def _model_provided(network: Any, *, images: bool, quantised: bool) -> Iterator[None]:
+    """Replace the library's model loaders, so that it gets ``network`` as language or vision model; None leaves them unchanged.
+
+    A quantised model is requested by the plugin for bitsandbytes, with a loader of its own.
+    """
     from tuning import sft_trainer
 
     if network is None:
         yield
+        return
+    if quantised:
+        from fms_acceleration_peft import framework_plugin_bnb
+
+        with (
+            mock.patch.object(framework_plugin_bnb, "AutoModelForCausalLM", _ProvidedModel(network)),
+            mock.patch.object(sft_trainer, "AutoModelForVision2Seq", _NoVisionModel),
+        ):
+            yield
         return
     original = sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq
     provided = _ProvidedModel(network)

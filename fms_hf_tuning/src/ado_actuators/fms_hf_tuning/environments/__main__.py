@@ -22,6 +22,8 @@ PYTHONS = ("3.11", "3.12")
 ACCELERATION = "fms-acceleration>=0.6.2"
 # fms-acceleration-odm is excluded: without torchdata, importing the library fails
 PLUGINS = ("fms-acceleration-peft", "fms-acceleration-foak", "fms-acceleration-aadp", "fms-acceleration-moe")
+# quantises on CPUs, too, and memory estimates of QLoRA need it
+ON_CPU = PLUGINS[:1]
 # pyarrow 26 cannot be imported with numpy 1, although its metadata allow it, and fms-acceleration requires numpy 1
 UNDECLARED = ("pyarrow<26",)
 # no CPU build within the library's bounds on torch is on all indexes; the library runs with this one
@@ -38,7 +40,7 @@ def pin(version: str, variant: str) -> str:
     Raises:
         EnvironmentProblem: the packages cannot be resolved.
     """
-    wanted = [f"fms-hf-tuning=={version}", ACCELERATION, *UNDECLARED, *(PLUGINS if variant == "cuda" else ())]
+    wanted = [f"fms-hf-tuning=={version}", ACCELERATION, *UNDECLARED, *(PLUGINS if variant == "cuda" else ON_CPU)]
     lines = _merge({python: _resolve(wanted, python) for python in PYTHONS})
     head = [
         f"# Environment of fms-hf-tuning {version}, {variant}; installed without dependencies.",
