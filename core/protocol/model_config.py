@@ -48,6 +48,7 @@ _WHOLE = [
     ]
 ]
 _SHARE = re.compile(r".*(dropout|_pdrop|drop_rate|layerdrop|drop_path|_prob)(_prob|_rate)?")
+_SPREAD = re.compile(r"initializer_range|init_std|.*_init_std")
 _POSITIVE = re.compile(r"rope_theta|rotary_emb_base|rope_local_base_freq")
 # a mapping or a list with an entry for each layer
 _PER_LAYER = re.compile(rf"{_LAYERS}|.*(_types?|_pattern)")
@@ -119,6 +120,8 @@ def _expected(key: str, value: Any, *, listed: bool = False) -> str | None:
         return "a finite number"
     if _SHARE.fullmatch(key):
         return None if 0 <= value <= 1 else "a number from 0 to 1"
+    if _SPREAD.fullmatch(key):
+        return None if 0 <= value <= 1000 else "a number from 0 to 1000"
     if _POSITIVE.fullmatch(key):
         return None if value > 0 else "a number above 0"
     least, most = _bounds(key)

@@ -45,6 +45,10 @@ from ado_actuators.sfttrainer.core.workload import models
             "num_experts_per_tok -2 in its configuration; expected a whole number from 0 to 100000.",
         ),
         ({"attention_dropout": -3.5}, "attention_dropout -3.5 in its configuration; expected a number from 0 to 1."),
+        (
+            {"initializer_range": 1e300},
+            "initializer_range 1e+300 in its configuration; expected a number from 0 to 1000.",
+        ),
         ({"layers": [{"head_dim": 10**9}]}, "layers.0.head_dim 1000000000"),
         ({"block_sizes": [[10**15]]}, "block_sizes 1000000000000000"),
         ({"dtype": "load"}, "dtype 'load' in its configuration; expected a type such as bfloat16."),
