@@ -22,7 +22,11 @@ MODELS = {"llama3.2-1b": 1, "llama3.1-8b": 1, "llama3.1-70b": 16, "llama3.1-405b
 # above this a trace of all layers takes more than a minute
 MOST_LAYERS = 40
 FIRST_S, FURTHER_S = 10.0, 1.0
-FURTHER = {"another batch": {"batch_size": 5}, "another length": {"model_max_length": 3000}, "LoRA": {"method": "lora"}}
+FURTHER: dict[str, dict[str, Any]] = {
+    "another batch": {"batch_size": 5},
+    "another length": {"model_max_length": 3000},
+    "LoRA": {"method": "lora"},
+}
 
 
 def main() -> int:
@@ -53,6 +57,7 @@ def timed(name: str, gpus: int) -> dict[str, Any]:
     """Return the CPU seconds of each estimate of a model, and whether all layers give the same bytes; None where they are too many."""
     begin_s = time.process_time()
     from ado_actuators.sfttrainer import stack
+    from ado_actuators.sfttrainer.core.measurement.plan import make_plan
     from ado_actuators.sfttrainer.core.trainer.memory_estimate import accounts, estimate
     from ado_actuators.sfttrainer.core.trainer.memory_estimate.kept import Kept
 
@@ -66,10 +71,10 @@ def timed(name: str, gpus: int) -> dict[str, Any]:
         def record(change: dict[str, Any], kept: Kept) -> tuple[float, Any]:
             nonlocal layers
             change = {**change, "batch_size": change.get("batch_size", 1) * gpus}
-            plan = common.make_plan(common.PLUGIN.identifier, "finetune_memory_estimate", {**values, **change})
+            plan = make_plan(common.PLUGIN.identifier, "finetune_memory_estimate", {**values, **change})
             job = plan.job(trust_remote_code=False, address=("127.0.0.1", 0), rank=0, threads=1)
             # one estimate: without those of fewer GPUs and of changes that would make it fit
-            job = dataclasses.replace(job, run_dir=f"{directory}/run", counts=[], alternatives=False)
+            job = dataclasses.replace(job, run_dir=f"{directory}/run", counts=[], alternatives=[])
             assert job.architecture is not None
             layers = job.architecture["num_hidden_layers"]
             start_s = time.process_time()
