@@ -101,8 +101,8 @@ def _experiment(actuator: str, identifier: str) -> Experiment:
             "identifier": identifier,
             "version": VERSION,
             "metadata": {"description": kind.description},
-            "requiredProperties": [_property(name, field, kind) for name, field in required.items()],
-            "optionalProperties": [_property(name, field, kind) for name, field in optional.items()],
+            "requiredProperties": [_property(name, field, kind, actuator) for name, field in required.items()],
+            "optionalProperties": [_property(name, field, kind, actuator) for name, field in optional.items()],
             "defaultParameterization": [
                 {"property": {"identifier": name}, "value": kind.defaults.get(name, field.default)}
                 for name, field in optional.items()
@@ -112,8 +112,8 @@ def _experiment(actuator: str, identifier: str) -> Experiment:
     )
 
 
-def _property(name: str, field: FieldInfo, kind: Kind) -> dict[str, Any]:
+def _property(name: str, field: FieldInfo, kind: Kind, actuator: str) -> dict[str, Any]:
     allowed = domain(name, field)
-    if values := kind.limits.get(name):
+    if values := kind.allowed(name, actuator):
         allowed["values"] = list(values)
     return {"identifier": name, "metadata": {"description": field.description}, "propertyDomain": allowed}

@@ -95,7 +95,7 @@ class Plan:
         if self.kind.task != "benchmark" or not known or workload.dataset_image_field:
             return None
         # if the estimate is only an upper bound, it may be too large for a device that the workload fits
-        if supported.untraceable(workload) or supported.is_bounded(workload):
+        if supported.untraceable(workload) or supported.bounding(workload):
             return None
         return dataclasses.replace(self, experiment="finetune_memory_estimate", quick=True)
 
@@ -149,7 +149,7 @@ def _check_properties(actuator: str, experiment: str, values: dict[str, Any]) ->
     for name, value in values.items():
         if name not in known:
             raise failures.InvalidConfiguration(unknown_property(name, value, experiment, actuator))
-        allowed = kind.limits.get(name)
+        allowed = kind.allowed(name, actuator)
         if allowed and value not in allowed:
             raise failures.InvalidConfiguration(
                 f"{name} {value} is not supported by {experiment} in {actuator}; use {' or '.join(map(str, allowed))}."

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..protocol import supported
 from ..protocol.messages import MEMORY_KINDS, EstimateRecord
 from ..protocol.outside import between_devices_bytes
+from ..workload import wording
 from ..workload.fields import Workload
 from ..workload.outputs import MEMORY_OUTPUTS
 from . import accelerators, roofline
@@ -69,6 +71,9 @@ def make(
         properties |= {"device_memory_gib": device_gib, "fits": int(needed_bytes(record) <= usable)}
         properties["largest_batch_size"] = record["largest_batch_size"]
     notes = []
+    if bounding := supported.bounding(workload):
+        verb = "save" if len(bounding) > 1 else "saves"
+        notes.append(f"An upper bound: it leaves out what {wording.listed(bounding)} {verb}.")
     if properties.get("fits") == 0 and usable is not None:
         notes.append(what_fits(record, workload, usable))
     if record.get("minimum_gpus") is not None:

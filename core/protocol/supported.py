@@ -13,9 +13,10 @@ from . import optimizers
 
 _SHOWN = 60
 # a trace on the CPU does not show what the kernels of these properties allocate on a GPU
-UNTRACEABLE = ("fast_kernels", "fast_moe", "multipack", "gradient_checkpointing_selective")
-# their kernels save the same tensors as the model's operations, or fewer, so an estimate without them is an upper bound
-BOUNDED_FROM_ABOVE = ("torch_compile", "use_liger_kernel")
+UNTRACEABLE = ("fast_moe", "gradient_checkpointing_selective")
+# their kernels save the same tensors as the model's operations, or fewer, and batches of multipack have at most the tokens of the longest
+# samples, so an estimate without them is an upper bound
+BOUNDED_FROM_ABOVE = ("torch_compile", "use_liger_kernel", "fast_kernels", "multipack")
 # the model types whose FLOPs follow from their configuration, as in ``core.metrics.flops``; those of others are counted by the trainer
 FLOPS_KNOWN = frozenset(
     {
@@ -138,9 +139,9 @@ def mismatch(workload: WorkloadFields, architecture: Mapping[str, Any]) -> str |
     return None
 
 
-def is_bounded(workload: WorkloadFields) -> bool:
-    """Return whether a memory estimate of the workload is only an upper bound; it also has the fields in ``BOUNDED_FROM_ABOVE``."""
-    return any(getattr(workload, name) for name in BOUNDED_FROM_ABOVE)
+def bounding(workload: WorkloadFields) -> list[str]:
+    """Return the properties because of which a memory estimate is only an upper bound; the workload has those in ``BOUNDED_FROM_ABOVE``."""
+    return [name for name in BOUNDED_FROM_ABOVE if getattr(workload, name)]
 
 
 def untraceable(workload: WorkloadFields) -> str | None:
@@ -149,8 +150,6 @@ def untraceable(workload: WorkloadFields) -> str | None:
     Args:
         workload: what to train; it also has the fields in ``UNTRACEABLE``.
     """
-    if workload.method == "gptq_lora":
-        return "finetune_memory_estimate cannot trace method gptq_lora: its library reads quantised weights from files."
     if workload.method == "qlora" and workload.quantisation == "int8":
         return (
             "finetune_memory_estimate cannot trace quantisation int8: "

@@ -29,6 +29,7 @@ class Kind:
         outputs: the properties it returns, from identifier to description.
         runs: how often the workload runs; if more than once, each run gets fresh processes.
         limits: the values that a property may have, for properties with fewer values than ``Workload`` allows.
+        further: values beside those of ``limits`` in one actuator, by actuator and property.
         defaults: defaults that differ from those of ``Workload``.
     """
 
@@ -38,7 +39,12 @@ class Kind:
     outputs: Mapping[str, str] = dataclasses.field(default_factory=lambda: OUTPUTS)
     runs: int = 1
     limits: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    further: Mapping[str, Mapping[str, tuple[Any, ...]]] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def allowed(self, name: str, actuator: str) -> tuple[Any, ...]:
+        """Return the values that a property may have in an actuator; empty: all those of ``Workload``."""
+        return (*self.limits.get(name, ()), *self.further.get(actuator, {}).get(name, ()))
 
 
 KINDS: Mapping[str, Kind] = {
@@ -84,6 +90,7 @@ KINDS: Mapping[str, Kind] = {
         task="memory_estimate",
         outputs=MEMORY_OUTPUTS,
         limits={"method": ("full", "lora", "qlora", "prompt_tuning")},
+        further={"fms_hf_tuning": {"method": ("gptq_lora",)}},
     ),
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -85,7 +86,9 @@ def _zeros(like: torch.Tensor, state: Any) -> torch.Tensor:
     return weight
 
 
-def _reset() -> None:
+def _reset(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
     GradientState._reset_state()
@@ -94,12 +97,13 @@ def _reset() -> None:
 def main() -> None:
     """Print a line for each job."""
     stack.load()
-    for line in Path(sys.argv[1]).read_text().splitlines():
-        job, found = Job.from_line(line), []
-        for measure in (predicted, real):
-            _reset()
-            found.append(measure(job))
-        print("peaks " + json.dumps(found))
+    variables = dict(os.environ)
+    jobs = [Job.from_line(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    # one after the other without a reset, as an estimate traces several workloads
+    traced = [predicted(job) for job in jobs]
+    for job, peak in zip(jobs, traced, strict=True):
+        _reset(variables)
+        print("peaks " + json.dumps([peak, real(job)]))
 
 
 if __name__ == "__main__":

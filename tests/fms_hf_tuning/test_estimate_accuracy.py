@@ -38,15 +38,16 @@ ARCHITECTURE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
 }
-QLORA = {"method": "qlora", "mixed_precision": "bf16"}
 CASES: dict[str, dict[str, Any]] = {
-    "nf4": {**QLORA, "torch_dtype": "bfloat16"},
-    "fp4 of float32, checkpointing": {
-        **QLORA,
-        "quantisation": "fp4",
+    "qlora, checkpointing": {
+        "method": "qlora",
+        "mixed_precision": "bf16",
+        "torch_dtype": "bfloat16",
         "gradient_checkpointing": True,
         "batch_size": 4,
     },
+    # accelerate keeps the mixed precision of an earlier trace unless it is reset
+    "lora, no mixed precision": {"method": "lora", "torch_dtype": "bfloat16"},
 }
 
 

@@ -148,6 +148,51 @@ def test_a_memory_estimate_for_gpus_that_this_machine_lacks(local: Local) -> Non
     assert verdict.metadata["facts"]["attn_implementation"] == "flash_attention_2"
 
 
+@latest
+def test_a_memory_estimate_of_gptq(local: Local, tmp_path: Path) -> None:
+    """Half a byte for each weight, and for each output and group of inputs two bytes of scale and half a byte of zero point."""
+    quantised = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    config = architecture()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
+    change = {"model_name": str(tmp_path), "method": "gptq_lora", "torch_dtype": "float16", "r": 8}
+    verdict = measure(local, "finetune_memory_estimate", **change)
+    assert verdict.message == ""
+    width, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    values = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    linear = [(width, width), (width, values), (width, values), (width, width)]
+    linear += [(width, inner), (width, inner), (inner, width)]
+    groups = sum(ins // 64 * outs * 2.5 for ins, outs in linear)
+    packed = sum(ins * outs / 2 + 4 * ins for ins, outs in linear) + groups
+    adapters = sum(4 * 8 * (ins + outs) for ins, outs in linear)
+    norms = 2 * width * (2 * layers + 1)
+    tables = (1 if config.get("tie_word_embeddings") else 2) * 2 * config["vocab_size"] * width
+    # the frequencies of the rotary embedding
+    rotary = 4 * width // config["num_attention_heads"] // 2
+    expected = layers * (packed + adapters) + norms + tables + rotary
+    assert verdict.properties["memory_parameters_gib"] * 2**30 == pytest.approx(expected, rel=1e-3)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {**quantised, "bits": 8}}))
+    message = measure(local, "finetune_memory_estimate", **change).metadata["reason"]
+    assert message == "finetune_memory_estimate traces GPTQ with 4 bits, but the model has gptq with 8 bits."
+
+
+@latest
+def test_a_memory_estimate_of_accelerations(local: Local) -> None:
+    """Without padding a batch has fewer tokens; of kernels and of multipack the estimate is an upper bound, and a note says so."""
+    flash: dict[str, Any] = {
+        "attn_implementation": "flash_attention_2",
+        "torch_dtype": "bfloat16",
+        "dataset_id": "synthetic-uniform",
+    }
+    flash |= {"number_gpus": 1, "batch_size": 16, "model_max_length": 64}
+    changes: list[dict[str, Any]] = [{}, {"padding_free": True}]
+    changes.append({**changes[-1], "multipack": True, "fast_kernels": True})
+    padded, free, bounded = (measure(local, "finetune_memory_estimate", **flash, **change) for change in changes)
+    totals = [one.properties["memory_estimate_gib"] for one in (padded, free, bounded)]
+    assert totals[0] > totals[1] == totals[2]
+    assert "An upper bound: it leaves out what fast_kernels and multipack save." in bounded.metadata["notes"]
+    assert not any("upper bound" in note for note in free.metadata["notes"])
+
+
 def architecture() -> dict[str, Any]:
     """Return the architecture of the small model."""
     found = models.resolve(SMALL["model_name"]).architecture

@@ -76,6 +76,8 @@ def record(stack: Stack, job: Job, progress: ProgressCallback, kept: Kept | None
     kept = Kept() if kept is None else kept
     if message := supported.untraceable(job.workload):
         raise Refused(message)
+    if job.workload.method == "gptq_lora" and not getattr(stack, "TRACES_GPTQ", False):
+        raise Refused("finetune_memory_estimate traces method gptq_lora in fms_hf_tuning only; use that actuator.")
     begin = time.perf_counter()
     estimator = Estimator(stack, job, progress, kept)
     processes, batch = estimator.processes, job.workload.batch_size // estimator.processes

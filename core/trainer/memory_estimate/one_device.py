@@ -33,9 +33,8 @@ def single_process_job(job: Job, batch: int) -> Job:
         "gpu_model": "any",
         "distributed_backend": "DDP",
         "weights": "random",
-        # these kernels save the same tensors as the model's operations, or fewer; TRL computes its own loss with both
-        "torch_compile": False,
-        "use_liger_kernel": False,
+        # without them the trace is an upper bound; TRL computes its own loss with the first two
+        **dict.fromkeys(supported.BOUNDED_FROM_ABOVE, False),
         # further passes allocate the same as the second one
         "gradient_accumulation_steps": min(2, workload.gradient_accumulation_steps),
     }

@@ -8,6 +8,7 @@ it is stopped before the first.
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -231,7 +232,14 @@ def trace(
     watch = Watch(ledger, AssumedValues(mode, experts_of(job.architecture), MOST_CONSTANT_NUMBERS))
     steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)
     with contextlib.ExitStack() as around:
-        for context in (_libraries_unaware(), kernels_of_four_bits(), states_without_updates(), mode, watch):
+        for context in (
+            _accelerate_of_its_own(),
+            _libraries_unaware(),
+            kernels_of_four_bits(),
+            states_without_updates(),
+            mode,
+            watch,
+        ):
             around.enter_context(context)
         if cuda:
             around.enter_context(kernels_of_cuda())
@@ -242,6 +250,21 @@ def trace(
     ledger.end()
     assert steps.model is not None
     return ledger, steps.model
+
+
+@contextlib.contextmanager
+def _accelerate_of_its_own() -> Iterator[None]:
+    """Reset the environment variables and the state in which accelerate keeps the mixed precision, which would change the next trace."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 @contextlib.contextmanager

@@ -166,6 +166,12 @@ def test_the_report_of_an_estimate() -> None:
     }
 
 
+def test_an_upper_bound_is_called_one() -> None:
+    """The kernels are left out of the trace."""
+    notes = memory_report.make(record(1, 1), made(torch_compile=True), total_s=3.0).notes
+    assert notes[0] == "An upper bound: it leaves out what torch_compile saves."
+
+
 def test_the_bound_on_speed_and_cost() -> None:
     """Token slots of the whole batch over the least time of a step; two GPUs at 1.8 USD cost 0.1 cent a second."""
     got = memory_report.make(record(1, 1), made(), total_s=3.0, price_usd_per_device_hour=1.8)

@@ -6,6 +6,7 @@ import pytest
 
 from ado_actuators.sfttrainer.core import failures
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan
+from ado_actuators.sfttrainer.core.workload.experiments import KINDS
 
 WORKLOAD = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 1, "number_gpus": 0}
 FULL = "is not a property of finetune_full_benchmark in sfttrainer."
@@ -34,3 +35,10 @@ def test_an_unknown_property_gets_the_likely_remedy(name: str, value: object, me
     with pytest.raises(failures.InvalidConfiguration) as raised:
         make_plan("sfttrainer", "finetune_full_benchmark", {**WORKLOAD, name: value})
     assert str(raised.value) == failures.plain_message(message)
+
+
+def test_the_estimate_of_gptq_exists_in_one_actuator() -> None:
+    """TRL has no GPTQ-LoRA."""
+    kind = KINDS["finetune_memory_estimate"]
+    assert {*kind.allowed("method", "fms_hf_tuning")} - {*kind.allowed("method", "sfttrainer")} == {"gptq_lora"}
+    assert kind.allowed("model_name", "fms_hf_tuning") == ()

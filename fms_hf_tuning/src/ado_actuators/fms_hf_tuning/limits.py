@@ -6,6 +6,7 @@ Imports the standard library only: both the actuator and the trainer use it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
 import itertools
@@ -29,6 +30,8 @@ NEEDS = {
     "attn_implementation flash_attention_3": ("flash_attn_interface",),
     "attn_implementation flex_attention": (),
 }
+# memory estimates run no kernels of other packages
+NEEDED_BY_TRACES = ("fms_acceleration_peft", "bitsandbytes")
 # runs without CUDA, too; the other accelerations do not
 ON_CPU = "method qlora"
 DISTRIBUTIONS = {"PIL": "pillow"}
@@ -96,6 +99,26 @@ def refusal(
         _unknown_to_kernels(workload, architecture or {}), _messages(workload, cuda, has, release)
     )
     return next(messages, None)
+
+
+def refusal_of_trace(workload: JobWorkload, architecture: dict[str, Any] | None) -> str | None:
+    """Return an error message if the library cannot train ``workload`` on any device, else None.
+
+    A trace runs no kernels, so it needs neither a CUDA device nor their packages.
+
+    Args:
+        workload: the workload of one process, with random weights and without float16 beside mixed precision.
+        architecture: the model's configuration; None if it is not known.
+    """
+    as_trained: dict[str, Any] = {}
+    if workload.method == "gptq_lora":
+        as_trained = {"method": "qlora", "quantisation": "nf4", "mixed_precision": "bf16"}
+    return refusal(
+        dataclasses.replace(workload, **as_trained),
+        cuda=True,
+        has=lambda module: module not in NEEDED_BY_TRACES or installed(module),
+        architecture=architecture,
+    )
 
 
 def without_images(workload: JobWorkload, architecture: dict[str, Any]) -> str | None:

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from . import traced
 from .core.protocol.messages import Job, JobWorkload
 
+# memory estimates of GPTQ-LoRA are possible, see ``traced``
+TRACES_GPTQ = True
 PACKAGES = ("fms-hf-tuning", "trl", "fms-acceleration", "bitsandbytes", "deepspeed", "flash-attn")
 
 
@@ -47,7 +50,7 @@ def train(job: Job, clock: Any) -> dict[str, Any]:
     # ``serve`` resets them after the measurement
     os.environ.update(fsdp.variables(workload))
     phases = _Phases(clock, workload)
-    provided = _model_provided(prepared.model, images=images, quantised=workload.method == "qlora")
+    provided = _model_provided(prepared.model, job, images=images)
     patched = deepspeed.forgotten(workload)
     with phases, provided, _private_cache(directory), patched, adapters.explained(workload):
         trainer = _train(job, prepared, directory, [phases.trainer_callback(), clock.callback])
@@ -75,21 +78,19 @@ def _check(job: Job) -> None:
     import torch
 
     from .core.trainer.errors import BadInput, Refused
-    from .limits import refusal, versions
+    from .limits import refusal, refusal_of_trace, versions
 
     release, wanted = versions().get("fms-hf-tuning"), job.workload.fms_hf_tuning_version
     if release != wanted:
         raise BadInput(
             f"fms_hf_tuning_version is {wanted}, but the training environment has {release}; use environment managed."
         )
-    cuda = torch.cuda.is_available() or _is_traced(job)
-    if message := refusal(job.workload, cuda=cuda, architecture=job.architecture):
+    if traced.is_traced(job):
+        message = refusal_of_trace(job.workload, job.architecture)
+    else:
+        message = refusal(job.workload, cuda=torch.cuda.is_available(), architecture=job.architecture)
+    if message:
         raise Refused(message)
-
-
-def _is_traced(job: Job) -> bool:
-    """Return whether the job is the trace of a memory estimate, whose tensors have no data."""
-    return job.task == "memory_estimate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
     notes: list[str] = []
     with clock.phase("model_load"):
         # a trace has no weights that a plugin could read and quantise
-        network, facts = model.build(job, quantised=_is_traced(job) and job.workload.method == "qlora")
+        network, facts = model.build(job, quantised=traced.is_traced(job) and job.workload.method == "qlora")
         # of a directory or hub id the architecture was not known before
         if message := without_images(job.workload, network.config.to_dict()):
             raise Refused(message)
@@ -133,6 +134,8 @@ def _prepare_text(job: Job, clock: Any, directory: Path) -> _Prepared:
             found, notes = adapters.resolved(network, job.workload, as_list=True)
             adapters.check_parameters(network, job.workload)
             targets = [found] if isinstance(found, str) else found
+        if traced.is_traced(job) and job.workload.method == "gptq_lora":
+            network = traced.quantised_with_gptq(network, job.workload)
         # acceleration plugins read the model's class, which transformers stores only when it saves a model
         network.config.architectures = network.config.architectures or [type(network).__name__]
         tokenizer = model.tokenizer(job, network)
@@ -167,7 +170,7 @@ def _train(job: Job, prepared: _Prepared, directory: Path, callbacks: list[Any])
 
     from . import arguments
 
-    workload = job.workload
+    workload = traced.workload(job.workload) if traced.is_traced(job) else job.workload
     images = bool(workload.dataset_image_field)
     trainer, _, _ = library_train(
         arguments.model(workload, prepared.source, directory / ("model" if images else "tokenizer")),
@@ -183,7 +186,7 @@ def _train(job: Job, prepared: _Prepared, directory: Path, callbacks: list[Any])
 def _reads_weights(job: Job) -> bool:
     """Return whether an acceleration plugin loads the weights itself, from a directory."""
     workload = job.workload
-    return not _is_traced(job) and (workload.method in ("qlora", "gptq_lora") or bool(workload.fast_moe))
+    return not traced.is_traced(job) and (workload.method in ("qlora", "gptq_lora") or bool(workload.fast_moe))
 
 
 def _source(job: Job, network: Any, directory: Path) -> Path | str:
@@ -273,33 +276,21 @@ class _NoLanguageModel:
 
 
 @contextlib.contextmanager
-def _model_provided(network: Any, *, images: bool, quantised: bool) -> Iterator[None]:
-    """Replace the library's model loaders, so that it gets ``network`` as language or vision model; None leaves them unchanged.
-
-    A quantised model is requested by the plugin for bitsandbytes, with a loader of its own.
-    """
+def _model_provided(network: Any, job: Job, *, images: bool) -> Iterator[None]:
+    """Replace the library's model loaders, so that it gets ``network`` as language or vision model; None leaves them unchanged."""
     from tuning import sft_trainer
 
     if network is None:
         yield
         return
-    if quantised:
-        from fms_acceleration_peft import framework_plugin_bnb
-
-        with (
-            mock.patch.object(framework_plugin_bnb, "AutoModelForCausalLM", _ProvidedModel(network)),
-            mock.patch.object(sft_trainer, "AutoModelForVision2Seq", _NoVisionModel),
-        ):
-            yield
-        return
-    original = sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq
     provided = _ProvidedModel(network)
     language, vision = (_NoLanguageModel, provided) if images else (provided, _NoVisionModel)
-    sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq = language, vision
-    try:
+    with (
+        mock.patch.object(sft_trainer, "AutoModelForCausalLM", language),
+        mock.patch.object(sft_trainer, "AutoModelForVision2Seq", vision),
+        traced.plugins(job.workload, provided) if traced.is_traced(job) else contextlib.nullcontext(),
+    ):
         yield
-    finally:
-        sft_trainer.AutoModelForCausalLM, sft_trainer.AutoModelForVision2Seq = original
 
 
 @contextlib.contextmanager

@@ -11,8 +11,6 @@ from typing import Any
 from .core.protocol.messages import Job, JobWorkload
 
 PACKAGES = ("trl", "bitsandbytes", "deepspeed", "torchao", "liger-kernel")
-# models are quantised by core/trainer/quantise.py, which memory estimates can trace
-QUANTISES_MODELS = True
 # a chat template puts it before the assistant's tokens
 _ANSWER_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

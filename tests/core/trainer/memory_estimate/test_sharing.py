@@ -150,7 +150,7 @@ def test_the_job_of_a_trace_is_that_of_one_process_without_gpu() -> None:
     assert (got.weights, traced.world_size) == ("random", 1)
 
 
-@pytest.mark.parametrize("change", [{"method": "gptq_lora"}])
+@pytest.mark.parametrize("change", [{"fast_moe": 2}])
 def test_what_cannot_be_traced_is_said(change: dict[str, Any]) -> None:
     """One message instead of a wrong number."""
     message = supported.untraceable(asked(**change))
