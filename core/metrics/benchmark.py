@@ -14,6 +14,7 @@ from ..protocol.messages import AUTOCAST_DTYPES, COUNTS, Record
 from ..protocol.stopping import LEAST_MEASURED
 from ..workload.fields import Workload
 from ..workload.outputs import DEVICE_OUTPUTS, LEAST_CPU_SHARE_PERCENT, OUTPUTS
+from ..workload.validation import without_effect
 from . import accelerators, flops, roofline, throughput
 from .accelerators import GIB
 from .report import Report
@@ -67,8 +68,7 @@ def make(
     _note_few_steps(found, measured, ranks[0])
     found.notes += (ranks[0].get("facts") or {}).get("notes") or []
     _note_short_steps(found, measured, ranks, workload)
-    if workload.distributed_backend.startswith("FSDP") and workload.number_gpus == 1:
-        found.notes.append(f"distributed_backend {workload.distributed_backend} has no effect on one device.")
+    found.notes += without_effect(workload)
     _put_times(found, measured)
     _put_rates(found, measured, max(1, workload.number_gpus))
     _put_flops(found, measured, ranks[0], workload, set(device_names))

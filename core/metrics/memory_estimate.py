@@ -11,6 +11,7 @@ from ..protocol.outside import between_devices_bytes
 from ..workload import wording
 from ..workload.fields import Workload
 from ..workload.outputs import MEMORY_OUTPUTS
+from ..workload.validation import without_effect
 from . import accelerators, roofline
 from .accelerators import GIB
 from .report import Report
@@ -70,7 +71,7 @@ def make(
     else:
         properties |= {"device_memory_gib": device_gib, "fits": int(needed_bytes(record) <= usable)}
         properties["largest_batch_size"] = record["largest_batch_size"]
-    notes = []
+    notes = without_effect(workload)
     if bounding := supported.bounding(workload):
         verb = "save" if len(bounding) > 1 else "saves"
         notes.append(f"An upper bound: it leaves out what {wording.listed(bounding)} {verb}.")

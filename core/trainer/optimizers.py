@@ -33,11 +33,18 @@ def arguments(workload: JobWorkload) -> dict[str, Any]:
 
 
 def used(trainer: Any) -> str:
-    """Return the class of a trainer's optimizer, with its package unless it is PyTorch's or transformers' own."""
+    """Return the class of a trainer's optimizer, with its package unless it is PyTorch's or transformers' own.
+
+    Of the optimizers of bitsandbytes, which have one class for all, also the bits of the state and whether it is paged.
+    """
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     # DeepSpeed's optimizers of ZeRO contain one that updates the parts
     while type(inner).__module__.startswith("deepspeed.runtime") and hasattr(inner, "optimizer"):
         inner = inner.optimizer
     kind = type(inner)
     package = kind.__module__.partition(".")[0]
-    return kind.__name__ if package in ("torch", "transformers") else f"{package}.{kind.__name__}"
+    if package in ("torch", "transformers"):
+        return kind.__name__
+    bits = getattr(getattr(inner, "args", None), "optim_bits", None)
+    details = [f"{bits} bits" if bits else "", "paged" if getattr(inner, "is_paged", False) else ""]
+    return ", ".join(filter(None, [f"{package}.{kind.__name__}", *details]))

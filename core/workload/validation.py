@@ -17,6 +17,13 @@ from .where import ADAPTERS
 
 # optimizers that accelerate replaces by DeepSpeed's own for CPUs
 DEEPSPEED_OFFLOADS = ("adamw_torch", "adamw_torch_fused", "adagrad")
+FSDP = ("FSDP", "FSDP2")
+ONLY_FSDP = (
+    "fsdp_sharding_strategy",
+    "fsdp_state_dict_type",
+    "fsdp_use_orig_params",
+    "fsdp_transformer_layer_cls_to_wrap",
+)
 
 
 def parse(values: dict[str, Any]) -> Workload:
@@ -39,91 +46,137 @@ def violation(workload: Workload) -> str | None:
     return next((message for violated, message in _rules(workload) if violated), None)
 
 
+def without_effect(w: Workload) -> list[str]:
+    """Return a note for each value that changes nothing. They are accepted, since a study may fix them for all of its workloads."""
+    sharded = w.distributed_backend in FSDP and w.processes > 1
+    unused = [
+        (w.distributed_backend in FSDP and w.processes == 1, "distributed_backend", "on one device"),
+        *((not sharded, name, "without FSDP on several devices") for name in ONLY_FSDP),
+        (sharded and w.distributed_backend == "FSDP2", "fsdp_use_orig_params", "in FSDP2"),
+        (not w.packing, "packing_strategy", "without packing"),
+        (w.dataset_id.startswith("synthetic-"), "dataset_text_field", "on synthetic data"),
+    ]
+    return [
+        f"{name} {getattr(w, name)} has no effect {where}."
+        for applies, name, where in unused
+        if applies and getattr(w, name) != Workload.model_fields[name].default
+    ]
+
+
 def _rules(w: Workload) -> list[tuple[bool, str]]:
     """Return for each rule whether ``w`` violates it, and the message."""
-    gpus, nodes, processes = w.number_gpus, w.number_nodes, w.processes
-    cpu, fsdp = gpus == 0, w.distributed_backend in ("FSDP", "FSDP2")
-    attention = w.attn_implementation[:60]
-    accumulated = w.gradient_accumulation_steps
-    optimizer = (
-        optimizers.impossible(
-            w.optim,
-            cpu=cpu,
-            processes=processes,
-            gradient_accumulation_steps=accumulated,
-            dtensors=w.distributed_backend == "FSDP2" and processes > 1,
-        )
-        or ""
-    )
-    devices = f"{processes} devices" if gpus else f"{processes} processes"
+    devices = f"{w.processes} {'devices' if w.number_gpus else 'processes'}"
     return [
-        (gpus > 0 and gpus % nodes != 0, f"number_gpus {gpus} is not divisible by number_nodes {nodes}."),
+        (
+            w.number_gpus > 0 and w.number_gpus % w.number_nodes != 0,
+            f"number_gpus {w.number_gpus} is not divisible by number_nodes {w.number_nodes}.",
+        ),
         *_sharing_rules(w, devices),
-        (cpu and w.gpu_model != "any", f"gpu_model {w.gpu_model!r} needs number_gpus of at least 1."),
-        (
-            # transformers, not accelerate, divides a model with tensor parallelism
-            cpu and fsdp and w.tensor_parallel_size == 1,
-            f"distributed_backend {w.distributed_backend} needs GPUs: on CPU the trainer would run DDP instead.",
-        ),
-        (
-            processes > 1 and w.distributed_backend == "None",
-            f"{devices} need distributed_backend DDP, FSDP, FSDP2 or DeepSpeed, not None.",
-        ),
-        (
-            w.distributed_backend == "FSDP2" and w.fsdp_sharding_strategy not in ("FULL_SHARD", "SHARD_GRAD_OP"),
-            f"fsdp_sharding_strategy {w.fsdp_sharding_strategy} does not exist in FSDP2; use FULL_SHARD or SHARD_GRAD_OP.",
-        ),
-        (
-            w.distributed_backend == "FSDP2" and w.fsdp_state_dict_type == "LOCAL_STATE_DICT",
-            "fsdp_state_dict_type LOCAL_STATE_DICT does not exist in FSDP2; use FULL_STATE_DICT or SHARDED_STATE_DICT.",
-        ),
-        (
-            w.method in ("qlora", "gptq_lora") and fsdp and processes > 1,
-            f"method {w.method} is not supported with {w.distributed_backend}: use distributed_backend DDP.",
-        ),
-        (cpu and w.mixed_precision == "fp16", "mixed_precision fp16 needs a GPU; use bf16 or no."),
-        (
-            # adapters are kept in float32, regardless of the type of the weights
-            w.mixed_precision == "fp16" and w.torch_dtype != "float32" and w.method in ("full", "prompt_tuning"),
-            f"mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale {w.torch_dtype}.",
-        ),
-        (
-            cpu and w.attn_implementation not in supported.PLAIN_ATTENTION,
-            f"attn_implementation {attention} needs a GPU; use sdpa or eager.",
-        ),
-        (
-            supported.is_flash(w.attn_implementation) and w.torch_dtype == "float32" and w.mixed_precision == "no",
-            f"attn_implementation {attention} needs torch_dtype bfloat16 or float16, or mixed_precision.",
-        ),
-        (
-            w.fsdp_cpu_offload and not (fsdp and processes > 1),
-            "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
-        ),
-        (
-            w.padding_free and w.attn_implementation in supported.PLAIN_ATTENTION,
-            "padding_free needs attn_implementation flash_attention_2, another flash attention or flex_attention.",
-        ),
-        (cpu and w.use_liger_kernel, "use_liger_kernel needs a GPU."),
-        (cpu and w.fast_moe > 0, f"fast_moe {w.fast_moe} needs a GPU."),
-        (
-            w.fast_moe > 0 and gpus % w.fast_moe != 0,
-            f"fast_moe {w.fast_moe} does not divide number_gpus {gpus}.",
-        ),
-        (w.enable_roce and nodes == 1, "enable_roce needs number_nodes of at least 2."),
-        (w.enable_roce and cpu, "enable_roce needs GPUs: gloo does not use RDMA."),
-        (bool(optimizer), optimizer),
+        *_backend_rules(w, devices),
+        *_fsdp_rules(w),
+        *_type_rules(w),
+        *_kernel_rules(w),
+        *_optimizer_rules(w),
         *_adapter_rules(w),
         *_compile_rules(w),
         *_checkpointing_rules(w),
         *_fp8_rules(w),
         *_deepspeed_rules(w),
+        *_loss_rules(w),
+        *_image_rules(w),
+    ]
+
+
+def _backend_rules(w: Workload, devices: str) -> list[tuple[bool, str]]:
+    """Return the rules about devices and how they are connected."""
+    cpu = w.number_gpus == 0
+    return [
+        (cpu and w.gpu_model != "any", f"gpu_model {w.gpu_model!r} needs number_gpus of at least 1."),
+        (
+            # transformers, not accelerate, divides a model with tensor parallelism
+            cpu and w.distributed_backend in FSDP and w.tensor_parallel_size == 1,
+            f"distributed_backend {w.distributed_backend} needs GPUs: on CPU the trainer would run DDP instead.",
+        ),
+        (
+            w.processes > 1 and w.distributed_backend == "None",
+            f"{devices} need distributed_backend DDP, FSDP, FSDP2 or DeepSpeed, not None.",
+        ),
+        (w.enable_roce and w.number_nodes == 1, "enable_roce needs number_nodes of at least 2."),
+        (w.enable_roce and cpu, "enable_roce needs GPUs: gloo does not use RDMA."),
+    ]
+
+
+def _fsdp_rules(w: Workload) -> list[tuple[bool, str]]:
+    version_2 = w.distributed_backend == "FSDP2"
+    shards = w.distributed_backend in FSDP and w.processes > 1
+    return [
+        (
+            version_2 and w.fsdp_sharding_strategy not in ("FULL_SHARD", "SHARD_GRAD_OP"),
+            f"fsdp_sharding_strategy {w.fsdp_sharding_strategy} does not exist in FSDP2; use FULL_SHARD or SHARD_GRAD_OP.",
+        ),
+        (
+            version_2 and w.fsdp_state_dict_type == "LOCAL_STATE_DICT",
+            "fsdp_state_dict_type LOCAL_STATE_DICT does not exist in FSDP2; use FULL_STATE_DICT or SHARDED_STATE_DICT.",
+        ),
+        (
+            w.method in ("qlora", "gptq_lora") and shards,
+            f"method {w.method} is not supported with {w.distributed_backend}: use distributed_backend DDP.",
+        ),
+        (
+            w.fsdp_cpu_offload and not shards,
+            "fsdp_cpu_offload needs distributed_backend FSDP or FSDP2 on several devices.",
+        ),
+    ]
+
+
+def _type_rules(w: Workload) -> list[tuple[bool, str]]:
+    """Return the rules about types of numbers."""
+    return [
+        (w.number_gpus == 0 and w.mixed_precision == "fp16", "mixed_precision fp16 needs a GPU; use bf16 or no."),
+        (
+            # adapters are kept in float32, regardless of the type of the weights
+            w.mixed_precision == "fp16" and w.torch_dtype != "float32" and w.method in ("full", "prompt_tuning"),
+            f"mixed_precision fp16 needs torch_dtype float32: its gradient scaler cannot unscale {w.torch_dtype}.",
+        ),
+    ]
+
+
+def _kernel_rules(w: Workload) -> list[tuple[bool, str]]:
+    """Return the rules about kernels, and what only some of them can do."""
+    cpu, attention = w.number_gpus == 0, w.attn_implementation[:60]
+    plain = w.attn_implementation in supported.PLAIN_ATTENTION
+    return [
+        (cpu and not plain, f"attn_implementation {attention} needs a GPU; use sdpa or eager."),
+        (
+            supported.is_flash(w.attn_implementation) and w.torch_dtype == "float32" and w.mixed_precision == "no",
+            f"attn_implementation {attention} needs torch_dtype bfloat16 or float16, or mixed_precision.",
+        ),
+        (
+            w.padding_free and plain,
+            "padding_free needs attn_implementation flash_attention_2, another flash attention or flex_attention.",
+        ),
+        (cpu and w.use_liger_kernel, "use_liger_kernel needs a GPU."),
+        (cpu and w.fast_moe > 0, f"fast_moe {w.fast_moe} needs a GPU."),
+        (
+            w.fast_moe > 0 and w.number_gpus % w.fast_moe != 0,
+            f"fast_moe {w.fast_moe} does not divide number_gpus {w.number_gpus}.",
+        ),
         (
             cpu and w.activation_offloading,
             "activation_offloading needs a GPU: on CPU activations are in host memory already.",
         ),
-        *_loss_rules(w),
-        *_image_rules(w),
     ]
+
+
+def _optimizer_rules(w: Workload) -> list[tuple[bool, str]]:
+    message = optimizers.impossible(
+        w.optim,
+        cpu=w.number_gpus == 0,
+        processes=w.processes,
+        gradient_accumulation_steps=w.gradient_accumulation_steps,
+        dtensors=w.distributed_backend == "FSDP2" and w.processes > 1,
+    )
+    return [(True, message)] if message else []
 
 
 def _adapter_rules(w: Workload) -> list[tuple[bool, str]]:

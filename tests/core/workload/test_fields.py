@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ado_actuators.sfttrainer.core.failures import InvalidConfiguration
-from ado_actuators.sfttrainer.core.workload.validation import parse
+from ado_actuators.sfttrainer.core.workload.validation import parse, without_effect
 
 SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 64, "batch_size": 4, "number_gpus": 0}
 
@@ -298,6 +298,33 @@ def test_impossible_values_and_combinations_are_refused(change: dict[str, object
     with pytest.raises(InvalidConfiguration) as caught:
         parse({**SMALL, **change})
     assert message == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "notes"),
+    [
+        ({}, []),
+        ({"packing_strategy": "wrapped"}, ["packing_strategy wrapped has no effect without packing."]),
+        ({"packing_strategy": "wrapped", "packing": True}, []),
+        ({"dataset_text_field": "body"}, ["dataset_text_field body has no effect on synthetic data."]),
+        (
+            {"fsdp_sharding_strategy": "NO_SHARD", "fsdp_use_orig_params": False},
+            [
+                "fsdp_sharding_strategy NO_SHARD has no effect without FSDP on several devices.",
+                "fsdp_use_orig_params False has no effect without FSDP on several devices.",
+            ],
+        ),
+        ({"number_gpus": 2, "distributed_backend": "FSDP", "fsdp_sharding_strategy": "NO_SHARD"}, []),
+        (
+            {"number_gpus": 2, "distributed_backend": "FSDP2", "fsdp_use_orig_params": False},
+            ["fsdp_use_orig_params False has no effect in FSDP2."],
+        ),
+        ({"number_gpus": 1, "distributed_backend": "FSDP"}, ["distributed_backend FSDP has no effect on one device."]),
+    ],
+)
+def test_values_without_effect_are_noted(change: dict[str, object], notes: list[str]) -> None:
+    """They are accepted, because a study may fix a value that only some of its workloads use."""
+    assert without_effect(parse({**SMALL, "batch_size": 2, **change})) == notes
 
 
 def test_padding_free_excludes_images() -> None:
