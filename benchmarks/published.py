@@ -222,8 +222,14 @@ def table(results: Sequence[Result]) -> str:
 def summary(results: Sequence[Result]) -> str:
     """Return the errors in a few lines, with the rows outside the goals and those whose ``fits`` is wrong."""
     lines = []
-    for title, single in (("one GPU", True), ("several GPUs", False)):
-        errors = [100 * r.error for r in results if r.error is not None and r.single is single]
+    groups = {
+        "one GPU": [r for r in results if r.row.allocated is not None and r.single],
+        "several GPUs": [r for r in results if r.row.allocated is not None and not r.single],
+        # of programs other than the trainers of the stacks, with samples of unknown lengths
+        "reserved memory only": [r for r in results if r.row.allocated is None],
+    }
+    for title, group in groups.items():
+        errors = [100 * r.error for r in group if r.error is not None]
         if errors:
             lines.append(
                 f"{title}: {len(errors)} rows, error {min(errors):+.2f} to {max(errors):+.2f} %, "

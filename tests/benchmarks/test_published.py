@@ -93,6 +93,14 @@ def test_errors_and_verdicts() -> None:
     assert "out of memory" in published.table(found)
 
 
+def test_rows_of_other_programs_are_counted_apart() -> None:
+    """They publish reserved memory only, of samples whose lengths are not known."""
+    other = published.Result(dataclasses.replace(row(), reserved=20 * GIB), 18 * GIB, 19 * GIB, fits=True)
+    assert published.summary([other]).splitlines()[0] == (
+        "reserved memory only: 1 rows, error -5.00 to -5.00 %, median of its size 5.00 %"
+    )
+
+
 def test_the_page_gets_table_and_summary(tmp_path: Path) -> None:
     """What is outside the marks stays; a second run changes nothing."""
     page = tmp_path / "page.md"
