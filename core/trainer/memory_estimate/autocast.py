@@ -46,8 +46,14 @@ SINCE = {"rms_norm": (2, 9)}
 
 @contextlib.contextmanager
 def lists_of_cuda() -> Iterator[None]:
-    """Inside the block, autocast on the CPU converts what it converts on CUDA."""
-    library = torch.library.Library("aten", "IMPL")
+    """Inside the block, autocast on the CPU converts what it converts on CUDA, and is what libraries find enabled that ask about CUDA."""
+    library, asked = torch.library.Library("aten", "IMPL"), torch.is_autocast_enabled
+
+    def enabled(device_type: str = "cpu") -> bool:
+        return bool(asked(device_type))
+
+    # without an argument the function is about CUDA
+    torch.is_autocast_enabled = enabled
     try:
         for name in _operations():
             library.impl(name, _in_float32(_operation(name)), "AutocastCPU")
@@ -55,6 +61,7 @@ def lists_of_cuda() -> Iterator[None]:
             library.impl(name, _to_float32(_operation(name)), "AutocastCPU")
         yield
     finally:
+        torch.is_autocast_enabled = asked
         library._destroy()
 
 

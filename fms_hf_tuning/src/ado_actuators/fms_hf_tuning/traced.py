@@ -1,7 +1,7 @@
 """What the library gets in the trace of a memory estimate instead of plugins that read weights or need CUDA. Imports torch.
 
-- Weights in 4 bits are simulated (``core.trainer.memory_estimate.four_bits``). The plugin for bitsandbytes prepares the model and adds
-  the adapters, also for GPTQ, whose own plugin needs Triton and does the same: it freezes the model, and converts no parameter.
+- Weights in 4 bits are simulated (``core.trainer.memory_estimate.four_bits``). The plugin for bitsandbytes prepares the model, also for
+  GPTQ, whose own plugin needs Triton and does the same: it freezes the model, and converts no parameter. The adapters are PEFT's for each.
 - ``padding_free`` has the collator with which its plugin replaces that of the library.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -86,7 +87,17 @@ def _with_adapters(plugin: Any, model: Any, train_args: Any, modifiable_args: An
         use_gradient_checkpointing=train_args.gradient_checkpointing,
         gradient_checkpointing_kwargs=train_args.gradient_checkpointing_kwargs,
     )
-    return peft.get_peft_model(prepared, modifiable_args[0]), (None,)
+    with mock.patch.object(peft.LoraModel, "_create_new_module", staticmethod(_adapter_of_gptq)):
+        return peft.get_peft_model(prepared, modifiable_args[0]), (None,)
+
+
+def _adapter_of_gptq(config: Any, name: str, layer: Any, **options: Any) -> Any:
+    """Return PEFT's adapter for GPTQ, which unlike that for bitsandbytes also converts its input under autocast."""
+    from peft.tuners.lora.gptq import GPTQLoraLinear
+
+    # an argument since PEFT 0.19
+    added = (config,) if "config" in inspect.signature(GPTQLoraLinear.__init__).parameters else ()
+    return GPTQLoraLinear(layer, name, *added, **options)
 
 
 def _flattening(*unused: Any, **also_unused: Any) -> Any:

@@ -60,3 +60,13 @@ def test_without_autocast_nothing_is_converted() -> None:
     """The lists hold for autocast only."""
     with lists_of_cuda():
         assert torch.softmax(torch.ones(4, 8, dtype=torch.bfloat16), -1).dtype == torch.bfloat16
+
+
+def test_libraries_that_ask_about_cuda_find_autocast() -> None:
+    """PEFT's layers for weights of four bits convert their input to the type of the adapters unless autocast does it."""
+    with lists_of_cuda():
+        assert not torch.is_autocast_enabled()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.is_autocast_enabled()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not torch.is_autocast_enabled()
