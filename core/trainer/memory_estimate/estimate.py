@@ -14,7 +14,6 @@ import functools
 import gc
 import importlib.metadata
 import time
-from collections.abc import Iterator
 
 import torch
 
@@ -47,20 +46,6 @@ from .untraced import explained
 MOST_SAMPLES, MOST_TOKENS = 65536, 2**22
 
 
-@contextlib.contextmanager
-def _earlier_objects_frozen() -> Iterator[None]:
-    """Leave the objects that exist now out of garbage collections, of which accelerate starts one in each training.
-
-    With those of torch and transformers a collection takes as long as the rest of a trace.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@_earlier_objects_frozen()
 def record(stack: Stack, job: Job, progress: ProgressCallback, kept: Kept | None = None) -> MemoryEstimate:
     """Return the memory estimate of a job.
 
@@ -74,6 +59,9 @@ def record(stack: Stack, job: Job, progress: ProgressCallback, kept: Kept | None
         Refused: the workload cannot be traced.
     """
     kept = Kept() if kept is None else kept
+    # accelerate starts a garbage collection in each training; with the modules of torch and transformers it takes as long as the trace
+    gc.collect()
+    gc.freeze()
     if message := supported.untraceable(job.workload):
         raise Refused(message)
     if job.workload.method == "gptq_lora" and not getattr(stack, "TRACES_GPTQ", False):
