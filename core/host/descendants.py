@@ -1,7 +1,8 @@
 """Ends all processes that a trainer has started, in any process group or session, and removes run directories of ended hosts.
 
 Each trainer carries a mark in its environment variables, which its children inherit. A mark names the host process that started the
-trainer, so that a later host of the same node can also end the processes that a killed host has left.
+trainer, so that a later host of the same node can also end the processes that a killed host has left. What a trainer started without its
+variables is found below it in the tree of processes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -63,6 +64,21 @@ def _started(pid: int) -> str:
     return str(psutil.Process(pid).create_time())
 
 
+def below(pid: int) -> list[psutil.Process]:
+    """Return the processes below ``pid`` in the tree of processes; a trainer adopts those whose parents have ended."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except (psutil.Error, OSError):
+        return []
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes that still run; psutil does not confuse them with later ones of the same number."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
 def end(mark: str) -> None:
     """Kill all processes that carry ``mark``, repeatedly until none is left."""
     _end(lambda found: found == mark)
@@ -86,9 +102,7 @@ def _end(wanted: Callable[[str], bool]) -> None:
         found = [process for process, mark in _marked() if wanted(mark)]
         if not found:
             return
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        kill(found)
         time.sleep(0.01)
 
 

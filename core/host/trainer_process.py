@@ -10,10 +10,13 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from .. import failures, redaction
 from ..protocol.messages import Job, Message
@@ -42,6 +45,8 @@ KILL_TIMEOUT_S = 30.0
 LONGEST_MESSAGE_BYTES = 64 * 2**20
 # seconds between checks whether the trainer has ended; needed when a child keeps its pipes open
 ALIVE_CHECK_S = 0.5
+# seconds between looks at the processes below a trainer, which take milliseconds
+NOTE_S = 5.0
 # with more threads than cores, spinning threads slow a step down several times
 QUIET_THREADS = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -86,6 +91,8 @@ class TrainerProcess:
         self._oom_kills = oom_kills()
         self._garbage = ""
         self._mark = descendants.new_mark()
+        # what was below it in the tree of processes, for the case that it is killed from outside
+        self._below: list[psutil.Process] = []
         try:
             self._process = subprocess.Popen(
                 [str(python), str(TRAINER)],
@@ -181,9 +188,11 @@ class TrainerProcess:
             self._guard.write(line.encode() + b"\n" if "\n" not in line else b"\n")
 
     def _end_all(self) -> None:
+        below = {*self._below, *descendants.below(self.pid)}
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         descendants.end(self._mark)
+        descendants.kill(below)
 
     def _listen(self) -> None:
         for line in self._lines():
@@ -205,7 +214,10 @@ class TrainerProcess:
         ready = select.poll()
         ready.register(descriptor, select.POLLIN)
         pending = bytearray()
+        noted_s = 0.0
         while True:
+            if time.monotonic() - noted_s > NOTE_S:
+                self._below, noted_s = descendants.below(self.pid), time.monotonic()
             # checked before reading, so that all output before the end is read
             ended = not self.alive
             if ready.poll(0 if ended else ALIVE_CHECK_S * 1000):

@@ -40,7 +40,8 @@ _WHOLE = [
         (r"head_dim", 0, 100_000),
         (r"vocab_size_.*", 0, 100_000_000),
         (r"intermediate_size|moe_intermediate_size|n_inner|ffn_dim", 0, 20_000_000),
-        (_LAYERS, -1, MOST_LAYERS),
+        # some are computed from others, and negative in small models
+        (_LAYERS, -MOST_LAYERS, MOST_LAYERS),
         (r"(.*_)?heads?", 0, 20_000),
         (r".*_per_tok(en)?|(.*_)?top_?k", 0, 100_000),
         (r"(n|num)_.*", -1, 100_000),

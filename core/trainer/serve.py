@@ -49,11 +49,14 @@ if TYPE_CHECKING:
 BASE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 # of linux/prctl.h: the signal that a process gets when its parent ends
 _PR_SET_PDEATHSIG = 1
+# and that a process becomes the parent of descendants whose parent ends
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(stack_module: str) -> None:
     """Measure jobs until the host closes standard input."""
     begin = time.perf_counter()
+    _adopt_orphans()
     _continue_with_host_end()
     channel = _take_stdout()
     jobs = _follow(_take_stdin())
@@ -312,6 +315,12 @@ def _take_stdout() -> IO[str]:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of descendants whose parents end, so that the host finds them below this process; on Linux only."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _continue_with_host_end() -> None:

@@ -1,6 +1,6 @@
 """Turns property values into a ``Workload``, or into one message that says why they are impossible.
 
-Rules across properties are in ``_rules``. Imports pydantic.
+Rules across properties are in ``_rules``; ``value_errors`` has the messages about single values and misspelled names. Imports pydantic.
 """
 
 from __future__ import annotations

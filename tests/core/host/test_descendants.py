@@ -37,6 +37,16 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+# a trainer that starts a program without its variables and in a session of its own
+WITHOUT_VARIABLES = """
+import json, os, signal, subprocess, sys
+child = subprocess.Popen(["env", "-i", "setsid", "sleep", "300"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+print(json.dumps({"event": "progress", "text": str(child.pid)}), flush=True)
+sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 @pytest.fixture
 def trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[trainer_process.TrainerProcess]]:
     """Trainers that run ``TRAINER``; ended after the test."""
@@ -101,6 +111,31 @@ def test_a_death_is_noticed_though_a_daemon_holds_the_pipes(
         if index == 1:
             before = used
     assert used == before
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["ended by its host", "killed"])
+def test_a_program_without_the_variables_ends(
+    killed: bool, tmp_path: Path, trainers: list[trainer_process.TrainerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found below the trainer; of a trainer that was killed its host knows what was there before."""
+    monkeypatch.setattr(trainer_process, "NOTE_S", 0.05)
+    trainer_process.TRAINER.write_text(WITHOUT_VARIABLES)
+    messages: queue.Queue[tuple[int, dict[str, str] | None]] = queue.Queue()
+    trainer = start(tmp_path / "log", messages)  # type: ignore[arg-type]
+    trainers.append(trainer)
+    _, first = messages.get(timeout=60)
+    assert first is not None
+    child = int(first["text"])
+    if killed:
+        while child not in [one.pid for one in trainer._below]:
+            time.sleep(0.01)
+        trainer._process.stdin.write(b"\n")  # type: ignore[union-attr]
+        trainer._process.stdin.flush()  # type: ignore[union-attr]
+        assert messages.get(timeout=60) == (0, None)
+        assert "SIGKILL" in str(trainer.died())
+    else:
+        trainer.kill()
+    assert gone(child)
 
 
 def test_the_guard_ends_what_left_the_group(tmp_path: Path, trainers: list[trainer_process.TrainerProcess]) -> None:

@@ -19,7 +19,7 @@ from ado_actuators.sfttrainer.core.workload import models
         ),
         (
             {"vision_config": {"depth": 300_000}},
-            "vision_config.depth 300000 in its configuration; expected a whole number from -1",
+            "vision_config.depth 300000 in its configuration; expected a whole number from -2000",
         ),
         (
             {"layer_types": ["full_attention"] * 150_000},

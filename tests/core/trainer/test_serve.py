@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -30,6 +32,35 @@ def job(**change: Any) -> Job:
         master_addr="192.0.2.1",
         master_port=12345,
     )
+
+
+ORPHAN = f"""
+import os, sys, time
+sys.path[:0] = {sys.path!r}
+from ado_actuators.sfttrainer.core.trainer import serve
+serve._adopt_orphans()
+reader, writer = os.pipe()
+child = os.fork()
+if child == 0:
+    if os.fork() == 0:
+        parent = os.getppid()
+        os.write(writer, b"x")
+        while os.getppid() == parent:
+            time.sleep(0.01)
+        os.write(writer, str(os.getppid()).encode())
+        os._exit(0)
+    os.read(reader, 1)
+    os._exit(0)
+os.waitpid(child, 0)
+print(os.read(reader, 99).decode() == str(os.getpid()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such call")
+def test_a_trainer_adopts_what_its_children_leave() -> None:
+    """So that the host finds it below the trainer."""
+    done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.parametrize(
