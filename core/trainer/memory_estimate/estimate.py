@@ -36,6 +36,7 @@ from .accounts import Accounts, Layered, Passes, fixed
 from .allocator import Reserved, replay
 from .devices import TracedWorkload, estimates, total_by_batch
 from .extrapolation import Irregular
+from .four_bits import numbers
 from .kept import Kept, Outline, key
 from .ledger import PASSES, UPDATE, Ledger, Peak, Sharing
 from .moments import Moments
@@ -176,7 +177,7 @@ class Estimator:
         self._sharing = self._sharing_of(self._job.workload, model)
         parameters = list(model.parameters())
         self.description = {
-            "model_parameters": sum(parameter.numel() for parameter in parameters),
+            "model_parameters": sum(map(numbers, parameters)),
             "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             "architecture": model.architecture,
             "facts": {

@@ -61,6 +61,12 @@ def quantised(
     return model
 
 
+def numbers(parameter: torch.Tensor) -> int:
+    """Return how many parameters a tensor holds: two in each byte of a quantised weight."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(state.shape.numel())
+
+
 def _layer(layer: torch.nn.Linear, dtype: torch.dtype, kind: str, *, double: bool, group: int | None) -> Any:
     import bitsandbytes
 

@@ -80,4 +80,7 @@ def key_of_model(job: Job) -> Hashable | None:
 
 def _without_data(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
     empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-    return torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    made = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        made.quant_state = state
+    return made

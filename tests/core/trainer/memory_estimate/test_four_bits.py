@@ -61,6 +61,8 @@ def test_two_numbers_a_byte_and_scales(kind: str, options: dict[str, Any], besid
         model = four_bits.quantised(Model(), torch.bfloat16, kind=kind, **options)
         assert stored(model.layer) == ROWS * COLUMNS // 2 + beside
         assert stored(model.output) == 2 * 8 * ROWS
+        assert four_bits.numbers(model.layer.weight) == ROWS * COLUMNS
+        assert four_bits.numbers(model.output.weight) == 8 * ROWS
 
 
 def test_weights_of_eight_bits_are_refused() -> None:
