@@ -45,6 +45,7 @@ _FORMS = (
     ),
     re.compile(r"(\b(?:Set-)?Cookie['\"]?:\s*['\"]?)[^\r\n'\"]+", re.IGNORECASE),
     re.compile(r"((?:^|[\s'\"(,=])[\w.+-]+:)[^\s:@/'\"]{3,}(?=@[\w-]+(?:\.[\w-]+)+)"),
+    re.compile(r"(\bAuthorization['\"]?\s*[:=]\s*['\"]?(?:Bearer |Basic )?)[^\s'\",;]+", re.IGNORECASE),
     re.compile(r"(\b(?:Bearer|Basic) )[\w.~+/-]{16,}=*", re.IGNORECASE),
     re.compile(r"()\b(?:hf|api_org)_[A-Za-z0-9]{30,}"),
     re.compile(r"()\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,}|gl(?:pat|ptt|cbt|rt|dt|imt)-[\w-]{20,})"),

@@ -42,13 +42,18 @@ _WHOLE = [
         (r"intermediate_size|moe_intermediate_size|n_inner|ffn_dim", 0, 20_000_000),
         # some are computed from others, and negative in small models
         (_LAYERS, -MOST_LAYERS, MOST_LAYERS),
+        (r"num_labels", 0, 100_000),
+        (r"(.*_)?num_.*experts|n_.*experts", 0, 20_000),
+        (r"sliding_window", -1, 10**10),
         (r"(.*_)?heads?", 0, 20_000),
         (r".*_per_tok(en)?|(.*_)?top_?k", 0, 100_000),
         (r"(n|num)_.*", -1, 100_000),
         (r".*(_size|_dims?|_rank|_channels|_features|_width)", -1, 100_000_000),
     ]
 ]
-_SHARE = re.compile(r".*(dropout|_pdrop|drop_rate|layerdrop|drop_path|_prob)(_prob|_rate)?")
+_SHARE = re.compile(r".*(dropout|_pdrop|drop_rate|layerdrop|drop_path|_prob)(_prob|_rate)?|(.*_)?eps(ilon)?")
+# a single number, also where only some types have it: heads and widths of the attention
+_SINGLE = re.compile(r"num_attention_heads|num_key_value_heads|n_heads?|head_dim")
 _SPREAD = re.compile(r"initializer_range|init_std|.*_init_std")
 _POSITIVE = re.compile(r"rope_theta|rotary_emb_base|rope_local_base_freq")
 # a mapping or a list with an entry for each layer
@@ -79,7 +84,9 @@ def _faults(part: Mapping[str, Any], path: str, depth: int) -> Iterator[tuple[st
             continue
         where = f"{path}{key}"
         if isinstance(value, Mapping):
-            if depth == DEEPEST:
+            if _REQUIRED.fullmatch(key) or _SINGLE.fullmatch(key):
+                yield where, value, "a whole number"
+            elif depth == DEEPEST:
                 yield where, "...", f"at most {DEEPEST} levels"
             else:
                 yield from _faults(value, f"{where}.", depth + 1)
@@ -111,8 +118,16 @@ def _list_faults(key: str, values: Any, where: str, depth: int) -> Iterator[tupl
 
 def _expected(key: str, value: Any, *, listed: bool = False) -> str | None:
     """Return what was expected instead of a value, or None if it can be meant."""
-    if value is None or isinstance(value, bool):
-        return "a whole number" if isinstance(value, bool) and _REQUIRED.fullmatch(key) else None
+    if value is None:
+        return None
+    if key in ("dtype", "torch_dtype") and not isinstance(value, str):
+        return "a type such as bfloat16"
+    single = not listed and (_REQUIRED.fullmatch(key) or _SINGLE.fullmatch(key))
+    if single and (not isinstance(value, int) or isinstance(value, bool)):
+        least, most = _bounds(key)
+        return f"a whole number from {least} to {most}"
+    if isinstance(value, bool):
+        return None
     if isinstance(value, str):
         return _expected_text(key, value, listed=listed)
     if not isinstance(value, int | float):
@@ -126,9 +141,7 @@ def _expected(key: str, value: Any, *, listed: bool = False) -> str | None:
     if _POSITIVE.fullmatch(key):
         return None if value > 0 else "a number above 0"
     least, most = _bounds(key)
-    if isinstance(value, float):
-        return f"a whole number from {least} to {most}" if _REQUIRED.fullmatch(key) else None
-    return None if least <= value <= most else f"a whole number from {least} to {most}"
+    return None if isinstance(value, float) or least <= value <= most else f"a whole number from {least} to {most}"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -137,8 +150,8 @@ def _bounds(key: str) -> tuple[int, int]:
 
 
 def _expected_text(key: str, value: str, *, listed: bool) -> str | None:
-    if _REQUIRED.fullmatch(key):
-        return "a whole number"
+    if _SHARE.fullmatch(key) or _POSITIVE.fullmatch(key) or _SPREAD.fullmatch(key):
+        return "a number"
     if key in ("dtype", "torch_dtype") and not _DTYPE.fullmatch(value):
         return "a type such as bfloat16"
     if not listed and _PER_LAYER.fullmatch(key) and len(value) > MOST_LAYERS:

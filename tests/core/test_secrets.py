@@ -159,6 +159,7 @@ def test_a_secret_is_hidden_in_other_encodings(before: str, monkeypatch: pytest.
         ("tcp://127.0.0.1:6379 me@host", "tcp://127.0.0.1:6379 me@host"),
         ("psql bob:pa55word@db.example.org/x", "psql bob:***@db.example.org/x"),
         ("password=pa55word, passwd: 'pa55word', API_KEY=pa55word", "password=***, passwd: '***', API_KEY=***"),
+        ("Authorization: Bearer abc.def.ghi", "Authorization: Bearer ***"),
         ("Cookie: a=b; c=d", "Cookie: ***"),
         ("{'Set-Cookie': 'a=b; c=d', 'x': 1}", "{'Set-Cookie': '***', 'x': 1}"),
         ("12:30:45 me@example.org step 3: loss=2.1", "12:30:45 me@example.org step 3: loss=2.1"),

@@ -15,7 +15,7 @@ from ado_actuators.sfttrainer.core.workload import models
     [
         (
             {"num_labels": 3 * 10**7},
-            "num_labels 30000000 in its configuration; expected a whole number from -1 to 100000.",
+            "num_labels 30000000 in its configuration; expected a whole number from 0 to 100000.",
         ),
         (
             {"vision_config": {"depth": 300_000}},
@@ -27,6 +27,23 @@ from ado_actuators.sfttrainer.core.workload import models
         ),
         ({"hybrid_override_pattern": "M*" * 100_000}, "expected at most 2000 characters."),
         ({"num_hidden_layers": [2, 3]}, "num_hidden_layers [2, 3] in its configuration; expected a whole number."),
+        (
+            {"num_attention_heads": "12"},
+            "num_attention_heads '12' in its configuration; expected a whole number from 1 to 20000.",
+        ),
+        (
+            {"num_attention_heads": True},
+            "num_attention_heads True in its configuration; expected a whole number from 1 to 20000.",
+        ),
+        ({"head_dim": 2.5}, "head_dim 2.5 in its configuration; expected a whole number from 0 to 100000."),
+        ({"hidden_size": {}}, "hidden_size {} in its configuration; expected a whole number."),
+        ({"attention_dropout": "abc"}, "attention_dropout 'abc' in its configuration; expected a number."),
+        ({"rms_norm_eps": -1}, "rms_norm_eps -1 in its configuration; expected a number from 0 to 1."),
+        ({"torch_dtype": 5}, "torch_dtype 5 in its configuration; expected a type such as bfloat16."),
+        (
+            {"num_local_experts": 100_000},
+            "num_local_experts 100000 in its configuration; expected a whole number from 0 to 20000.",
+        ),
         (
             {"num_hidden_layers": 2.5},
             "num_hidden_layers 2.5 in its configuration; expected a whole number from 1 to 2000.",
