@@ -181,10 +181,9 @@ def _explained(job: Job) -> Iterator[None]:
         what = f"Model {name} cannot be built as its {'configuration' if job.source is None else 'config.json'} says"
         raise BadInput(what, error) from error
     except StrictDataclassError as error:
-        # "Validation error for field 'F': TypeError: what is wrong"
-        found = " ".join(re.split(r"\w+Error: ", str(error))[-1].split())
+        # the cause names the key and what was expected
         what = f"Model {name}: transformers {transformers.__version__} rejects a value of its config.json"
-        raise BadInput(f"{what}: {found[:100].rstrip('.')}; correct it.") from error
+        raise BadInput(what, error.__cause__ or error) from error
     except (OSError, ValueError, ImportError) as error:
         text = str(error)
         if "trust_remote_code" in text:

@@ -299,7 +299,8 @@ def test_a_contradictory_configuration_gives_the_reason(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as raised:
         model.build(job(source=str(tmp_path)))
     assert re.fullmatch(
-        r"Model .* cannot be read: \w+Error: .*The hidden size \(64\) is not a multiple of the number of attention heads \(5\)\.",
+        r"Model .* rejects a value of its config.json: \w+Error: .*"
+        r"The hidden size \(64\) is not a multiple of the number of attention heads \(5\)\.",
         str(raised.value),
     )
     assert raised.value.quotes

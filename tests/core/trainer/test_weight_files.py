@@ -308,7 +308,7 @@ def test_a_part_of_a_tokenizer_that_is_not_known(
         (
             "config.json",
             '{"model_type": "llama", "use_cache": "x"}',
-            "rejects a value of its config.json: Field 'use_cache' expected bool, got",
+            "rejects a value of its config.json: TypeError: Field 'use_cache' expected bool, got",
         ),
     ],
 )
