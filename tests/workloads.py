@@ -11,6 +11,11 @@ SMALL: dict[str, Any] = {
     "number_gpus": 0,
     "max_steps": 6,
 }
+# the configuration of a model of two layers, which are enough to include what happens between layers
+TWO_LAYERS: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 64,
+}  # fmt: skip
 # the configuration of a mixture of experts
 EXPERTS: dict[str, Any] = {
     "model_type": "mixtral", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -17,6 +17,7 @@ from ..cluster import nodes
 from ..cluster.console import line
 from ..cluster.hosts import Lease, Shape, answer, remove_groups
 from ..cluster.pool import Pool
+from ..cluster.snapshot import owner_name
 from ..host import environment
 from ..host.host import RELEASE_TIMEOUT_S, STARTUP_TIMEOUT_S, HostSpec
 from ..host.parameters import MeasuringParameters
@@ -49,7 +50,7 @@ class Dispatcher:
         self._plugin = plugin
         self._parameters = parameters
         # a restarted actor keeps its id, so it finds its previous placement groups
-        owner = f"dispatcher-{ray.get_runtime_context().get_actor_id()}"
+        owner = owner_name(ray.get_runtime_context().get_actor_id())
         remove_groups(owner)
         self._pool = Pool(
             parameters.idle_timeout_s, owner, autoscaling=parameters.autoscaling, report=self._report_wait

@@ -16,11 +16,11 @@ import ray
 from . import tasks
 from .placement import Need
 from .pool import REPORT_AFTER_S, REPORT_EVERY_S
-from .snapshot import PREFIX, Snapshot, look, queued
+from .snapshot import PREFIX, Snapshot, look, operation_of, queued
 from .waiting import explain
 
 CHECK_S = 5.0
-WHO, ADVICE = "ado's operator", "It goes on as soon as they are free; end what holds them."
+WHO, ADVICE = "ado's operator", "It goes on as soon as they are free; end the other programs that hold them."
 
 # takes a text, and whether the wait continues
 Report = Callable[[str, bool], None]
@@ -50,8 +50,7 @@ class OperatorWaits:
         if now - self._since_s < REPORT_AFTER_S or not due:
             return
         seen, job = for_operators(look()), ray.get_runtime_context().get_job_id()
-        # the job's id is the end of the ids of its actors, the dispatcher's among them
-        if any(claim.owner.endswith(job) for node in seen.nodes for claim in node.claims):
+        if any(operation_of(claim.owner) == job for node in seen.nodes for claim in node.claims):
             self._end()
             return
         need = _need(asked[0])

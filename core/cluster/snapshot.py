@@ -19,10 +19,21 @@ from .placement import Claim, Need, Node
 # a placement group of a pool is either a lease, or the mark of a waiting request, which is removed as soon as Ray has created it
 LEASE, MARK = "lease", "waiting"
 PREFIX = "ado-actuators"
+_DISPATCHERS, _JOB_DIGITS = "dispatcher-", 8
 # ends of the module names of this core's actors, in all plugins
 DISPATCHER, HOST = ".core.actuator.dispatcher", ".core.cluster.hosts"
 # module of ado's manager of a space: an operation starts it before its operator, and the dispatcher with its first request
 MANAGER = "ado.modules.operators.discovery_space_manager"
+
+
+def owner_name(dispatcher: str) -> str:
+    """Return the name of the pool of a dispatcher, from the id of its actor."""
+    return f"{_DISPATCHERS}{dispatcher}"
+
+
+def operation_of(owner: str) -> str:
+    """Return the id of the Ray job of a pool, with which the id of its dispatcher ends; of a pool without a dispatcher its name."""
+    return owner[-_JOB_DIGITS:] if owner.startswith(_DISPATCHERS) else owner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ def callers(tasks: Sequence[Task], operators: frozenset[str]) -> list[Task]:
     return list(found.values())
 
 
-def waiting(tasks: Sequence[Task]) -> set[str]:
+def with_unfinished(tasks: Sequence[Task]) -> set[str]:
     """Return the ids of the tasks that have called tasks which have not ended: most of them wait for these, and hold nothing."""
     return {task.parent for task in tasks if task.status not in ENDED}
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from ..workload.wording import listed
 from . import tasks
 from .placement import Need, Node
-from .snapshot import Snapshot
+from .snapshot import Snapshot, operation_of
 
-ADVICE = "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
+ADVICE = "It starts as soon as they are free; end the other programs that hold them, or use a smaller cpus_per_process or number_gpus."
 MOST_HOLDERS = 4
 OWN = "other measurements of this operation"
-DISPATCHER, JOB_DIGITS = "dispatcher-", 8
 # names of classes that Ray makes and users do not know
 CLASSES = {"ImplicitFunc": "a trial of Ray Tune"}
 
@@ -47,7 +46,7 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
     kind = "GPU" if need.gpus and any("GPU" in node.lacks(need) for node in fitting) else "CPU"
     holders: dict[str, float] = collections.defaultdict(float)
     for claim in (claim for node in fitting for claim in node.claims):
-        whose = OWN if _same_operation(claim.owner, owner) else "measurements of another operation"
+        whose = OWN if operation_of(claim.owner) == operation_of(owner) else "measurements of another operation"
         holders[whose] += claim.reserved.get("GPU", 0.0) if kind == "GPU" else claim.threads
     own = holders.get(OWN, 0.0)
     rest = sum(held_by_others(node, kind) for node in fitting)
@@ -61,12 +60,6 @@ def explain(need: Need, seen: Snapshot, owner: str) -> Explanation:
         holders.update(_tasks({node.id for node in fitting}, kind, unknown, seen.operators) or {"other tasks": unknown})
     only_own = own > 0 and sum(holders.values()) - own <= 0.01
     return Explanation(_needs(need), _free(fitting, kind), _list(holders, kind), only_own)
-
-
-def _same_operation(owner: str, other: str) -> bool:
-    """Whether two pools belong to one Ray job: the id of a dispatcher, of which each actuator has one, ends with that of its job."""
-    dispatchers = owner.startswith(DISPATCHER) and other.startswith(DISPATCHER)
-    return owner == other or (dispatchers and owner[-JOB_DIGITS:] == other[-JOB_DIGITS:])
 
 
 def held_by_others(node: Node, kind: str) -> float:
@@ -113,7 +106,7 @@ def _tasks(nodes: set[str], kind: str, most: float, operators: frozenset[str]) -
     """
     found: dict[str, float] = collections.defaultdict(float)
     table = tasks.table()
-    waits = tasks.waiting(table) if kind == "CPU" else set()
+    waits = tasks.with_unfinished(table) if kind == "CPU" else set()
     running = [task for task in table if task.runs and task.node in nodes and task.resources.get(kind)]
     for task in sorted(running, key=lambda one: (one.id in waits, one.job in operators)):
         if sum(found.values()) < most - 0.01:

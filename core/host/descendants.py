@@ -64,10 +64,10 @@ def _started(pid: int) -> str:
     return str(psutil.Process(pid).create_time())
 
 
-def below(pid: int) -> list[psutil.Process]:
-    """Return the processes below ``pid`` in the tree of processes; a trainer adopts those whose parents have ended."""
+def below(process: psutil.Process) -> list[psutil.Process]:
+    """Return the processes below a trainer, which adopts those whose parents have ended; none once it has ended itself."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return process.children(recursive=True)
     except (psutil.Error, OSError):
         return []
 

@@ -107,6 +107,8 @@ class TrainerProcess:
             raise failures.Broken(failures.PROCESS_LIMIT_MESSAGE) from error
         except OSError as error:
             raise failures.Broken(f"The trainer cannot be started with {python}: {error.strerror}.") from error
+        # psutil notices if another process has its number later
+        self._tree = psutil.Process(self._process.pid)
         self._writer = LogWriter(log)
         try:
             self._guard = _guard(self._process.pid, self._mark)
@@ -188,7 +190,7 @@ class TrainerProcess:
             self._guard.write(line.encode() + b"\n" if "\n" not in line else b"\n")
 
     def _end_all(self) -> None:
-        below = {*self._below, *descendants.below(self.pid)}
+        below = {*self._below, *descendants.below(self._tree)}
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         descendants.end(self._mark)
@@ -217,7 +219,7 @@ class TrainerProcess:
         noted_s = 0.0
         while True:
             if time.monotonic() - noted_s > NOTE_S:
-                self._below, noted_s = descendants.below(self.pid), time.monotonic()
+                self._below, noted_s = descendants.below(self._tree), time.monotonic()
             # checked before reading, so that all output before the end is read
             ended = not self.alive
             if ready.poll(0 if ended else ALIVE_CHECK_S * 1000):

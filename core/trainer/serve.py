@@ -38,7 +38,7 @@ from ..protocol.messages import (
     Record,
     bounded,
 )
-from . import deepspeed
+from . import accelerate_state, deepspeed
 from .errors import BadInput, Refused
 
 if TYPE_CHECKING:
@@ -236,25 +236,18 @@ def float32_products() -> str:
 def _distributed(job: Job) -> Iterator[None]:
     """Set the environment variables that torchrun would set; afterwards reset them and accelerate's state for the next job."""
     import torch
-    from accelerate.state import AcceleratorState, GradientState, PartialState
 
     if job.threads:
         torch.set_num_threads(job.threads)
-    before = dict(os.environ)
-    if job.world_size > 1 or deepspeed.is_used(job.workload):
-        os.environ.update(deepspeed.variables(job.workload))
-        os.environ.update(_rank_variables(job) | _nccl_variables(job.workload))
-    try:
-        yield
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        # accelerate sets variables such as ACCELERATE_USE_FSDP, which would change the next job
-        os.environ.clear()
-        os.environ.update(before)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
-        GradientState._reset_state()
+    with accelerate_state.restored():
+        if job.world_size > 1 or deepspeed.is_used(job.workload):
+            os.environ.update(deepspeed.variables(job.workload))
+            os.environ.update(_rank_variables(job) | _nccl_variables(job.workload))
+        try:
+            yield
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
 
 def _rank_variables(job: Job) -> dict[str, str]:

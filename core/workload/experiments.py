@@ -102,9 +102,9 @@ def fields(actuator: str, kind: Kind) -> dict[str, FieldInfo]:
         name: field
         for name, field in Workload.model_fields.items()
         if name not in kind.sets
-        and _applies(field, "stacks", actuator)
-        and _applies(field, "tasks", kind.task)
-        and (method is None or _applies(field, "methods", method))
+        and applies(field, "stacks", actuator)
+        and applies(field, "tasks", kind.task)
+        and (method is None or applies(field, "methods", method))
     }
 
 
@@ -113,7 +113,8 @@ def extra(field: FieldInfo) -> dict[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
-def _applies(field: FieldInfo, key: str, value: str) -> bool:
+def applies(field: FieldInfo, key: str, value: str) -> bool:
+    """Return whether a field exists for one of the ``methods``, ``stacks`` or ``tasks``, the ``key``."""
     allowed = extra(field).get(key)
     return not allowed or value in allowed
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 import types
 from collections.abc import Iterator
@@ -20,10 +19,10 @@ from typing import Any
 import bitsandbytes
 import torch
 import transformers
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ado_actuators.fms_hf_tuning import stack
 from ado_actuators.fms_hf_tuning.core.protocol.messages import Job
+from ado_actuators.fms_hf_tuning.core.trainer import accelerate_state
 from ado_actuators.fms_hf_tuning.core.trainer.memory_estimate import four_bits, tracing
 from ado_actuators.fms_hf_tuning.core.trainer.memory_estimate.ledger import Sharing
 
@@ -86,24 +85,15 @@ def _zeros(like: torch.Tensor, state: Any) -> torch.Tensor:
     return weight
 
 
-def _reset(variables: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-    GradientState._reset_state()
-
-
 def main() -> None:
     """Print a line for each job."""
     stack.load()
-    variables = dict(os.environ)
     jobs = [Job.from_line(line) for line in Path(sys.argv[1]).read_text().splitlines()]
     # one after the other without a reset, as an estimate traces several workloads
     traced = [predicted(job) for job in jobs]
     for job, peak in zip(jobs, traced, strict=True):
-        _reset(variables)
-        print("peaks " + json.dumps([peak, real(job)]))
+        with accelerate_state.restored():
+            print("peaks " + json.dumps([peak, real(job)]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ado_actuators.fms_hf_tuning.core.host import environment
 from ado_actuators.fms_hf_tuning.core.host.local import Local
 from ado_actuators.fms_hf_tuning.core.measurement.plan import make_plan
 
+from ..workloads import SMALL, TWO_LAYERS
 from .test_stack import VERSIONS
 
 pytestmark = [
@@ -26,18 +27,7 @@ pytestmark = [
     pytest.mark.parametrize("local", VERSIONS[-1:], indirect=True),
 ]
 
-SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 2}
-# two layers are enough to include what happens between layers
-ARCHITECTURE = {
-    "model_type": "llama",
-    "vocab_size": 2048,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 64,
-}
+SHORT = {**SMALL, "max_steps": 2}
 CASES: dict[str, dict[str, Any]] = {
     "qlora, checkpointing": {
         "method": "qlora",
@@ -77,10 +67,10 @@ def test_predictions_are_within_half_a_percent_of_reality(local: Local, tmp_path
 
 
 def _line(directory: Path, change: dict[str, Any]) -> str:
-    plan = make_plan("fms_hf_tuning", "finetune_memory_estimate", {**SMALL, **change})
+    plan = make_plan("fms_hf_tuning", "finetune_memory_estimate", {**SHORT, **change})
     asked = plan.job(trust_remote_code=False, address=("127.0.0.1", 0), rank=0, threads=1)
     own: dict[str, Any] = {
-        "architecture": ARCHITECTURE,
+        "architecture": TWO_LAYERS,
         "run_dir": str(directory / "run"),
         "cache_dir": str(directory / "cache"),
     }

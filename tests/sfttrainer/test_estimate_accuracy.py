@@ -16,25 +16,16 @@ transformers = pytest.importorskip("transformers")
 from ado_actuators.sfttrainer import stack  # noqa: E402
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan  # noqa: E402
 from ado_actuators.sfttrainer.core.protocol.messages import Job  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import accelerate_state  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import tracing  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import Sharing  # noqa: E402
 
 from .. import memory  # noqa: E402
+from ..workloads import SMALL, TWO_LAYERS  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
-SMALL = {"model_name": "tiny-llama-5m", "model_max_length": 32, "batch_size": 2, "number_gpus": 0, "max_steps": 2}
-# two layers are enough to include what happens between layers
-ARCHITECTURE = {
-    "model_type": "llama",
-    "vocab_size": 2048,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 64,
-}
+SHORT = {**SMALL, "max_steps": 2}
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "full, longer batch": {"batch_size": 4, "model_max_length": 64},
@@ -62,20 +53,16 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _reset_accelerate() -> Iterator[None]:
     """Reset accelerate's global state after each test."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-    GradientState._reset_state()
+    with accelerate_state.restored():
+        yield
 
 
 def job(directory: Path, **change: Any) -> Job:
     """Return the job of a small workload."""
-    plan = make_plan("sfttrainer", "finetune_memory_estimate", {**SMALL, **change})
+    plan = make_plan("sfttrainer", "finetune_memory_estimate", {**SHORT, **change})
     address = ("127.0.0.1", 0)
     asked = plan.job(trust_remote_code=False, address=address, rank=0, threads=1)
-    return dataclasses.replace(asked, architecture=ARCHITECTURE, run_dir=str(directory / "run"))
+    return dataclasses.replace(asked, architecture=TWO_LAYERS, run_dir=str(directory / "run"))
 
 
 def real_peak_bytes(asked: Job) -> int:

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from ado_actuators.sfttrainer import stack  # noqa: E402
 from ado_actuators.sfttrainer.core.measurement.plan import make_plan  # noqa: E402
 from ado_actuators.sfttrainer.core.protocol.messages import Job  # noqa: E402
+from ado_actuators.sfttrainer.core.trainer import accelerate_state  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate import accounts, depth, estimate  # noqa: E402
 from ado_actuators.sfttrainer.core.trainer.memory_estimate.ledger import PASSES  # noqa: E402
 
@@ -35,12 +36,8 @@ LLAMA = {
 @pytest.fixture(autouse=True)
 def _forget_ranks() -> Iterator[None]:
     """What accelerate keeps of one run must not reach the next."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-    GradientState._reset_state()
+    with accelerate_state.restored():
+        yield
 
 
 def job(directory: Path, architecture: dict[str, Any] = LLAMA, **change: Any) -> Job:

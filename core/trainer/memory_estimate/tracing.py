@@ -8,7 +8,6 @@ it is stopped before the first.
 from __future__ import annotations
 
 import contextlib
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from ...protocol.messages import Job
+from .. import accelerate_state
 from ..stack import Stack
 from .attention import kernels_of_cuda
 from .autocast import lists_of_cuda
@@ -233,7 +233,7 @@ def trace(
     steps = StepWatch(watch, ledger, mode, cuda=cuda, update=update, wrapping=wrapping)
     with contextlib.ExitStack() as around:
         for context in (
-            _accelerate_of_its_own(),
+            accelerate_state.restored(),
             _libraries_unaware(),
             kernels_of_four_bits(),
             states_without_updates(),
@@ -250,21 +250,6 @@ def trace(
     ledger.end()
     assert steps.model is not None
     return ledger, steps.model
-
-
-@contextlib.contextmanager
-def _accelerate_of_its_own() -> Iterator[None]:
-    """Reset the environment variables and the state in which accelerate keeps the mixed precision, which would change the next trace."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ def test_a_trial_that_waits_for_its_own_cpu_is_reported(
         ((text, lasts),) = told
         assert re.fullmatch(
             r"ado's operator has waited 3\d s for 1 CPU: 0 of 2 CPUs free, held by task hold \(2 CPUs\)\. "
-            r"It goes on as soon as they are free; end what holds them\.",
+            r"It goes on as soon as they are free; end the other programs that hold them\.",
             text,
         )
         assert lasts

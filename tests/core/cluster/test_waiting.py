@@ -40,7 +40,7 @@ def test_a_wait_names_who_holds_what() -> None:
     assert why.message(31.2) == (
         "A measurement has waited 31 s for 4 CPUs: 1.5 of 8 CPUs free, held by measurements of another operation (3 CPUs), "
         "other measurements of this operation (2 CPUs), actor serve (1 CPU) and actor Worker (0.5 CPUs). "
-        "It starts as soon as they are free; end what holds them, or use a smaller cpus_per_process or number_gpus."
+        "It starts as soon as they are free; end the other programs that hold them, or use a smaller cpus_per_process or number_gpus."
     )
 
 
@@ -87,7 +87,7 @@ def test_another_actuator_of_the_operation_is_not_to_be_ended() -> None:
     for owner, own in (("dispatcher-bb01000000", True), ("dispatcher-bb02000000", False)):
         why = explain(Need(1, 2), Snapshot(nodes=(node(2, 0, lease("a", 2, owner)),)), mine)
         assert why.only_own is own
-        assert ("end what holds them" in why.message(40)) is not own
+        assert ("end the other programs" in why.message(40)) is not own
 
 
 def test_nobody_holds_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,10 @@ from ado_actuators.sfttrainer.core.workload import models
             "layer_types with 150000 entries in its configuration; expected at most 2000.",
         ),
         ({"hybrid_override_pattern": "M*" * 100_000}, "expected at most 2000 characters."),
-        ({"num_hidden_layers": [2, 3]}, "num_hidden_layers [2, 3] in its configuration; expected a whole number."),
+        (
+            {"num_hidden_layers": [2, 3]},
+            "num_hidden_layers [2, 3] in its configuration; expected a whole number from 1 to 2000.",
+        ),
         (
             {"num_attention_heads": "12"},
             "num_attention_heads '12' in its configuration; expected a whole number from 1 to 20000.",
@@ -36,8 +39,21 @@ from ado_actuators.sfttrainer.core.workload import models
             "num_attention_heads True in its configuration; expected a whole number from 1 to 20000.",
         ),
         ({"head_dim": 2.5}, "head_dim 2.5 in its configuration; expected a whole number from 0 to 100000."),
-        ({"hidden_size": {}}, "hidden_size {} in its configuration; expected a whole number."),
-        ({"attention_dropout": "abc"}, "attention_dropout 'abc' in its configuration; expected a number."),
+        ({"hidden_size": {}}, "hidden_size {} in its configuration; expected a whole number from 1 to 2000000."),
+        ({"attention_dropout": "abc"}, "attention_dropout 'abc' in its configuration; expected a number from 0 to 1."),
+        (
+            {"intermediate_size": "x"},
+            "intermediate_size 'x' in its configuration; expected a whole number from 0 to 20000000.",
+        ),
+        (
+            {"max_position_embeddings": True},
+            "max_position_embeddings True in its configuration; expected a whole number from 1 to",
+        ),
+        ({"num_experts": [8, "x"]}, "num_experts 'x' in its configuration; expected a whole number from 0 to 20000."),
+        (
+            {"num_hidden_layers": 2.0},
+            "num_hidden_layers 2.0 in its configuration; expected a whole number from 1 to 2000.",
+        ),
         ({"rms_norm_eps": -1}, "rms_norm_eps -1 in its configuration; expected a number from 0 to 1."),
         ({"torch_dtype": 5}, "torch_dtype 5 in its configuration; expected a type such as bfloat16."),
         (
@@ -86,6 +102,7 @@ def test_published_values_can_be_meant() -> None:
     published = {
         "time_step_limit": [0.0, float("inf")], "vision_feature_layer": [-2, -5], "pad_token_id": -1, "ignore_index": -100,
         "torch_dtype": "torch.bfloat16", "id2label": {"0": "x" * 5000}, "attention_invalid_logits_value": -1e9, "n_inner": None,
+        "attention_mask_value": -3.4e38,
         "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 64}, "quantization_config": {"group_size": -1},
     }  # fmt: skip
     assert implausible("mine", published) is None

@@ -306,6 +306,14 @@ def test_impossible_values_and_combinations_are_refused(change: dict[str, object
         ({}, []),
         ({"packing_strategy": "wrapped"}, ["packing_strategy wrapped has no effect without packing."]),
         ({"packing_strategy": "wrapped", "packing": True}, []),
+        (
+            {"lora_alpha": 4, "use_rslora": True},
+            [f"{one} has no effect with method full." for one in ("lora_alpha 4", "use_rslora True")],
+        ),
+        (
+            {"lora_alpha": 4, "method": "lora", "quantisation": "fp4"},
+            ["quantisation fp4 has no effect with method lora."],
+        ),
         ({"dataset_text_field": "body"}, ["dataset_text_field body has no effect on synthetic data."]),
         (
             {"fsdp_sharding_strategy": "NO_SHARD", "fsdp_use_orig_params": False},
